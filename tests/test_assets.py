@@ -1,0 +1,52 @@
+"""What ships inside the package is what its card says."""
+
+import math
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gptcourse.corpora import shakespeare
+from gptcourse.pretrained import load_pretrained
+from gptcourse.tokenizers import CHAT_TOKENS
+from gptcourse.training import evaluate
+
+FOLDER = Path(str(files("gptcourse") / "assets" / "shakespeare-5m"))
+CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_pretrained("shakespeare-5m")
+
+
+def test_transformers_opens_the_bundled_model_in_float32_with_the_same_logits(bundled):
+    model, tokenizer = bundled
+    hf, hf_tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
+    ids = hf_tokenizer("ROMEO:\nBut, soft! what light", return_tensors="pt").input_ids
+    assert ids[0].tolist() == tokenizer.encode("ROMEO:\nBut, soft! what light")
+    assert {parameter.dtype for parameter in hf.parameters()} == {torch.float32}
+    with torch.inference_mode():
+        assert_close(hf(ids).logits, model(ids).logits)
+
+
+def test_the_chat_tokens_are_reserved_and_the_file_is_small(bundled):
+    _, tokenizer = bundled
+    assert sorted(tokenizer.token_id(token) for token in CHAT_TOKENS) == [0, 1, 2]
+    assert (FOLDER / "model.safetensors").stat().st_size <= 12_000_000
+
+
+def test_the_card_states_the_size_and_the_held_out_loss(bundled):
+    model, tokenizer = bundled
+    assert f"{model.config.num_parameters:,} parameters" in CARD
+    nats, bits = map(float, re.search(r"([\d.]+) nats per token, ([\d.]+) bits per byte", CARD).groups())
+    text = shakespeare().validation
+    tokens = torch.tensor(tokenizer.encode(text))
+    assert_close(nats * len(tokens) / len(text.encode()) / math.log(2), bits, rtol=1e-3, atol=0)
+    # A part of the held-out plays is enough to see that the number belongs to these weights.
+    part = evaluate(model, torch.cat([tokens[:6_000], tokens[-6_000:]]))
+    assert abs(part - nats) < 0.15

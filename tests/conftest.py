@@ -1,0 +1,22 @@
+"""What the tests share: a cache of their own, so that nobody's real downloads are touched."""
+
+import os
+
+import pytest
+
+from gptcourse.corpora import shakespeare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Let GPTCOURSE_CACHE name a folder of this session, unless a shared one was asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "GPTCOURSE_CACHE" not in os.environ:
+            patch.setenv("GPTCOURSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def plays(cache):
+    """Shakespeare's plays, downloaded once a session."""
+    return shakespeare()

@@ -22,12 +22,12 @@ def flops_per_token(config: GPTConfig) -> int:
 def training_memory(config: GPTConfig, batch_size: int = 1) -> dict[str, int]:
     """Estimate the bytes that training in float32 with AdamW holds at its highest point, by what they are for.
 
-    Weights, gradients and AdamW's two averages: 4, 4 and 8 bytes per parameter. Activations: about 17 vectors of n_embd
-    numbers per token and block that wait for the backward pass (the fused attention kernel keeps no weights), and the
-    logits with their gradient.
+    Weights, gradients and AdamW's two averages: 4, 4 and 8 bytes per parameter. Activations, at the end of the forward
+    pass: for each token 16 vectors of n_embd numbers in each block and two outside them wait for the backward pass (the
+    fused attention kernel keeps no weights), and three of vocab_size: logits, their log-softmax and their gradient.
     """
     tokens = batch_size * config.n_positions
-    per_token = 17 * config.n_layer * config.n_embd + 3 * config.vocab_size
+    per_token = (16 * config.n_layer + 2) * config.n_embd + 3 * config.vocab_size
     parameters = config.num_parameters
     return {
         "weights": 4 * parameters,

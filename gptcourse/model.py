@@ -275,9 +275,7 @@ class GPT(nn.Module):
     def _embed(self, ids: Tensor, seen: int) -> Tensor:
         """Look up the vectors (B, T, C) of ids (B, T) that follow `seen` earlier tokens."""
         if ids.dim() != 2:
-            raise ValueError(
-                f"ids must have the shape (batch, time), not {tuple(ids.shape)}: try ids[None]."
-            )
+            raise ValueError(f"ids must have the shape (batch, time), not {tuple(ids.shape)}: try ids[None].")
         end = seen + ids.shape[1]
         if end > self.config.n_positions:
             raise ValueError(

@@ -74,7 +74,9 @@ def test_attention_names_mismatched_shapes_and_wrong_masks():
         attention(q, k, v, torch.ones(5, 5))
 
 
-@pytest.mark.parametrize("shape", [{"n_embd": 24, "n_head": 3}, {"n_embd": 35, "n_head": 7}, {"n_embd": 8, "n_head": 1}])
+@pytest.mark.parametrize(
+    "shape", [{"n_embd": 24, "n_head": 3}, {"n_embd": 35, "n_head": 7}, {"n_embd": 8, "n_head": 1}]
+)
 def test_module_equals_transformers_in_values_weights_and_gradients(shape):
     torch.manual_seed(0)
     ours = CausalSelfAttention(config(**shape))

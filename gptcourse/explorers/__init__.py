@@ -1,0 +1,15 @@
+"""Sliders, quizzes and live pictures for the notebooks, made of ipywidgets' core widgets only (7.7.1 and later).
+
+Each explorer is one widget. Its sliders are in ``.controls`` (a dict by name) and its drawing in
+``.picture.value``, a string of HTML, so ``explorer.controls["temperature"].value = 2.0`` moves a slider with no
+browser at all. ``import gptcourse`` does not import this package, and with it ipywidgets; nothing but a notebook
+needs it.
+"""
+
+from gptcourse.explorers.attention import attention_scale_explorer
+from gptcourse.explorers.decoding import decoding_explorer
+from gptcourse.explorers.monitor import TrainingMonitor
+from gptcourse.explorers.predict import predict
+from gptcourse.explorers.size import size_explorer
+
+__all__ = ["TrainingMonitor", "attention_scale_explorer", "decoding_explorer", "predict", "size_explorer"]

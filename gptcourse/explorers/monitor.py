@@ -1,0 +1,98 @@
+"""Watch a model learn: a live loss curve, tokens per second, samples and a stop button."""
+
+import time
+from collections import deque
+
+import ipywidgets as widgets
+from IPython import get_ipython
+
+from gptcourse.explorers import svg
+
+POINTS = 300  # a picture has about 600 pixels for the curve, so more points than this cannot be seen
+
+
+def clicks_arrive_while_a_cell_runs():
+    """Return whether the page can reach Python now: the kernel has subshells and the page has opened one.
+
+    JupyterLab 4.4 with ipykernel 7 sends what widgets say to a second thread of the kernel. Older kernels, Colab's
+    among them, keep it waiting until the cell has ended.
+    """
+    try:
+        kernel = get_ipython().kernel
+        supported = "kernel subshells" in kernel.kernel_info["supported_features"]
+        return bool(supported and kernel.shell_channel_thread.manager.list_subshell())
+    except (AttributeError, KeyError):  # no notebook, or an older kernel
+        return False
+
+
+class TrainingMonitor(widgets.VBox):
+    """Draw the loss while ``train`` runs: display it, then pass it as ``train(…, callback=monitor)``.
+
+    ``model`` and ``config`` (a ``TrainingConfig``) are the ones given to ``train``. ``floor`` is (loss, label),
+    drawn as a dashed line. ``sample`` is a function without arguments that returns text; it is called every
+    ``sample_steps`` steps and the last three texts stay in view. The picture is drawn again at most five times a
+    second and at the last step. The stop button is hidden where a click could not arrive before the training ends;
+    interrupting the kernel works everywhere.
+    """
+
+    seconds_between_pictures = 0.2
+
+    def __init__(self, model, config, *, floor=None, sample=None, sample_steps=100):
+        self.config, self.floor, self.sample, self.sample_steps = config, floor, sample, sample_steps
+        length = config.sequence_length or model.config.n_positions
+        self.tokens_per_step = config.batch_size * length * config.gradient_accumulation_steps
+        self.samples, self.progress, self.stopped = deque(maxlen=3), deque(maxlen=15), False
+        self.status, self.picture, self.texts = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.stop = widgets.Button(description="Stop training", icon="stop", layout=widgets.Layout(display="none"))
+        self.stop.on_click(self._stop)
+        # ipykernel 7.4 sends a click to the thread that the button last spoke from: this one, which will be training.
+        # With that forgotten, the click goes where the page addressed it.
+        vars(self.stop.comm).pop("_reply_subshell_id", None)
+        super().__init__([self.status, self.picture, self.stop, self.texts])
+        self.status.value = svg.paragraph("Ready: the curve appears when training starts.")
+
+    def __call__(self, history):
+        """Draw ``history`` if it is time to, and return True once the stop button was pressed."""
+        now, step = time.monotonic(), len(history.loss)
+        last = step >= self.config.steps or self.stopped
+        if self.sample and (step % self.sample_steps == 0 or last):
+            self.samples.append((step, self.sample()))
+            self.texts.value = "".join(
+                f'<div style="display:grid;grid-template-columns:110px 1fr;max-width:{svg.WIDTH}px;padding-top:8px">'
+                f"{svg.paragraph(f'after {n:,} steps', opacity=0.65)}{svg.paragraph(text, mono=True)}</div>"
+                for n, text in self.samples
+            )
+        if last or not self.progress or now - self.progress[-1][0] >= self.seconds_between_pictures:
+            self.progress.append((now, step))
+            self.draw(history)
+            self.stop.layout.display = "none" if last or not clicks_arrive_while_a_cell_runs() else ""
+        return self.stopped
+
+    def draw(self, history):
+        """Show ``history`` as it is now."""
+        (then, first), (now, step) = self.progress[0], self.progress[-1]
+        speed = (step - first) * self.tokens_per_step / (now - then) if now > then else 0.0
+        numbers = [f"step {step:,} of {self.config.steps:,}", f"loss {history.loss[-1]:.3f} nats per token"]
+        if history.eval_loss:
+            numbers.append(f"validation {history.eval_loss[-1]:.3f}")
+        if speed:
+            numbers.append(f"{svg.short(speed)} tokens/s")
+        if self.stopped:
+            numbers.append("stopped")
+        self.status.value = svg.paragraph("  ·  ".join(numbers))
+        stride = -(-len(history.loss) // POINTS)
+        series = {"training": (list(history.step)[::stride], list(history.loss)[::stride])}
+        if history.eval_loss:
+            series["validation"] = (history.eval_step, history.eval_loss)
+        self.picture.value = svg.line_chart(
+            series,
+            x_label="step",
+            y_label="loss (nats per token)",
+            floor=self.floor,
+            x_range=(0, max(self.config.steps, 1)),
+            description=", ".join(numbers),
+        )
+
+    def _stop(self, _button):
+        self.stopped = True
+        self.stop.disabled, self.stop.description = True, "Stopping…"

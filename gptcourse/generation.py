@@ -1,0 +1,276 @@
+"""Write with a language model: from logits to a distribution, from a distribution to a token, and round again.
+
+Sources: Fan et al. (2018), arXiv:1805.04833, section 5.3 (top-k); Holtzman et al. (2020), arXiv:1904.09751, section 3.1
+(top-p); Nguyen et al. (2024), arXiv:2407.01082 (min-p); Keskar et al. (2019), arXiv:1909.05858, section 4.1 (repetition
+penalty). The order of the rules is that of transformers; llama.cpp, for one, applies the temperature last.
+
+Shapes: B texts in a batch, T tokens each, V = vocab_size.
+"""
+
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from numbers import Integral, Real
+
+import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the defaults draw from the model's own distribution.
+
+    `temperature=0` takes the best token; `top_k=0`, `top_p=1`, `min_p=0` and `repetition_penalty=1` switch a rule off.
+    The same `seed` gives the same draws; None takes torch's global generator. ValueError for a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self):
+        self._require("temperature", Real, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
+        self._require("top_k", Integral, lambda value: value >= 0, "a whole number of 0 (off) or more")
+        self._require("top_p", Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
+        self._require("min_p", Real, lambda value: 0 <= value <= 1, "a number from 0 (off) to 1")
+        self._require("repetition_penalty", Real, lambda value: 0 < value < math.inf, "a finite number above 0")
+        if self.seed is not None:
+            self._require(
+                "seed", Integral, lambda value: 0 <= value < 2**63, "None or a whole number from 0 to 2**63 - 1"
+            )
+
+    def _require(self, name, kind, fits, wanted):
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
+            raise ValueError(f"{name} is {value!r}, but it must be {wanted}.")
+
+
+def apply_repetition_penalty(logits, previous_ids, penalty):
+    """Make tokens that already occur less likely: divide their logits by `penalty`, or multiply where negative.
+
+    logits (..., V), previous_ids (..., T); a token that occurs twice is penalised once. Keskar et al. (2019), section
+    4.1, divide every logit; but dividing a negative one would make the token more likely, hence the two cases.
+    """
+    previous = torch.as_tensor(previous_ids, dtype=torch.int64, device=logits.device)
+    if previous.shape[:-1] != logits.shape[:-1]:
+        raise ValueError(f"previous_ids {(*previous.shape,)} needs a row for each row of logits {(*logits.shape,)}.")
+    if previous.numel() and not 0 <= previous.min() <= previous.max() < logits.shape[-1]:
+        raise ValueError(f"previous_ids contains a token outside the vocabulary of {logits.shape[-1]} tokens.")
+    seen = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, previous, True)  # (..., V)
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def apply_temperature(logits, temperature):
+    """Divide the logits by the temperature: below 1 the distribution becomes sharper, above 1 flatter."""
+    if temperature < 1e-6:  # the quotient would overflow; a shift of all logits changes no probability
+        logits, temperature = logits - logits.amax(-1, keepdim=True), max(temperature, 1e-30)
+    return logits / temperature
+
+
+def keep_top_k(logits, k):
+    """Keep the k largest logits and those equal to the k-th; the others become -inf. Fan et al. (2018), section 5.3."""
+    kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # (..., 1)
+    return logits.masked_fill(logits < kth, -math.inf)
+
+
+def keep_top_p(logits, p):
+    """Keep the fewest best tokens that hold probability p, at least one. Holtzman et al. (2020), section 3.1."""
+    ascending, order = logits.sort(dim=-1)
+    # From the least likely token up: all go that together hold no more than 1 - p.
+    drop = ascending.softmax(-1).cumsum(-1) <= 1 - p
+    drop[..., -1] = False  # the best token stays, whatever p is
+    return logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
+
+
+def keep_min_p(logits, min_p):
+    """Keep the tokens that are at least `min_p` times as likely as the best one. Nguyen et al. (2024)."""
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), -math.inf)
+
+
+def next_token_distribution(logits, sampling, previous_ids=None):
+    """Return the probabilities (..., V) that the next token is drawn from, given the model's logits (..., V).
+
+    The rules follow one another as in transformers: repetition penalty, temperature, top-k, top-p, min-p. previous_ids
+    (..., T), the tokens so far, are for the penalty only. Half precision is computed, and returned, in float32.
+
+    Raises ValueError if the logits are not floating-point numbers or no distribution follows from them.
+    """
+    if not logits.is_floating_point():
+        raise ValueError(f"Logits are floating-point numbers, but these are {logits.dtype}.")
+    logits = logits.float() if logits.element_size() < 4 else logits
+    if sampling.repetition_penalty != 1 and previous_ids is not None:
+        logits = apply_repetition_penalty(logits, previous_ids, sampling.repetition_penalty)
+    best = logits.max(-1, keepdim=True)  # NaN and +inf, if there are any, win
+    if not best.values.isfinite().all():
+        raise ValueError("No token can be drawn, as the logits contain NaN or infinity: did the training diverge?")
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
+    logits = apply_temperature(logits, sampling.temperature)
+    if sampling.top_k > 0:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p > 0:
+        logits = keep_min_p(logits, sampling.min_p)
+    return logits.softmax(-1)
+
+
+def exponential_noise(shape, generator=None):
+    """Draw exponential noise, in float64 as float32 is too coarse near 0, where rare tokens win.
+
+    Always on the CPU, so that a seed means the same wherever the model is.
+    """
+    return torch.rand(shape, dtype=torch.float64, generator=generator).log_().neg_()
+
+
+def draw(probabilities, noise):
+    """Draw a token from each row of probabilities (..., V): the arg-max of probability over exponential noise (..., V).
+
+    A race: token i arrives after the time noise_i / p_i and is the first with probability p_i. Gumbel-max (Maddison et
+    al., 2014, arXiv:1411.0030, section 2) without the logarithm. With the noise held fixed, draws can be compared: when
+    a knob moves, the token changes only where the probabilities make it change.
+    """
+    return (probabilities / noise).argmax(-1)
+
+
+def generate(model, ids, max_new_tokens, sampling=Sampling(), eos_token_id=None, use_cache=True):
+    """Continue a prompt, or each prompt of a batch, by up to `max_new_tokens` tokens.
+
+    Args:
+        model: a GPT or a causal language model of transformers; in evaluation mode while it writes.
+        ids: a list of ints, a list of such lists (of any lengths), or an integer tensor (T,) or (B, T).
+        eos_token_id: a row ends after drawing it (in a prompt it ends nothing).
+        use_cache: False computes every token anew at each step; slower, for the same result.
+
+    Returns ids of the same kind with the new ones appended; in a tensor, rows that ended early are filled with
+    eos_token_id. Once a text outgrows the model's window, only its end counts: see `first_kept`.
+
+    Raises ValueError for an empty prompt and for anything that is not a token id of the model.
+    """
+    prompts = _check(model, ids, max_new_tokens, eos_token_id)
+    rows = [list(prompt) for prompt in prompts]
+    for tokens in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache):
+        for row, token in zip(rows, tokens, strict=True):
+            row += [] if token is None else [token]
+    if isinstance(ids, torch.Tensor):
+        longest = max(map(len, rows))
+        rows = [row + [eos_token_id] * (longest - len(row)) for row in rows]
+        return ids.new_tensor(rows if ids.ndim == 2 else rows[0])
+    return rows if isinstance(ids[0], list) else rows[0]
+
+
+def stream(model, ids, max_new_tokens, sampling=Sampling(), eos_token_id=None, use_cache=True) -> Iterator[int]:
+    """Yield the new tokens of one prompt as they are drawn: those that `generate` appends, with the same arguments."""
+    prompts = _check(model, ids, max_new_tokens, eos_token_id)
+    if len(prompts) > 1:
+        raise ValueError(f"stream writes one text, but there are {len(prompts)} prompts: use generate for a batch.")
+    return (token for (token,) in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache))
+
+
+def _check(model, ids, max_new_tokens, eos_token_id):
+    """Return the prompts as lists of ints, or raise a ValueError that says what is wrong."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}, but it must be a whole number of 0 or more.")
+    rows = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    if not isinstance(rows, list):
+        raise ValueError(f"A prompt is a list or a tensor of token ids, not {type(ids).__name__}: encode text first.")
+    rows = rows if rows and all(isinstance(row, list) for row in rows) else [rows]
+    if not all(rows):
+        raise ValueError("The prompt is empty: give at least one token to continue from.")
+    vocab_size = model.config.vocab_size
+    for token in chain([] if eos_token_id is None else [eos_token_id], *rows):
+        if isinstance(token, bool) or not isinstance(token, Integral):
+            raise ValueError(f"A token id is a whole number, not {token!r}.")
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"Token {token} is outside the vocabulary: this model knows 0 to {vocab_size - 1}.")
+    return rows
+
+
+@torch.inference_mode()
+def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache):
+    """Yield, for each position, the token that each row writes there, or None if it still reads or has ended.
+
+    Writing starts after the shortest prompt; a row whose prompt goes on takes its own next token instead of the
+    drawn one. So all rows stay aligned, with no padding and no masks: the way of the code of LLaMA (arXiv:2302.13971).
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    ends = [length + max_new_tokens for length in lengths]
+    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
+    ids = F.pad(ids, (0, max_new_tokens))  # (B, T), with room for what is written
+    generator = None if sampling.seed is None else torch.Generator().manual_seed(sampling.seed)
+    position = min(lengths)
+    with _evaluating(model):
+        reader = _Reader(model, use_cache)
+        while position < max(ends):
+            writes = [length <= position < end for length, end in zip(lengths, ends, strict=True)]
+            if any(writes):  # if not, nothing is drawn, and the reader catches up later
+                seen = ids[:, :position]
+                probabilities = next_token_distribution(reader(seen), sampling, seen).cpu()  # (B, V)
+                chance = 1.0 if sampling.temperature == 0 else exponential_noise(probabilities.shape, generator)
+                drawn = draw(probabilities, chance)
+                ids[:, position] = torch.where(torch.tensor(writes), drawn, ids[:, position])
+                tokens = [token if new else None for token, new in zip(drawn.tolist(), writes, strict=True)]
+                yield tokens
+                if eos_token_id is not None:
+                    ends = [position + 1 if t == eos_token_id else e for t, e in zip(tokens, ends, strict=True)]
+            position += 1
+
+
+@contextmanager
+def _evaluating(model):
+    """Switch every module to evaluation mode, and back those that were training."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def first_kept(length, window):
+    """Return the first position that counts once `length` tokens have been read through a window.
+
+    Whenever a text outgrows the window, its last half-window is kept. The answer depends on the length alone: it is
+    the same whether tokens were read or written, and whichever prompts share the batch.
+    """
+    half = max(1, window // 2)
+    dropped = window + 1 - half  # tokens forgotten each time
+    return dropped * math.ceil(max(0, length - window) / dropped)
+
+
+class _Reader:
+    """Give the logits that follow a growing text, reading only what is not in the cache yet.
+
+    When first_kept moves, every token comes to stand at another position: the cache is worth nothing and built anew.
+    """
+
+    def __init__(self, model, use_cache):
+        self.model, self.use_cache = model, use_cache
+        self.ours = hasattr(model, "new_cache")  # otherwise a model of transformers
+        self.window = model.config.n_positions if self.ours else model.config.max_position_embeddings
+        self.start, self.n_read, self.cache = 0, 0, None
+        # Logits of other positions than the last would be computed for nothing.
+        last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.options = {"logits_to_keep": 1} if last_only else {}
+
+    def __call__(self, ids):
+        """Return the logits (B, V) of the token after ids (B, T)."""
+        start = first_kept(ids.shape[1], self.window)
+        if self.cache is None or start != self.start:
+            self.start = self.n_read = start
+            self.cache = self.model.new_cache(len(ids)) if self.ours and self.use_cache else None
+        new, self.n_read = ids[:, self.n_read :].to(self.model.device), ids.shape[1]
+        if self.ours:
+            return self.model(new, cache=self.cache, **self.options).logits[:, -1]
+        output = self.model(new, past_key_values=self.cache, use_cache=self.use_cache, **self.options)
+        self.cache = output.past_key_values
+        return output.logits[:, -1]

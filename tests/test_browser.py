@@ -1,0 +1,153 @@
+"""The notebooks and every explorer in a real JupyterLab, with a real Chromium to look and press keys."""
+
+import nbformat
+import pytest
+
+from tests.browser import ROOT, Lab, find_chromium
+
+pytestmark = pytest.mark.skipif(
+    find_chromium() is None, reason="no Chromium or Chrome on the PATH (apt install chromium)"
+)
+
+EXPLORERS = [
+    """
+import torch
+from gptcourse.explorers import TrainingMonitor, attention_scale_explorer, decoding_explorer
+from gptcourse.explorers import predict, size_explorer, svg
+from gptcourse.model import GPT, GPTConfig
+from gptcourse.tokenizers import CharTokenizer
+from gptcourse.training import TrainingConfig, train
+
+tokenizer = CharTokenizer("to be or not <script>")
+torch.manual_seed(0)
+model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=64, n_embd=16, n_layer=1, n_head=2))
+""",
+    "decoding_explorer(model, tokenizer, 'to be')",
+    "attention_scale_explorer()",
+    "size_explorer()",
+    "predict('Which?', ['this one', 'that one'], 'that one', 'It was hidden $x^2$ <b>well</b>.')",
+    """
+import ipywidgets
+nothing = ipywidgets.IntSlider(description="nothing")
+bars = svg.bars([("a", 0.5, 0.5)], description="", headings=("", ""))
+ipywidgets.VBox([nothing, ipywidgets.HTML(bars)])
+""",
+]
+TRAINING = """
+config = TrainingConfig(steps=100_000, batch_size=1, learning_rate=1e-3, sequence_length=8)
+monitor = TrainingMonitor(model, config)
+display(monitor)
+history = train(model, torch.arange(1000) % 9, config, callback=monitor, progress=False)
+print("ended by", history.stopped)
+"""
+
+
+def write_notebook(path, cells):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebooks")
+    ours = [
+        write_notebook(folder / "explorers.ipynb", EXPLORERS),
+        write_notebook(folder / "training.ipynb", [EXPLORERS[0], TRAINING]),
+    ]
+    with Lab([*ours, *(ROOT / "notebooks").glob("*.ipynb")]) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def explorers(lab):
+    with lab.open("explorers.ipynb") as notebook:
+        assert notebook.run() == []
+        yield notebook
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "temperature",
+        "top-k (0: off)",
+        "repetition penalty",
+        "seed",
+        "head size d",
+        "width",
+        "layers",
+        "context",
+        "batch",
+    ],
+)
+def test_a_key_press_changes_the_picture(explorers, label):
+    before = explorers.pictures(label)
+    explorers.press(label)
+    assert explorers.pictures(label) != before
+    explorers.press(label, "ArrowLeft")
+    assert explorers.pictures(label) == before
+    assert explorers.console == []
+
+
+def test_a_slider_wired_to_nothing_changes_no_pixel(explorers):
+    before = explorers.pictures("nothing")
+    explorers.press("nothing", times=3)
+    assert len(before) == 1 and explorers.pictures("nothing") == before
+
+
+def test_moving_sliders_adds_no_output(explorers):
+    count = "() => document.querySelector('.jp-Notebook').querySelectorAll('*:not(svg *)').length"
+    before = explorers.page.evaluate(count)
+    explorers.press("temperature", times=20)
+    explorers.press("temperature", "ArrowLeft", times=20)
+    assert explorers.page.evaluate(count) == before
+
+
+def test_a_typed_tag_appears_as_text(explorers):
+    box = explorers.page.locator(".widget-textarea").filter(has_text="prompt").get_by_role("textbox")
+    box.fill("to <script>")
+    box.blur()
+    explorers.settle()
+    assert explorers.page.locator(".widget-html script").count() == 0
+    assert explorers.page.get_by_text("to <script>", exact=True).count() == 1
+
+
+def test_a_prediction_is_answered_only_after_a_guess(explorers):
+    assert explorers.page.locator(".widget-htmlmath").get_by_text("hidden").count() == 0
+    explorers.page.get_by_role("button", name="a", exact=True).click()
+    explorers.settle()
+    answer = explorers.page.locator(".widget-htmlmath").get_by_text("You guessed a; it is b.")
+    assert answer.count() == 1
+    assert "<b>well</b>" in explorers.page.locator(".widget-htmlmath").inner_text()
+
+
+def test_the_stop_button_stops_a_running_training(lab):
+    with lab.open("training.ipynb") as notebook:
+        notebook.start()
+        notebook.page.get_by_role("button", name="Stop training").click(timeout=120_000)
+        assert notebook.finish() == []
+        assert "ended by callback" in notebook.outputs()
+        assert notebook.console == []
+
+
+def moves_its_picture(notebook, label):
+    """Press a few times to the right, then to the left; when the picture has changed, put the slider back."""
+    before = notebook.pictures(label)
+    for key, back in (("ArrowRight", "ArrowLeft"), ("ArrowLeft", "ArrowRight")):
+        for pressed in range(1, 5):
+            notebook.press(label, key)
+            if notebook.pictures(label) != before:
+                notebook.press(label, back, times=pressed)
+                return True
+    return False
+
+
+@pytest.mark.parametrize("name", ["00_start_here.ipynb", "01_attention.ipynb"])
+def test_a_notebook_runs_and_its_sliders_move_its_pictures(lab, name):
+    with lab.open(name) as notebook:
+        assert notebook.run() == []
+        labels = notebook.slider_labels()
+        assert labels
+        assert [label for label in labels if not moves_its_picture(notebook, label)] == []
+        assert notebook.console == []

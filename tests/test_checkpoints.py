@@ -1,0 +1,327 @@
+"""Runs that are killed, interrupted or damaged, compared bit for bit with runs that never stopped."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptcourse.checkpoints
+from gptcourse.checkpoints import CheckpointError
+from gptcourse.model import GPT, GPTConfig
+from gptcourse.training import TrainingConfig, train
+
+TOKENS = torch.arange(400) ** 2 % 17
+FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json")
+STEPS = 9
+
+
+def run(folder, model=None, tokens=TOKENS, validation_tokens=TOKENS[:50], callback=None, resume=True, **settings):
+    """Train a tiny model with everything that could get out of step: dropout, accumulation, a schedule, evaluation."""
+    torch.manual_seed(3)
+    model = model or GPT(GPTConfig(17, 8, 16, 2, 2, dropout=0.2))
+    given = {"steps": STEPS, "batch_size": 2, "learning_rate": 1e-2, "gradient_accumulation_steps": 2}
+    config = TrainingConfig(**given | {"warmup_steps": 2, "eval_steps": 4, "save_steps": 3} | settings)
+    options = {"checkpoint_dir": folder, "resume": resume, "callback": callback, "device": "cpu", "progress": False}
+    return model, train(model, tokens, config, validation_tokens=validation_tokens, **options)
+
+
+def content(folder, step=STEPS):
+    """Return every byte of a checkpoint. Its digests make a difference anywhere a difference in state.json."""
+    return {path.name: path.read_bytes() for path in (Path(folder) / f"step-{step:08d}").iterdir()}
+
+
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Count threads as the child processes do: bits are promised for one number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+# Killed
+
+
+def block(pipe, message):
+    pipe.send(message)
+    time.sleep(600)
+
+
+def child(folder, pipe, place, number):
+    """Train in a process of its own; at the given place, for the number-th time, say so and wait to be killed."""
+    torch.set_num_threads(1)
+    n_calls = 0
+
+    def count(*_):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == number:
+            block(pipe, place)
+
+    flush, rmtree = gptcourse.checkpoints._flush, shutil.rmtree
+
+    def counted_flush(path):
+        count()
+        flush(path)
+
+    def half_rmtree(path, **options):
+        if Path(path).name.startswith("step-"):
+            (Path(path) / "model.safetensors").unlink()
+            count()
+        rmtree(path, **options)
+
+    if place == "writing":
+        gptcourse.checkpoints._flush = counted_flush
+    if place == "removing":
+        gptcourse.checkpoints.shutil.rmtree = half_rmtree
+    run(folder, callback=count if place == "step" else None)
+    pipe.send("end")
+
+
+def start(folder, place="none", number=0, times=1):
+    """Start the child, wait until it says where it is, kill it with SIGKILL, and return what it said."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["gptcourse.training", "gptcourse.model"])  # torch is imported only once
+    ours, theirs = context.Pipe()
+    process = context.Process(target=child, args=(folder, theirs, place, number))
+    process.start()
+    assert ours.poll(120), "the child said nothing"
+    said = ours.recv()
+    process.kill()
+    process.join()
+    return said
+
+
+def test_a_run_killed_at_every_step_ends_like_one_never_stopped(tmp_path, whole):
+    for step in range(1, 4):  # the first checkpoint comes with step 3: until then each start begins anew
+        assert start(tmp_path, "step", step) == "step"
+    for number in (1, 2, 3, 1, 2):  # steps 4, 5, 6 after the checkpoint of step 3, then 7 and 8
+        assert start(tmp_path, "step", number) == "step"
+    assert start(tmp_path) == "end"
+    assert content(tmp_path) == content(whole)
+
+
+def test_a_run_killed_while_it_writes_ends_like_one_never_stopped(tmp_path, whole):
+    for number in range(1, 7):  # before each flush: four files, their folder, the folder of the renamed one
+        assert start(tmp_path, "writing", number) == "writing"
+        assert len(list(tmp_path.glob("step-*"))) == (number == 6)
+    for number in range(1, 7):  # the second checkpoint, next to a whole one
+        assert start(tmp_path, "writing", number) == "writing"
+    assert start(tmp_path, "removing", 1) == "removing"
+    assert start(tmp_path) == "end"
+    assert content(tmp_path) == content(whole)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000006", "step-00000009"]
+
+
+# Interrupted
+
+SCRIPT = """
+import signal, sys, time
+sys.path.insert(0, sys.argv[2])
+from test_checkpoints import run
+import torch
+torch.set_num_threads(1)
+
+def step_three(history):
+    if history.step[-1] == 3:
+        print("step 3", flush=True)
+        time.sleep(3600 if twice else 2)
+
+twice = False
+model, history = run(sys.argv[1], callback=step_three, save_steps=0)
+print(history.stopped, history.step, flush=True)
+twice = True
+try:
+    run(sys.argv[1] + "/other", callback=step_three)
+except KeyboardInterrupt:
+    print("at once", signal.getsignal(signal.SIGINT) is signal.default_int_handler, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGINT to one process")
+def test_ctrl_c_in_a_real_process_stops_saves_and_can_be_resumed(tmp_path, whole):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(Path(__file__).parent)]
+    root = str(Path(gptcourse.checkpoints.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline() == "step 3\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted [1, 2, 3]\n"
+        assert process.stdout.readline() == "step 3\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)  # two signals at the same moment would arrive as one
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "at once True\n"
+        assert process.wait(60) == 0
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000003"]
+    assert run(tmp_path)[1].stopped is None
+    assert content(tmp_path) == content(whole)
+
+
+# Resumed in the same process
+
+
+def test_a_run_stopped_anywhere_and_resumed_has_the_weights_and_history_of_the_whole(tmp_path):
+    model, history = run(None, resume=False)
+    for stop in range(1, STEPS):
+        folder = tmp_path / str(stop)
+        run(folder, callback=lambda history, stop=stop: history.step[-1] == stop)
+        resumed, after = run(folder)
+        assert same(model, resumed)
+        assert after == history
+
+
+def test_a_finished_run_is_read_back(whole):
+    model, history = run(None, resume=False)
+    again, after = run(whole)
+    assert same(model, again)
+    assert after == history
+
+
+def test_only_the_last_two_checkpoints_are_kept_and_they_hold_what_is_promised(whole):
+    assert [path.name for path in sorted(whole.iterdir())] == ["step-00000006", "step-00000009"]
+    assert tuple(sorted(content(whole))) == FILES
+    model, _ = run(None, resume=False)
+    assert same(GPT.load(whole / "step-00000009"), model)
+
+
+def test_without_save_steps_only_the_end_is_saved(tmp_path):
+    run(tmp_path, save_steps=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000009"]
+
+
+def test_other_shapes_than_gpt2_are_resumed_too(tmp_path):
+    def rotary():
+        torch.manual_seed(5)
+        shape = {"position_embedding": "rotary", "norm": "rmsnorm", "tie_word_embeddings": False}
+        return GPT(GPTConfig(17, 8, 16, 2, 2, **shape))
+
+    model, history = run(None, rotary(), resume=False)
+    run(tmp_path, rotary(), callback=lambda history: history.step[-1] == 5)
+    resumed, after = run(tmp_path, rotary())
+    assert same(model, resumed)
+    assert after == history
+
+
+def test_more_steps_may_be_added_while_the_rate_has_not_begun_to_fall(tmp_path):
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "decay_steps": 3, "eval_steps": 3}
+    model, history = run(None, resume=False, steps=15, **schedule)
+    run(tmp_path, **schedule, callback=lambda history: history.step[-1] == 6)
+    resumed, after = run(tmp_path, steps=15, **schedule)
+    assert same(model, resumed)
+    assert after == history
+
+
+# Damaged
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    if how == "removed":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "truncated":
+        path.write_bytes(data[:-1])
+    else:  # one bit, at a share of the length
+        place = int(how * (len(data) - 1))
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+@pytest.mark.parametrize("how", ["removed", "empty", "truncated", 0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(name, how, tmp_path, whole):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    damage(folder / "step-00000009" / name, how)
+    made = []
+    with pytest.warns(UserWarning, match=r"step-00000009 is damaged \(") as warned:
+        run(folder, callback=lambda history: made.append(history.step[-1]))
+    assert len(warned) == 1
+    assert made == [7, 8, 9]
+    assert content(folder) == content(whole)
+
+
+def test_when_all_are_damaged_the_run_is_refused(tmp_path, whole):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    for path in folder.glob("*/model.safetensors"):
+        damage(path, 0.5)
+    model = GPT(GPTConfig(17, 8, 16, 2, 2, dropout=0.2))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(CheckpointError, match=r"No checkpoint .*\.$"):
+        run(folder, model)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_damaged_newer_checkpoint_does_not_push_out_the_whole_ones(tmp_path, whole):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    damage(folder / "step-00000009" / "state.json", "truncated")
+    with pytest.warns(UserWarning, match="is damaged"):
+        run(folder, callback=lambda history: history.step[-1] == 7)
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000006", "step-00000007"]
+
+
+# Refused
+
+
+def other_model():
+    return GPT(GPTConfig(17, 8, 16, 1, 2, dropout=0.2))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"learning_rate": 2e-2}, r"learning_rate was 0\.01 and is now 0\.02"),
+        ({"seed": 1, "batch_size": 3}, "batch_size was 2 and is now 3, seed was 0 and is now 1"),
+        ({"model": other_model()}, "the model's n_layer was 2 and is now 1"),
+        ({"tokens": TOKENS.flip(0)}, "the training tokens was '400 ids"),
+        ({"validation_tokens": None}, "the validation tokens was '50 ids.*is now None"),
+        ({"steps": 20}, "steps=20 .*first 9 steps .*learning rates"),
+        ({"steps": 5}, "steps=5 .*first 9 steps"),
+    ],
+)
+def test_a_run_with_other_settings_is_refused_and_the_difference_named(options, words, whole):
+    with pytest.raises(CheckpointError, match=words):
+        run(whole, **options)
+
+
+def test_checkpoints_are_not_overwritten_by_a_new_run(whole):
+    before = content(whole)
+    with pytest.raises(CheckpointError, match=r"step-00000009 is already there: pass resume=True"):
+        run(whole, resume=False)
+    assert content(whole) == before
+
+
+def test_resuming_needs_a_folder():
+    with pytest.raises(CheckpointError, match="checkpoint_dir"):
+        run(None)
+
+
+def test_nothing_is_pickled(whole):
+    for step in (6, 9):
+        for name, data in content(whole, step).items():
+            if name.endswith(".json"):
+                json.loads(data)
+            else:  # safetensors: the length of a JSON header, then the header
+                json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

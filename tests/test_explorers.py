@@ -1,0 +1,467 @@
+"""The explorers without a browser: a slider's new value fires its observers, and the pictures are strings to read."""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from gptcourse.explorers import (
+    TrainingMonitor,
+    attention_scale_explorer,
+    decoding_explorer,
+    predict,
+    size_explorer,
+    svg,
+)
+from gptcourse.explorers.attention import gradient_size
+from gptcourse.generation import Sampling, generate, next_token_distribution
+from gptcourse.model import GPT, GPT3_TABLE, GPTConfig
+from gptcourse.scaling import flops_per_token, training_memory
+from gptcourse.tokenizers import CharTokenizer
+from gptcourse.training import TrainingConfig, train
+
+TEXT = "To be, or not to be: that is the question.\n<script>alert('&amp;')</script>"
+ATTACK = "<script>alert('&amp;')</script>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return CharTokenizer(TEXT)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=48, n_embd=16, n_layer=2, n_head=2))
+    with torch.no_grad():
+        model.wte.weight.mul_(25)  # as it starts, a model finds every token equally likely; this one has an opinion
+    return model
+
+
+@pytest.fixture
+def decoding(model, tokenizer):
+    explorer = decoding_explorer(model, tokenizer, "To be, or", max_new_tokens=12)
+    explorer.seconds_to_stand_still = 0.0
+    return explorer
+
+
+def drawing(html):
+    """Return the first SVG in a piece of HTML."""
+    return re.search(r"<svg.*?</svg>", html, re.DOTALL)[0]
+
+
+def texts(picture):
+    """Return every text in an SVG, which is parsed as XML: what is not escaped fails here."""
+    return ["".join(element.itertext()) for element in ElementTree.fromstring(drawing(picture)).iter("text")]
+
+
+def shown_percentages(explorer, rows=12):
+    """Return {token: (before, after)} as the bars' labels say."""
+    found = re.findall(r"<text.*?</text>", explorer.picture.value)
+    labels = [("monospace" in label, texts(f"<svg>{label}</svg>")[0]) for label in found]
+    start = [n for n, (token, _) in enumerate(labels) if token][:rows]
+    return {labels[n][1]: (labels[n + 1][1], labels[n + 2][1]) for n in start}
+
+
+def expected_percentages(model, tokenizer, prompt, sampling, rows=12):
+    ids = torch.tensor([tokenizer.encode(prompt)])
+    with torch.no_grad():
+        logits = model(ids).logits[:, -1]
+    before, after = logits.softmax(-1)[0], next_token_distribution(logits, sampling, ids)[0]
+    return {
+        svg.visible(tokenizer.decode([i])): (svg.percent(before[i].item()), svg.percent(after[i].item()))
+        for i in before.topk(rows).indices.tolist()
+    }
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 2.0},
+        {"top_k": 3},
+        {"top_p": 0.6},
+        {"min_p": 0.2},
+        {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "repetition_penalty": 1.7},
+    ],
+)
+def test_bars_show_the_model_and_what_the_sliders_make_of_it(decoding, model, tokenizer, knobs):
+    for name, value in knobs.items():
+        decoding.controls[name].value = value
+    expected = expected_percentages(model, tokenizer, "To be, or", Sampling(**knobs))
+    assert shown_percentages(decoding) == expected
+    assert len({after for _, after in expected.values()}) > 1
+
+
+def test_status_says_how_much_is_kept_and_the_entropies(decoding, model, tokenizer):
+    decoding.controls["top_k"].value = 3
+    ids = torch.tensor([tokenizer.encode("To be, or")])
+    with torch.no_grad():
+        before = model(ids).logits[0, -1].softmax(-1)
+    kept = before.topk(3).values
+    entropies = [torch.distributions.Categorical(p).entropy().item() / 0.6931471805599453 for p in (before, kept)]
+    assert f"3 of {tokenizer.vocab_size} tokens kept, with {svg.percent(kept.sum().item())}" in decoding.picture.value
+    assert f"entropy {entropies[0]:.2f} → {entropies[1]:.2f} bits" in decoding.picture.value
+
+
+def test_continuation_is_what_generate_writes_with_that_seed(decoding, model, tokenizer):
+    for seed in (0, 7):
+        decoding.controls["seed"].value = seed
+        decoding.controls["temperature"].value = 0.9
+        decoding.wait()
+        ids = generate(model, tokenizer.encode("To be, or"), 12, Sampling(temperature=0.9, seed=seed))
+        new = tokenizer.decode(ids[9:])
+        assert f"<span>{svg.escape(new)}</span>" in decoding.continuation.value
+
+
+def test_moving_a_slider_away_and_back_restores_everything(decoding):
+    before = (decoding.picture.value, decoding.continuation.value)
+    decoding.controls["temperature"].value = 3.0
+    decoding.wait()
+    moved = (decoding.picture.value, decoding.continuation.value)
+    assert all(new != old for new, old in zip(moved, before, strict=True))
+    decoding.controls["temperature"].value = 1.0
+    decoding.wait()
+    assert (decoding.picture.value, decoding.continuation.value) == before
+
+
+def test_a_slider_needs_no_forward_pass_for_the_bars(decoding, monkeypatch):
+    monkeypatch.setattr(decoding, "seconds_to_stand_still", 1000.0)
+    monkeypatch.setattr(GPT, "forward", lambda *_: pytest.fail("a forward pass"))
+    old = decoding.picture.value
+    decoding.controls["temperature"].value = 0.5
+    assert decoding.picture.value != old
+    decoding.timer.cancel()
+
+
+def test_the_marked_token_is_the_first_of_the_continuation(decoding, model, tokenizer):
+    marked = set()
+    decoding.controls["temperature"].value = 3.0
+    for seed in range(8):
+        decoding.controls["seed"].value = seed
+        first = generate(model, tokenizer.encode("To be, or"), 1, Sampling(temperature=3.0, seed=seed))[-1]
+        labels = texts(decoding.picture.value)
+        row = labels[labels.index("◀") - 3]
+        others = re.fullmatch(r"\d+ others", row)
+        assert others or row == svg.visible(tokenizer.decode([first]))
+        marked.add(row)
+    assert len(marked) > 1
+
+
+@pytest.mark.parametrize("end", ["min", "max"])
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"])
+def test_decoding_sliders_work_at_their_ends(decoding, name, end):
+    decoding.controls[name].value = getattr(decoding.controls[name], end)
+    decoding.wait()
+    ElementTree.fromstring(drawing(decoding.picture.value))
+    assert "nan" not in decoding.picture.value
+    assert "Error" not in decoding.continuation.value
+
+
+def test_what_is_typed_is_shown_as_text(decoding):
+    decoding.prompt.value = ATTACK
+    shown = decoding.continuation.value + decoding.picture.value
+    assert "<script" not in shown
+    assert "&lt;script&gt;alert(&#x27;&amp;amp;&#x27;)&lt;/script&gt;" in decoding.continuation.value
+
+
+@pytest.mark.parametrize(
+    "prompt, sentence",
+    [("", "The prompt is empty"), ("Zebra", "&#x27;Z&#x27;"), ("to " * 20, "60 tokens and the model reads 48")],
+)
+def test_a_prompt_that_cannot_be_read_is_answered_with_the_reason(decoding, prompt, sentence):
+    decoding.prompt.value = prompt
+    assert sentence in decoding.picture.value
+    assert "<svg" not in decoding.picture.value and decoding.continuation.value == ""
+    decoding.controls["temperature"].value = 0.5  # and the sliders still move
+    decoding.prompt.value = "To be"
+    assert "tokens kept" in decoding.picture.value
+
+
+def test_an_error_while_writing_is_shown_as_text(decoding, monkeypatch):
+    monkeypatch.setattr("gptcourse.explorers.decoding.stream", lambda *_: map(int, ["<b>"]))
+    decoding.controls["seed"].value = 3
+    decoding.wait()
+    assert "[ValueError: invalid literal" in decoding.continuation.value
+    assert "<b>" not in decoding.continuation.value
+
+
+def test_the_decoding_explorer_reads_a_transformers_model():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    tokenizer = CharTokenizer("".join(map(chr, range(65, 105))))
+    explorer = decoding_explorer(transformers.GPT2LMHeadModel(config), tokenizer, "ABC", max_new_tokens=4)
+    assert "of 40 tokens kept" in explorer.picture.value
+    assert "Error" not in explorer.continuation.value
+
+
+@pytest.mark.parametrize("d", [1, 64, 1024])
+@pytest.mark.parametrize("scale", ["1", "1/√d", "1/d"])
+@pytest.mark.parametrize("temperature", [0.1, 4.0])
+def test_attention_explorer_draws_at_every_end(d, scale, temperature):
+    explorer = attention_scale_explorer()
+    explorer.controls["d"].value = d
+    explorer.controls["scale"].value = scale
+    explorer.controls["temperature"].value = temperature
+    pictures = re.findall(r"<svg.*?</svg>", explorer.picture.value, re.S)
+    assert len(pictures) == 3
+    assert "nan" not in explorer.picture.value
+    for picture in pictures:
+        ElementTree.fromstring(picture)
+
+
+def test_dividing_by_root_d_keeps_the_variance_at_one_and_the_gradient_alive():
+    explorer = attention_scale_explorer()
+    explorer.controls["d"].value = 256
+
+    def numbers():
+        return [float(n) for n in re.findall(r"scores ([\d.]+).*?gradient ([\d.]+)", explorer.picture.value)[0]]
+
+    variance, gradient = numbers()
+    explorer.controls["scale"].value = "1/√d"
+    scaled_variance, scaled_gradient = numbers()
+    assert variance == pytest.approx(256, rel=0.1)
+    assert scaled_variance == pytest.approx(1, rel=0.1)
+    assert scaled_gradient > 3 * gradient
+
+
+def test_gradient_size_is_the_norm_of_torchs_jacobian():
+    scores = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    jacobians = torch.stack([torch.autograd.functional.jacobian(lambda s: s.softmax(-1), row) for row in scores])
+    torch.testing.assert_close(gradient_size(scores.softmax(-1)), jacobians.flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("name", GPT3_TABLE)
+def test_the_size_menu_shows_gpt3s_own_numbers(name):
+    explorer = size_explorer()
+    explorer.controls["preset"].value = name
+    config = GPTConfig.gpt3(name)
+    assert f"{config.num_parameters:,} parameters" in explorer.picture.value
+    metric = (" k", " M", " G", " T", " P")
+    assert f"{svg.short(sum(training_memory(config, 1).values()), metric)}B of memory" in explorer.picture.value
+    assert f"{svg.short(flops_per_token(config), metric)}FLOP" in explorer.picture.value
+    assert explorer.controls["width"].value == config.n_embd
+    assert explorer.controls["preset"].value == name
+
+
+def test_a_moved_slider_is_no_longer_gpt3s_size():
+    explorer = size_explorer()
+    explorer.controls["preset"].value = "1.3B"
+    explorer.controls["layers"].value = 12
+    assert explorer.controls["preset"].value == "yours"
+    assert explorer.controls["width"].value == 2048
+
+
+def test_a_shape_that_cannot_be_built_is_refused_with_a_sentence():
+    explorer = size_explorer()
+    explorer.controls["heads"].value = 40
+    assert "cannot be built" in explorer.picture.value and "40" in explorer.picture.value
+    explorer.controls["heads"].value = 8
+    assert "parameters" in explorer.picture.value
+
+
+def test_size_sliders_work_at_their_ends():
+    explorer = size_explorer()
+    for name in ("batch", "width", "layers", "heads", "context"):
+        for end in (0, -1):
+            explorer.controls[name].value = explorer.controls[name].options[end]
+            assert "nan" not in explorer.picture.value
+
+
+def test_a_prediction_hides_its_answer_until_a_guess(capsys):
+    quiz = predict("How does it *grow*?", ["not at all", "like √d"], "like √d", "Because <b> of the spread.")
+    printed = capsys.readouterr().out
+    assert "How does it" in printed and "(b) like √d" in printed
+
+    def state(widget):
+        return str([child.get_state() for child in (widget.reply, *widget.buttons)])
+
+    assert quiz.reply.value == "" and "spread" not in state(quiz) + printed
+    quiz.buttons[0].click()
+    assert "You guessed a; it is b." in quiz.reply.value
+    assert "Because &lt;b&gt; of the spread." in quiz.reply.value
+    assert all(button.disabled for button in quiz.buttons)
+    assert [button.button_style for button in quiz.buttons] == ["danger", "success"]
+
+
+def test_a_right_prediction_is_greeted():
+    quiz = predict("?", ["a thing", "another"], "another", "So it is.")
+    quiz.buttons[1].click()
+    assert "✓ b it is." in quiz.reply.value
+    assert [button.button_style for button in quiz.buttons] == ["", "success"]
+
+
+@pytest.mark.parametrize("options, answer", [(["one"], "one"), (["one", "one"], "one"), (["one", "two"], "three")])
+def test_a_question_without_an_answer_is_refused(options, answer):
+    with pytest.raises(ValueError, match="predict"):
+        predict("?", options, answer, "")
+
+
+@dataclass
+class FakeHistory:
+    loss: list = field(default_factory=list)
+    eval_step: list = field(default_factory=list)
+    eval_loss: list = field(default_factory=list)
+
+    @property
+    def step(self):
+        return list(range(1, len(self.loss) + 1))
+
+
+def test_the_monitor_follows_a_real_training(model, tokenizer):
+    config = TrainingConfig(steps=6, batch_size=2, learning_rate=1e-3, sequence_length=8, eval_steps=3)
+    samples = []
+    monitor = TrainingMonitor(
+        model, config, floor=(1.25, "a floor"), sample=lambda: samples.append(0) or "<i>so</i>", sample_steps=2
+    )
+    tokens = torch.tensor(tokenizer.encode(TEXT * 3))
+    history = train(model, tokens, config, validation_tokens=tokens[:30], callback=monitor, progress=False)
+    assert history.stopped is None
+    assert f"loss {history.loss[-1]:.3f}" in monitor.status.value and "step 6 of 6" in monitor.status.value
+    assert f"validation {history.eval_loss[-1]:.3f}" in monitor.status.value
+    assert {"training", "validation", "a floor"} <= set(texts(monitor.picture.value))
+    assert len(samples) == 3 and monitor.texts.value.count("&lt;i&gt;so") == 3
+
+
+def test_the_stop_button_stops_the_training_and_keeps_what_was_learned(model, tokenizer):
+    config = TrainingConfig(steps=50, batch_size=2, learning_rate=1e-3, sequence_length=8)
+    monitor = TrainingMonitor(model, config)
+
+    def press_at_step_three(history):
+        if len(history.loss) == 3:
+            monitor.stop.click()
+        return monitor(history)
+
+    history = train(
+        model, torch.tensor(tokenizer.encode(TEXT * 3)), config, callback=press_at_step_three, progress=False
+    )
+    assert history.stopped == "callback" and len(history.loss) == 3
+    assert "stopped" in monitor.status.value
+
+
+def test_the_stop_button_is_hidden_where_no_click_can_arrive(model):
+    monitor = TrainingMonitor(model, TrainingConfig(steps=9, batch_size=1, learning_rate=1e-3))
+    monitor(FakeHistory(loss=[3.0]))
+    assert monitor.stop.layout.display == "none"  # pytest has no kernel
+
+
+def test_the_stop_button_is_shown_while_clicks_arrive(model, monkeypatch):
+    monkeypatch.setattr("gptcourse.explorers.monitor.clicks_arrive_while_a_cell_runs", lambda: True)
+    monitor = TrainingMonitor(model, TrainingConfig(steps=2, batch_size=1, learning_rate=1e-3))
+    monitor(FakeHistory(loss=[3.0]))
+    assert monitor.stop.layout.display != "none"
+    monitor(FakeHistory(loss=[3.0, 2.0]))
+    assert monitor.stop.layout.display == "none"  # the last step is done
+
+
+def test_the_monitor_draws_at_most_five_times_a_second(model, monkeypatch):
+    clock = iter(n * 0.05 for n in range(1000))
+    monkeypatch.setattr("gptcourse.explorers.monitor.time.monotonic", lambda: next(clock))
+    monitor = TrainingMonitor(model, TrainingConfig(steps=1000, batch_size=1, learning_rate=1e-3))
+    pictures = []
+    monitor.picture.observe(lambda change: pictures.append(change["new"]), "value")
+    for steps in range(1, 101):  # 5 seconds by the clock above
+        monitor(FakeHistory(loss=[10.0 / n for n in range(1, steps + 1)]))
+    assert 20 <= len(pictures) <= 26
+
+
+def test_the_monitors_picture_does_not_grow(model):
+    monitor = TrainingMonitor(
+        model, TrainingConfig(steps=10**6, batch_size=1, learning_rate=1e-3), sample=lambda: "so it goes"
+    )
+    sizes = []
+    for steps in (600, 60_000):
+        monitor(FakeHistory(loss=[float(n % 7) for n in range(steps)]))
+        monitor.progress.clear()
+        sizes.append(len(monitor.picture.value))
+    assert sizes[1] < 1.3 * sizes[0]
+    for steps in range(100, 1000, 100):
+        monitor(FakeHistory(loss=[1.0] * steps))
+    assert monitor.texts.value.count("so it goes") == 3
+
+
+def test_the_monitor_survives_a_loss_that_is_not_a_number(model):
+    monitor = TrainingMonitor(model, TrainingConfig(steps=3, batch_size=1, learning_rate=1e-3))
+    monitor(FakeHistory(loss=[3.0, float("inf"), float("nan")]))
+    ElementTree.fromstring(monitor.picture.value)
+    assert not re.search(r'points="[^"]*(nan|inf)', monitor.picture.value)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda label: svg.bars(
+            [(label, 0.5, 0.2)], description=label, headings=(label, label), cut_after=1, cut_label=label
+        ),
+        lambda label: svg.heat_map([[0.5, -0.2]], [label], ["a", label], description=label, title=label),
+        lambda label: svg.line_chart(
+            {label: ([0, 1], [2, 3])}, x_label=label, y_label=label, description=label, floor=(2, label)
+        ),
+    ],
+)
+def test_every_label_of_every_picture_is_escaped(draw):
+    picture = draw(ATTACK)
+    assert "<script" not in picture
+    assert ATTACK in texts(picture)
+    assert ElementTree.fromstring(picture).get("aria-label") == ATTACK
+
+
+def test_bars_are_as_long_as_the_numbers():
+    picture = svg.bars([("a", 0.5, 0.25), ("b", 1.0, 0.0)], description="", headings=("", ""))
+    widths = [float(r.get("width")) for r in ElementTree.fromstring(picture).iter("rect")]
+    assert widths == pytest.approx([0.5 * widths[2], 0.25 * widths[2], widths[2], 0.0])
+
+
+def test_heat_map_cells_are_as_strong_as_the_numbers():
+    picture = svg.heat_map([[1.0, 0.25, -0.5]], ["r"], ["a", "b", "c"], description="")
+    cells = [r for r in ElementTree.fromstring(picture).iter("rect") if r.get("fill") != "currentColor"]
+    assert [(c.get("fill"), float(c.get("fill-opacity"))) for c in cells] == [
+        (svg.BLUE, 1.0),
+        (svg.BLUE, 0.25),
+        (svg.ORANGE, 0.5),
+    ]
+
+
+def test_a_curve_passes_through_its_points():
+    picture = svg.line_chart(
+        {"c": ([0, 1, 2], [0.0, 10.0, 5.0])}, x_label="", y_label="", description="", y_range=(0, 10)
+    )
+    points = [
+        tuple(map(float, p.split(",")))
+        for p in ElementTree.fromstring(picture).find(".//polyline").get("points").split()
+    ]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert x1 - x0 == pytest.approx(x2 - x1) and x0 < x1
+    assert y0 - y2 == pytest.approx((y0 - y1) / 2) and y1 < y0  # up on the page is a smaller y
+
+
+@pytest.mark.parametrize(
+    "p, label", [(0, "0 %"), (5e-5, "< 0.01 %"), (0.00123, "0.12 %"), (0.1234, "12.3 %"), (1, "100.0 %")]
+)
+def test_percentages_are_readable(p, label):
+    assert svg.percent(p) == label
+
+
+@pytest.mark.parametrize(
+    "number, label", [(0.5, "0.5"), (999, "999"), (1500, "1.5k"), (124439808, "124M"), (175e9, "175B"), (2e15, "2000T")]
+)
+def test_large_numbers_are_readable(number, label):
+    assert svg.short(number) == label
+
+
+def test_a_token_of_blanks_is_visible():
+    assert svg.visible(" a\n\t") == "␣a↵⇥"
+    assert svg.visible("\x00") == "\\x00"
+
+
+def test_importing_the_course_does_not_import_widgets():
+    code = "import sys, gptcourse; sys.exit('ipywidgets' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,120 @@
+"""What every notebook keeps to. That each one runs is nbval's part: plain pytest executes them all."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+
+from gptcourse.exercises import check
+from tools import notebooks
+
+PATHS = notebooks.all_notebooks()
+TAGS = re.compile(r"nbval-check-output|nbval-skip|(exercise|mistake|solution):[a-z_]+\.[a-z_0-9]+")
+by_name = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def source_of_code(notebook):
+    """Return all Python of `notebook`; lines that only IPython knows are left out."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.id != "install"]
+    return re.sub(r"^\s*[%!].*$", "", "\n".join(cells), flags=re.MULTILINE)
+
+
+def tagged(notebook, *kinds):
+    """Return a list of (kind, exercise name, cell) for the cells with a tag `kind:name`."""
+    tags = [(tag.partition(":"), cell) for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+    return [(kind, name, cell) for (kind, _, name), cell in tags if kind in kinds]
+
+
+def all_exercises():
+    return [
+        pytest.param(path, name, id=f"{path.stem[:2]}-{name}")
+        for path in PATHS
+        for _, name, _ in tagged(read(path), "exercise", "mistake")
+    ]
+
+
+def test_the_notebooks_of_this_course_are_here():
+    assert [path.stem for path in PATHS][:3] == ["00_start_here", "01_attention", "02_gpt_block"]
+
+
+@by_name
+def test_committed_as_one_fresh_run_in_order_leaves_it(path):
+    assert notebooks.problems(path) == []
+
+
+@by_name
+def test_valid_with_telling_and_unique_ids(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    ids = [cell.id for cell in notebook.cells]
+    assert ids[:2] == ["header", "install"]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z0-9-]*[a-z]{2}[a-z0-9-]*", name) for name in ids), ids
+    assert not any(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4,12})*", name) for name in ids), ids  # made by a program
+
+
+@by_name
+def test_only_the_install_cell_is_skipped(path):
+    notebook = read(path)
+    tags = {(cell.id, tag) for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
+    assert all(TAGS.fullmatch(tag) for _, tag in tags), tags
+    assert {cell for cell, tag in tags if tag == "nbval-skip"} == {"install"}
+    assert not re.search(r"NBVAL_|%%capture|PYTEST_", "".join(cell.source for cell in notebook.cells))
+
+
+@by_name
+def test_every_notebook_imports_from_the_package(path):
+    nodes = ast.walk(ast.parse(source_of_code(read(path))))
+    modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert any(module.startswith("gptcourse.") for module in modules)
+
+
+@by_name
+def test_links_to_files_resolve(path):
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^()\s]+)\)", text):
+        file = target.partition("#")[0]
+        assert "://" in target or not file or (path.parent / file).exists(), target
+
+
+@pytest.mark.parametrize("path", PATHS[1:], ids=lambda path: path.stem)
+def test_at_least_four_exercises_and_two_mistakes_to_find(path):
+    kinds = [kind for kind, _, _ in tagged(read(path), "exercise", "mistake")]
+    assert kinds.count("exercise") >= 4
+    assert kinds.count("mistake") >= 2
+
+
+def checked_function(cell, name):
+    """Return the name of the function that the one call of `check` in `cell` gets."""
+    calls = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+    calls = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "check"]
+    assert len(calls) == 1
+    assert calls[0].args[0].value == name
+    return calls[0].args[1].id
+
+
+@pytest.mark.parametrize(("path", "name"), all_exercises())
+def test_solution_is_accepted_and_what_stands_there_is_not(path, name):
+    notebook = read(path)
+    (stub,) = [cell for _, found, cell in tagged(notebook, "exercise", "mistake") if found == name]
+    (solution,) = [cell for _, found, cell in tagged(notebook, "solution") if found == name]
+    *_, said = "".join(output.get("text", "") for output in stub.outputs).splitlines() or [""]
+    assert said.startswith(("To do: ", "Not yet: "))
+    (program,) = re.findall(r"\n\n```python\n(.*?)```\n\n", solution.source, flags=re.DOTALL)
+    assert solution.source.startswith("<details><summary>") and solution.source.rstrip().endswith("</details>")
+    namespace = {"__name__": "solution"}
+    exec(compile(program, f"solution of {name}", "exec"), namespace)
+    assert check(name, namespace[checked_function(stub, name)]) is True
+
+
+@by_name
+def test_every_solution_belongs_to_an_exercise(path):
+    notebook = read(path)
+    asked = sorted(name for _, name, _ in tagged(notebook, "exercise", "mistake"))
+    assert sorted(name for _, name, _ in tagged(notebook, "solution")) == asked
+    assert len(set(asked)) == len(asked)

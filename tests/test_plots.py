@@ -1,0 +1,114 @@
+"""The figures hold the numbers they were given, say what they are, and need no display."""
+
+import os
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from gptcourse import plots
+
+WEIGHTS = np.tril(np.ones((3, 3))) / np.arange(1, 4)[:, None]
+FIGURES = {
+    "lines": lambda: plots.lines([1, 2], {"a": [3, 4]}, title="t", x_label="size (numbers)", y_label="time (s)"),
+    "loss_curves": lambda: plots.loss_curves([1, 2], [3.0, 2.0], [2], [2.5], floor=(1.0, "floor")),
+    "activation_by_depth": lambda: plots.activation_by_depth({"scaled": [1.0, 1.1], "unscaled": [1.0, 3.0]}),
+    "token_bars": lambda: plots.token_bars(["a", " b"], [0.7, 0.3], [1.0, 0.0]),
+    "heat_map": lambda: plots.heat_map(WEIGHTS, ["a", "b", "c"]),
+    "histograms": lambda: plots.histograms({"a": [0, 1, 1], "b": [2, 3]}, title="t", x_label="score"),
+    "points": lambda: plots.points([[0, 1], [2, 3]], ["a", "b"], title="t"),
+}
+
+
+@pytest.fixture(params=FIGURES)
+def figure(request):
+    return FIGURES[request.param]()
+
+
+def test_a_figure_names_itself_and_its_axes_and_can_be_saved(figure, tmp_path):
+    assert isinstance(figure, Figure)
+    panel = figure.axes[0]
+    assert panel.get_title(loc="left") and panel.get_xlabel()
+    figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 3000
+
+
+def test_a_figure_is_closed_so_that_a_notebook_shows_it_once(figure):
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_drawing_leaves_the_readers_settings_alone():
+    before = matplotlib.rcParams.copy()
+    plots.loss_curves([1, 2], [3.0, 2.0])
+    assert matplotlib.rcParams == before
+
+
+def test_curves_keep_their_values_and_names():
+    figure = plots.loss_curves([1, 2, 3], [3.0, 2.0, 1.5], [3], [1.7], floor=(1.25, "floor"))
+    training, validation, floor = figure.axes[0].get_lines()
+    assert training.get_xydata().tolist() == [[1, 3.0], [2, 2.0], [3, 1.5]]
+    assert validation.get_xydata().tolist() == [[3, 1.7]]
+    assert set(floor.get_ydata()) == {1.25}
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["training", "validation", "floor"]
+
+
+def test_without_validation_there_is_no_curve_for_it():
+    assert len(plots.loss_curves([1, 2], [3.0, 2.0]).axes[0].get_lines()) == 1
+
+
+def test_log_axes_are_logarithmic():
+    figure = plots.lines([1, 10], {"a": [1, 100]}, title="t", x_label="x", y_label="y", log_x=True, log_y=True)
+    assert (figure.axes[0].get_xscale(), figure.axes[0].get_yscale()) == ("log", "log")
+
+
+def test_bars_are_as_long_as_the_probabilities_and_blanks_are_seen():
+    figure = plots.token_bars([" b", "\n", "$x$"], [0.5, 0.3, 0.2], [0.9, 0.1, 0.0])
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [0.5, 0.3, 0.2, 0.9, 0.1, 0.0]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["␣b", "↵", r"\$x\$"]
+    low, high = figure.axes[0].get_ylim()
+    assert low > high  # the first token is on top
+
+
+def test_heat_map_shows_the_weights_with_queries_down_and_keys_across():
+    figure = plots.heat_map(WEIGHTS[:2], ["q1", "q2"], ["k1", "k2", "k3"])
+    assert figure.axes[0].images[0].get_array().tolist() == WEIGHTS[:2].tolist()
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["q1", "q2"]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["k1", "k2", "k3"]
+
+
+def test_heads_share_one_colour_scale():
+    figure = plots.heat_map(np.stack([WEIGHTS, WEIGHTS / 2, WEIGHTS, WEIGHTS, WEIGHTS]), ["a", "b", "c"])
+    panels = [panel for panel in figure.axes if panel.images]
+    assert [panel.get_title(loc="left") for panel in panels] == [f"head {n}" for n in range(5)]
+    assert {panel.images[0].get_clim() for panel in panels} == {(0.0, 1.0)}
+
+
+def test_histograms_share_their_bins_and_integrate_to_one():
+    figure = plots.histograms({"a": np.arange(10), "b": np.arange(5, 30)}, title="t", x_label="x", bins=6)
+    outlines = [patch.get_xy() for patch in figure.axes[0].patches]
+    assert len(outlines) == 2
+    assert set(outlines[0][:, 0]) == set(outlines[1][:, 0])
+    for outline in outlines:
+        x, y = outline[:, 0], outline[:, 1]
+        assert abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2 == pytest.approx(1)  # the shoelace formula
+
+
+def test_colours_differ_in_lightness_for_those_who_see_none():
+    def lightness(color):
+        return float(np.dot(matplotlib.colors.to_rgb(color), [0.2126, 0.7152, 0.0722]))
+
+    first = [lightness(color) for color in plots.COLORS[:3]]
+    assert min(abs(a - b) for n, a in enumerate(first) for b in first[:n]) > 0.02
+
+
+def test_figures_need_no_display_and_importing_plots_no_matplotlib():
+    code = (
+        "import sys; from gptcourse import plots; assert 'matplotlib' not in sys.modules;"
+        "plots.loss_curves([1, 2], [2.0, 1.0]).savefig(sys.argv[1], format='png')"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
+    subprocess.run([sys.executable, "-c", code, os.devnull], env=environment, check=True, capture_output=True)

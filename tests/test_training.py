@@ -1,0 +1,477 @@
+"""The loop against independent arithmetic: batches, loss, gradients, AdamW, refusals, divergence."""
+
+import copy
+import math
+import random
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from gptcourse.model import GPT, GPTConfig
+from gptcourse.training import DivergedError, TrainingConfig, choose_device, evaluate, get_batch, train
+
+VOCAB, LENGTH = 17, 8
+TOKENS = torch.from_numpy(np.random.default_rng(1).integers(0, VOCAB, 300))
+
+
+def new_model(kind=GPT, **settings):
+    torch.manual_seed(3)
+    return kind(GPTConfig(VOCAB, LENGTH, 16, 2, 2, **settings))
+
+
+def run(model, steps=6, batch_size=4, learning_rate=1e-2, tokens=TOKENS, **settings):
+    names = ("validation_tokens", "checkpoint_dir", "resume", "callback", "device", "progress")
+    options = {"progress": False, "device": "cpu"} | {n: settings.pop(n) for n in names if n in settings}
+    return train(model, tokens, TrainingConfig(steps, batch_size, learning_rate, **settings), **options)
+
+
+def weights(model):
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("steps", 2.5),
+        ("steps", "10"),
+        ("batch_size", -1),
+        ("batch_size", True),
+        ("gradient_accumulation_steps", 0),
+        ("sequence_length", 0),
+        ("decay_steps", 0),
+        ("decay_steps", 11),
+        ("seed", -1),
+        ("warmup_steps", 10),
+        ("eval_steps", -1),
+        ("save_steps", None),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("learning_rate", None),
+        ("adam_epsilon", 0),
+        ("adam_beta1", 1.0),
+        ("adam_beta2", -0.1),
+        ("min_lr_ratio", 1.1),
+        ("weight_decay", -0.1),
+        ("max_grad_norm", 0),
+        ("lr_scheduler_type", "polynomial"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"{name}.*\.$"):
+        TrainingConfig(**{"steps": 10, "batch_size": 2, "learning_rate": 1e-3, name: value})
+
+
+def test_numbers_from_numpy_and_whole_floats_become_plain_numbers():
+    config = TrainingConfig(np.int64(10), 2.0, np.float32(0.5), max_grad_norm=math.inf)
+    assert (type(config.steps), type(config.batch_size), type(config.learning_rate)) == (int, int, float)
+    assert config == TrainingConfig(10, 2, 0.5, max_grad_norm=math.inf)
+
+
+# Batches
+
+
+def test_targets_are_the_tokens_that_follow():
+    ids, targets = get_batch(torch.arange(100), 5, 7, seed=0, step=3)
+    assert ids.shape == targets.shape == (5, 7)
+    assert torch.equal(targets, ids + 1)
+    assert torch.equal(ids, ids[:, :1] + torch.arange(7))
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    first = get_batch(TOKENS, 4, LENGTH, seed=5, step=9)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    get_batch(TOKENS, 4, LENGTH, seed=5, step=10)
+    assert same(first, get_batch(TOKENS, 4, LENGTH, seed=5, step=9))
+    assert not same(first, get_batch(TOKENS, 4, LENGTH, seed=5, step=10))
+    assert not same(first, get_batch(TOKENS, 4, LENGTH, seed=6, step=9))
+
+
+def test_steps_that_follow_each_other_share_no_random_numbers():
+    starts = [get_batch(torch.arange(10**6), 64, 1, 0, step)[0].flatten().tolist() for step in range(20)]
+    assert len({start for row in starts for start in row}) > 20 * 64 - 10  # by chance 0.8 are drawn twice
+
+
+def test_every_place_is_drawn_equally_often():
+    ids, targets = get_batch(torch.arange(10), 30_000, 4, seed=0, step=0)
+    counts = torch.bincount(ids[:, 0], minlength=6)
+    assert counts.tolist() == pytest.approx([5000] * 6, abs=5 * math.sqrt(5000))  # starts 0 … 5
+    assert targets.max() == 9
+
+
+# Evaluation
+
+
+def loss_by_hand(model, tokens, length):
+    total = 0.0
+    for begin in range(0, len(tokens) - 1, length):
+        ids, targets = tokens[begin : begin + length], tokens[begin + 1 : begin + length + 1]
+        chances = model(ids[None, : len(targets)]).logits[0].detach().double().softmax(-1)
+        total -= sum(math.log(chances[place, target]) for place, target in enumerate(targets))
+    return total / (len(tokens) - 1)
+
+
+@pytest.mark.parametrize("n_tokens", [2, 8, 9, 10, 25, 61])
+@pytest.mark.parametrize(("length", "batch_size"), [(None, 1), (None, 3), (5, 2), (5, 100)])
+def test_evaluate_predicts_every_token_but_the_first_once(n_tokens, length, batch_size):
+    model, tokens = new_model(initializer_range=0.5).eval(), TOKENS[:n_tokens]
+    expected = loss_by_hand(model, tokens, length or LENGTH)
+    assert evaluate(model, tokens, sequence_length=length, batch_size=batch_size) == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluate_switches_dropout_off_and_leaves_the_mode_alone():
+    model = new_model(dropout=0.5)
+    expected = loss_by_hand(copy.deepcopy(model).eval(), TOKENS, LENGTH)
+    model.train()
+    model.h[0].eval()
+    before = [module.training for module in model.modules()]
+    assert evaluate(model, TOKENS) == pytest.approx(expected, rel=1e-5)
+    assert [module.training for module in model.modules()] == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# What is refused before anything starts
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (TOKENS[:LENGTH], "8, but at least 9"),
+        ([], "0, but at least 9"),
+        (TOKENS.float(), "whole numbers, not float32"),
+        (TOKENS.view(2, -1), r"one row.*\(2, 150\)"),
+        ("To be, or not to be", "one row"),
+        (TOKENS + 1, r"1 to 17.*0 to 16"),
+        (TOKENS - 1, r"-1 to 15.*0 to 16"),
+        (TOKENS > 3, "whole numbers, not bool"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused_in_one_sentence(tokens, words):
+    model = new_model()
+    before = weights(model)
+    for name, options in (("training", {"tokens": tokens}), ("validation", {"validation_tokens": tokens})):
+        if name == "validation" and len(tokens) == LENGTH:
+            continue  # enough to evaluate
+        expected = words.replace("at least 9", "at least 2") if name == "validation" else words
+        with pytest.raises(ValueError, match=rf"(?s)The {name} tokens.*{expected}[^.]*\.$"):
+            run(model, **options)
+    assert same(before, weights(model))
+
+
+def test_a_sequence_longer_than_the_model_is_refused():
+    for call in (lambda: run(new_model(), sequence_length=9), lambda: evaluate(new_model(), TOKENS, sequence_length=9)):
+        with pytest.raises(ValueError, match=r"sequence_length is 9.*n_positions=8"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.Tensor.tolist, torch.Tensor.numpy, lambda t: t.numpy().astype(np.uint16), torch.Tensor.int]
+)
+def test_ids_may_come_as_list_array_or_tensor(kind):
+    assert run(new_model(), tokens=kind(TOKENS)).loss == run(new_model()).loss
+
+
+def test_an_unknown_device_is_refused_and_a_known_one_taken():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device().type in ("cuda", "mps", "cpu")
+    with pytest.raises(ValueError, match=r"no device 'abacus' here"):
+        choose_device("abacus")
+
+
+# The steps
+
+
+def written_out(model, config, tokens):
+    """AdamW with clipping, from its formulas (Loshchilov and Hutter 2019, algorithm 2)."""
+    parameters = list(model.parameters())
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+    losses, norms = [], []
+    for t in range(1, config.steps + 1):
+        ids, targets = get_batch(tokens, config.batch_size, LENGTH, config.seed, t - 1)
+        loss = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten())
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
+        for p, g, (m, v) in zip(parameters, gradients, moments, strict=True):
+            g = g * min(1.0, config.max_grad_norm / norm)
+            m.mul_(config.adam_beta1).add_((1 - config.adam_beta1) * g)
+            v.mul_(config.adam_beta2).add_((1 - config.adam_beta2) * g * g)
+            step = m / (1 - config.adam_beta1**t) / ((v / (1 - config.adam_beta2**t)).sqrt() + config.adam_epsilon)
+            decay = config.weight_decay if p.dim() > 1 else 0.0
+            p.data -= config.learning_rate * (step + decay * p.data)
+        losses.append(loss.item())
+        norms.append(norm)
+    return losses, norms
+
+
+def test_the_weights_follow_adamw_written_out():
+    settings = {"steps": 5, "batch_size": 4, "learning_rate": 3e-3, "lr_scheduler_type": "constant"}
+    settings |= {"weight_decay": 0.5, "max_grad_norm": 0.3, "seed": 7}
+    ours, theirs = new_model(), new_model()
+    history = run(ours, **settings)
+    losses, norms = written_out(theirs, TrainingConfig(**settings), TOKENS)
+    assert min(norms) > 0.3  # so that clipping is at work in every step
+    assert history.loss == pytest.approx(losses, rel=1e-5)
+    assert history.grad_norm == pytest.approx(norms, rel=1e-4)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_the_defaults_are_gpt3s():
+    config = TrainingConfig(10, 2, 1e-3)
+    assert (config.adam_beta1, config.adam_beta2, config.adam_epsilon) == (0.9, 0.95, 1e-8)
+    assert (config.weight_decay, config.max_grad_norm, config.min_lr_ratio) == (0.1, 1.0, 0.1)
+    assert config.lr_scheduler_type == "cosine"
+
+
+@pytest.mark.parametrize("n_parts", [2, 4])
+def test_accumulated_gradients_are_those_of_the_big_batch(n_parts):
+    model, reference = new_model(), new_model()
+    found = []
+
+    def take(history):
+        found.extend(parameter.grad.clone() for parameter in model.parameters())
+
+    size = 8 // n_parts
+    run(model, 1, size, gradient_accumulation_steps=n_parts, max_grad_norm=math.inf, callback=take)
+    ids, targets = get_batch(TOKENS, 8, LENGTH, seed=0, step=0)
+    reference(ids, targets).loss.backward()
+    for gradient, parameter in zip(found, reference.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_accumulation_ends_at_the_weights_of_the_big_batch():
+    whole, parts = new_model(), new_model()
+    big = run(whole, 10, 8, learning_rate=1e-3)
+    small = run(parts, 10, 2, learning_rate=1e-3, gradient_accumulation_steps=4)
+    assert small.loss == pytest.approx(big.loss, rel=1e-5)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_repeating_text_is_learned_and_the_history_says_so():
+    model, tokens = new_model(), torch.arange(200) % 5
+    history = run(model, 60, 8, 1e-2, tokens=tokens, warmup_steps=5, eval_steps=20, validation_tokens=tokens[:50])
+    assert history.step == list(range(1, 61))
+    assert history.loss[0] == pytest.approx(math.log(VOCAB), rel=0.05)
+    assert history.loss[-1] < 0.2
+    assert history.eval_step == [20, 40, 60]
+    assert history.eval_loss[-1] == evaluate(model, tokens[:50], batch_size=8)
+    assert len(history.learning_rate) == len(history.grad_norm) == 60
+    assert history.stopped is None
+
+
+def test_validation_waits_for_the_end_unless_asked():
+    assert run(new_model(), 5, validation_tokens=TOKENS[:30]).eval_step == [5]
+    assert run(new_model(), 5, validation_tokens=TOKENS[:30], eval_steps=2).eval_step == [2, 4, 5]
+    assert run(new_model(), 5, eval_steps=2).eval_step == []
+
+
+def test_frozen_weights_stay():
+    model = new_model()
+    model.wte.requires_grad_(False)
+    before = weights(model.wte)
+    run(model)
+    assert same(before, weights(model.wte))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_each_part_is_left_in_its_own_mode():
+    model = new_model().eval()
+    model.h[1].train()
+    before = [module.training for module in model.modules()]
+    modes = []
+    run(model, callback=lambda history: modes.append({module.training for module in model.modules()}))
+    assert modes == [{True}] * 6
+    assert [module.training for module in model.modules()] == before
+
+
+# Randomness
+
+
+def test_dropout_depends_on_the_seed_and_not_on_the_callers_random_numbers():
+    models = [new_model(dropout=0.3) for _ in range(3)]
+    losses = []
+    for model, seed in zip(models, (4, 4, 5), strict=True):
+        torch.manual_seed(len(losses))
+        losses.append(run(model, seed=seed, gradient_accumulation_steps=2).loss)
+    assert losses[0] == losses[1] != losses[2]
+    assert same(weights(models[0]), weights(models[1]))
+
+
+def test_dropout_is_on_and_differs_between_steps_and_parts():
+    tokens = torch.zeros(LENGTH + 1, dtype=torch.int64)  # every sequence is the same: only dropout can differ
+    still = {"tokens": tokens, "learning_rate": 1e-30, "weight_decay": 0, "batch_size": 1}
+    assert len(set(run(new_model(), **still).loss)) == 1
+    single = run(new_model(dropout=0.3), **still).loss
+    assert len(set(single)) == 6
+    double = run(new_model(dropout=0.3), **still, gradient_accumulation_steps=2).loss
+    assert all(a != b for a, b in zip(single, double, strict=True))
+
+
+def test_the_callers_random_numbers_are_left_alone(tmp_path):
+    run(new_model(dropout=0.3), 4, checkpoint_dir=tmp_path)
+    model = new_model(dropout=0.3)
+    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
+    seen = []
+    run(
+        model,
+        lr_scheduler_type="cosine",
+        steps=4,
+        checkpoint_dir=tmp_path,
+        resume=True,
+        validation_tokens=None,
+        callback=lambda history: seen.append(torch.get_rng_state()),
+    )
+    run(model, callback=lambda history: seen.append(torch.get_rng_state()))
+    assert all(torch.equal(state, before[0]) for state in [*seen, torch.get_rng_state()])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+
+
+# Stopping
+
+
+def test_a_callback_stops_the_run_after_its_step():
+    model, three = new_model(), new_model()
+    history = run(model, callback=lambda history: history.step[-1] == 3)
+    assert (history.step, history.stopped) == ([1, 2, 3], "callback")
+    run(three, callback=lambda history: len(history.loss) == 3)
+    assert same(weights(model), weights(three))
+
+
+def test_ctrl_c_stops_after_the_step_and_the_old_handler_comes_back():
+    def mine(number, frame):
+        raise AssertionError("the handler of the caller was called")
+
+    previous = signal.signal(signal.SIGINT, mine)
+    try:
+        history = run(new_model(), callback=lambda h: signal.raise_signal(signal.SIGINT) if len(h.step) == 2 else None)
+        assert signal.getsignal(signal.SIGINT) is mine
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert (history.step, history.stopped) == ([1, 2], "interrupted")
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_mode_comes_back():
+    def press_twice(history):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    model, previous = new_model().eval(), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, callback=press_twice)
+    assert signal.getsignal(signal.SIGINT) is previous
+    assert not model.training
+
+
+def test_training_works_in_another_thread():
+    histories = []
+    thread = threading.Thread(target=lambda: histories.append(run(new_model())))
+    thread.start()
+    thread.join()
+    assert histories[0].loss == run(new_model()).loss
+
+
+# Divergence
+
+
+class Breaking(GPT):
+    """A GPT whose loss, or whose gradient, is `value` in one training step, counted from 1; 0: in evaluation."""
+
+    step, value, in_gradient = 3, math.nan, False
+
+    def forward(self, ids, targets=None, **options):
+        output = super().forward(ids, targets, **options)
+        self.n_calls = getattr(self, "n_calls", 0) + self.training
+        if self.step == (self.n_calls if self.training else 0):
+            if self.in_gradient:
+                output.loss.register_hook(lambda gradient: gradient * self.value)
+            else:
+                output = output._replace(loss=output.loss * self.value)
+        return output
+
+
+def breaking(**settings):
+    model = new_model(Breaking)
+    vars(model).update(settings)
+    return model
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_a_loss_that_is_no_number_brings_back_the_last_weights_with_a_finite_one(step, value, tmp_path):
+    model, good, n_good = breaking(step=step, value=value), new_model(), max(step - 2, 0)
+    whole = run(good, callback=lambda h: len(h.step) == step - 1) if step > 1 else None
+    with pytest.raises(
+        DivergedError, match=rf"loss of step {step} .*weights after step {n_good} .*learning_rate"
+    ) as fault:
+        run(model, checkpoint_dir=tmp_path, save_steps=1)
+    assert fault.value.history.loss == (whole.loss if whole else [])
+    expected = new_model()
+    if n_good:
+        run(expected, callback=lambda h: len(h.step) == n_good)
+    assert same(weights(model), weights(expected))
+    assert max(tmp_path.glob("step-*")).name == f"step-{n_good:08d}"
+    assert same(weights(GPT.load(max(tmp_path.glob("step-*")))), weights(expected))
+
+
+def test_the_checkpoint_of_a_diverged_run_goes_on_as_if_nothing_had_happened(tmp_path):
+    with pytest.raises(DivergedError):
+        run(breaking(step=4), checkpoint_dir=tmp_path, validation_tokens=TOKENS[:40], eval_steps=1)
+    resumed, whole = new_model(), new_model()
+    after = run(resumed, checkpoint_dir=tmp_path, resume=True, validation_tokens=TOKENS[:40], eval_steps=1)
+    assert after == run(whole, validation_tokens=TOKENS[:40], eval_steps=1)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_a_gradient_that_is_no_number_leaves_the_weights_as_they_are():
+    model, expected = breaking(step=3, in_gradient=True), new_model()
+    with pytest.raises(DivergedError, match=r"gradient of step 3 .*weights after step 2") as fault:
+        run(model)
+    run(expected, callback=lambda h: len(h.step) == 2)
+    assert same(weights(model), weights(expected))
+    assert fault.value.history.step == [1, 2]
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run():
+    model, expected = breaking(step=0), new_model()
+    with pytest.raises(DivergedError, match=r"validation loss after step 2 is nan.*weights after step 1 "):
+        run(model, validation_tokens=TOKENS[:30], eval_steps=2)
+    run(expected, callback=lambda h: len(h.step) == 1)
+    assert same(weights(model), weights(expected))
+
+
+def test_a_rate_far_too_high_diverges_to_finite_weights():
+    model = new_model().eval()
+    with pytest.raises(DivergedError):
+        run(model, 50, learning_rate=1e30)
+    assert math.isfinite(evaluate(model, TOKENS))
+    assert not model.training
+
+
+# The progress bar
+
+
+def test_the_bar_shows_loss_speed_and_time_left(capsys):
+    history = run(new_model(), progress=True)
+    shown = capsys.readouterr().err
+    assert f"loss {history.loss[-1]:.3f}" in shown
+    assert "tok/s" in shown
+    assert "6/6" in shown
+    assert "<00:00" in shown  # tqdm's elapsed<left
+
+
+def test_the_bar_can_be_switched_off(capsys):
+    run(new_model(), progress=False)
+    assert capsys.readouterr() == ("", "")

@@ -119,6 +119,7 @@ class Checkpoints:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.saved_step = step
+        self._prune(folder)  # what a run that was killed while it removed has left
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -151,8 +151,8 @@ def evaluate(model, tokens, *, sequence_length: int | None = None, batch_size: i
     if whole < len(ids):
         batches.append((ids[None, whole:], targets[None, whole:]))  # (1, rest)
     with _mode(model, training=False):
-        total = sum(model(x, y).loss.double() * y.numel() for x, y in batches)
-    return total.item() / len(ids)
+        total = sum(model(x, y).loss.item() * y.numel() for x, y in batches)
+    return total / len(ids)
 
 
 def train(

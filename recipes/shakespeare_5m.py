@@ -1,9 +1,9 @@
 """Make the model that the course ships: python recipes/shakespeare_5m.py [WORK_DIRECTORY]
 
-Trains the byte-level BPE on the plays and on support dialogues, then a GPT of about five million parameters on the plays,
-and writes model, tokenizer and card into gptcourse/assets/shakespeare-5m. The held-out plays are only measured, never trained
-on. The work directory (default: recipes/work, which git ignores) holds the checkpoints: started again, the recipe goes on
-where it stopped.
+Trains the byte-level BPE on the plays and on support dialogues, then a GPT of about five million parameters on the
+plays, and writes model, tokenizer and card into gptcourse/assets/shakespeare-5m. The held-out plays are only measured,
+never trained on. The work directory (default: recipes/work, which git ignores) holds the checkpoints: started again,
+the recipe goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def encode_corpus(work: Path) -> tuple[BPETokenizer, torch.Tensor, torch.Tensor,
 
 
 def save_asset(model: GPT, tokenizer: BPETokenizer, card: str) -> None:
-    """Write the model in half precision (GPT.load and transformers open it in float32), the tokenizer and the card."""
+    """Write the model in half precision (GPT.load and transformers widen it to float32), tokenizer and card."""
     model.save(ASSET, tokenizer)
     weights = ASSET / "model.safetensors"
     half = {name: tensor.half() for name, tensor in load_file(weights).items()}
@@ -61,7 +61,7 @@ def save_asset(model: GPT, tokenizer: BPETokenizer, card: str) -> None:
 
 
 def write_card(tokenizer: BPETokenizer, n_tokens: int, n_validation: int, n_bytes: int, history, loss: float) -> str:
-    """Describe the model: data, settings, held-out loss, a sample, limits. `loss` is that of the shipped half-precision file."""
+    """Describe the model: data, settings, held-out loss (`loss`, that of the shipped half-precision file), limits."""
     model = GPT.load(ASSET)
     ids = generate(model, tokenizer.encode(PROMPT), 120, Sampling(temperature=0.8, top_p=0.95, seed=1))
     bits_per_byte = loss / torch.tensor(2.0).log().item() * n_validation / n_bytes
@@ -69,16 +69,17 @@ def write_card(tokenizer: BPETokenizer, n_tokens: int, n_validation: int, n_byte
     curve = "\n".join(f"| {s} | {x:.3f} |" for s, x in zip(history.eval_step, history.eval_loss, strict=True))
     return f"""# shakespeare-5m
 
-A GPT-2-shaped language model for learning: {SHAPE.num_parameters:,} parameters, {SHAPE.n_layer} blocks, {SHAPE.n_embd} wide,
-{SHAPE.n_head} heads, context {SHAPE.n_positions}, {VOCAB_SIZE:,} tokens. Made by `python recipes/shakespeare_5m.py`, with the
-settings that stand there; the weights are stored in half precision.
+A GPT-2-shaped language model for learning: {SHAPE.num_parameters:,} parameters, {SHAPE.n_layer} blocks,
+{SHAPE.n_embd} wide, {SHAPE.n_head} heads, context {SHAPE.n_positions}, {VOCAB_SIZE:,} tokens. Made by
+`python recipes/shakespeare_5m.py`, with the settings that stand there; the weights are stored in half precision.
 
 * **Data.** Shakespeare's plays, as `gptcourse.corpora.shakespeare` fetches and cleans them: {n_tokens:,} tokens,
   read {epochs:.1f} times. Held out, and never trained on: {" and ".join(HELD_OUT)}
   ({n_validation:,} tokens, {n_bytes:,} bytes). The tokenizer has also seen 10,000 support dialogues; the model has not.
 * **Held-out loss** of this file, over every token: {loss:.3f} nats per token, {bits_per_byte:.3f} bits per byte.
-* **Limits.** It knows the words of one author of around 1600, and no facts. It writes in the shape of plays, loses the thread
-  after a few lines, and may repeat what it has read. Use it to learn how such models work, and for nothing else.
+* **Limits.** It knows the words of one author of around 1600, and no facts. It writes in the shape of plays, loses
+  the thread after a few lines, and may repeat what it has read. Use it to learn how such models work, and for nothing
+  else.
 
 | step | held-out loss, nats per token |
 | ---: | ---: |
@@ -110,7 +111,13 @@ def main() -> None:
 
     checkpoints = work / "checkpoints"
     history = train(
-        model, tokens, SETTINGS, validation_tokens=validation, checkpoint_dir=checkpoints, resume=True, callback=write_log
+        model,
+        tokens,
+        SETTINGS,
+        validation_tokens=validation,
+        checkpoint_dir=checkpoints,
+        resume=True,
+        callback=write_log,
     )
     if history.stopped:
         return

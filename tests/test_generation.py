@@ -529,6 +529,15 @@ def test_modes_are_restored_after_an_error():
     assert model.training and model.h[0].training
 
 
+def test_no_gradients_are_recorded_while_writing():
+    model = MODELS["ours"]()
+    recording = []
+    model.register_forward_hook(lambda _, __, output: recording.append(output.logits.requires_grad))
+    generate(model, [1, 2], 2)
+    list(stream(model, [1, 2], 2))
+    assert recording == [False] * 4
+
+
 def test_what_was_written_can_be_trained_on():
     model = MODELS["ours"]().train()
     ids = generate(model, torch.tensor([[1, 2]]), 5)

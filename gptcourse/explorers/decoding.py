@@ -123,7 +123,7 @@ class DecodingExplorer(widgets.VBox):
             f"{int(kept.sum()):,} of {len(after):,} tokens kept, with {svg.percent(offered[kept].sum().item())} of the "
             f"probability  ·  entropy {_entropy(before):.2f} → {_entropy(after):.2f} bits  ·  ◀ the token drawn"
         )
-        # One string and so one message to the page: two would take a third longer to be seen.
+        # One string, and so one message to the page.
         self.picture.value = svg.paragraph(numbers) + self._bars(before, after, kept, numbers)
 
     def _bars(self, before, after, kept, numbers):

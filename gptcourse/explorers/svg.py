@@ -89,8 +89,8 @@ def bars(rows, *, description, headings, cut_after=None, cut_label="", chosen=No
         text(width - 112, 18, headings[0], anchor="end", opacity=0.7, size=12),
         text(width - 30, 18, headings[1], anchor="end", color=BLUE, size=12, bold=True),
     ]
-    for tick in range(5 if limit > 0.1 else 3):
-        share = limit * tick / (4 if limit > 0.1 else 2)
+    for fifth in range(6):
+        share = limit * fifth / 5
         x = left + share * scale
         parts.append(line(x, top - 4, x, height - 18, opacity=0.15))
         parts.append(text(x, height - 4, f"{100 * share:g} %", anchor="middle", size=11, opacity=0.7))
@@ -110,7 +110,7 @@ def bars(rows, *, description, headings, cut_after=None, cut_label="", chosen=No
     return picture(parts, height, description, width)
 
 
-def heat_map(weights, rows, columns, *, description, largest=None, numbers=True, title=""):
+def heat_map(weights, rows, columns, *, description, largest=None, title=""):
     """Draw a matrix as coloured cells: blue above 0, orange below, nothing at 0.
 
     ``weights`` is a nested sequence (len(rows), len(columns)); ``largest`` is the size drawn in full colour.
@@ -122,16 +122,17 @@ def heat_map(weights, rows, columns, *, description, largest=None, numbers=True,
     parts += [
         text(left + side * (j + 0.5), top - 8, c, anchor="middle", size=11, mono=True) for j, c in enumerate(columns)
     ]
+    parts.append(rect(left, top, side * len(columns), side * len(rows), "currentColor", 0.05))
     for i, (label, row) in enumerate(zip(rows, weights, strict=True)):
         parts.append(text(left - 8, top + side * (i + 0.5) + 4, label, anchor="end", size=11, mono=True))
         for j, weight in enumerate(row):
+            if abs(weight) < 0.005:
+                continue  # too pale to be seen, and its number would be 0.00
             x, y, share = left + side * j, top + side * i, min(abs(weight) / largest, 1.0)
-            parts.append(rect(x + 0.5, y + 0.5, side - 1, side - 1, "currentColor", 0.05))
+            number = f"{weight:.2f}".replace("0.", ".").replace("-", "−")
+            ink = "#fff" if share > 0.55 else "currentColor"
             parts.append(rect(x + 0.5, y + 0.5, side - 1, side - 1, BLUE if weight > 0 else ORANGE, share))
-            if numbers and abs(weight) >= 0.005:
-                number = f"{weight:.2f}".replace("0.", ".").replace("-", "−")
-                ink = "#fff" if share > 0.55 else "currentColor"
-                parts.append(text(x + side / 2, y + side / 2 + 4, number, anchor="middle", size=10, color=ink))
+            parts.append(text(x + side / 2, y + side / 2 + 4, number, anchor="middle", size=10, color=ink))
     return picture(parts, height, description, width)
 
 

@@ -15,13 +15,7 @@ def predict(question, options, answer, explanation):
     and ``answer`` is one of them. Nothing of the answer is sent to the browser before the click. The returned
     ``VBox`` has ``.buttons`` and ``.reply`` (an HTML widget, empty at first).
     """
-    options = [str(option) for option in options]
-    if not 2 <= len(options) <= 8 or len(set(options)) < len(options):
-        raise ValueError(f"predict() needs two to eight different options, not {options}.")
-    if answer not in options:
-        raise ValueError(
-            f"predict()'s answer must be one of its options, word for word: {answer!r} is not in {options}."
-        )
+    options = _checked(options, answer)
     letters = ascii_lowercase[: len(options)]
     buttons = [
         widgets.Button(description=letter, tooltip=f"I guess {letter}", layout=widgets.Layout(width="52px"))
@@ -52,3 +46,15 @@ def predict(question, options, answer, explanation):
     box = widgets.VBox([widgets.HBox([widgets.Label("Your guess:"), *buttons]), reply])
     box.buttons, box.reply = buttons, reply
     return box
+
+
+def _checked(options, answer):
+    """Return the options as strings; ValueError for too few, too many, equal ones, or none that is the answer."""
+    options = [str(option) for option in options]
+    if not 2 <= len(options) <= 8 or len(set(options)) < len(options):
+        raise ValueError(f"predict() needs two to eight different options, not {options}.")
+    if answer not in options:
+        raise ValueError(
+            f"predict()'s answer must be one of its options, word for word: {answer!r} is not in {options}."
+        )
+    return options

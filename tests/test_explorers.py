@@ -252,6 +252,13 @@ def test_the_size_menu_shows_gpt3s_own_numbers(name):
     assert explorer.controls["preset"].value == name
 
 
+def test_the_size_menu_draws_once_though_it_moves_four_sliders():
+    explorer, pictures = size_explorer(), []
+    explorer.picture.observe(pictures.append, "value")
+    explorer.controls["preset"].value = "175B"
+    assert len(pictures) == 1
+
+
 def test_a_moved_slider_is_no_longer_gpt3s_size():
     explorer = size_explorer()
     explorer.controls["preset"].value = "1.3B"

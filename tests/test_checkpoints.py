@@ -103,7 +103,7 @@ def start(folder, place="none", number=0, times=1):
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["gptcourse.training", "gptcourse.model"])  # torch is imported only once
+        context.set_forkserver_preload(["torch", "safetensors.torch", "pytest"])  # imported once, not by each child
     ours, theirs = context.Pipe()
     process = context.Process(target=child, args=(folder, theirs, place, number))
     process.start()

@@ -47,10 +47,10 @@ def all_notebooks(root=ROOT):
     return sorted((root / "notebooks").glob("*.ipynb"))
 
 
-def tree_memory(process):
-    """Return the resident memory of all descendants of `process`, in bytes."""
+def tree_memory(process, others):
+    """Return the resident memory of the descendants of `process` in bytes, without the process ids in `others`."""
     total = 0
-    for child in process.children(recursive=True):
+    for child in (child for child in process.children(recursive=True) if child.pid not in others):
         with contextlib.suppress(psutil.Error):  # it may end while we look
             total += child.memory_info().rss
     return total
@@ -60,10 +60,11 @@ def tree_memory(process):
 def watch_memory(interval=0.05):
     """Yield a list of one number: the highest memory of our child processes so far, in bytes."""
     peak, done = [0], threading.Event()
+    others = {child.pid for child in psutil.Process().children(recursive=True)}  # ours already, for something else
 
     def watch():
         while not done.wait(interval):
-            peak[0] = max(peak[0], tree_memory(psutil.Process()))
+            peak[0] = max(peak[0], tree_memory(psutil.Process(), others))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -8,6 +8,7 @@ and compared with the answer, so it gets a hint of its own, however the learner 
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import inspect
 import io
@@ -39,7 +40,7 @@ class Exercise:
 
     name: str
     asks: str
-    inputs: Callable[[], list[tuple]]  # builds the same fresh inputs on every call
+    inputs: Callable[[], list[tuple]]
     reference: Callable
     hint: str  # for wrong answers that no known mistake explains
     mistakes: tuple[Mistake, ...]
@@ -99,9 +100,10 @@ def _judge(exercise: Exercise, answer: Any) -> tuple[bool, str]:
     parameters = list(inspect.signature(exercise.reference).parameters)
     if not _accepts(answer, len(parameters)):
         return False, f"{not_yet} Your function should take {len(parameters)} inputs: {', '.join(parameters)}."
-    # The reference goes first: what its inputs have to import is not counted as the answer's time.
-    want, fresh = _outcomes(exercise.reference, exercise)
-    got, used = within(TIME_LIMIT, lambda: _outcomes(answer, exercise))
+    torch.default_generator.manual_seed(0)
+    fresh = exercise.inputs()
+    want, _ = _outcomes(exercise.reference, fresh)
+    got, used = within(TIME_LIMIT, lambda: _outcomes(answer, fresh))
     if any(isinstance(g, NotImplementedError) and " not implemented for " not in str(g) for g in got):
         return False, to_do
     if any(g is None or g is ... for g in got):
@@ -109,7 +111,7 @@ def _judge(exercise: Exercise, answer: Any) -> tuple[bool, str]:
     wrong = next((i for i, (g, w) in enumerate(zip(got, want, strict=True)) if difference(g, w)), None)
     if wrong is not None:
         for mistake in exercise.mistakes:
-            mistaken, _ = _outcomes(mistake.formula, exercise)
+            mistaken, _ = _outcomes(mistake.formula, fresh)
             if not any(map(difference, got, mistaken)):
                 return False, f"{not_yet} {mistake.hint}"
     for case, untouched in zip(used, fresh, strict=True):
@@ -133,10 +135,12 @@ def _accepts(function: Callable, count: int) -> bool:
     return True
 
 
-def _outcomes(function: Callable, exercise: Exercise) -> tuple[list, list[tuple]]:
-    """Return what `function` gives for each input (or the exception it raises), and the inputs as it leaves them."""
-    torch.default_generator.manual_seed(0)
-    cases, results = exercise.inputs(), []
+def _outcomes(function: Callable, inputs: list[tuple]) -> tuple[list, list[tuple]]:
+    """Return what `function` gives for copies of the inputs (or the exception it raises), and how it leaves them.
+
+    Copies, because inputs drawn anew could differ: an answer that was left behind as too slow still runs in its thread.
+    """
+    cases, results = copy.deepcopy(inputs), []
     for case in cases:
         torch.default_generator.manual_seed(1)  # the same dropout for an answer and for a mistaken formula
         try:

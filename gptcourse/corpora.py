@@ -93,14 +93,14 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}, but it must lie between 0 and 1.")
-    path = Path(path)
+    path = Path(path).expanduser()
     text = _decode(path)
     if len(text) < MINIMUM_CHARACTERS:
         raise ValueError(
             f"{path} holds {len(text)} characters; a model needs at least {MINIMUM_CHARACTERS} to learn from "
             "(and is worth reading from about a million)."
         )
-    wanted = round(len(text) * (1 - validation_fraction))
+    wanted = min(round(len(text) * (1 - validation_fraction)), len(text) - 1)
     slack = min(wanted, len(text) - wanted) // 2  # a line may be a whole chapter: then it is cut
     cut = text.rfind("\n", wanted - slack, wanted) + 1 or wanted
     return Corpus(path.stem, text[:cut], text[cut:])

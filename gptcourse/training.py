@@ -325,7 +325,10 @@ class _Run:
         history.eval_loss.append(loss)
 
     def save(self) -> None:
-        """Write a checkpoint, if the run keeps any."""
+        """Write a checkpoint, if the run keeps any. Raises DivergedError if the last update broke the weights."""
+        # A loss shows what the update before it did, so after the last update the weights themselves are looked at.
+        if self.before_update and not all(parameter.isfinite().all() for parameter in self.parameters):
+            self._diverge(f"weights after step {self.history.step[-1]} are not finite", undo=True)
         if self.checkpoints is not None:
             self.checkpoints.save(len(self.history.step), asdict(replace(self.history, stopped=None)))
 

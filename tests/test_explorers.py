@@ -330,7 +330,9 @@ def test_the_monitor_follows_a_real_training(model, tokenizer):
         model, config, floor=(1.25, "a floor"), sample=lambda: samples.append(0) or "<i>so</i>", sample_steps=2
     )
     tokens = torch.tensor(tokenizer.encode(TEXT * 3))
-    history = train(model, tokens, config, validation_tokens=tokens[:30], callback=monitor, progress=False)
+    history = train(
+        model, tokens, config, validation_tokens=tokens[:30], callback=monitor, device="cpu", progress=False
+    )
     assert history.stopped is None
     assert f"loss {history.loss[-1]:.3f}" in monitor.status.value and "step 6 of 6" in monitor.status.value
     assert f"validation {history.eval_loss[-1]:.3f}" in monitor.status.value
@@ -348,7 +350,12 @@ def test_the_stop_button_stops_the_training_and_keeps_what_was_learned(model, to
         return monitor(history)
 
     history = train(
-        model, torch.tensor(tokenizer.encode(TEXT * 3)), config, callback=press_at_step_three, progress=False
+        model,
+        torch.tensor(tokenizer.encode(TEXT * 3)),
+        config,
+        callback=press_at_step_three,
+        device="cpu",
+        progress=False,
     )
     assert history.stopped == "callback" and len(history.loss) == 3
     assert "stopped" in monitor.status.value

@@ -475,3 +475,12 @@ def test_the_bar_shows_loss_speed_and_time_left(capsys):
 def test_the_bar_can_be_switched_off(capsys):
     run(new_model(), progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_last_update_that_breaks_the_weights_is_undone_and_not_saved(tmp_path):
+    model = new_model()
+    before = weights(model)
+    with pytest.raises(DivergedError, match=r"weights after step 1 are not finite.*weights after step 0 are back"):
+        run(model, steps=1, learning_rate=1e38, lr_scheduler_type="constant", checkpoint_dir=tmp_path)
+    assert same(weights(model), before)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000000"]

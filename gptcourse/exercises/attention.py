@@ -120,7 +120,7 @@ EXERCISES = (
                 for formula in (
                     lambda q, k: q @ k,
                     lambda q, k: q @ k / sqrt(q.shape[-1]),
-                    lambda q, k: q @ k.T / sqrt(q.shape[-1]),
+                    lambda q, k: q @ k.permute(*reversed(range(k.ndim))) / sqrt(q.shape[-1]),
                     lambda q, k: q @ k.transpose(0, 1) / sqrt(q.shape[-1]),
                     lambda q, k: q @ k.transpose(1, 2) / sqrt(q.shape[-1]),
                 )

@@ -135,8 +135,8 @@ class DecodingExplorer(widgets.VBox):
             others = len(before) - len(top)
             rows.append((f"{others:,} other{'s' * (others > 1)}", *shares))
         # The draw that starts the continuation: generation's own noise for this seed, held against the bars.
-        noise = exponential_noise(after.shape, torch.Generator().manual_seed(self.sampling.seed)).to(after.device)
-        drawn = (top == draw(after, noise)).nonzero()
+        noise = exponential_noise(after.shape, torch.Generator().manual_seed(self.sampling.seed))
+        drawn = (top.cpu() == draw(after.cpu(), noise)).nonzero()
         chosen = int(drawn[0]) if len(drawn) else len(top)
         count = int(kept[top].sum())
         ordered = bool(kept[top][:count].all()) and count == int(kept.sum()) < len(before)

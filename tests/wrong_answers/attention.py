@@ -26,7 +26,7 @@ def scores_key_not_turned(q, k):
 
 @wrong("attention.scores", "the two matrices do not fit")
 def scores_all_dimensions_turned(q, k):
-    return (q @ k.T) / math.sqrt(q.shape[-1])
+    return (q @ k.permute(*reversed(range(k.ndim)))) / math.sqrt(q.shape[-1])
 
 
 @wrong("attention.scores", "right for a single sentence only")

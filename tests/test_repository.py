@@ -326,3 +326,9 @@ def test_repository_address_stands_in_the_documents():
     address = PROJECT["urls"]["Repository"]
     assert yaml.safe_load(read(ROOT / "CITATION.cff"))["repository-code"] == address
     assert f"git clone {address}\n" in read(ROOT / "README.md")
+
+
+def test_the_readme_gives_the_measured_time_and_memory_of_every_notebook():
+    text = read(ROOT / "README.md")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        assert re.search(rf"\| {path.stem} \| \d+ s, [\d.]+ GB \| \d+ s, [\d.]+ GB \|", text), path.stem

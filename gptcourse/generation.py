@@ -10,7 +10,6 @@ Shapes: B texts in a batch, T tokens each, V = vocab_size.
 import inspect
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
@@ -18,6 +17,8 @@ from numbers import Integral, Real
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+
+from gptcourse.model import in_mode
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache):
     ids = F.pad(ids, (0, max_new_tokens))  # (B, T), with room for what is written
     generator = None if sampling.seed is None else torch.Generator().manual_seed(sampling.seed)
     position = min(lengths)
-    with _evaluating(model):
+    with in_mode(model, training=False):
         reader = _Reader(model, use_cache)
         while position < max(ends):
             writes = [length <= position < end for length, end in zip(lengths, ends, strict=True)]
@@ -224,16 +225,10 @@ def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache):
             position += 1
 
 
-@contextmanager
-def _evaluating(model):
-    """Switch every module to evaluation mode, and back those that were training."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def context_window(model):
+    """Return how many tokens the model, ours or one of transformers, can look at."""
+    config = model.config
+    return config.n_positions if hasattr(config, "n_positions") else config.max_position_embeddings
 
 
 def first_kept(length, window):
@@ -256,7 +251,7 @@ class _Reader:
     def __init__(self, model, use_cache):
         self.model, self.use_cache = model, use_cache
         self.ours = hasattr(model, "new_cache")  # otherwise a model of transformers
-        self.window = model.config.n_positions if self.ours else model.config.max_position_embeddings
+        self.window = context_window(model)
         self.start, self.n_read, self.cache = 0, 0, None
         # Logits of other positions than the last would be computed for nothing.
         last_only = "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -116,15 +117,25 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
     @property
-    def num_parameters(self) -> int:
-        """How many numbers training changes: exact, from the shape alone."""
+    def parameters_by_part(self) -> dict[str, int]:
+        """How many numbers training changes in embeddings (read-out included), attention, MLP and norms: exact."""
         width = self.n_embd
         norm = width if self.norm == "rmsnorm" else 2 * width
         attention = (3 * width + 1 * width) * (width + 1)  # c_attn and c_proj, with biases
         mlp = 4 * width * (width + 1) + width * (4 * width + 1)
         embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
         positions = self.n_positions * width if self.position_embedding == "learned" else 0
-        return embeddings + positions + self.n_layer * (attention + mlp + 2 * norm) + norm
+        return {
+            "embeddings": embeddings + positions,
+            "attention": self.n_layer * attention,
+            "MLP": self.n_layer * mlp,
+            "norms": (2 * self.n_layer + 1) * norm,
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers training changes: exact, from the shape alone."""
+        return sum(self.parameters_by_part.values())
 
     @property
     def is_gpt2_shaped(self) -> bool:
@@ -151,6 +162,18 @@ class GPTConfig:
             n_layer=row.n_layers,
             n_head=n_head,
         )
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool):
+    """Put any model into training or evaluation mode, and each of its parts back into its own afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
 
 
 def squared_relu(x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from gptcourse.checkpoints import CheckpointError, Checkpoints
+from gptcourse.model import in_mode
 from gptcourse.optimizers import SCHEDULES, decay_groups, learning_rate_at
 
 
@@ -150,7 +151,7 @@ def evaluate(model, tokens, *, sequence_length: int | None = None, batch_size: i
     batches = list(zip(*windows, strict=True)) if whole else []
     if whole < len(ids):
         batches.append((ids[None, whole:], targets[None, whole:]))  # (1, rest)
-    with _mode(model, training=False):
+    with in_mode(model, training=False):
         total = sum(model(x, y).loss.item() * y.numel() for x, y in batches)
     return total / len(ids)
 
@@ -182,17 +183,17 @@ def train(
     run = _Run(model, tokens, validation_tokens, config, choose_device(device))
     run.open(checkpoint_dir, resume)
     history = run.history
-    with _mode(model, training=True), _ctrl_c() as ctrl_c, _progress_bar(run, progress) as show:
+    with in_mode(model, training=True), _ctrl_c() as ctrl_c, _progress_bar(run, progress) as show:
         while len(history.step) < config.steps and history.stopped is None:
             run.step()
             show()
             if _is_due(history.step[-1], config.save_steps):
-                run.save()
+                run.checkpoint()
             if callback is not None and callback(history):
                 history.stopped = "callback"
             if ctrl_c.is_set():
                 history.stopped = "interrupted"
-        run.save()
+        run.checkpoint()
     model.zero_grad()  # gives the memory of the gradients back
     return history
 
@@ -324,11 +325,14 @@ class _Run:
         history.eval_step.append(history.step[-1])
         history.eval_loss.append(loss)
 
-    def save(self) -> None:
-        """Write a checkpoint, if the run keeps any. Raises DivergedError if the last update broke the weights."""
-        # A loss shows what the update before it did, so after the last update the weights themselves are looked at.
+    def checkpoint(self) -> None:
+        """Save, unless the last update broke the weights, which no loss has shown yet: then raise DivergedError."""
         if self.before_update and not all(parameter.isfinite().all() for parameter in self.parameters):
             self._diverge(f"weights after step {self.history.step[-1]} are not finite", undo=True)
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint, if the run keeps any."""
         if self.checkpoints is not None:
             self.checkpoints.save(len(self.history.step), asdict(replace(self.history, stopped=None)))
 
@@ -369,18 +373,6 @@ def _progress_bar(run: _Run, progress: bool):
             bar.update()
 
         yield show
-
-
-@contextlib.contextmanager
-def _mode(model: torch.nn.Module, training: bool):
-    """Put the model into training or evaluation mode, and each part back into its own afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ the recipe goes on where it stopped.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -51,20 +52,19 @@ def encode_corpus(work: Path) -> tuple[BPETokenizer, torch.Tensor, torch.Tensor,
     return tokenizer, tokens, validation, len(plays.validation.encode())
 
 
-def save_asset(model: GPT, tokenizer: BPETokenizer, card: str) -> None:
-    """Write the model in half precision (GPT.load and transformers widen it to float32), tokenizer and card."""
+def save_asset(model: GPT, tokenizer: BPETokenizer) -> None:
+    """Write the tokenizer, and the model in half precision (GPT.load and transformers widen it to float32)."""
     model.save(ASSET, tokenizer)
     weights = ASSET / "model.safetensors"
     half = {name: tensor.half() for name, tensor in load_file(weights).items()}
     save_file(half, weights, metadata={"format": "pt"})
-    (ASSET / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_card(tokenizer: BPETokenizer, n_tokens: int, n_validation: int, n_bytes: int, history, loss: float) -> str:
     """Describe the model: data, settings, held-out loss (`loss`, that of the shipped half-precision file), limits."""
     model = GPT.load(ASSET)
     ids = generate(model, tokenizer.encode(PROMPT), 120, Sampling(temperature=0.8, top_p=0.95, seed=1))
-    bits_per_byte = loss / torch.tensor(2.0).log().item() * n_validation / n_bytes
+    bits_per_byte = loss / math.log(2) * n_validation / n_bytes
     epochs = SETTINGS.steps * SETTINGS.batch_size * SHAPE.n_positions / n_tokens
     curve = "\n".join(f"| {s} | {x:.3f} |" for s, x in zip(history.eval_step, history.eval_loss, strict=True))
     return f"""# shakespeare-5m
@@ -121,7 +121,7 @@ def main() -> None:
     )
     if history.stopped:
         return
-    save_asset(model, tokenizer, card="")
+    save_asset(model, tokenizer)
     loss = evaluate(GPT.load(ASSET), validation)
     card = write_card(tokenizer, len(tokens), len(validation), n_bytes, history, loss)
     (ASSET / "README.md").write_text(card, encoding="utf-8")

@@ -484,3 +484,11 @@ def test_a_last_update_that_breaks_the_weights_is_undone_and_not_saved(tmp_path)
         run(model, steps=1, learning_rate=1e38, lr_scheduler_type="constant", checkpoint_dir=tmp_path)
     assert same(weights(model), before)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000000"]
+
+
+def test_a_weight_that_was_infinite_before_training_is_one_clear_error(tmp_path):
+    model = new_model()
+    with torch.no_grad():
+        model.wpe.weight[-1] = math.inf  # a position that shorter sequences never use, so the loss stays finite
+    with pytest.raises(DivergedError, match="weights after step 1 are not finite"):
+        run(model, steps=1, sequence_length=LENGTH - 1, checkpoint_dir=tmp_path)

@@ -111,10 +111,10 @@ def clean(notebook):
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
-        kept = {"tags": tags} if tags else {}
+        metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code" and cell.source.startswith("predict("):
-            kept["jupyter"] = {"source_hidden": True}  # the source holds the answer
-        cell.metadata = nbformat.from_dict(kept)
+            metadata["jupyter"] = {"source_hidden": True}  # the source holds the answer
+        cell.metadata = nbformat.from_dict(metadata)
         if cell.cell_type == "code":
             cell.outputs = [kept for output in cell.outputs if (kept := clean_output(output))]
     return notebook

@@ -6,7 +6,8 @@ import ipywidgets as widgets
 import torch
 
 from gptcourse.explorers import svg
-from gptcourse.generation import Sampling, draw, exponential_noise, next_token_distribution, stream
+from gptcourse.generation import Sampling, context_window, draw, exponential_noise, next_token_distribution, stream
+from gptcourse.model import in_mode
 
 ROWS = 12
 SLIDERS = {  # name: (least, most, step, off, description)
@@ -75,7 +76,7 @@ class DecodingExplorer(widgets.VBox):
     def _new_prompt(self, _change=None):
         """Compute the next token's logits, once for all positions of the sliders."""
         self._stop_writing()
-        limit = getattr(self.model.config, "n_positions", None) or self.model.config.max_position_embeddings
+        limit = context_window(self.model)
         try:
             ids = list(self.tokenizer.encode(self.prompt.value))
             if not ids:
@@ -86,13 +87,9 @@ class DecodingExplorer(widgets.VBox):
             self.ids = None
             self.picture.value, self.continuation.value = svg.paragraph(reason), ""
             return
-        device = next(self.model.parameters()).device
-        self.ids = torch.tensor([ids], device=device)
-        training = self.model.training
-        self.model.eval()
-        with torch.inference_mode():
+        self.ids = torch.tensor([ids], device=self.model.device)
+        with in_mode(self.model, training=False), torch.inference_mode():
             self.logits = self.model(self.ids).logits[:, -1].float()
-        self.model.train(training)
         self._draw()
         self._write(self.turn)
 

@@ -25,6 +25,7 @@ def predict(question, options, answer, explanation):
     right = options.index(answer)
 
     def reveal(button):
+        """Close the question and show the answer beside the guess."""
         guess = buttons.index(button)
         for other in buttons:
             other.disabled = True

@@ -10,6 +10,9 @@ from gptcourse.model import GPT3_TABLE, GPTConfig
 from gptcourse.scaling import flops_per_token, training_memory
 
 VOCAB_SIZE = 50257  # GPT-2's and GPT-3's
+GPT3 = {name: GPTConfig.gpt3(name) for name in GPT3_TABLE}
+GPT3_PARAMETERS = {name: config.num_parameters for name, config in GPT3.items()}
+GPT3_FLOPS = {name: flops_per_token(config) for name, config in GPT3.items()}
 OPTIONS = {
     "width": [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192, 12288],
     "layers": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 96],
@@ -57,7 +60,7 @@ def size_explorer(width=1024, layers=24, heads=16, context=2048):
 
 def _connect(controls, picture):
     """Let every slider redraw the picture, and the menu move the sliders."""
-    presets = {name: _slider_values(GPTConfig.gpt3(name)) for name in GPT3_TABLE}
+    presets = {name: _slider_values(config) for name, config in GPT3.items()}
     moving = False  # the menu moves four sliders; the picture waits for the last
 
     def draw(_change=None):
@@ -67,6 +70,7 @@ def _connect(controls, picture):
             picture.value = _picture(**shape, batch=controls["batch"].value)
 
     def move_sliders(change):
+        """Set the sliders to the size that was chosen, and draw once."""
         nonlocal moving
         moving = True
         for name, value in presets.get(change["new"], {}).items():
@@ -96,20 +100,17 @@ def _picture(width, layers, heads, context, batch):
         return svg.paragraph(f"This model cannot be built. {reason}")
     memory, flops = training_memory(config, batch), flops_per_token(config)
     total = sum(memory.values())
-    gpt3 = {name: GPTConfig.gpt3(name) for name in GPT3_TABLE}
     metric = partial(svg.short, names=METRIC)
     numbers = (
         f"{config.num_parameters:,} parameters  ·  {metric(total)}B of memory to train with a batch of {batch}  ·  "
         f"{metric(flops)}FLOP to train on a token"
     )
-    sizes = {name: shape.num_parameters for name, shape in gpt3.items()}
-    work = {name: flops_per_token(shape) for name, shape in gpt3.items()}
     parts = [
-        _ruler(8, "parameters", config.num_parameters, 6, 12, sizes, svg.short),
-        _shares(104, _parameter_parts(config)),
+        _ruler(8, "parameters", config.num_parameters, 6, 12, GPT3_PARAMETERS, svg.short),
+        _shares(104, config.parameters_by_part),
         _ruler(150, "training memory", total, 7, 14, MACHINES, lambda power: f"{metric(power)}B"),
         _shares(246, memory),
-        _ruler(292, "training FLOPs per token", flops, 7, 13, work, metric),
+        _ruler(292, "training FLOPs per token", flops, 7, 13, GPT3_FLOPS, metric),
     ]
     return svg.paragraph(numbers) + svg.picture(parts, 378, numbers)
 
@@ -150,13 +151,3 @@ def _shares(top, parts):
         ]
         x += share * whole
     return "".join(drawn)
-
-
-def _parameter_parts(config):
-    d, layers = config.n_embd, config.n_layer
-    parts = {
-        "embeddings": (config.vocab_size + config.n_positions) * d,
-        "attention": layers * 4 * d * (d + 1),
-        "MLP": layers * d * (8 * d + 5),
-    }
-    return {**parts, "norms": config.num_parameters - sum(parts.values())}

@@ -2,13 +2,19 @@
 
 import ast
 import contextlib
+import copy
+import inspect
 import json
 import math
+import os
 import re
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -17,11 +23,19 @@ from torch import nn
 from wrong_answers import WRONG_ANSWERS, attention, gpt_block, start  # the imports fill the list
 
 import gptcourse.exercises
-from gptcourse.exercises import check, exercises
+from gptcourse.exercises import check, exercises, forget_progress, progress
+from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, remember
+from gptcourse.exercises.time_limit import within
 from gptcourse.model import GPT, GPTConfig
 
 NOTEBOOKS = {"start": "00_start_here.ipynb", "attention": "01_attention.ipynb", "gpt_block": "02_gpt_block.ipynb"}
 ALL_MISTAKES = [(name, m) for name, exercise in exercises().items() for m in exercise.mistakes]
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch):
+    """Keep the tests away from anybody's own progress, and from each other's."""
+    monkeypatch.setenv("GPTCOURSE_PROGRESS", str(tmp_path / "progress"))
 
 
 @pytest.fixture
@@ -55,9 +69,12 @@ def test_no_mistake_is_taken_for_another(name, mistake, verdict):
     assert verdict(name, mistake.formula) == (False, f"Not yet: {name}. {mistake.hint}")
 
 
-def test_every_exercise_has_three_wrong_answers_and_enough_exercises_are_there():
-    count = Counter(name for name, _, _ in WRONG_ANSWERS)
-    assert {name for name in exercises() if count[name] < 3} == set()
+def test_every_exercise_has_three_wrong_answers_with_hints_of_their_own_and_enough_exercises_are_there():
+    hints = defaultdict(set)
+    for name, _, hint in WRONG_ANSWERS:
+        hints[name].add(hint)
+    assert {name for name in exercises() if len(hints[name]) < 3} == set()
+    assert len(exercises()) >= 15
     tasks = Counter((name.split(".")[0], ".mend_" in name) for name in exercises())
     assert tasks["attention", False] >= 6 and tasks["attention", True] >= 4
     assert tasks["gpt_block", False] >= 6 and tasks["gpt_block", True] >= 6
@@ -117,10 +134,11 @@ def returns_dots(q, k): ...
 
 
 @pytest.mark.parametrize("stub", [raises_to_do, returns_nothing, returns_dots, lambda q, k: ..., None, ...])
-def test_stub_is_still_to_do(stub, verdict):
+def test_stub_is_still_to_do_and_no_try(stub, verdict):
     right, line = verdict("attention.scores", stub)
     assert not right
     assert line.startswith("To do: attention.scores. Return the dot product of each query with each key")
+    assert not progress_file().exists()
 
 
 def right_scores(q, k):
@@ -180,12 +198,138 @@ def test_first_difference_is_shown_with_both_values(verdict):
     assert "For vocab_size = 65: it gives 5.17438727 instead of 4.17438" in line
 
 
-def test_changed_input_is_named_even_when_the_result_is_right(verdict):
-    def in_place(q, k):
-        return q.div_(math.sqrt(q.shape[-1])) @ k.mT
+# ---- what no exercise knows as its own mistake, tried on every one of them
 
-    right, line = verdict("attention.scores", in_place)
-    assert not right and "changes its input q in place" in line
+
+def first_part(change):
+    """Return what gives the reference's result with its tensor, or the first of its tensors, changed."""
+
+    def change_result(result):
+        return (change(result[0]), *result[1:]) if isinstance(result, tuple) else change(result)
+
+    return change_result
+
+
+def as_text(result):
+    return "the answer is 42"
+
+
+def of_another_shape(result):
+    return torch.as_tensor(result).unsqueeze(0).expand(2, *torch.as_tensor(result).shape)
+
+
+def of_another_dtype(result):
+    if isinstance(result, int):
+        return float(result)
+    if isinstance(result, float):
+        return complex(result)
+    return result.to(torch.float64 if result.is_floating_point() else torch.int32)
+
+
+def not_a_number(result):
+    return result * torch.nan if not isinstance(result, torch.Tensor) else torch.full_like(result.float(), torch.nan)
+
+
+def stops(result):
+    raise KeyError("what a pity")
+
+
+@pytest.mark.parametrize("name", exercises())
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (as_text, r"it should return .* it returns something of type str\b"),
+        (first_part(as_text), r"(it should return .* )?it returns something of type str\b"),
+        (first_part(of_another_shape), r"the shape of what it returns is \(2|it returns something of type Tensor"),
+        (
+            first_part(of_another_dtype),
+            r"the dtype of what it returns is torch\.\w+, and it should be|a number, .* of type complex|\(int\)",
+        ),
+        (first_part(not_a_number), r"it gives NaN|should be torch\.int64|a whole number \(int\), .* of type float"),
+        (stops, r"it stops with KeyError: 'what a pity'"),
+        (lambda result: sys.exit(3), r"it stops with SystemExit: 3\b"),
+    ],
+    ids=["type", "part_of_another_type", "shape", "dtype", "nan", "exception", "exit"],
+)
+def test_odd_results_are_met_kindly_everywhere(name, change, words, verdict):
+    reference = exercises()[name].reference
+    right, line = verdict(name, lambda *inputs: change(reference(*inputs)))
+    assert not right and line.startswith(f"Not yet: {name}. For ")
+    assert re.search(words, line)
+    assert line.endswith(f"Hint: {exercises()[name].hint}")
+
+
+@pytest.mark.parametrize("name", exercises())
+def test_prints_are_left_out_everywhere(name, verdict):
+    reference = exercises()[name].reference
+
+    def talkative(*inputs):
+        print("my inputs are", inputs)
+        print("a warning", file=sys.stderr)
+        return reference(*inputs)
+
+    right, line = verdict(name, talkative)
+    assert right and line == f"Right: {name}. (What your function prints is left out here; call it yourself to see it.)"
+
+
+@pytest.mark.parametrize("name", exercises())
+def test_slow_answers_are_given_up_everywhere(name, monkeypatch, verdict):
+    monkeypatch.setattr(gptcourse.exercises, "TIME_LIMIT", 0.05)
+
+    def never_ends(*inputs):
+        while True:
+            with contextlib.suppress(Exception):
+                inputs = inputs[::-1]
+
+    right, line = verdict(name, never_ends)
+    assert not right and line.startswith(f"Not yet: {name}. ") and "no answer after 0.05 seconds" in line
+
+
+def tensors_in(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for part in value for tensor in tensors_in(part)] if isinstance(value, list | tuple) else []
+
+
+DAMAGEABLE = [
+    (name, parameter)
+    for name, exercise in exercises().items()
+    for parameter, value in zip(inspect.signature(exercise.reference).parameters, exercise.inputs()[0], strict=True)
+    if tensors_in(value)
+]
+
+
+def test_every_exercise_with_tensors_is_watched_for_damage():
+    without = {"gpt_block.init_std", "gpt_block.parameters", "gpt_block.first_loss"}  # numbers go in
+    assert {name for name, _ in DAMAGEABLE} == exercises().keys() - without
+
+
+@pytest.mark.parametrize(("name", "parameter"), DAMAGEABLE)
+def test_changed_input_is_named_even_when_the_result_is_right(name, parameter, verdict):
+    reference = exercises()[name].reference
+    place = list(inspect.signature(reference).parameters).index(parameter)
+
+    def in_place(*inputs):
+        result = reference(*copy.deepcopy(inputs))
+        with torch.no_grad():
+            tensors_in(inputs[place])[-1].add_(1)
+        return result
+
+    right, line = verdict(name, in_place)
+    assert not right and f"changes its input {parameter} in place" in line
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b.pop(), lambda b: b.clear(), lambda b: setattr(b[0][1], "data", b[0][1].data.double())]
+)
+def test_list_of_batches_is_watched_too(damage, verdict):
+    def in_place(model, batches):
+        result = exercises()["gpt_block.mend_percent"].reference(model, batches)
+        damage(batches)
+        return result
+
+    right, line = verdict("gpt_block.mend_percent", in_place)
+    assert not right and "changes its input batches in place" in line
 
 
 def test_numbers_may_come_as_tensors(verdict):
@@ -197,16 +341,6 @@ def test_counts_must_be_exact(verdict):
     count = exercises()["gpt_block.parameters"].reference
     right, line = verdict("gpt_block.parameters", lambda *sizes: count(*sizes) + 1)
     assert not right and "124439809 instead of 124439808" in line
-
-
-def test_prints_of_the_answer_are_left_out(verdict):
-    def talkative(q, k):
-        print("q is", q)
-        print("a warning", file=sys.stderr)
-        return right_scores(q, k)
-
-    right, line = verdict("attention.scores", talkative)
-    assert right and "q is" not in line and "left out here" in line
 
 
 def never_ends(q, k):
@@ -252,10 +386,40 @@ def test_check_works_outside_the_main_thread(capsys):
 
 def test_interrupting_the_kernel_goes_through():
     def interrupted(q, k):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # as the ■ button does
+        while True:
+            pass
 
-    with pytest.raises(KeyboardInterrupt):
-        check("attention.scores", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            check("attention.scores", interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if hasattr(signal, "setitimer"):
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert not progress_file().exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_what_work_raises_goes_through_outside_the_main_thread(error, capfd):
+    def work():
+        raise error("raised by the work")
+
+    caught = []
+
+    def outside():
+        try:
+            within(60, work)
+        except BaseException as raised:
+            caught.append(raised)
+
+    thread = threading.Thread(target=outside)
+    thread.start()
+    thread.join()
+    assert [(type(raised), str(raised)) for raised in caught] == [(error, "raised by the work")]
+    assert capfd.readouterr().err == ""
 
 
 def test_random_numbers_of_the_notebook_are_left_alone(capsys):
@@ -323,4 +487,184 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
         if isinstance(node, ast.FunctionDef) and node.name == function_name
     ]
     exec(compile(ast.Module([task], []), name, "exec"), namespace)
+    forget_progress()
     assert not verdict(name, namespace[function_name])[0]
+    assert not progress_file().exists(), "what nobody has touched is not a try"
+
+
+# ---- progress
+
+
+def test_progress_counts_tries_up_to_the_first_right_answer(verdict):
+    wrong, right = (lambda q, k: q @ k.mT), exercises()["attention.scores"].reference
+    assert progress().parts["01 · Attention"]["attention.scores"] == Record(0, None)
+    for answer in (wrong, torch.ones(1), lambda q: q, lambda q, k: 1 / 0):
+        check("attention.scores", answer)
+    assert progress().parts["01 · Attention"]["attention.scores"] == Record(4, None)
+    for answer in (right, wrong, right):
+        check("attention.scores", answer)
+    assert progress().parts["01 · Attention"]["attention.scores"] == Record(5, date.today().isoformat())
+    others = {name for part in progress().parts.values() for name, record in part.items() if record == Record()}
+    assert others == exercises().keys() - {"attention.scores"}
+
+
+def test_a_slow_answer_is_a_try(monkeypatch, verdict):
+    monkeypatch.setattr(gptcourse.exercises, "TIME_LIMIT", 0.05)
+    verdict("attention.scores", never_ends)
+    assert progress().parts["01 · Attention"]["attention.scores"].tries == 1
+
+
+def test_progress_has_a_part_for_each_notebook_under_its_title():
+    folder = Path(__file__).parents[1] / "notebooks"
+    for (title, records), (module, file) in zip(progress().parts.items(), NOTEBOOKS.items(), strict=True):
+        first_line = "".join(json.loads((folder / file).read_text(encoding="utf-8"))["cells"][0]["source"])
+        assert first_line.startswith(f"# {title}\n")
+        assert list(records) == [name for name in exercises() if name.startswith(f"{module}.")]
+
+
+def test_progress_as_text():
+    shown = Progress({"00 · Start": {"a": Record(2, "2026-01-31"), "long_name": Record(1), "b": Record()}}, "A note.")
+    assert repr(shown).splitlines() == [
+        "00 · Start: 1 of 3 solved",
+        "  a          ✓ solved 2026-01-31  tries: 2",
+        "  long_name  tried                tries: 1",
+        "  b          to do                tries: 0",
+        "A note.",
+    ]
+    assert repr(Progress({})) == ""
+
+
+def test_progress_as_html_shows_every_text_as_text():
+    bad = "<img src=x onerror=alert(1)>&"
+    html = Progress({bad: {bad: Record(1, bad)}}, bad)._repr_html_()
+    assert "<img" not in html
+    assert html.count("&lt;img src=x onerror=alert(1)&gt;&amp;") == 4
+    assert html.count("<tr>") == html.count("</tr>") == 3
+    assert "1 of 1 solved" in html
+
+
+def test_forgetting_starts_again():
+    check("attention.scores", exercises()["attention.scores"].reference)
+    assert "1 of" in repr(progress())
+    forget_progress()
+    forget_progress()
+    assert progress() == Progress(progress().parts, "")
+    assert {record for part in progress().parts.values() for record in part.values()} == {Record()}
+
+
+def test_progress_lies_with_the_user_and_not_in_the_shared_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPTCOURSE_CACHE", str(tmp_path / "shared"))
+    monkeypatch.delenv("GPTCOURSE_PROGRESS")
+    assert not progress_file().is_relative_to(tmp_path)
+    assert "gptcourse" in progress_file().parts
+    monkeypatch.setenv("GPTCOURSE_PROGRESS", "~/course")
+    assert progress_file() == Path("~/course/progress.json").expanduser()
+
+
+GOOD = {"tries": 2, "solved": "2026-01-31"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[1, 2]",
+        b"\xff\xfe\xfd",
+        b"\x00" * 100,
+        b"[" * 100_000,
+        b'{"version": 1}',
+        b'{"version": "new", "exercises": {}}',
+        b'{"version": 1, "exercises": [["attention.scores", 3]]}',
+        b'{"version": 1, "exercises": {"attention.scores": {"tries": ' + b"9" * 5000 + b"}}}",
+    ],
+)
+def test_damaged_file_is_begun_anew(content, verdict):
+    progress_file().parent.mkdir()
+    progress_file().write_bytes(content)
+    assert repr(progress()).count("to do") == len(exercises())
+    assert verdict("attention.scores", right_scores) == (True, "Right: attention.scores.")
+    assert progress().parts["01 · Attention"]["attention.scores"].tries == 1
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        7,
+        "solved",
+        [1, None],
+        {},
+        {"tries": -1, "solved": None},
+        {"tries": True, "solved": None},
+        {"tries": 1.5, "solved": None},
+        {"tries": math.nan, "solved": None},
+        {"tries": 1, "solved": "<b>today</b>"},
+        {"tries": 1, "solved": 20260131},
+        {"tries": 1, "solved": None, "more": 1},
+    ],
+)
+def test_damaged_entry_is_dropped_and_the_others_are_kept(entry):
+    progress_file().parent.mkdir()
+    entries = {"attention.scores": entry, "attention.heads": GOOD, "in.a_later_notebook": GOOD}
+    progress_file().write_text(json.dumps({"version": FORMAT, "exercises": entries}))
+    assert progress().parts["01 · Attention"]["attention.scores"] == Record()
+    remember("attention.scores", False)
+    kept = json.loads(progress_file().read_text())["exercises"]
+    assert kept == entries | {"attention.scores": {"tries": 1, "solved": None}}
+
+
+def test_file_of_a_newer_course_is_left_alone_and_told_once_it_matters(verdict):
+    progress_file().parent.mkdir()
+    text = json.dumps({"version": FORMAT + 1, "solved": ["everything"]})
+    progress_file().write_text(text)
+    assert verdict("attention.scores", lambda q, k: q @ k.mT)[1].endswith("back to one.")
+    right, line = verdict("attention.scores", right_scores)
+    assert right and line.startswith("Right: attention.scores. (Your progress cannot be kept: a newer version")
+    assert progress_file().read_text() == text
+    assert "a newer version of this course" in repr(progress()) and "a newer version" in progress()._repr_html_()
+
+
+@pytest.mark.parametrize("obstacle", ["a file where the folder should be", "a folder where the file should be"])
+def test_file_that_cannot_be_used_never_stops_check(obstacle, verdict):
+    if obstacle.startswith("a file"):
+        progress_file().parent.write_text("in the way")
+    else:
+        progress_file().mkdir(parents=True)
+    for answer, right in ((right_scores, True), (lambda q, k: q, False), (raises_to_do, False)):
+        found, line = verdict("attention.scores", answer)
+        assert found is right
+        assert ("Your progress cannot be kept: " in line) is right
+    assert repr(progress()).count("to do") == len(exercises())
+
+
+@pytest.mark.parametrize("function", ["mkstemp", "replace"])
+def test_full_or_locked_disk_leaves_the_old_file_whole(function, monkeypatch, verdict):
+    remember("start.greedy", True)
+    before = progress_file().read_bytes()
+
+    def fail(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile if function == "mkstemp" else os, function, fail)
+    right, line = verdict("attention.scores", right_scores)
+    assert right and "No space left on device" in line
+    assert [path.read_bytes() for path in progress_file().parent.iterdir()] == [before]
+
+
+def test_kernels_that_write_at_once_leave_a_whole_file():
+    program = (
+        "import sys; from gptcourse.exercises.records import remember\n"
+        "for i in range(100): remember(f'kernel_{sys.argv[1]}.number_{i}', True)"
+    )
+    command = [sys.executable, "-c", program]
+    kernels = [subprocess.Popen([*command, str(i)], stderr=subprocess.PIPE, text=True) for i in range(3)]
+    reads = []
+    while any(kernel.poll() is None for kernel in kernels):
+        with contextlib.suppress(OSError):  # not there yet; on Windows also while it is being replaced
+            reads.append(json.loads(progress_file().read_text())["exercises"])
+    assert [kernel.communicate()[1] for kernel in kernels] == ["", "", ""]
+    last = json.loads(progress_file().read_text())["exercises"]
+    assert reads and all(Record(**entry).solved for entry in last.values())
+    assert list(progress_file().parent.iterdir()) == [progress_file()]

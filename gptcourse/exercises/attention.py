@@ -15,6 +15,7 @@ from torch import Tensor, randn
 from gptcourse.attention import KeyValueCache, attention, causal_mask
 from gptcourse.exercises import Exercise, Mistake
 
+NOTEBOOK = "01 · Attention"
 WRONG_AXIS = (
     "Your numbers add up to one along the wrong direction. Each query shares out one unit of attention: "
     "which dimension runs over the keys, however many dimensions stand in front?"
@@ -24,12 +25,12 @@ NO_SCALE = (
     "Something that grows with D should bring the spread back to one."
 )
 OVERSCALED = (
-    "You divide by too much: a sum of D independent products has *variance* D, so what is its standard deviation?"
+    "You divide by too much: a sum of D independent products has variance D, so what is its standard deviation?"
 )
 SEES_FUTURE = "Every token can look at the tokens after it. Who may look at whom?"
 LATE_MASK = (
-    "The future is hidden, but only after attention was shared out, so the rows no longer add up to one. "
-    "Should the mask come before or after the sharing?"
+    "The future gets no weight, but the rows no longer add up to one: some of the attention is lost. "
+    "Among whom was it shared out?"
 )
 NOT_HIDDEN = (
     "A score of zero is an ordinary score: its exponential is one, so the future still gets weight. "
@@ -417,11 +418,12 @@ EXERCISES = (
                     formula,
                     "The mistake is still there: no weight can be more than about seven times another, however well "
                     "its key matches. What keeps the scores in so narrow a range?",
+                    untouched=untouched,
                 )
-                for formula in (
-                    lambda q, k: (q @ k.mT).tanh().softmax(-1),
-                    lambda q, k: scaled(q, k).tanh().softmax(-1),
-                    lambda q, k: ((q @ k.mT).tanh() / sqrt(q.shape[-1])).softmax(-1),
+                for formula, untouched in (
+                    (lambda q, k: (q @ k.mT).tanh().softmax(-1), True),
+                    (lambda q, k: scaled(q, k).tanh().softmax(-1), False),
+                    (lambda q, k: ((q @ k.mT).tanh() / sqrt(q.shape[-1])).softmax(-1), False),
                 )
             ),
             Mistake(lambda q, k: (q @ k.mT).softmax(-1), NO_SCALE),
@@ -437,8 +439,9 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 lambda q, k: scaled(q, k).softmax(1),
-                "The mistake is still there: for each key, the queries' weights add up to one, "
-                "and it should be the other way round.",
+                "The mistake is still there: add up one query's weights, and the sum is not one. "
+                "What does add up to one instead, now that a batch stands in front?",
+                untouched=True,
             ),
             Mistake(
                 lambda q, k: scaled(q, k).softmax(0),
@@ -464,8 +467,9 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 lambda scores: scores.softmax(-1) * triangle(scores),
-                "The mistake is still there: attention is shared out among all keys, "
-                "and then the share of the future is thrown away. In which order should that happen?",
+                "The mistake is still there: the future gets no weight, and yet most rows add up to less than one. "
+                "Who got the rest?",
+                untouched=True,
             ),
             Mistake(lambda scores: masked(scores, triangle(scores), fill=0.0), NOT_HIDDEN),
             Mistake(
@@ -494,8 +498,9 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 lambda q, k, v, n_head: cut_by_memory(q, k, v, n_head).transpose(1, 2).flatten(2),
-                "The mistake is still there: the first head holds whole tokens from the start of the sentence, "
-                "not a slice of every token. What happens to the order of the numbers when they are cut?",
+                "The mistake is still there: change a token, and outputs before it change, though each head has its "
+                "mask. Print what one head is given: which numbers of which tokens are they?",
+                untouched=True,
             ),
             Mistake(
                 lambda q, k, v, n_head: cut_by_memory(q, k, v, n_head).reshape(q.shape),

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NAN = "NaN (not a number, often 0 / 0 or infinity minus infinity)"
+
 
 def difference(got: Any, want: Any) -> str | None:
     """Say in what way `got` is not `want`; None if they are the same, rounding aside."""
@@ -31,7 +33,7 @@ def _number_difference(got: Any, want: float) -> str | None:
         return f"it should return {name}, and it returns {kind_of(got)}"
     close = got == want or math.isclose(got, want, rel_tol=1e-5 * (kind is numbers.Real))
     same_nan = math.isnan(got) and math.isnan(want)
-    return None if close or same_nan else f"it gives {got:.9g} instead of {want:.9g}"
+    return None if close or same_nan else f"it gives {NAN if math.isnan(got) else f'{got:.9g}'} instead of {want:.9g}"
 
 
 def _tensor_difference(got: Any, want: Tensor) -> str | None:
@@ -48,7 +50,7 @@ def _tensor_difference(got: Any, want: Tensor) -> str | None:
     at = tuple(far.nonzero()[0].tolist())
     where = f"at position {at} " if at else ""
     if got[at].isnan():
-        return f"{where}it gives NaN (not a number, often 0 / 0 or infinity minus infinity), not {want[at]:.6g}"
+        return f"{where}it gives {NAN} instead of {want[at]:.6g}"
     return f"{where}it gives {got[at]:.6g} instead of {want[at]:.6g}"
 
 

@@ -17,14 +17,18 @@ from torch import Tensor, nn, randint, randn
 from gptcourse.exercises import Exercise, Mistake
 from gptcourse.model import Block, GPTConfig
 
-NOT_SHIFTED = "The mistake is still there: at each place the answer is the token that the model is looking at."
+NOTEBOOK = "02 · A GPT block"
+NOT_SHIFTED = (
+    "The mistake is still there: a model that answers with the very token it has just read gets the best loss. "
+    "What does the loss hold each guess against?"
+)
 STILL_SUMS = (
-    "Gradients of earlier batches are still there when the optimizer takes its step, and each batch adds to them. "
-    "What should happen once for every batch?"
+    "The steps follow more than the loss at hand. "
+    "Print one weight's gradient right before each step: how much of it comes from this loss?"
 )
 NO_GRADIENT = (
-    "The loss never changes: whenever the optimizer takes its step it finds no gradients. "
-    "What writes them, what wipes them, and in which order do these happen?"
+    "The loss never changes, so the optimizer moves nothing. "
+    "What should it find in each weight when it takes its step, and is it there at that moment?"
 )
 LATE_STEP = "Each step follows the gradients of the step before. In which order should the three happen?"
 UNEQUAL_BATCHES = (
@@ -134,7 +138,7 @@ EXERCISES = (
             ),
             Mistake(
                 lambda x, w, b, eps: (x - x.mean(-1, True)) / (x.var(-1, False, keepdim=True).sqrt() + eps) * w + b,
-                "Very close: eps belongs to the variance, not to its root.",
+                "Very close: look at the formula again, and see how far its root reaches.",
             ),
             Mistake(
                 lambda x, w, b, eps: normalised(x, 0.0) * w + b,
@@ -156,7 +160,10 @@ EXERCISES = (
                 for dim in (0, 1, -2, (0, 1), (1, 2), None)
             ),
             Mistake(lambda x, w, b, eps: normalised(x, eps), "Normalised it is. Weight and bias are not used yet."),
-            Mistake(lambda x, w, b, eps: (normalised(x, eps) + b) * w, "First stretch, then shift: the order matters."),
+            Mistake(
+                lambda x, w, b, eps: (normalised(x, eps) + b) * w,
+                "Weight and bias are both there. Should the weight stretch the bias, too?",
+            ),
         ),
     ),
     Exercise(
@@ -222,7 +229,8 @@ EXERCISES = (
                 "stream as it came in.",
             ),
             Mistake(
-                lambda x, ln_1, attn, ln_2, mlp: (y := x + mlp(ln_2(x))) + attn(ln_1(y)), "Attention should come first."
+                lambda x, ln_1, attn, ln_2, mlp: (y := x + mlp(ln_2(x))) + attn(ln_1(y)),
+                "All parts are there. Which of the two reads the stream first?",
             ),
         ),
     ),
@@ -282,7 +290,9 @@ EXERCISES = (
                 lambda V, T, C, L: 12 * L * C**2 + (V + T) * C,
                 "All matrices are there. What is missing are the small ones: biases and layer norms.",
             ),
-            Mistake(lambda V, T, C, L: count(V, T, C, L) - 2 * C, "One layer norm is missing: the last of all."),
+            Mistake(
+                lambda V, T, C, L: count(V, T, C, L) - 2 * C, "One layer norm is missing, and it stands in no block."
+            ),
             Mistake(lambda V, T, C, L: count(V, T, C, L) - T * C, "The position embeddings are missing."),
             Mistake(
                 lambda V, T, C, L: count(V, T, C, L) - 9 * C * L,
@@ -438,7 +448,9 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 lambda logits, targets: F.cross_entropy(logits.softmax(-1).mT, targets),
-                "The mistake is still there: the softmax happens twice, once in your line and once inside the loss.",
+                "The mistake is still there: however sure and right a model is, its loss stays far above zero. "
+                "What does the loss function do with its first input before it looks at the targets?",
+                untouched=True,
             ),
             Mistake(
                 lambda logits, targets: F.nll_loss(logits.softmax(-1).mT, targets),
@@ -465,7 +477,7 @@ EXERCISES = (
         reference=lambda logits, tokens: F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:]),
         hint="The guess made at place t belongs to the token at place t + 1 of the same text.",
         mistakes=(
-            Mistake(lambda logits, tokens: F.cross_entropy(logits.mT, tokens), NOT_SHIFTED),
+            Mistake(lambda logits, tokens: F.cross_entropy(logits.mT, tokens), NOT_SHIFTED, untouched=True),
             Mistake(lambda logits, tokens: F.cross_entropy(logits[:, :-1].mT, tokens[:, :-1]), NOT_SHIFTED),
             Mistake(lambda logits, tokens: F.cross_entropy(logits[:, 1:].mT, tokens[:, 1:]), NOT_SHIFTED),
             Mistake(
@@ -498,7 +510,11 @@ EXERCISES = (
             "Return one loss for each batch, in order."
         ),
         mistakes=(
-            Mistake(lambda model, optimizer, batches: trained(model, optimizer, batches, "backward step"), STILL_SUMS),
+            Mistake(
+                lambda model, optimizer, batches: trained(model, optimizer, batches, "backward step"),
+                STILL_SUMS,
+                untouched=True,
+            ),
             Mistake(lambda model, optimizer, batches: trained(model, optimizer, batches, "clear step"), NO_GRADIENT),
             *(
                 Mistake(lambda model, optimizer, batches, order=order: trained(model, optimizer, batches, order), hint)
@@ -521,6 +537,7 @@ EXERCISES = (
             Mistake(
                 lambda model, optimizer, x, y, steps, order=order: trained(model, optimizer, [(x, y)] * steps, order),
                 hint,
+                untouched=order == "clear step",
             )
             for order, hint in (
                 ("clear step", NO_GRADIENT),
@@ -539,14 +556,13 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 lambda model, batches: pooled(losses_of(model, batches, training=True)),
-                "The mistake is still there: numbers are still being dropped at random while you measure. "
-                "Leaving the gradients out does not change that; what tells a model that it is being "
-                "examined, and when?",
+                "The mistake is still there: two measurements of one model on the same data differ. "
+                "Which part of a model throws dice, and how does it know when not to?",
+                untouched=True,
             ),
             Mistake(
                 lambda model, batches: mean_of_means(losses_of(model, batches, training=True)),
-                "Numbers are still being dropped at random while you measure, and batches of different sizes "
-                "count the same.",
+                "Two measurements still differ, and besides, batches of different sizes now count the same.",
             ),
             Mistake(
                 lambda model, batches: pooled(
@@ -577,13 +593,15 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 lambda model, batches: total(hits_of(model, batches)) / len(batches),
-                "The mistake is still there: right answers are counted one by one, and divided by a number of batches.",
+                "The mistake is still there: a share of all answers is never more than 1. "
+                "What is counted above the line, and what below it?",
+                untouched=True,
             ),
             Mistake(lambda model, batches: mean_of_means(hits_of(model, batches)), UNEQUAL_BATCHES),
             Mistake(
                 lambda model, batches: total(hits_of(model, batches)) / sum(len(y) for _, y in batches),
                 "Right for one answer per example. Where an example is a text, it has an answer at every place: "
-                "what did you count above the line, and what below?",
+                "are those counted below the line, too?",
             ),
             Mistake(
                 lambda model, batches: total(hits_of(model, batches)) / (len(batches) * batches[0][1].numel()),
@@ -607,8 +625,9 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 lambda hidden, token_embedding, label_head: label_head(hidden[:, -1]).argmax(-1),
-                "The mistake is still there: a label, 0 or 1, is read as if it were a token. "
-                "What in a GPT turns a hidden state into one score for each token?",
+                "The mistake is still there: whatever the text, only the tokens 0 and 1 are ever chosen. "
+                "How many scores are compared, and what is each of them a score of?",
+                untouched=True,
             ),
             Mistake(
                 lambda hidden, token_embedding, label_head: (hidden[:, 0] @ token_embedding.T).argmax(-1),

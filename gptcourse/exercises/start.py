@@ -8,6 +8,8 @@ from torch import Tensor
 from gptcourse.exercises import Exercise, Mistake
 from gptcourse.generation import Sampling, next_token_distribution
 
+NOTEBOOK = "00 · Start here"
+
 
 def logits() -> list[tuple]:
     """Return vectors whose largest entry stands inside; in the first another one is larger in size."""

@@ -13,7 +13,10 @@ class TooSlow(BaseException):
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
-    """Run `work` and return what it returns; raise TooSlow after so many seconds."""
+    """Run `work` and return what it returns; raise TooSlow after so many seconds.
+
+    What `work` raises goes through, KeyboardInterrupt too.
+    """
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
         return _with_alarm(seconds, work)
     return _in_thread(seconds, work)
@@ -35,9 +38,19 @@ def _with_alarm(seconds: float, work: Callable[[], Any]) -> Any:
 def _in_thread(seconds: float, work: Callable[[], Any]) -> Any:
     """The way for Windows and for cells that run outside the main thread: slow work is left behind, still running."""
     results: list = []
-    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # raised again below, where somebody waits for it
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
+    if errors:
+        raise errors[0]
     if not results:
         raise TooSlow
     return results[0]

@@ -90,7 +90,7 @@ def weights_over_everything(scores):
     return e / e.sum()
 
 
-@wrong("attention.causal", "only after attention was shared out")
+@wrong("attention.causal", "Among whom was it shared out")
 def causal_mask_after_softmax(scores):
     return torch.tril(torch.softmax(scores, dim=-1))
 
@@ -150,7 +150,7 @@ def output_without_scale(q, k, v):
     return (q @ k.transpose(-2, -1)).masked_fill(mask, float("-inf")).softmax(-1) @ v
 
 
-@wrong("attention.output", "only after attention was shared out")
+@wrong("attention.output", "Among whom was it shared out")
 def output_mask_after_softmax(q, k, v):
     w = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), dim=-1)
     return torch.tril(w) @ v

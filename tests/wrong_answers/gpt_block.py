@@ -19,7 +19,7 @@ def norm_with_sample_deviation(x, weight, bias, eps):
     return weight * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + eps) + bias
 
 
-@wrong("gpt_block.layer_norm", "not to its root")
+@wrong("gpt_block.layer_norm", "how far its root reaches")
 def norm_with_eps_outside(x, weight, bias, eps):
     std = x.std(-1, unbiased=False, keepdim=True)
     return weight * (x - x.mean(-1, keepdim=True)) / (std + eps) + bias
@@ -169,7 +169,7 @@ def parameters_of_matrices(vocab_size, n_positions, n_embd, n_layer):
     return n_embd * (vocab_size + n_positions) + 12 * n_layer * n_embd * n_embd
 
 
-@wrong("gpt_block.parameters", "One layer norm is missing")
+@wrong("gpt_block.parameters", "it stands in no block")
 def parameters_without_last_norm(vocab_size, n_positions, n_embd, n_layer):
     return n_embd * (vocab_size + n_positions) + n_layer * (12 * n_embd * n_embd + 13 * n_embd)
 
@@ -337,7 +337,7 @@ def parrot_shifted_between_texts(logits, tokens):
     return F.cross_entropy(logits[:-1].flatten(0, 1), tokens[1:].flatten())
 
 
-@wrong("gpt_block.mend_swing", "Gradients of earlier batches")
+@wrong("gpt_block.mend_swing", "how much of it comes from this loss")
 def swing_as_it_stands(model, optimizer, batches):
     losses = []
     for x, y in batches:
@@ -348,7 +348,7 @@ def swing_as_it_stands(model, optimizer, batches):
     return torch.stack(losses)
 
 
-@wrong("gpt_block.mend_swing", "Gradients of earlier batches")
+@wrong("gpt_block.mend_swing", "how much of it comes from this loss")
 def swing_cleared_once(model, optimizer, batches):
     losses = []
     optimizer.zero_grad()
@@ -360,7 +360,7 @@ def swing_cleared_once(model, optimizer, batches):
     return torch.stack(losses)
 
 
-@wrong("gpt_block.mend_swing", "finds no gradients")
+@wrong("gpt_block.mend_swing", "the optimizer moves nothing")
 def swing_cleared_after_backward(model, optimizer, batches):
     losses = []
     for x, y in batches:
@@ -409,12 +409,12 @@ def train(model, optimizer, x, y, steps, *, before=(), after=()):
     return torch.stack(losses)
 
 
-@wrong("gpt_block.mend_standstill", "finds no gradients")
+@wrong("gpt_block.mend_standstill", "the optimizer moves nothing")
 def standstill_as_it_stands(model, optimizer, x, y, steps):
     return train(model, optimizer, x, y, steps, before=[optimizer.zero_grad], after=[lambda _: optimizer.step()])
 
 
-@wrong("gpt_block.mend_standstill", "finds no gradients")
+@wrong("gpt_block.mend_standstill", "the optimizer moves nothing")
 def standstill_cleared_after_backward(model, optimizer, x, y, steps):
     return train(
         model,
@@ -426,7 +426,7 @@ def standstill_cleared_after_backward(model, optimizer, x, y, steps):
     )
 
 
-@wrong("gpt_block.mend_standstill", "finds no gradients")
+@wrong("gpt_block.mend_standstill", "the optimizer moves nothing")
 def standstill_with_a_late_backward(model, optimizer, x, y, steps):
     return train(
         model,
@@ -439,7 +439,7 @@ def standstill_with_a_late_backward(model, optimizer, x, y, steps):
     )
 
 
-@wrong("gpt_block.mend_standstill", "Gradients of earlier batches")
+@wrong("gpt_block.mend_standstill", "how much of it comes from this loss")
 def standstill_with_clearing_replaced(model, optimizer, x, y, steps):
     return train(model, optimizer, x, y, steps, after=[lambda loss: loss.backward(), lambda _: optimizer.step()])
 

@@ -1,0 +1,139 @@
+"""Remember which exercises are solved: one small JSON file for each user, and a table of it.
+
+The file is a convenience. Whatever is wrong with it, `check` works. A damaged file is begun anew; one that cannot be
+read or written, or that a newer version of the course wrote, is left as it is, and nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import date
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+FORMAT = 1  # of the file; a higher number comes from a newer version of the course
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one exercise: the tries up to the first right answer, and the day of that answer."""
+
+    tries: int = 0
+    solved: str | None = None  # 2026-01-31, say
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The records of some notebooks' exercises; a notebook shows them as a table, anything else as text."""
+
+    parts: dict[str, dict[str, Record]]  # {title of the notebook: {exercise: record}}
+    note: str = ""
+
+    def __repr__(self) -> str:
+        width = max((len(name) for records in self.parts.values() for name in records), default=0)
+        lines = []
+        for title, records in self.parts.items():
+            lines.append(f"{title}: {_solved(records)}")
+            lines += [f"  {name:{width}}  {_state(r):19}  tries: {r.tries}" for name, r in records.items()]
+        return "\n".join(lines + [self.note] * bool(self.note))
+
+    def _repr_html_(self) -> str:
+        left, rows = 'style="text-align:left"', [("th", ("Exercise", "State", "Tries"))]
+        for title, records in self.parts.items():
+            rows.append(("th", (title, _solved(records), "")))
+            rows += [("td", (name, _state(r), str(r.tries))) for name, r in records.items()]
+        cells = ("".join(f"<{tag} {left}>{escape(text)}</{tag}>" for text in row) for tag, row in rows)
+        table = "\n".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table>\n{table}\n</table>" + f"<p>{escape(self.note)}</p>" * bool(self.note)
+
+
+def _solved(records: dict[str, Record]) -> str:
+    return f"{sum(record.solved is not None for record in records.values())} of {len(records)} solved"
+
+
+def _state(record: Record) -> str:
+    return f"✓ solved {record.solved}" if record.solved else "tried" if record.tries else "to do"
+
+
+def progress_file() -> Path:
+    """Return the path of the file: in the folder GPTCOURSE_PROGRESS if that is set, else among the user's own data.
+
+    Not in the folder of the downloads, GPTCOURSE_CACHE: a class may share that one.
+    """
+    chosen = os.environ.get("GPTCOURSE_PROGRESS")
+    folder = Path(chosen).expanduser() if chosen else platformdirs.user_data_path("gptcourse", appauthor=False)
+    return folder / "progress.json"
+
+
+def read_records() -> tuple[dict[str, Record], str]:
+    """Return the records by exercise, and a sentence that says why they cannot be used ("" if they can)."""
+    try:
+        data = json.loads(progress_file().read_bytes())
+    except FileNotFoundError:
+        return {}, ""
+    except (ValueError, RecursionError):  # damaged: begin anew
+        return {}, ""
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        return {}, _not_kept(error)
+    version = data.get("version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        return {}, _not_kept(f"a newer version of this course wrote {progress_file()}, so bring the course up to date")
+    found = data.get("exercises") if version == FORMAT else None
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: record for name, entry in entries if (record := _record(entry))}, ""
+
+
+def _record(entry: Any) -> Record | None:
+    """Return the Record that `entry` of the file describes, None if it describes none."""
+    try:
+        record = Record(**entry)
+        day_is_fine = record.solved is None or date.fromisoformat(record.solved)
+        return record if day_is_fine and type(record.tries) is int and record.tries > 0 else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _not_kept(reason: Exception | str) -> str:
+    return f"Your progress cannot be kept: {' '.join(str(reason).split())}."
+
+
+def remember(name: str, right: bool) -> str:
+    """Count one more try of the exercise `name`, up to the first right answer.
+
+    Return a sentence that says why it could not be kept, "" if it was. Of two kernels that write at the same moment
+    the later one wins; the file is whole at any time.
+    """
+    records, problem = read_records()
+    known = records.get(name, Record())
+    if problem or known.solved:
+        return problem
+    records[name] = Record(known.tries + 1, date.today().isoformat() if right else None)
+    try:
+        _write(records)
+    except OSError as error:
+        return _not_kept(error)
+    return ""
+
+
+def _write(records: dict[str, Record]) -> None:
+    path = progress_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"version": FORMAT, "exercises": {name: asdict(r) for name, r in records.items()}}, indent=1)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix="part-", text=True)
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def forget_progress() -> None:
+    """Forget every try and every solved exercise: delete the file. Raises OSError if it cannot be deleted."""
+    progress_file().unlink(missing_ok=True)

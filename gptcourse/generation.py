@@ -7,18 +7,28 @@ penalty). The order of the rules is that of transformers; llama.cpp, for one, ap
 Shapes: B texts in a batch, T tokens each, V = vocab_size.
 """
 
+from __future__ import annotations
+
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcourse.model import in_mode
+from gptcourse.model import GPT, in_mode, require_number
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Prompts: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -37,23 +47,17 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self):
-        self._require("temperature", Real, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
-        self._require("top_k", Integral, lambda value: value >= 0, "a whole number of 0 (off) or more")
-        self._require("top_p", Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
-        self._require("min_p", Real, lambda value: 0 <= value <= 1, "a number from 0 (off) to 1")
-        self._require("repetition_penalty", Real, lambda value: 0 < value < math.inf, "a finite number above 0")
+        require_number(self, "temperature", Real, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
+        require_number(self, "top_k", Integral, lambda value: value >= 0, "a whole number of 0 (off) or more")
+        require_number(self, "top_p", Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
+        require_number(self, "min_p", Real, lambda value: 0 <= value <= 1, "a number from 0 (off) to 1")
+        require_number(self, "repetition_penalty", Real, lambda value: 0 < value < math.inf, "a finite number above 0")
         if self.seed is not None:
-            self._require(
-                "seed", Integral, lambda value: 0 <= value < 2**63, "None or a whole number from 0 to 2**63 - 1"
-            )
-
-    def _require(self, name, kind, fits, wanted):
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
-            raise ValueError(f"{name} is {value!r}, but it must be {wanted}.")
+            allowed = "None or a whole number from 0 to 2**64 - 1"
+            require_number(self, "seed", Integral, lambda value: 0 <= value < 2**64, allowed)
 
 
-def apply_repetition_penalty(logits, previous_ids, penalty):
+def apply_repetition_penalty(logits: Tensor, previous_ids: Sequence | Tensor, penalty: float) -> Tensor:
     """Make tokens that already occur less likely: divide their logits by `penalty`, or multiply where negative.
 
     logits (..., V), previous_ids (..., T); a token that occurs twice is penalised once. Keskar et al. (2019), section
@@ -68,20 +72,20 @@ def apply_repetition_penalty(logits, previous_ids, penalty):
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def apply_temperature(logits, temperature):
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide the logits by the temperature: below 1 the distribution becomes sharper, above 1 flatter."""
     if temperature < 1e-6:  # the quotient would overflow; a shift of all logits changes no probability
         logits, temperature = logits - logits.amax(-1, keepdim=True), max(temperature, 1e-30)
     return logits / temperature
 
 
-def keep_top_k(logits, k):
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Keep the k largest logits and those equal to the k-th; the others become -inf. Fan et al. (2018), section 5.3."""
     kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # (..., 1)
     return logits.masked_fill(logits < kth, -math.inf)
 
 
-def keep_top_p(logits, p):
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest best tokens that hold probability p, at least one. Holtzman et al. (2020), section 3.1."""
     ascending, order = logits.sort(dim=-1)
     # From the least likely token up: all go that together hold no more than 1 - p.
@@ -90,13 +94,15 @@ def keep_top_p(logits, p):
     return logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
 
 
-def keep_min_p(logits, min_p):
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     """Keep the tokens that are at least `min_p` times as likely as the best one. Nguyen et al. (2024)."""
     probabilities = logits.softmax(-1)
     return logits.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), -math.inf)
 
 
-def next_token_distribution(logits, sampling, previous_ids=None):
+def next_token_distribution(
+    logits: Tensor, sampling: Sampling, previous_ids: Sequence | Tensor | None = None
+) -> Tensor:
     """Return the probabilities (..., V) that the next token is drawn from, given the model's logits (..., V).
 
     The rules follow one another as in transformers: repetition penalty, temperature, top-k, top-p, min-p. previous_ids
@@ -110,7 +116,7 @@ def next_token_distribution(logits, sampling, previous_ids=None):
     if sampling.repetition_penalty != 1 and previous_ids is not None:
         logits = apply_repetition_penalty(logits, previous_ids, sampling.repetition_penalty)
     best = logits.max(-1, keepdim=True)  # NaN and +inf, if there are any, win
-    if not best.values.isfinite().all():
+    if not all(map(math.isfinite, best.values.flatten().tolist())):
         raise ValueError("No token can be drawn, as the logits contain NaN or infinity: did the training diverge?")
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
@@ -124,7 +130,7 @@ def next_token_distribution(logits, sampling, previous_ids=None):
     return logits.softmax(-1)
 
 
-def exponential_noise(shape, generator=None):
+def exponential_noise(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
     """Draw exponential noise, in float64 as float32 is too coarse near 0, where rare tokens win.
 
     Always on the CPU, so that a seed means the same wherever the model is.
@@ -132,7 +138,7 @@ def exponential_noise(shape, generator=None):
     return torch.rand(shape, dtype=torch.float64, generator=generator).log_().neg_()
 
 
-def draw(probabilities, noise):
+def draw(probabilities: Tensor, noise: Tensor | float) -> Tensor:
     """Draw a token from each row of probabilities (..., V): the arg-max of probability over exponential noise (..., V).
 
     A race: token i arrives after the time noise_i / p_i and is the first with probability p_i. Gumbel-max (Maddison et
@@ -142,33 +148,51 @@ def draw(probabilities, noise):
     return (probabilities / noise).argmax(-1)
 
 
-def generate(model, ids, max_new_tokens, sampling=Sampling(), eos_token_id=None, use_cache=True):
+def generate(
+    model: GPT | PreTrainedModel,
+    ids: Prompts,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    eos_token_id: int | None = None,
+    use_cache: bool = True,
+) -> list[int] | list[list[int]] | np.ndarray | Tensor:
     """Continue a prompt, or each prompt of a batch, by up to `max_new_tokens` tokens.
 
     Args:
         model: a GPT or a causal language model of transformers; in evaluation mode while it writes.
-        ids: a list of ints, a list of such lists (of any lengths), or an integer tensor (T,) or (B, T).
+        ids: a list or tuple of ints, or of such rows (of any lengths), or an integer tensor or array (T,) or (B, T).
         eos_token_id: a row ends after drawing it (in a prompt it ends nothing).
         use_cache: False computes every token anew at each step; slower, for the same result.
 
-    Returns ids of the same kind with the new ones appended; in a tensor, rows that ended early are filled with
-    eos_token_id. Once a text outgrows the model's window, only its end counts: see `first_kept`.
+    Returns ids of the same kind (lists for tuples) with the new ones appended; in a tensor or array, rows that ended
+    early are filled with eos_token_id. Once a text outgrows the model's window, only its end counts: see `first_kept`.
 
-    Raises ValueError for an empty prompt and for anything that is not a token id of the model.
+    Raises ValueError for an empty prompt, for anything that is not a token id of the model, and for a tensor or array
+    of a type too small to hold them all.
     """
     prompts = _check(model, ids, max_new_tokens, eos_token_id)
+    _check_room(ids, model.config.vocab_size)
     rows = [list(prompt) for prompt in prompts]
     for tokens in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache):
         for row, token in zip(rows, tokens, strict=True):
             row += [] if token is None else [token]
-    if isinstance(ids, torch.Tensor):
+    if isinstance(ids, Tensor | np.ndarray):
         longest = max(map(len, rows))
         rows = [row + [eos_token_id] * (longest - len(row)) for row in rows]
-        return ids.new_tensor(rows if ids.ndim == 2 else rows[0])
-    return rows if isinstance(ids[0], list) else rows[0]
+    rows = rows if isinstance(_as_list(ids[0]), list) else rows[0]
+    if isinstance(ids, np.ndarray):
+        return np.array(rows, dtype=ids.dtype)
+    return ids.new_tensor(rows) if isinstance(ids, Tensor) else rows
 
 
-def stream(model, ids, max_new_tokens, sampling=Sampling(), eos_token_id=None, use_cache=True) -> Iterator[int]:
+def stream(
+    model: GPT | PreTrainedModel,
+    ids: Prompts,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    eos_token_id: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[int]:
     """Yield the new tokens of one prompt as they are drawn: those that `generate` appends, with the same arguments."""
     prompts = _check(model, ids, max_new_tokens, eos_token_id)
     if len(prompts) > 1:
@@ -176,13 +200,23 @@ def stream(model, ids, max_new_tokens, sampling=Sampling(), eos_token_id=None, u
     return (token for (token,) in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache))
 
 
+def _as_list(ids):
+    """Return a tuple, an array or a tensor as a list, and anything else as it is."""
+    if isinstance(ids, Tensor | np.ndarray):
+        return ids.tolist()
+    return list(ids) if isinstance(ids, tuple) else ids
+
+
 def _check(model, ids, max_new_tokens, eos_token_id):
     """Return the prompts as lists of ints, or raise a ValueError that says what is wrong."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}, but it must be a whole number of 0 or more.")
-    rows = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    rows = _as_list(ids)
     if not isinstance(rows, list):
-        raise ValueError(f"A prompt is a list or a tensor of token ids, not {type(ids).__name__}: encode text first.")
+        raise ValueError(
+            f"A prompt is token ids in a list, tensor or array, not {type(ids).__name__}: encode text first."
+        )
+    rows = [_as_list(row) for row in rows]
     rows = rows if rows and all(isinstance(row, list) for row in rows) else [rows]
     if not all(rows):
         raise ValueError("The prompt is empty: give at least one token to continue from.")
@@ -192,7 +226,15 @@ def _check(model, ids, max_new_tokens, eos_token_id):
             raise ValueError(f"A token id is a whole number, not {token!r}.")
         if not 0 <= token < vocab_size:
             raise ValueError(f"Token {token} is outside the vocabulary: this model knows 0 to {vocab_size - 1}.")
-    return rows
+    return [[int(token) for token in row] for row in rows]
+
+
+def _check_room(ids, vocab_size):
+    """Raise a ValueError, before anything is written, if a tensor or array could not hold what may be written."""
+    if isinstance(ids, Tensor | np.ndarray):
+        info = torch.iinfo(ids.dtype) if isinstance(ids, Tensor) else np.iinfo(ids.dtype)
+        if info.max < vocab_size - 1:
+            raise ValueError(f"ids are {ids.dtype}, which cannot hold token {vocab_size - 1}: convert them to int64.")
 
 
 @torch.inference_mode()
@@ -225,13 +267,13 @@ def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache):
             position += 1
 
 
-def context_window(model):
+def context_window(model: GPT | PreTrainedModel) -> int:
     """Return how many tokens the model, ours or one of transformers, can look at."""
     config = model.config
     return config.n_positions if hasattr(config, "n_positions") else config.max_position_embeddings
 
 
-def first_kept(length, window):
+def first_kept(length: int, window: int) -> int:
     """Return the first position that counts once `length` tokens have been read through a window.
 
     Whenever a text outgrows the window, its last half-window is kept. The answer depends on the length alone: it is

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -59,6 +61,19 @@ GPT3_TABLE = {
 }
 
 
+def require_number(settings: Any, name: str, kind: type, fits: Callable[[Any], bool], wanted: str) -> None:
+    """Check the number in the field `name` of a frozen dataclass, and make a NumPy one Python's own.
+
+    JSON and torch's seeds take no NumPy numbers. kind is Integral or Real; fits says whether the value is in range.
+    Raises ValueError, with what is `wanted`, if the field holds anything else.
+    """
+    value = getattr(settings, name)
+    if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
+        raise ValueError(f"{name} is {value!r}, but it must be {wanted}.")
+    if not isinstance(value, int | float):
+        object.__setattr__(settings, name, int(value) if isinstance(value, Integral) else float(value))
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """The shape of a model. The defaults are GPT-2's and GPT-3's choices.
@@ -91,18 +106,14 @@ class GPTConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, but it must be a whole number of 1 or more.")
+            require_number(self, name, Integral, lambda value: value >= 1, "a whole number of 1 or more")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd {self.n_embd} does not divide among n_head {self.n_head}: make it a multiple of n_head."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, but it must be at least 0 and less than 1.")
+        require_number(self, "dropout", Real, lambda value: 0 <= value < 1, "a number of at least 0 and less than 1")
         for name in ("layer_norm_epsilon", "initializer_range"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be greater than 0.")
+            require_number(self, name, Real, lambda value: 0 < value < math.inf, "a finite number greater than 0")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}.")
@@ -272,6 +283,7 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         cache: list[KeyValueCache] | None = None,
         output_attentions: bool = False,
+        logits_to_keep: int = 0,
     ) -> GPTOutput:
         """Score every possible next token at every position.
 
@@ -279,19 +291,25 @@ class GPT(nn.Module):
             ids: (B, T) token ids, int64.
             targets: (B, T): targets[:, t] is the token that follows ids[:, t]; -100 is left out of the loss.
             cache: from `new_cache`: ids are then only the tokens that follow those already in it.
+            logits_to_keep: n computes the logits of the last n positions alone; 0 (transformers' default), of all.
 
         Returns:
-            GPTOutput: logits (B, T, V); with targets the loss, the mean over all targets of -ln p(target), in nats;
-            with output_attentions the weights of each layer, (B, H, T, S).
+            GPTOutput: logits (B, T, V), or (B, n, V); with targets the loss, the mean over all targets of
+            -ln p(target), in nats; with output_attentions the weights of each layer, (B, H, T, S).
 
-        Raises ValueError if ids is not two-dimensional or does not fit into n_positions.
+        Raises ValueError if ids is not two-dimensional or does not fit into n_positions, or if logits_to_keep is
+        negative or comes together with targets.
         """
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep is {logits_to_keep}, but it must be 0 (all positions) or more.")
+        if logits_to_keep and targets is not None:
+            raise ValueError("The loss needs the logits of all positions: leave out either targets or logits_to_keep.")
         x = self._embed(ids, cache[0].length if cache else 0)  # (B, T, C)
         attentions = []
         for layer, block in enumerate(self.h):
             x, weights = block(x, cache[layer] if cache else None, output_attentions)
             attentions.append(weights)
-        logits = self.lm_head(self.ln_f(x))  # (B, T, V)
+        logits = self.lm_head(self.ln_f(x[:, -logits_to_keep:]))  # (B, T, V) or (B, n, V), as -0 is the first position
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return GPTOutput(logits, loss, tuple(attentions) if output_attentions else None)
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -248,12 +249,21 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(logits, p):
     + [{"top_k": v} for v in (-1, 2.0, None)]
     + [{name: v} for name in ("top_p", "min_p") for v in (-0.1, 1.1, math.nan, None)]
     + [{"repetition_penalty": v} for v in (0, -1, math.inf, math.nan)]
-    + [{"seed": v} for v in (0.5, "a", -1, 2**64)],
+    + [{"seed": v} for v in (0.5, "a", -1, 2**64, True, np.int64(-1), np.float64(3))],
 )
 def test_sampling_refuses_values_out_of_range(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"^{name} is .*must be .*\\.$"):
         Sampling(**wrong)
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**63, 2**64 - 1])
+def test_every_seed_that_torch_takes_is_allowed_from_numpy_too(seed):
+    model = MODELS["ours"]()
+    sampling = Sampling(seed=np.uint64(seed))
+    assert type(sampling.seed) is int and sampling == Sampling(seed=seed)
+    assert generate(model, [1], 20, sampling) == generate(model, [1], 20, Sampling(seed=seed))
+    assert generate(model, [1], 20, sampling) != generate(model, [1], 20, Sampling(seed=seed ^ 1))
 
 
 # ---- drawing
@@ -478,6 +488,15 @@ def test_with_the_cache_each_token_is_read_once():
     assert read == [5, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_only_the_last_position_is_read_out(make_model, use_cache):
+    model = make_model(WINDOW)
+    read_out = []
+    model.lm_head.register_forward_hook(lambda _, __, logits: read_out.append(logits.shape[1]))
+    generate(model, PROMPTS[0], 2 * WINDOW, GREEDY, use_cache=use_cache)
+    assert read_out == [1] * 2 * WINDOW
+
+
 def test_result_is_of_the_kind_of_the_prompt():
     model = MODELS["ours"]()
     expected = slow_greedy(model, [3, 1], 4)
@@ -488,6 +507,51 @@ def test_result_is_of_the_kind_of_the_prompt():
             result = generate(model, torch.tensor([3, 1], dtype=dtype).reshape(shape), 4, GREEDY)
             assert result.dtype == dtype and result.shape == (*shape[:-1], 6)
             assert result.flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16])
+@pytest.mark.parametrize("shape", [(2,), (1, 2)])
+def test_an_array_is_answered_by_an_array(dtype, shape):
+    model = MODELS["ours"]()
+    prompt = np.array([3, 1], dtype=dtype).reshape(shape)
+    result = generate(model, prompt, np.int64(4), GREEDY)
+    assert result.dtype == dtype and result.shape == (*shape[:-1], 6)
+    assert result.flatten().tolist() == slow_greedy(model, [3, 1], 4)
+    assert list(stream(model, prompt, 4, GREEDY)) == result.flatten().tolist()[2:]
+
+
+def test_ended_rows_of_an_array_are_filled_like_those_of_a_tensor():
+    model = MODELS["ours"]()
+    prompts = [PROMPTS[0], [2, 2, 2, 2, 2]]
+    end = a_greedy_end_token(model, prompts[0])
+    expected = generate(model, torch.tensor(prompts), 12, GREEDY, eos_token_id=end)
+    assert generate(model, np.array(prompts), 12, GREEDY, eos_token_id=np.int64(end)).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        ((3, 1), (9,)),
+        [(3, 1), [9]],
+        ([np.int64(3), np.int32(1)], [np.uint8(9)]),
+        [np.array([3, 1]), torch.tensor([9])],
+    ],
+    ids=str,
+)
+def test_tuples_and_rows_of_any_kind_are_answered_by_lists_of_ints(batch):
+    model = MODELS["ours"]()
+    together = generate(model, batch, 4, GREEDY)
+    assert together == [slow_greedy(model, [3, 1], 4), slow_greedy(model, [9], 4)]
+    assert {type(token) for row in together for token in row} == {int}
+    assert generate(model, batch[0] if isinstance(batch[0], tuple) else (3, 1), 4, GREEDY) == together[0]
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([1], dtype=torch.uint8), np.array([1], dtype=np.int8)], ids=str)
+def test_ids_of_a_type_too_small_for_the_vocabulary_are_refused_before_writing(ids):
+    model = GPT(GPTConfig(300, 8, 4, 1, 1))
+    model.register_forward_hook(lambda *_: pytest.fail("it wrote"))
+    with pytest.raises(ValueError, match="cannot hold token 299"):
+        generate(model, ids, 3)
 
 
 def test_no_new_tokens_gives_a_copy_of_the_prompt():
@@ -570,9 +634,18 @@ def test_what_was_written_can_be_trained_on():
         (torch.tensor([1.0]), "whole number"),
         (torch.tensor([True]), "whole number"),
         (torch.ones(1, 1, 1, dtype=torch.int64), "whole number"),
-        (torch.tensor(3), "list or a tensor"),
+        (torch.tensor(3), "list, tensor or array"),
+        ((), "empty"),
+        (np.zeros((2, 0), dtype=np.int64), "empty"),
+        (np.array([1, VOCAB]), "outside the vocabulary"),
+        (np.array([1.0, 2.0]), "whole number"),
+        (np.array([True]), "whole number"),
+        (np.ones((1, 1, 1), dtype=np.int64), "whole number"),
+        (np.array(3), "list, tensor or array"),
+        ((1, 2.0), "whole number"),
+        ([np.array([1]), np.array([2.5])], "whole number"),
         ("To be", "encode text first"),
-        (None, "list or a tensor"),
+        (None, "list, tensor or array"),
     ],
     ids=str,
 )

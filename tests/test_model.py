@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -187,13 +188,33 @@ def test_parameter_count_is_exact_for_every_option(options):
         ({"norm": "batchnorm"}, "one of layernorm, rmsnorm"),
         ({"activation_function": "tanh"}, "one of gelu_new, relu2"),
         ({"position_embedding": "rotary", "n_head": 4}, "n_embd / n_head even"),
-        ({"layer_norm_epsilon": 0.0}, "greater than 0"),
+        ({"n_layer": np.int64(0)}, "n_layer is .*0"),
+        ({"vocab_size": np.float64(10)}, "whole number"),
+    ]
+    + [({"dropout": value}, "dropout is .* at least 0") for value in ("a", None, math.nan, math.inf, True)]
+    + [
+        ({name: value}, f"{name} is .* finite number greater than 0")
+        for name in ("layer_norm_epsilon", "initializer_range")
+        for value in (0.0, -0.02, math.inf, math.nan, "a", None)
     ],
+    ids=str,
 )
 def test_a_config_that_makes_no_sense_is_refused_in_one_sentence(changes, words):
     with pytest.raises(ValueError, match=words) as refused:
         GPTConfig(**asdict(SMALL) | changes)
     assert "\n" not in str(refused.value)
+
+
+def test_numbers_from_numpy_become_pythons_own_and_can_be_written(tmp_path):
+    exact = {"dropout": 0.25, "initializer_range": 0.5, "layer_norm_epsilon": 0.125}  # the same in float32
+    plain = replace(SMALL, **exact)
+    wrapped = {name: np.int32(value) for name, value in asdict(SMALL).items() if type(value) is int}
+    config = replace(plain, **wrapped, **{name: np.float32(value) for name, value in exact.items()})
+    assert len(wrapped) == 5 and config == plain
+    assert [type(value) for value in asdict(config).values()] == [type(value) for value in asdict(plain).values()]
+    for options in ({}, {"norm": "rmsnorm"}):
+        GPT(replace(config, **options)).save(tmp_path)
+        assert GPT.load(tmp_path).config == replace(plain, **options)
 
 
 def test_unknown_gpt3_size_lists_the_sizes():
@@ -255,3 +276,32 @@ def test_ids_of_the_wrong_shape_or_length_are_refused():
         GPT(SMALL)(torch.zeros(5, dtype=torch.long))
     with pytest.raises(ValueError, match="25 tokens do not fit"):
         GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long))
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
+def test_the_kept_logits_are_the_last_ones(options):
+    torch.manual_seed(0)
+    model = GPT(replace(SMALL, initializer_range=0.2, **options)).eval()
+    ids = random_ids(SMALL)
+    everything = model(ids).logits
+    for keep, kept in ((0, 24), (1, 1), (7, 7), (24, 24), (99, 24)):
+        assert_close(model(ids, logits_to_keep=keep).logits, everything[:, -kept:])
+    cache = model.new_cache(3)
+    model(ids[:, :9], cache=cache, logits_to_keep=1)
+    assert_close(model(ids[:, 9:], cache=cache, logits_to_keep=2).logits, everything[:, -2:])
+
+
+def test_logits_to_keep_equals_transformers():
+    hf = random_gpt2(**ODD_SHAPES[0])
+    ids = random_ids(hf.config)
+    for keep in (0, 1, 5):
+        assert_close(GPT.from_transformers(hf)(ids, logits_to_keep=keep).logits, hf(ids, logits_to_keep=keep).logits)
+
+
+def test_logits_to_keep_is_refused_where_it_makes_no_sense():
+    model, ids = GPT(SMALL), random_ids(SMALL)
+    with pytest.raises(ValueError, match="leave out either targets or logits_to_keep"):
+        model(ids, targets=ids, logits_to_keep=1)
+    with pytest.raises(ValueError, match="logits_to_keep is -1"):
+        model(ids, logits_to_keep=-1)
+    assert model(ids, targets=ids, logits_to_keep=0).loss > 0

@@ -1,0 +1,117 @@
+"""Measure how fast the bundled model writes, next to transformers' `generate` on the same weights, in float32.
+
+    OMP_NUM_THREADS=1 python benchmarks/generation.py [rounds]
+
+Each round runs every row once, so that what else the machine does meets all of them; the table shows medians over the
+rounds, and ratios are taken within a round. The matvec-only rate is what would be reached if a token cost nothing but
+the products of its vectors with the model's matrices: what torch leaves to gain, for us and for transformers alike.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gptcourse.generation import Sampling, generate
+from gptcourse.pretrained import load_pretrained
+
+TOKENS = 200
+MUST, AIM = 2.5, 4  # times transformers' rate, from the design
+WAYS = {
+    "greedy": Sampling(temperature=0),
+    "sampled": Sampling(seed=0),
+    "sampled, top-k 50, top-p 0.95": Sampling(0.8, top_k=50, top_p=0.95, seed=0),
+}
+
+
+def theirs(hf, prompt, sampling):
+    """Return what transformers' `generate` writes with the same settings."""
+    options = {"do_sample": False}
+    if sampling.temperature:
+        options = {"do_sample": True} | {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
+    mask = torch.ones_like(prompt)
+    return hf.generate(prompt, attention_mask=mask, max_new_tokens=TOKENS, pad_token_id=0, **options)
+
+
+@torch.inference_mode()
+def read(model):
+    """Run the model alone, a token at a time, with its cache and no choice of a token."""
+    cache, token = model.new_cache(), torch.zeros(1, 1, dtype=torch.int64)
+    for _ in range(TOKENS):
+        model(token, cache=cache, logits_to_keep=1)
+
+
+@torch.inference_mode()
+def multiply(model):
+    """Do only the products of one vector with each matrix, as often as for TOKENS tokens."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    vectors = {layer.in_features: torch.randn(1, 1, layer.in_features) for layer in layers}
+    for _ in range(TOKENS):
+        for layer in layers:
+            F.linear(vectors[layer.in_features], layer.weight, layer.bias)
+
+
+def measure(jobs, rounds):
+    """Return the seconds of each job in each round, after one round that warms the caches."""
+    seconds = {name: [] for name in jobs}
+    for _ in range(rounds + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def ratio(above, below):
+    """Return the median over the rounds of one job's seconds over another's."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def print_rates(seconds):
+    """Print tokens a second, ours and theirs, for each way to choose the token."""
+    products = seconds["multiply"]
+    print(f"{'tokens/s':<32}{'ours':>6}{'transformers':>14}{'ratio':>8}{'of the matvec-only rate':>25}")
+    for way in WAYS:
+        ours, other = seconds["ours", way], seconds["theirs", way]
+        rates = [TOKENS / statistics.median(values) for values in (ours, other)]
+        print(f"{way:<32}{rates[0]:>6.0f}{rates[1]:>14.0f}{ratio(other, ours):>8.2f}{ratio(products, ours):>25.0%}")
+    rate, most = TOKENS / statistics.median(products), ratio(seconds["theirs", "greedy"], products)
+    print(f"{'matvec only':<32}{rate:>6.0f}{'':>14}{most:>8.2f}{1:>25.0%}")
+
+
+def print_parts(seconds):
+    """Print where the time of a greedy token goes, as differences between medians."""
+    products, forward, whole = (
+        statistics.median(seconds[name]) / TOKENS * 1000 for name in ("multiply", "read", ("ours", "greedy"))
+    )
+    print(f"\n{'ms for a greedy token, ours':<32}")
+    for part, milliseconds in {
+        "matrix times vector": products,
+        "the rest of the model": forward - products,
+        "choosing the token, the loop": whole - forward,
+    }.items():
+        print(f"{part:<32}{milliseconds:>6.2f}{milliseconds / whole:>7.0%}")
+
+
+def main(rounds):
+    """Print the rates, side by side, and where the time of a token goes."""
+    model, tokenizer = load_pretrained("shakespeare-5m")
+    hf = model.to_transformers()
+    prompt = torch.tensor([tokenizer.encode("KING:\n")])
+    jobs = {"read": lambda: read(model), "multiply": lambda: multiply(model)}
+    for way, sampling in WAYS.items():
+        jobs["ours", way] = lambda sampling=sampling: generate(model, prompt, TOKENS, sampling)
+        jobs["theirs", way] = lambda sampling=sampling: theirs(hf, prompt, sampling)
+    same = torch.equal(jobs["ours", "greedy"](), jobs["theirs", "greedy"]())
+    print(f"{TOKENS} tokens after {prompt.shape[1]}, {rounds} rounds, threads: {torch.get_num_threads()}", end="; ")
+    print(f"must {MUST} x, aim {AIM} x; both write the same greedy text: {same}\n")
+    seconds = measure(jobs, rounds)
+    print_rates(seconds)
+    print_parts(seconds)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)

@@ -1,0 +1,351 @@
+"""How to find a learning rate and a batch size: what GPT-3 chose, a range test, the curvature, the noise.
+
+Every function takes the reader's own model too: a module whose forward(ids, targets) gives `.loss`, and for those that
+cut batches out of a text, whose `.config` has `vocab_size` and `n_positions`, as `train` wants it. The model is
+measured and left as it was: weights, gradients and mode. Sweeps and search are in `gptcourse.sweeps`.
+
+Sources: Brown et al. (2020), GPT-3, table 2.1 and appendix B; Smith (2017), "Cyclical Learning Rates for Training
+Neural Networks", section 3.3 (range test); Cohen et al. (2022), "Adaptive Gradient Methods at the Edge of Stability"
+(the highest stable rate); McCandlish et al. (2018), "An Empirical Model of Large-Batch Training" (noise scale).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gptcourse import training
+from gptcourse.model import GPT3_TABLE, in_mode
+
+# ---- Experience: what GPT-3 chose. Its schedule, betas, clipping and decay are the defaults of TrainingConfig.
+
+
+def gpt3_learning_rate(n_parameters: float) -> float:
+    """Return the peak learning rate that GPT-3's table gives a model of this size.
+
+    Between two rows of table 2.1 (Brown et al. 2020): a straight line in log rate against log size. Beyond its ends,
+    125M and 175B: on from the end row with the slope from the first row to the last (rate ∝ size^-0.32). Out there it
+    is a guess to begin with, not what GPT-3 measured. Raises ValueError for a size that is no number above 0.
+    """
+    return _along_the_table(n_parameters, "learning_rate")
+
+
+def gpt3_batch_size(n_parameters: float) -> float:
+    """Return the tokens per step that GPT-3's table gives a model of this size, found as `gpt3_learning_rate` does.
+
+    Beyond the ends of the table the batch grows as size^0.26. Raises ValueError for a size that is no number above 0.
+    """
+    return _along_the_table(n_parameters, "batch_size")
+
+
+def _along_the_table(n_parameters: float, column: str) -> float:
+    if not 0 < n_parameters < math.inf:
+        raise ValueError(f"n_parameters must be a number above 0, not {n_parameters}: count those that are trained.")
+    unit, rows = {"M": 1e6, "B": 1e9}, GPT3_TABLE.values()
+    sizes = np.log([float(row.n_params[:-1]) * unit[row.n_params[-1]] for row in rows])
+    values = np.log([getattr(row, column) for row in rows])
+    beyond = math.log(n_parameters) - np.clip(math.log(n_parameters), sizes[0], sizes[-1])
+    slope = (values[-1] - values[0]) / (sizes[-1] - sizes[0])
+    return math.exp(np.interp(math.log(n_parameters), sizes, values) + slope * beyond)
+
+
+def batch_ramp(tokens_seen: float, full: int, start: int = 32_000, ramp_tokens: float = 4e9) -> int:
+    """Return the batch size, in tokens, after `tokens_seen` tokens: a straight line from `start` up to `full`.
+
+    GPT-3 began with 32,000 tokens and reached the full batch after 4 to 12 billion, depending on the model's size
+    (Brown et al. 2020, appendix B). At first the noise scale is small, so that few tokens are enough. Raises
+    ValueError.
+    """
+    if not (tokens_seen >= 0 and 0 < start <= full and ramp_tokens > 0):
+        raise ValueError("The ramp goes from start up to full, both above 0, over ramp_tokens above 0 from token 0 on.")
+    return round(start + (full - start) * min(tokens_seen / ramp_tokens, 1.0))
+
+
+# ---- The range test
+
+
+@dataclass
+class RangeTest:
+    """What a range test has measured, one entry a step; print it to read what it says.
+
+    As in a History, `losses[i]` is measured before the update at `rates[i]`. `smoothed[i]` is the median of the last
+    losses up to that one. `broke` and `interrupted` tell why a test ended before its last step.
+    """
+
+    rates: list[float] = field(default_factory=list, repr=False)
+    losses: list[float] = field(default_factory=list, repr=False)
+    smoothed: list[float] = field(default_factory=list, repr=False)
+    broke: bool = False
+    interrupted: bool = False
+
+    @property
+    def edge(self) -> float | None:
+        """The last rate that led to the lowest smoothed loss: above it the loss only rose. None if it never broke."""
+        return self.rates[max(int(np.argmin(self.smoothed)) - 1, 0)] if self.broke else None
+
+    @property
+    def suggestion(self) -> float | None:
+        """Half the edge: the best rate is usually within a factor of two of the largest that works (Smith, 3.3)."""
+        return self.edge / 2 if self.broke else None
+
+    def __str__(self) -> str:
+        last = f"a rate of {self.rates[-1]:.1e}"
+        if self.broke:
+            return f"The loss fell up to a rate of {self.edge:.1e} and broke at {last}: try {self.suggestion:.1e}."
+        if self.interrupted:
+            return f"Interrupted at {last}, before the loss broke: the edge is not known."
+        return f"The loss never broke, up to {last}: raise `highest` to find the edge."
+
+
+def lr_range_test(
+    model, tokens, config, *, lowest=1e-5, highest=10.0, rise=0.1, callback=None, device=None, progress=True
+) -> RangeTest:
+    """Train a copy of `model` while the learning rate grows from `lowest` to `highest`, until the loss breaks.
+
+    It takes `config.steps` steps of `train`, with the same factor between any two rates; of `config` the rate and its
+    schedule are left out, all else counts. The loss breaks at the first step at which the loss or the gradient is not
+    finite, or the median of the last losses (a twentieth of `config.steps`, 3 or more) is more than `rise` (0.1: 10 %)
+    above the lowest such median so far. Smith (2017, section 3.3) raises the rate in a straight line and reads the
+    accuracy by eye; here it grows exponentially, the loss is read, and a median forgives a spike of one step.
+
+    `callback(model, optimizer)` is called after each step with the copy and its AdamW. Ctrl-C stops the test after the
+    step it is in and keeps what was measured. Raises ValueError, and DivergedError when the first loss is not finite.
+    """
+    if not 0 < lowest < highest < math.inf or not rise > 0:
+        raise ValueError("The rate must grow: choose lowest < highest, both above 0, and a rise above 0.")
+    settings = replace(config, lr_scheduler_type="constant", warmup_steps=0, decay_steps=None)
+    run = training._Run(copy.deepcopy(model), tokens, None, settings, training.choose_device(device))
+    test = RangeTest()
+    with in_mode(run.model, training=True), training._ctrl_c() as ctrl_c, training._progress_bar(run, progress) as show:
+        for rate in np.geomspace(lowest, highest, config.steps).tolist():
+            run.config = replace(run.config, learning_rate=rate)
+            _step(run, test, rise)
+            if test.broke:
+                break
+            show()
+            if callback is not None:
+                callback(run.model, run.optimizer)
+            if ctrl_c.is_set():
+                test.interrupted = True
+                break
+    return test
+
+
+def _step(run: training._Run, test: RangeTest, rise: float) -> None:
+    """Make one step of a range test, and write down what it measured and whether the loss broke."""
+    try:
+        run.step()
+    except training.DivergedError:
+        test.broke = bool(test.losses)
+        if not test.broke:
+            raise
+        return
+    test.rates.append(run.config.learning_rate)
+    test.losses.append(run.history.loss[-1])
+    window = max(run.config.steps // 20, 3)
+    test.smoothed.append(statistics.median(test.losses[-window:]))
+    test.broke = test.smoothed[-1] > (1 + rise) * min(test.smoothed)
+
+
+# ---- The highest stable rate, from the curvature
+
+
+def stability_limit(model, ids: Tensor, targets: Tensor, optimizer=None, *, tolerance: float = 0.01) -> float:
+    """Return the learning rate above which full-batch training would leave a valley of this curvature.
+
+    Without an optimizer: of plain gradient descent, 2 / λ, λ being the largest eigenvalue of the loss's Hessian H on
+    this batch, ids and targets (B, T). With an Adam or AdamW that has made steps: (2 + 2β₁) / ((1 − β₁) λ), 38 / λ for
+    β₁ = 0.9, now with λ of P⁻¹H, where P is `adam_preconditioner` (Cohen et al. 2022). Both are exact for a quadratic
+    loss and a P that stands still; noise, clipping and decay are left out. Infinite where nothing curves upwards.
+
+    Raises ValueError, as `adam_preconditioner` and `sharpness` do.
+    """
+    scales = None if optimizer is None else adam_preconditioner(model, optimizer)
+    beta1 = 0.0 if optimizer is None else optimizer.param_groups[0]["betas"][0]
+    curvature = sharpness(model, ids, targets, scales, tolerance=tolerance)
+    return (2 + 2 * beta1) / ((1 - beta1) * curvature) if curvature > 0 else math.inf
+
+
+def adam_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return P = √v̂ + ε for each trained parameter: what Adam divides its averaged gradient by.
+
+    Raises ValueError for an optimizer that has no second moments (yet), or groups with different rates.
+    """
+    groups, states = optimizer.param_groups, [optimizer.state.get(parameter, {}) for parameter in _trained(model)]
+    if not all("exp_avg_sq" in state for state in states) or len({group["lr"] for group in groups}) > 1:
+        raise ValueError("The optimizer must be an Adam or AdamW with one rate for all, after its first step.")
+    beta2, epsilon = groups[0]["betas"][1], groups[0]["eps"]
+    return [(state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt() + epsilon for state in states]
+
+
+def sharpness(model: nn.Module, ids: Tensor, targets: Tensor, precondition=None, *, tolerance: float = 0.01) -> float:
+    """Return the largest eigenvalue λ of the Hessian H of the loss on one batch, ids and targets (B, T).
+
+    With `precondition`, a tensor P > 0 for each trained parameter: of P^-1/2 H P^-1/2, which is symmetric and has the
+    eigenvalues of P⁻¹H. Power iteration multiplies a random v by H again and again and looks at the last product only;
+    this is Lanczos's method, which makes the same products but finds the largest λ that all of them together hold. It
+    also tells it from a negative one of greater size, and takes half of the products or fewer. It stops when its
+    vector, of length 1, satisfies |Hv − λv| ≤ tolerance · |λ|: an eigenvalue is then at most that far away.
+
+    Dropout is off. Raises ValueError for a loss that is not finite, and when 200 products are not enough.
+    """
+    with in_mode(model, training=False):
+        product = _hessian_product(model, ids, targets, precondition)
+    sizes = [parameter.numel() for parameter in _trained(model)]
+    v = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0)).to(_trained(model)[0])
+    v, before, beta = v / v.norm(), torch.zeros_like(v), 0.0
+    diagonal, beside = [], []  # of H in the basis of the v's: each product reaches one new direction only
+    for _ in range(200):
+        Hv = product(v) - beta * before
+        diagonal.append((Hv @ v).item())
+        rest = Hv - diagonal[-1] * v
+        beta = rest.norm().item()
+        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, -1))  # reads the lower triangle
+        if beta * abs(vectors[-1, -1]) <= tolerance * abs(values[-1]):
+            return float(values[-1])
+        before, v = v, rest / beta
+        beside.append(beta)
+    raise ValueError("The largest eigenvalue has not settled after 200 products: raise the tolerance.")
+
+
+def _hessian_product(model, ids, targets, precondition):
+    """Return the function v → Hv, or P^-1/2 H P^-1/2 v, on flat vectors (number of trained parameters,)."""
+    parameters = _trained(model)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels can be differentiated once only
+        loss = model(ids, targets).loss
+    if not loss.isfinite():
+        raise ValueError(f"The loss on this batch is {loss.item()}: there is no curvature to measure.")
+    gradient = _flat_gradient(loss, parameters, create_graph=True)
+    scale = 1.0 if precondition is None else torch.cat([p.flatten() for p in precondition]).rsqrt()
+    return lambda v: scale * _flat_gradient(gradient, parameters, grad_outputs=scale * v, retain_graph=True)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _flat_gradient(output: Tensor, parameters: list[nn.Parameter], **options) -> Tensor:
+    parts = torch.autograd.grad(output, parameters, materialize_grads=True, **options)
+    return torch.cat([part.flatten() for part in parts])
+
+
+# ---- The gradient's noise, and what it says about the batch
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """The simple noise scale tr Σ / |G|²: G is the mean gradient, Σ the covariance of one sequence's gradient.
+
+    `sequences` and `tokens` are that ratio in two units: the batch at which the noise in the gradient is as long as the
+    gradient. `standard_error` is the uncertainty of `sequences`.
+    """
+
+    gradient_norm_squared: float
+    trace: float
+    sequences: float
+    tokens: float
+    standard_error: float
+
+
+def gradient_noise_scale(
+    model, tokens, *, small=4, big=64, n_batches=8, sequence_length=None, seed=0, progress=True
+) -> NoiseScale:
+    """Measure the noise scale of the weights as they are, out of (n,) token ids: McCandlish et al. (2018), A.1.
+
+    `n_batches` batches of `big` sequences are drawn; the gradient of each is the mean of those of its parts, `small`
+    sequences each. Both estimates are averaged over the batches and then divided: the ratio of one batch is biased,
+    and averaging ratios would keep that. The standard error is the jackknife's, from the ratios that leave out one
+    batch each. Dropout is off.
+
+    Raises ValueError when there is nothing to compare (a batch of one part, a single batch, too short a text), when
+    the gradient is zero and when its noise hides it.
+    """
+    if small < 1 or big <= small or big % small:
+        raise ValueError(f"Noise shows between two batch sizes: big must be 2, 3, … times small, not {big} to {small}.")
+    if n_batches < 2:
+        raise ValueError(f"n_batches is {n_batches}, but the spread needs 2 or more: with few samples chance decides.")
+    from tqdm.auto import tqdm
+
+    length = training._sequence_length(model, sequence_length)
+    tokens = training._checked(tokens, model.config.vocab_size, length + 1, "tokens to measure on")
+    tokens = tokens.to(_trained(model)[0].device)
+    found = []
+    with in_mode(model, training=False):
+        for step in tqdm(range(n_batches), unit="batch", disable=not progress, dynamic_ncols=True):
+            norms = _squared_norms(model, *training.get_batch(tokens, big, length, seed, step), small)
+            found.append(noise_scale_estimates(*norms, small, big))
+    found = np.array(found)  # (n_batches, 2)
+    norm_squared, trace = found.mean(0).tolist()
+    if not found.any():
+        raise ValueError("Every gradient is zero, and a noise scale compares noise with a gradient: there is none.")
+    if not norm_squared > 0:
+        raise ValueError(f"The noise hides the gradient (|G|² is estimated as {norm_squared:.1e}): raise big.")
+    without_one = (found.sum(0) - found).T  # the ratio of the sums is the ratio of the means
+    error = math.sqrt((n_batches - 1) * np.var(without_one[1] / without_one[0]))
+    return NoiseScale(norm_squared, trace, trace / norm_squared, trace / norm_squared * length, error)
+
+
+def noise_scale_estimates(small_norm: float, big_norm: float, small: int, big: int) -> tuple[float, float]:
+    """Return unbiased estimates (|G|², tr Σ) from the mean squared lengths of gradients of two batch sizes.
+
+    A gradient of B samples has the expected squared length |G|² + tr Σ / B: two sizes, two equations (McCandlish et
+    al. 2018, appendix A.1).
+    """
+    norm_squared = (big * big_norm - small * small_norm) / (big - small)
+    return norm_squared, (small_norm - big_norm) / (1 / small - 1 / big)
+
+
+def _squared_norms(model, ids: Tensor, targets: Tensor, small: int) -> tuple[float, float]:
+    """Return the squared length of the gradient: the mean over parts of `small` sequences, and of all together."""
+    norms, total, parameters = [], 0.0, _trained(model)
+    for x, y in zip(ids.split(small), targets.split(small), strict=True):
+        gradient = _flat_gradient(model(x, y).loss, parameters)
+        norms.append((gradient @ gradient).item())
+        total = total + gradient / (len(ids) // small)
+    return statistics.fmean(norms), (total @ total).item()
+
+
+@dataclass(frozen=True)
+class BatchTradeOff:
+    """Steps and tokens to one loss, by batch size: a hyperbola (McCandlish et al. 2018, section 2.3, equation 2.11).
+
+    `min_steps` is what an endless batch would take. At the `critical_batch`, in tokens, a run takes twice the fewest
+    steps and twice the fewest tokens possible; the noise scale predicts it.
+    """
+
+    min_steps: float
+    critical_batch: float
+
+    @property
+    def min_tokens(self) -> float:
+        """The tokens that the smallest batches would take."""
+        return self.min_steps * self.critical_batch
+
+    def steps(self, batch: float) -> float:
+        """Return the steps that batches of `batch` tokens take."""
+        return self.min_steps * (1 + self.critical_batch / batch)
+
+    def tokens(self, batch: float) -> float:
+        """Return the tokens that batches of `batch` tokens take."""
+        return self.min_tokens * (1 + batch / self.critical_batch)
+
+    @classmethod
+    def fit(cls, batches, steps) -> BatchTradeOff:
+        """Return the hyperbola nearest to the measured steps, one for each batch size: least squares of the ratio.
+
+        Raises ValueError for fewer than two batch sizes, and where more batch did not save steps.
+        """
+        if len(set(batches)) < 2 or len(batches) != len(steps) or not min(*batches, *steps) > 0:
+            raise ValueError("A hyperbola needs steps, above 0, for two or more different batch sizes above 0.")
+        terms = [[1 / s, 1 / (b * s)] for b, s in zip(batches, steps, strict=True)]  # · (S_min, E_min): should be 1
+        min_steps, min_tokens = np.linalg.lstsq(np.array(terms), np.ones(len(terms)), rcond=None)[0].tolist()
+        if not (min_steps > 0 and min_tokens > 0):
+            raise ValueError("These steps lie on no such hyperbola: with the batch, steps must fall and tokens grow.")
+        return cls(min_steps, min_tokens / min_steps)

@@ -10,7 +10,8 @@ from gptcourse.exercises import check
 from tools import notebooks
 
 PATHS = notebooks.all_notebooks()
-TAGS = re.compile(r"nbval-check-output|nbval-skip|(exercise|mistake|solution):[a-z_]+\.[a-z_0-9]+")
+TAGS = re.compile(r"nbval-check-output|nbval-skip|reveal|(exercise|mistake|solution):[a-z_]+\.[a-z_0-9]+")
+WITHOUT_A_GUESS = {"## How this course works"}  # shows the exercises done so far
 by_name = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -87,6 +88,33 @@ def test_at_least_four_exercises_and_two_mistakes_to_find(path):
     kinds = [kind for kind, _, _ in tagged(read(path), "exercise", "mistake")]
     assert kinds.count("exercise") >= 4
     assert kinds.count("mistake") >= 2
+
+
+def sections(notebook):
+    """Return the title and the cells of each part of `notebook` under a heading of the second level."""
+    found = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            found.append((cell.source.splitlines()[0], []))
+        elif found:
+            found[-1][1].append(cell)
+    return found
+
+
+@by_name
+def test_every_section_that_shows_something_asks_for_a_guess_first(path):
+    for title, cells in sections(read(path)):
+        code = [cell for cell in cells if cell.cell_type == "code" and not is_exercise(cell) and cell.outputs]
+        guesses = [number for number, cell in enumerate(code) if cell.source.startswith("predict(")]
+        reveals = [number for number, cell in enumerate(code) if "reveal" in cell.metadata.get("tags", [])]
+        if code and title not in WITHOUT_A_GUESS:
+            assert guesses and reveals, f"{title}: a prediction, and a cell tagged reveal"
+            assert guesses[0] < reveals[0], title
+            assert len(reveals) >= len(guesses), title
+
+
+def is_exercise(cell):
+    return any(tag.startswith(("exercise:", "mistake:")) for tag in cell.metadata.get("tags", []))
 
 
 def checked_function(cell, name):

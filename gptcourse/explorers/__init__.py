@@ -8,8 +8,19 @@ needs it.
 
 from gptcourse.explorers.attention import attention_scale_explorer
 from gptcourse.explorers.decoding import decoding_explorer
+from gptcourse.explorers.heads import attention_explorer
 from gptcourse.explorers.monitor import TrainingMonitor
+from gptcourse.explorers.positions import rotary_explorer, window_explorer
 from gptcourse.explorers.predict import predict
 from gptcourse.explorers.size import size_explorer
 
-__all__ = ["TrainingMonitor", "attention_scale_explorer", "decoding_explorer", "predict", "size_explorer"]
+__all__ = [
+    "TrainingMonitor",
+    "attention_explorer",
+    "attention_scale_explorer",
+    "decoding_explorer",
+    "predict",
+    "rotary_explorer",
+    "size_explorer",
+    "window_explorer",
+]

@@ -1,4 +1,4 @@
-"""What the tests share: a cache of their own, so that nobody's real downloads are touched."""
+"""What the tests share: folders of their own, so that nobody's downloads and progress are touched."""
 
 import os
 
@@ -13,8 +13,9 @@ from gptcourse.corpora import shakespeare
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Let GPTCOURSE_CACHE name a folder of this session, unless a shared one was asked for."""
+    """Let GPTCOURSE_CACHE name a folder of this session, unless a shared one was asked for; likewise the progress."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTCOURSE_PROGRESS", str(tmp_path_factory.mktemp("progress")))
         if "GPTCOURSE_CACHE" not in os.environ:
             patch.setenv("GPTCOURSE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

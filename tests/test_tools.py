@@ -150,3 +150,10 @@ def test_measurements_replace_only_what_is_between_the_markers():
     once = replace_between_markers(text, "new")
     assert once == f"before {MARKERS[0]}\n\nnew\n\n{MARKERS[1]} after"
     assert replace_between_markers(once, "new") == once
+
+
+def test_a_notebook_runs_without_anybodys_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTCOURSE_PROGRESS", str(tmp_path / "mine"))
+    cell = new_code_cell("from gptcourse.exercises import check\ncheck('start.greedy', lambda logits: 0)")
+    notebooks.execute(new_notebook(cells=[cell]), tmp_path)
+    assert not (tmp_path / "mine").exists()

@@ -146,8 +146,17 @@ torch.set_num_threads(1)
 
 def step_three(history):
     if history.step[-1] == 3:
+        pressed, handle = [], signal.getsignal(signal.SIGINT)
+
+        def tell(*arguments):
+            handle(*arguments)
+            pressed.append(True)
+            print("pressed", flush=True)
+
+        signal.signal(signal.SIGINT, tell)
         print("step 3", flush=True)
-        time.sleep(3600 if twice else 2)
+        while twice or not pressed:
+            time.sleep(0.01)
 
 twice = False
 model, history = run(sys.argv[1], callback=step_three, save_steps=0)
@@ -168,10 +177,11 @@ def test_ctrl_c_in_a_real_process_stops_saves_and_can_be_resumed(tmp_path, whole
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout.readline() == "step 3\n"
         process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "pressed\n"
         assert process.stdout.readline() == "interrupted [1, 2, 3]\n"
         assert process.stdout.readline() == "step 3\n"
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)  # two signals at the same moment would arrive as one
+        assert process.stdout.readline() == "pressed\n"  # two signals at the same moment would arrive as one
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "at once True\n"
         assert process.wait(60) == 0

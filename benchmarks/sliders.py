@@ -22,6 +22,9 @@ SLIDERS = {
     "decoding_explorer": ["temperature", "top-k (0: off)", "top-p (1: off)"],
     "attention_scale_explorer": ["head size d"],
     "size_explorer": ["width", "layers", "context"],
+    "attention_explorer": ["layer", "head"],
+    "window_explorer": ["window"],
+    "rotary_explorer": ["place of the query"],
 }
 MUST, AIM = 60, 30  # milliseconds at the 95th percentile, from the design
 PAUSE = 300  # milliseconds between two presses
@@ -32,6 +35,11 @@ model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=64, n_embd=64, n_layer=1
 with torch.no_grad():
     model.wte.weight.mul_(8)  # an opinion, so that every move of a slider changes the bars
 decoding_explorer(model, tokenizer, "to be", max_new_tokens=1)
+"""
+# As many heads as the model that ships, and as many tokens as the picture shows.
+ATTENTION = """
+model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=256, n_embd=64, n_layer=6, n_head=4))
+attention_explorer(model, tokenizer, "to be, or not to be, that", held_out=40 * "not to be, or ")
 """
 WORD = """
 import ipywidgets
@@ -75,7 +83,7 @@ def main(presses):
         sys.exit("No Chromium or Chrome on the PATH; this benchmark needs one.")
     print(f"{'explorer':<26}{'slider':<22}{'median':>8}{'95th percentile':>18}   (ms; must {MUST}, aim {AIM})")
     with tempfile.TemporaryDirectory() as folder:
-        cells = [EXPLORERS[0], WORD, MODEL, *EXPLORERS[2:4]]
+        cells = [EXPLORERS[0], WORD, MODEL, *EXPLORERS[2:4], ATTENTION, *EXPLORERS[-2:]]
         path = write_notebook(Path(folder) / "sliders.ipynb", cells)
         with Lab([path]) as lab, lab.open(path.name) as notebook:
             errors = notebook.run()

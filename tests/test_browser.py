@@ -12,15 +12,15 @@ pytestmark = pytest.mark.skipif(
 EXPLORERS = [
     """
 import torch
-from gptcourse.explorers import TrainingMonitor, attention_scale_explorer, decoding_explorer
-from gptcourse.explorers import predict, size_explorer, svg
+from gptcourse.explorers import TrainingMonitor, attention_explorer, attention_scale_explorer, decoding_explorer
+from gptcourse.explorers import predict, rotary_explorer, size_explorer, svg, window_explorer
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, train
 
 tokenizer = CharTokenizer("to be or not <script>")
 torch.manual_seed(0)
-model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=64, n_embd=16, n_layer=1, n_head=2))
+model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=64, n_embd=16, n_layer=2, n_head=2))
 """,
     "decoding_explorer(model, tokenizer, 'to be')",
     "attention_scale_explorer()",
@@ -32,6 +32,9 @@ nothing = ipywidgets.IntSlider(description="nothing")
 bars = svg.bars([("a", 0.5, 0.5)], description="", headings=("", ""))
 ipywidgets.VBox([nothing, ipywidgets.HTML(bars)])
 """,
+    "attention_explorer(model, tokenizer, 'to be or not to be', held_out=30 * 'not to be or ')",
+    "window_explorer()",
+    "rotary_explorer()",
 ]
 TRAINING = """
 config = TrainingConfig(steps=100_000, batch_size=1, learning_rate=1e-3, sequence_length=8)
@@ -79,6 +82,11 @@ def explorers(lab):
         "layers",
         "context",
         "batch",
+        "layer",
+        "head",
+        "window",
+        "place of the query",
+        "place of the key",
     ],
 )
 def test_a_key_press_changes_the_picture(explorers, label):

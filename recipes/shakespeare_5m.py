@@ -32,9 +32,9 @@ VOCAB_SIZE = 2048
 # Heads of 64 numbers, as in GPT-2. No dropout: with it the trials of four and of eight epochs both came out worse
 # (shakespeare_5m_trials.jsonl).
 SHAPE = GPTConfig(vocab_size=VOCAB_SIZE, n_positions=256, n_embd=256, n_layer=6, n_head=4)
-# The rate stays high until the last third (WSD), so that a longer run can go on from this one's checkpoints.
+# The rate stays high until the last 2,600 steps (WSD), so that a longer run can go on from this one's checkpoints.
 SETTINGS = TrainingConfig(
-    steps=8000,
+    steps=7000,
     batch_size=8,
     learning_rate=1.5e-3,
     adam_beta2=0.99,

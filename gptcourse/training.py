@@ -23,7 +23,7 @@ import torch
 
 from gptcourse.checkpoints import CheckpointError, Checkpoints
 from gptcourse.model import in_mode
-from gptcourse.optimizers import SCHEDULES, decay_groups, learning_rate_at
+from gptcourse.optimizers import SCHEDULES, decay_groups, learning_rate_at, mup_groups
 
 
 class DivergedError(RuntimeError):
@@ -210,8 +210,9 @@ class _Run:
             self.validation_tokens = _checked(validation_tokens, vocab_size, 2, "validation tokens").to(device)
         self.model = model.to(device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        has_mup = getattr(model.config, "mup_base_width", None) is not None  # the reader's own model knows none
         self.optimizer = torch.optim.AdamW(
-            decay_groups(model, config.weight_decay),
+            (mup_groups if has_mup else decay_groups)(model, config.weight_decay),
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
@@ -294,7 +295,7 @@ class _Run:
         for kept, tensor in zip(self.before_update, now, strict=True):
             kept.copy_(tensor)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)
         self.optimizer.step()
 
     def _changing(self) -> list[torch.Tensor]:

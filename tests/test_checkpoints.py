@@ -1,6 +1,7 @@
 """Runs that are killed, interrupted or damaged, compared bit for bit with runs that never stopped."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -133,6 +134,19 @@ def test_a_run_killed_while_it_writes_ends_like_one_never_stopped(tmp_path, whol
     assert start(tmp_path) == "end"
     assert content(tmp_path) == content(whole)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000006", "step-00000009"]
+
+
+def test_a_mup_run_without_clipping_goes_on_bit_for_bit(tmp_path):
+    def model():
+        torch.manual_seed(3)
+        return GPT(GPTConfig(17, 8, 16, 2, 2, dropout=0.2, tie_word_embeddings=False, mup_base_width=24))
+
+    whole, history = run(tmp_path / "whole", model(), max_grad_norm=math.inf)
+    run(tmp_path / "parts", model(), callback=lambda h: h.step[-1] == 4, max_grad_norm=math.inf)
+    resumed, after = run(tmp_path / "parts", model(), max_grad_norm=math.inf)
+    assert same(whole, resumed) and after == history
+    assert content(tmp_path / "whole") == content(tmp_path / "parts")
+    assert GPT.load(tmp_path / "parts" / "step-00000009").config == whole.config
 
 
 # Interrupted

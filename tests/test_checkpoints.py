@@ -307,6 +307,8 @@ def other_model():
     ("options", "words"),
     [
         ({"learning_rate": 2e-2}, r"learning_rate was 0\.01 and is now 0\.02"),
+        ({"label_smoothing": 0.1}, r"label_smoothing was 0\.0 and is now 0\.1"),
+        ({"z_loss": 1e-4}, r"z_loss was 0\.0 and is now 0\.0001"),
         ({"seed": 1, "batch_size": 3}, "batch_size was 2 and is now 3, seed was 0 and is now 1"),
         ({"model": other_model()}, "the model's n_layer was 2 and is now 1"),
         ({"tokens": TOKENS.flip(0)}, "the training tokens was '400 ids"),

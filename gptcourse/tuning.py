@@ -204,8 +204,9 @@ def stability_limit(model, ids: Tensor, targets: Tensor, optimizer=None, *, tole
 
     Without an optimizer: of plain gradient descent, 2 / λ, λ being the largest eigenvalue of the loss's Hessian H on
     this batch, ids and targets (B, T). With an Adam or AdamW that has made steps: (2 + 2β₁) / ((1 − β₁) λ), 38 / λ for
-    β₁ = 0.9, now with λ of P⁻¹H, where P is `adam_preconditioner` (Cohen et al. 2022). Both are exact for a quadratic
-    loss and a P that stands still; noise, clipping and decay are left out. Infinite where nothing curves upwards.
+    β₁ = 0.9, now with λ of P⁻¹H, where P is `adam_preconditioner` (Cohen et al. 2022); under muP it is the rate before
+    each group's factor. Both are exact for a quadratic loss and a P that stands still; noise, clipping and decay are
+    left out. Infinite where nothing curves upwards.
 
     Raises ValueError, as `adam_preconditioner` and `sharpness` do.
     """

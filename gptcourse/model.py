@@ -1,8 +1,8 @@
 """A GPT from end to end: the block, the whole model, GPT-3's sizes, and the road to and from transformers.
 
 Sources: Radford et al. (2019), GPT-2, section 2.3 (pre-norm blocks, scaled initialisation); Brown et al. (2020),
-GPT-3, section 2.1 and table 2.1; Press and Wolf (2017) (tied read-out). Parameter and field names are those of
-transformers' GPT-2, so that moving weights is a loop.
+GPT-3, section 2.1 and table 2.1; Press and Wolf (2017) (tied read-out); Yang et al. (2022), "Tensor Programs V",
+table 8 (muP). Parameter and field names are those of transformers' GPT-2, so that moving weights is a loop.
 
 Shapes: B sequences in a batch, T tokens each, C = n_embd numbers per token, V = vocab_size.
 """
@@ -86,6 +86,9 @@ class GPTConfig:
         activation_function: "gelu_new" (GPT-2) or "relu2" (squared ReLU; So et al., 2021).
         position_embedding: "learned" (a vector for each position) or "rotary" (Su et al., 2021).
         norm: "layernorm" or "rmsnorm" (Zhang and Sennrich, 2019). qk_norm: normalise queries and keys.
+        mup_base_width: the n_embd at which the learning rate was tuned: muP, see `optimizers.mup_groups`. None: the
+            standard parametrisation. It needs an untied read-out, and heads of one size at every width: muP divides
+            attention's scores by D instead of √D, which then differs by a constant only.
 
     Raises ValueError, with one sentence, for a shape that makes no sense.
     """
@@ -103,6 +106,7 @@ class GPTConfig:
     position_embedding: str = "learned"
     norm: str = "layernorm"
     qk_norm: bool = False
+    mup_base_width: int | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
@@ -121,11 +125,32 @@ class GPTConfig:
             raise ValueError(
                 f"Rotary positions turn pairs, but a head has {self.head_size} numbers: make n_embd / n_head even."
             )
+        if self.mup_base_width is not None:
+            self._check_mup()
+
+    def _check_mup(self) -> None:
+        require_number(
+            self, "mup_base_width", Integral, lambda value: value >= 1, "None or a whole number of 1 or more"
+        )
+        if self.mup_base_width % self.head_size:
+            raise ValueError(
+                f"mup_base_width {self.mup_base_width} is no multiple of the head size {self.head_size}: heads stay as "
+                "wide as at the base width, so let n_head grow with n_embd."
+            )
+        if self.tie_word_embeddings:
+            raise ValueError(
+                "muP scales the read-out alone: give a model with mup_base_width tie_word_embeddings=False."
+            )
 
     @property
     def head_size(self) -> int:
         """Numbers per head, D = n_embd / n_head."""
         return self.n_embd // self.n_head
+
+    @property
+    def width_multiplier(self) -> float:
+        """How many times as wide as muP's base model this one is; 1 in the standard parametrisation."""
+        return self.n_embd / (self.mup_base_width or self.n_embd)
 
     @property
     def parameters_by_part(self) -> dict[str, int]:
@@ -150,9 +175,9 @@ class GPTConfig:
 
     @property
     def is_gpt2_shaped(self) -> bool:
-        """Whether transformers' GPT2LMHeadModel can hold this model."""
-        ours = (self.activation_function, self.position_embedding, self.norm, self.qk_norm)
-        return ours == ("gelu_new", "learned", "layernorm", False)
+        """Whether transformers' GPT2LMHeadModel gives these weights, as they are, the same meaning."""
+        ours = (self.activation_function, self.position_embedding, self.norm, self.qk_norm, self.mup_base_width)
+        return ours == ("gelu_new", "learned", "layernorm", False, None)
 
     @classmethod
     def gpt3(cls, name: str) -> GPTConfig:
@@ -256,13 +281,19 @@ class GPT(nn.Module):
         for block in self.h:
             # 2 n_layer sums enter the residual stream: smaller terms keep its variance level (GPT-2, section 2.3).
             for projection in (block.attn.c_proj, block.mlp.c_proj):
-                nn.init.normal_(projection.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
+                nn.init.normal_(projection.weight, std=self._hidden_std / math.sqrt(2 * config.n_layer))
         if config.tie_word_embeddings:
             self.lm_head.weight = self.wte.weight
 
+    @property
+    def _hidden_std(self) -> float:
+        """The spread of a hidden matrix at the start: under muP its variance falls as 1 / width."""
+        return self.config.initializer_range / math.sqrt(self.config.width_multiplier)
+
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            is_hidden = isinstance(module, nn.Linear) and module is not self.lm_head
+            nn.init.normal_(module.weight, std=self._hidden_std if is_hidden else self.config.initializer_range)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
@@ -309,7 +340,8 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.h):
             x, weights = block(x, cache[layer] if cache else None, output_attentions)
             attentions.append(weights)
-        logits = self.lm_head(self.ln_f(x[:, -logits_to_keep:]))  # (B, T, V) or (B, n, V), as -0 is the first position
+        x = self.ln_f(x[:, -logits_to_keep:])  # (B, T, C) or (B, n, C), as -0 is the first position
+        logits = self.lm_head(x / self.config.width_multiplier)  # muP scales the logits; their input is less work
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return GPTOutput(logits, loss, tuple(attentions) if output_attentions else None)
 
@@ -342,23 +374,29 @@ class GPT(nn.Module):
     def to_transformers(self) -> GPT2LMHeadModel:
         """Return a transformers GPT2LMHeadModel with these weights: the same logits.
 
+        The factor that muP gives the logits becomes part of the read-out matrix.
+
         Raises ValueError for a model with rotary positions, RMSNorm, squared ReLU or query/key norm.
         """
-        if not self.config.is_gpt2_shaped:
+        config = replace(self.config, mup_base_width=None)
+        if not config.is_gpt2_shaped:
             raise ValueError(
                 "transformers' GPT-2 has learned positions, LayerNorm, gelu_new and no query/key norm, and this model "
                 "has not: keep it as a gptcourse model with save and load."
             )
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        hf = GPT2LMHeadModel(GPT2Config(**_gpt2_config(self.config)))
-        hf.load_state_dict(_to_gpt2_names(self.state_dict()))
+        state = self.state_dict()
+        state["lm_head.weight"] = state["lm_head.weight"] / self.config.width_multiplier
+        hf = GPT2LMHeadModel(GPT2Config(**_gpt2_config(config)))
+        hf.load_state_dict(_to_gpt2_names(state))
         return hf.to(device=self.device, dtype=self.wte.weight.dtype).train(self.training)
 
     def save(self, directory: str | Path, tokenizer=None) -> None:
         """Write config.json and model.safetensors, and the tokenizer's own files if one is given.
 
-        A GPT-2-shaped model is written as transformers writes it, so that AutoModelForCausalLM opens it too.
+        A GPT-2-shaped model is written as transformers writes it, so that AutoModelForCausalLM opens it too. One with
+        muP is not: transformers would leave the factor of its logits out, and trained on it must keep its weights.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)

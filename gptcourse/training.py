@@ -5,7 +5,9 @@ alone, so that a checkpoint needs only the weights, the optimiser's moments and 
 
 Sources: "Language Models are Few-Shot Learners" (Brown et al. 2020, appendix B: betas, clipping, schedule,
 decay); "Decoupled Weight Decay Regularization" (Loshchilov and Hutter 2019, AdamW); "Parallel Random Numbers:
-As Easy as 1, 2, 3" (Salmon et al. 2011, Philox: random numbers from a counter).
+As Easy as 1, 2, 3" (Salmon et al. 2011, Philox: random numbers from a counter); "Rethinking the Inception
+Architecture for Computer Vision" (Szegedy et al. 2016, section 7, label smoothing); "PaLM" (Chowdhery et al. 2022,
+section 5, z-loss).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 
 from gptcourse.checkpoints import CheckpointError, Checkpoints
 from gptcourse.model import in_mode
-from gptcourse.optimizers import SCHEDULES, decay_groups, learning_rate_at
+from gptcourse.optimizers import SCHEDULES, decay_groups, learning_rate_at, mup_groups
 
 
 class DivergedError(RuntimeError):
@@ -41,7 +43,8 @@ class TrainingConfig:
     `batch_size` counts the sequences of one forward pass; a step makes `gradient_accumulation_steps` of them
     and learns from all of their tokens. `sequence_length=None` means the model's `n_positions`. `eval_steps=0`
     evaluates only at the end, `save_steps=0` saves only at the end. `decay_steps` is explained at
-    `learning_rate_at`; `max_grad_norm=math.inf` switches clipping off. Raises ValueError.
+    `learning_rate_at`; `max_grad_norm=math.inf` switches clipping off. `label_smoothing` and `z_loss` are explained
+    at `objective`; GPT-3 has neither. Raises ValueError.
     """
 
     steps: int
@@ -59,6 +62,8 @@ class TrainingConfig:
     adam_beta2: float = 0.95
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
     eval_steps: int = 0
     save_steps: int = 0
 
@@ -70,10 +75,11 @@ class TrainingConfig:
             self._require(name, int, "a whole number, 0 or more", lambda x: x >= 0)
         for name in ("learning_rate", "adam_epsilon"):
             self._require(name, float, "a number above 0", lambda x: 0 < x < math.inf)
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "label_smoothing"):
             self._require(name, float, "a number from 0 to just below 1", lambda x: 0 <= x < 1)
         self._require("min_lr_ratio", float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-        self._require("weight_decay", float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
+        for name in ("weight_decay", "z_loss"):
+            self._require(name, float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
         self._require("max_grad_norm", float, "a number above 0", lambda x: x > 0)
         if self.lr_scheduler_type not in SCHEDULES:
             raise ValueError(f"lr_scheduler_type must be one of {SCHEDULES}, not {self.lr_scheduler_type!r}.")
@@ -92,8 +98,9 @@ class TrainingConfig:
 class History:
     """What a run has measured: one entry a step, the first of which is step 1; losses in nats per token.
 
-    `loss` is measured on the step's batch before the update, `grad_norm` before clipping. `eval_loss` is
-    measured after the step of the same number. `stopped` is None, "interrupted" or "callback".
+    `loss` is measured on the step's batch before the update, `grad_norm` before clipping. Both losses are the
+    model's own, without label smoothing and z-loss, so that runs can be compared. `eval_loss` is measured after
+    the step of the same number. `stopped` is None, "interrupted" or "callback".
     """
 
     step: list[int] = field(default_factory=list)
@@ -122,6 +129,22 @@ def get_batch(tokens: torch.Tensor, batch_size: int, sequence_length: int, seed:
     starts = torch.from_numpy(generator.integers(0, len(tokens) - sequence_length, size=(batch_size, 1)))
     places = (starts + torch.arange(sequence_length)).to(tokens.device)  # (B, T)
     return tokens[places], tokens[places + 1]
+
+
+def objective(output, targets: torch.Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0) -> torch.Tensor:
+    """Return what training minimises, out of a model's output on targets (B, T): its loss, unless told otherwise.
+
+    `label_smoothing` is the share of the target's probability that is spread evenly over all V tokens: the same
+    as F.cross_entropy's (Szegedy et al. 2016, section 7). `z_loss` multiplies the mean of log² Z, where Z is the sum
+    that the softmax divides by, and keeps log Z near 0; PaLM took 1e-4 (Chowdhery et al. 2022, section 5). Both
+    need `output.logits` (B, T, V), and leave out targets of -100.
+    """
+    if not label_smoothing and not z_loss:
+        return output.loss
+    logits = output.logits[targets != -100]  # (n, V)
+    log_z = logits.logsumexp(-1)
+    even = (log_z - logits.mean(-1)).mean()  # -log p = log Z - logit, the mean over all tokens
+    return (1 - label_smoothing) * output.loss + label_smoothing * even + z_loss * log_z.square().mean()
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -210,8 +233,9 @@ class _Run:
             self.validation_tokens = _checked(validation_tokens, vocab_size, 2, "validation tokens").to(device)
         self.model = model.to(device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        has_mup = getattr(model.config, "mup_base_width", None) is not None  # the reader's own model knows none
         self.optimizer = torch.optim.AdamW(
-            decay_groups(model, config.weight_decay),
+            (mup_groups if has_mup else decay_groups)(model, config.weight_decay),
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
@@ -273,7 +297,7 @@ class _Run:
             self._evaluate()
 
     def _backward(self, n_done: int) -> torch.Tensor:
-        """Leave the gradient of the mean loss over all tokens of the step in the model, and return that loss."""
+        """Leave the gradient of the objective over all tokens of the step in the model, and return the mean loss."""
         config, n_parts = self.config, self.config.gradient_accumulation_steps
         size = config.batch_size * n_parts
         ids, targets = get_batch(self.tokens, size, config.sequence_length, config.seed, n_done)
@@ -281,9 +305,10 @@ class _Run:
         self.model.zero_grad()
         for part, (x, y) in enumerate(zip(ids.chunk(n_parts), targets.chunk(n_parts), strict=True)):
             with _seeded(ids.device, (config.seed, n_done, part)):
-                loss = self.model(x, y).loss / n_parts  # the parts are equally big: the mean of means is the mean
-            loss.backward()
-            total += loss.detach()
+                output = self.model(x, y)
+            wanted = objective(output, y, config.label_smoothing, config.z_loss)
+            (wanted / n_parts).backward()  # the parts are equally big: the mean of means is the mean
+            total += output.loss.detach() / n_parts
         return total
 
     def _update(self, rate: float) -> None:
@@ -294,7 +319,7 @@ class _Run:
         for kept, tensor in zip(self.before_update, now, strict=True):
             kept.copy_(tensor)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)
         self.optimizer.step()
 
     def _changing(self) -> list[torch.Tensor]:

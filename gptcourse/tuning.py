@@ -2,11 +2,13 @@
 
 Every function takes the reader's own model too: a module whose forward(ids, targets) gives `.loss`, and for those that
 cut batches out of a text, whose `.config` has `vocab_size` and `n_positions`, as `train` wants it. The model is
-measured and left as it was: weights, gradients and mode. Sweeps and search are in `gptcourse.sweeps`.
+measured and left as it was: weights, gradients and mode. Only `coordinate_check` looks inside, and so needs GPTs.
+Sweeps and search are in `gptcourse.sweeps`.
 
 Sources: Brown et al. (2020), GPT-3, table 2.1 and appendix B; Smith (2017), "Cyclical Learning Rates for Training
 Neural Networks", section 3.3 (range test); Cohen et al. (2022), "Adaptive Gradient Methods at the Edge of Stability"
-(the highest stable rate); McCandlish et al. (2018), "An Empirical Model of Large-Batch Training" (noise scale).
+(the highest stable rate); McCandlish et al. (2018), "An Empirical Model of Large-Batch Training" (noise scale); Yang et
+al. (2022), "Tensor Programs V" (coordinate check).
 """
 
 from __future__ import annotations
@@ -154,6 +156,46 @@ def _step(run: training._Run, test: RangeTest, rise: float) -> None:
     test.broke = test.smoothed[-1] > (1 + rise) * min(test.smoothed)
 
 
+# ---- Whether the rate fits every width
+
+
+def coordinate_check(make_model, widths, tokens, config, *, device=None, progress=True) -> dict[int, dict[str, float]]:
+    """Return how far `config.steps` steps of training move the activations of a GPT of each width.
+
+    `make_model(width)` gives a new GPT; it is trained. Each change is the mean of |after - before| over the entries of
+    one batch, the one that training would see next: what leaves the "embeddings", "attention" and "MLP" (the mean over
+    layers) and the "logits". Where it grows with the width, a wider model needs a lower rate; under muP none does, and
+    none shrinks (Yang et al. 2022). Ctrl-C keeps the widths that are finished. Raises ValueError, as `train` does.
+    """
+    changes, device = {}, training.choose_device(device)
+    for width in widths:
+        model = make_model(width).to(device)
+        length = training._sequence_length(model, config.sequence_length)
+        checked = training._checked(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
+        ids, _ = training.get_batch(checked, config.batch_size, length, config.seed, config.steps)
+        before = _activations(model, ids)
+        if training.train(model, tokens, config, device=device, progress=progress).stopped:
+            break
+        pairs = {kind: zip(before[kind], after, strict=True) for kind, after in _activations(model, ids).items()}
+        changes[width] = {k: statistics.fmean((a - b).abs().mean().item() for a, b in v) for k, v in pairs.items()}
+    return changes
+
+
+@torch.no_grad()
+def _activations(model, ids: Tensor) -> dict[str, list[Tensor]]:
+    """Return what the parts of a GPT give for ids (B, T), a tensor for each layer that has the part."""
+    seen = {"embeddings": [], "attention": [], "MLP": []}
+    hooks = [model.h[0].register_forward_pre_hook(lambda _, inputs: seen["embeddings"].append(inputs[0]))]
+    for block in model.h:
+        hooks.append(block.attn.register_forward_hook(lambda _, __, output: seen["attention"].append(output[0])))
+        hooks.append(block.mlp.register_forward_hook(lambda _, __, output: seen["MLP"].append(output)))
+    with in_mode(model, training=False):
+        seen["logits"] = [model(ids).logits]
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
 # ---- The highest stable rate, from the curvature
 
 
@@ -162,8 +204,9 @@ def stability_limit(model, ids: Tensor, targets: Tensor, optimizer=None, *, tole
 
     Without an optimizer: of plain gradient descent, 2 / λ, λ being the largest eigenvalue of the loss's Hessian H on
     this batch, ids and targets (B, T). With an Adam or AdamW that has made steps: (2 + 2β₁) / ((1 − β₁) λ), 38 / λ for
-    β₁ = 0.9, now with λ of P⁻¹H, where P is `adam_preconditioner` (Cohen et al. 2022). Both are exact for a quadratic
-    loss and a P that stands still; noise, clipping and decay are left out. Infinite where nothing curves upwards.
+    β₁ = 0.9, now with λ of P⁻¹H, where P is `adam_preconditioner` (Cohen et al. 2022); under muP it is the rate before
+    each group's factor. Both are exact for a quadratic loss and a P that stands still; noise, clipping and decay are
+    left out. Infinite where nothing curves upwards.
 
     Raises ValueError, as `adam_preconditioner` and `sharpness` do.
     """
@@ -174,15 +217,19 @@ def stability_limit(model, ids: Tensor, targets: Tensor, optimizer=None, *, tole
 
 
 def adam_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return P = √v̂ + ε for each trained parameter: what Adam divides its averaged gradient by.
+    """Return P = (√v̂ + ε) / f for each trained parameter: Adam steps by rate · averaged gradient / P.
 
-    Raises ValueError for an optimizer that has no second moments (yet), or groups with different rates.
+    f is the `lr_factor` of its group, 1 outside muP. Raises ValueError for an optimizer that has no second moments
+    (yet), or groups whose rates differ by more than their factors.
     """
     groups, states = optimizer.param_groups, [optimizer.state.get(parameter, {}) for parameter in _trained(model)]
-    if not all("exp_avg_sq" in state for state in states) or len({group["lr"] for group in groups}) > 1:
+    rates = [group["lr"] / group.get("lr_factor", 1.0) for group in groups]
+    if not all("exp_avg_sq" in state for state in states) or not math.isclose(min(rates), max(rates)):
         raise ValueError("The optimizer must be an Adam or AdamW with one rate for all, after its first step.")
     beta2, epsilon = groups[0]["betas"][1], groups[0]["eps"]
-    return [(state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt() + epsilon for state in states]
+    factors = {parameter: group.get("lr_factor", 1.0) for group in groups for parameter in group["params"]}
+    divisors = [(state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt() + epsilon for state in states]
+    return [divisor / factors[parameter] for divisor, parameter in zip(divisors, _trained(model), strict=True)]
 
 
 def sharpness(model: nn.Module, ids: Tensor, targets: Tensor, precondition=None, *, tolerance: float = 0.01) -> float:

@@ -1,6 +1,7 @@
 """Runs that are killed, interrupted or damaged, compared bit for bit with runs that never stopped."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -133,6 +134,19 @@ def test_a_run_killed_while_it_writes_ends_like_one_never_stopped(tmp_path, whol
     assert start(tmp_path) == "end"
     assert content(tmp_path) == content(whole)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000006", "step-00000009"]
+
+
+def test_a_mup_run_without_clipping_goes_on_bit_for_bit(tmp_path):
+    def model():
+        torch.manual_seed(3)
+        return GPT(GPTConfig(17, 8, 16, 2, 2, dropout=0.2, tie_word_embeddings=False, mup_base_width=24))
+
+    whole, history = run(tmp_path / "whole", model(), max_grad_norm=math.inf)
+    run(tmp_path / "parts", model(), callback=lambda h: h.step[-1] == 4, max_grad_norm=math.inf)
+    resumed, after = run(tmp_path / "parts", model(), max_grad_norm=math.inf)
+    assert same(whole, resumed) and after == history
+    assert content(tmp_path / "whole") == content(tmp_path / "parts")
+    assert GPT.load(tmp_path / "parts" / "step-00000009").config == whole.config
 
 
 # Interrupted
@@ -303,6 +317,8 @@ def other_model():
     ("options", "words"),
     [
         ({"learning_rate": 2e-2}, r"learning_rate was 0\.01 and is now 0\.02"),
+        ({"label_smoothing": 0.1}, r"label_smoothing was 0\.0 and is now 0\.1"),
+        ({"z_loss": 1e-4}, r"z_loss was 0\.0 and is now 0\.0001"),
         ({"seed": 1, "batch_size": 3}, "batch_size was 2 and is now 3, seed was 0 and is now 1"),
         ({"model": other_model()}, "the model's n_layer was 2 and is now 1"),
         ({"tokens": TOKENS.flip(0)}, "the training tokens was '400 ids"),

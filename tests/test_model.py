@@ -22,6 +22,7 @@ OPTIONS = [
     {"qk_norm": True},
     {"position_embedding": "rotary", "norm": "rmsnorm", "qk_norm": True, "tie_word_embeddings": False},
 ]
+MUP = {"tie_word_embeddings": False, "mup_base_width": 30}  # SMALL is 2/3 as wide: no power of two
 ODD_SHAPES = [
     {"vocab_size": 67, "n_positions": 19, "n_embd": 30, "n_layer": 3, "n_head": 5},
     {"vocab_size": 13, "n_positions": 7, "n_embd": 9, "n_layer": 1, "n_head": 9},
@@ -84,7 +85,7 @@ def test_to_transformers_refuses_other_shapes_in_one_sentence(options):
         GPT(replace(SMALL, **options)).to_transformers()
 
 
-@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": False}, *OPTIONS], ids=str)
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": False}, MUP, *OPTIONS], ids=str)
 def test_save_and_load_give_the_same_model(options, tmp_path):
     model = GPT(replace(SMALL, dropout=0.1, **options)).eval()
     model.save(tmp_path)
@@ -190,6 +191,10 @@ def test_parameter_count_is_exact_for_every_option(options):
         ({"position_embedding": "rotary", "n_head": 4}, "n_embd / n_head even"),
         ({"n_layer": np.int64(0)}, "n_layer is .*0"),
         ({"vocab_size": np.float64(10)}, "whole number"),
+        ({"mup_base_width": 10}, "tie_word_embeddings=False"),
+        (MUP | {"mup_base_width": 15}, "15 is no multiple of the head size 10"),
+        (MUP | {"mup_base_width": 0}, "mup_base_width is 0"),
+        (MUP | {"mup_base_width": 10.0}, "mup_base_width is 10.0"),
     ]
     + [({"dropout": value}, "dropout is .* at least 0") for value in ("a", None, math.nan, math.inf, True)]
     + [
@@ -211,6 +216,7 @@ def test_numbers_from_numpy_become_pythons_own_and_can_be_written(tmp_path):
     wrapped = {name: np.int32(value) for name, value in asdict(SMALL).items() if type(value) is int}
     config = replace(plain, **wrapped, **{name: np.float32(value) for name, value in exact.items()})
     assert len(wrapped) == 5 and config == plain
+    assert type(replace(SMALL, **MUP | {"mup_base_width": np.int64(30)}).mup_base_width) is int
     assert [type(value) for value in asdict(config).values()] == [type(value) for value in asdict(plain).values()]
     for options in ({}, {"norm": "rmsnorm"}):
         GPT(replace(config, **options)).save(tmp_path)
@@ -232,6 +238,48 @@ def test_initialisation_is_gpt2s():
             assert_close(projection.weight.std().item(), 0.02 / math.sqrt(16), rtol=0.03, atol=0)
             assert not projection.bias.any()
     assert_close(model.wte.weight.std().item(), 0.02, rtol=0.03, atol=0)
+
+
+def test_at_the_base_width_mup_is_the_standard_parametrisation_bit_for_bit():
+    models = []
+    for base in (None, SMALL.n_embd):
+        torch.manual_seed(0)
+        models.append(GPT(replace(SMALL, tie_word_embeddings=False, mup_base_width=base)))
+    standard, mup = models
+    assert all(torch.equal(a, b) for a, b in zip(standard.parameters(), mup.parameters(), strict=True))
+    assert torch.equal(standard(random_ids(SMALL)).logits, mup(random_ids(SMALL)).logits)
+
+
+def test_under_mup_only_hidden_matrices_start_smaller():
+    torch.manual_seed(0)
+    config = GPTConfig(997, 64, 192, 8, 12, tie_word_embeddings=False, mup_base_width=48)
+    model = GPT(config)
+    assert config.width_multiplier == 4
+    for block in model.h:
+        for matrix in (block.attn.c_attn.weight, block.mlp.c_fc.weight):
+            assert_close(matrix.std().item(), 0.02 / 2, rtol=0.03, atol=0)
+        for projection in (block.attn.c_proj, block.mlp.c_proj):
+            assert_close(projection.weight.std().item(), 0.02 / 2 / math.sqrt(16), rtol=0.03, atol=0)
+    for matrix in (model.wte.weight, model.wpe.weight, model.lm_head.weight):
+        assert_close(matrix.std().item(), 0.02, rtol=0.03, atol=0)
+
+
+def test_mup_divides_the_logits_by_the_width_multiplier():
+    mup, standard = GPT(replace(SMALL, **MUP)), GPT(replace(SMALL, tie_word_embeddings=False))
+    standard.load_state_dict(mup.state_dict())
+    ids = random_ids(SMALL)
+    assert_close(mup(ids).logits * (20 / 30), standard(ids).logits)
+
+
+def test_transformers_gets_a_mup_model_only_with_the_factor_of_its_logits(tmp_path):
+    model = GPT(replace(SMALL, initializer_range=0.2, **MUP)).eval()
+    ids = random_ids(SMALL)
+    hf = model.to_transformers()
+    assert_close(hf(ids).logits, model(ids).logits)
+    assert_close(GPT.from_transformers(hf)(ids).logits, model(ids).logits)
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match="gptcourse"):  # not opened as a GPT-2 whose logits are wrong
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)

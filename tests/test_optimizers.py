@@ -1,4 +1,4 @@
-"""Schedules against their closed forms and against transformers'; which weights decay."""
+"""Schedules against their closed forms and against transformers'; which weights decay; what muP scales."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.optimizers import decay_groups, learning_rate_at
-from gptcourse.training import TrainingConfig
+from gptcourse.optimizers import decay_groups, learning_rate_at, mup_groups
+from gptcourse.training import TrainingConfig, get_batch, train
 
 STEPS, WARMUP, PEAK = 50, 8, 3e-3
 
@@ -106,3 +106,82 @@ def test_frozen_weights_are_in_no_group():
     model[0].requires_grad_(False)
     groups = decay_groups(model, 0.1)
     assert [[id(p) for p in group["params"]] for group in groups] == [[id(model[1].weight)]]
+
+
+# muP
+
+TOKENS = torch.arange(300) ** 2 % 11
+
+
+def new_model(width, base, head_size=8):
+    torch.manual_seed(5)
+    return GPT(GPTConfig(11, 8, width, 2, width // head_size, tie_word_embeddings=False, mup_base_width=base))
+
+
+@pytest.mark.parametrize(("width", "multiplier"), [(8, 0.5), (16, 1.0), (48, 3.0)])
+def test_every_weight_is_in_one_mup_group_with_its_own_rate_and_decay(width, multiplier):
+    model = new_model(width, base=16)
+    found = {}
+    for group in mup_groups(model, 0.3):
+        for parameter in group["params"]:
+            assert id(parameter) not in found
+            found[id(parameter)] = (group["lr_factor"], group["weight_decay"])
+    hidden = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    for name, parameter in model.named_parameters():
+        factor = 1 / multiplier if name.endswith(hidden) else 1.0
+        decay = 0.3 / factor if parameter.ndim == 2 else 0.0
+        assert found.pop(id(parameter)) == pytest.approx((factor, decay), rel=1e-12), name
+    assert not found
+
+
+def test_frozen_weights_are_in_no_mup_group():
+    model = new_model(16, base=8)
+    model.h.requires_grad_(False)
+    model.wte.requires_grad_(False)
+    grouped = {id(parameter) for group in mup_groups(model, 0.1) for parameter in group["params"]}
+    assert grouped == {id(p) for p in (model.wpe.weight, model.ln_f.weight, model.ln_f.bias, model.lm_head.weight)}
+
+
+def test_a_model_without_a_base_width_has_no_mup_groups():
+    with pytest.raises(ValueError, match=r"no base width.*mup_base_width.*\.$"):
+        mup_groups(new_model(16, base=None), 0.1)
+
+
+def test_training_at_the_base_width_is_the_standard_run_bit_for_bit():
+    standard, mup = new_model(24, base=None), new_model(24, base=24)
+    config = TrainingConfig(6, 4, 1e-2, warmup_steps=2, gradient_accumulation_steps=2)
+    histories = [train(model, TOKENS, config, device="cpu", progress=False) for model in (standard, mup)]
+    assert histories[0] == histories[1]
+    assert all(torch.equal(a, b) for a, b in zip(standard.parameters(), mup.parameters(), strict=True))
+
+
+def by_table_3(width, base, steps, rate, weight_decay):
+    """Train as table 3 of Yang et al. (2022) has it: no factor on the logits, the read-out started and taught less."""
+    model, m = new_model(width, None).double(), width / base
+    model.load_state_dict(new_model(width, base).state_dict())
+    model.lm_head.weight.data /= m
+    scaled = [p for p in model.h.parameters() if p.ndim == 2] + [model.lm_head.weight]
+    tables = [model.wte.weight, model.wpe.weight]
+    groups = [{"params": scaled, "lr": rate / m, "weight_decay": weight_decay * m}]
+    groups += [{"params": tables, "lr": rate, "weight_decay": weight_decay}]
+    groups += [{"params": [p for p in model.parameters() if p.ndim == 1], "lr": rate, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-16)
+    losses = []
+    for step in range(steps):
+        loss = model(*get_batch(TOKENS, 4, 8, 0, step)).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses, model(TOKENS[None, :8]).logits
+
+
+@pytest.mark.parametrize(("width", "base"), [(24, 8), (16, 24)])
+def test_training_is_that_of_table_3_in_another_form(width, base):
+    model = new_model(width, base).double()
+    settings = {"lr_scheduler_type": "constant", "weight_decay": 0.5, "max_grad_norm": math.inf, "adam_epsilon": 1e-16}
+    history = train(model, TOKENS, TrainingConfig(10, 4, 1e-2, **settings), device="cpu", progress=False)
+    losses, logits = by_table_3(width, base, 10, 1e-2, 0.5)
+    assert losses[-1] < 0.95 * losses[0]
+    assert history.loss == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(model(TOKENS[None, :8]).logits, logits, rtol=1e-4, atol=1e-6)

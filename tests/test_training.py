@@ -5,13 +5,15 @@ import math
 import random
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.training import DivergedError, TrainingConfig, choose_device, evaluate, get_batch, train
+from gptcourse.optimizers import learning_rate_at
+from gptcourse.training import DivergedError, TrainingConfig, choose_device, evaluate, get_batch, objective, train
 
 VOCAB, LENGTH = 17, 8
 TOKENS = torch.from_numpy(np.random.default_rng(1).integers(0, VOCAB, 300))
@@ -65,6 +67,10 @@ def same(left, right):
         ("min_lr_ratio", 1.1),
         ("weight_decay", -0.1),
         ("max_grad_norm", 0),
+        ("label_smoothing", 1.0),
+        ("label_smoothing", -0.1),
+        ("z_loss", -1e-4),
+        ("z_loss", math.inf),
         ("lr_scheduler_type", "polynomial"),
     ],
 )
@@ -209,7 +215,7 @@ def written_out(model, config, tokens):
             v.mul_(config.adam_beta2).add_((1 - config.adam_beta2) * g * g)
             step = m / (1 - config.adam_beta1**t) / ((v / (1 - config.adam_beta2**t)).sqrt() + config.adam_epsilon)
             decay = config.weight_decay if p.dim() > 1 else 0.0
-            p.data -= config.learning_rate * (step + decay * p.data)
+            p.data -= learning_rate_at(t - 1, config) * (step + decay * p.data)
         losses.append(loss.item())
         norms.append(norm)
     return losses, norms
@@ -228,6 +234,35 @@ def test_the_weights_follow_adamw_written_out():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
 
 
+OFF = {"lr_scheduler_type": "constant", "max_grad_norm": math.inf, "weight_decay": 0, "adam_beta2": 0.999}
+OFF |= {"warmup_steps": 0}
+GPT3 = {"warmup_steps": 3, "max_grad_norm": 0.3}  # a limit that gradients of this size reach
+
+
+def test_with_gpt3s_choices_switched_off_training_is_plain_adam():
+    ours, theirs = new_model(), new_model()
+    run(ours, **OFF)
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=1e-2)
+    for step in range(6):
+        optimizer.zero_grad()
+        theirs(*get_batch(TOKENS, 4, LENGTH, 0, step)).loss.backward()
+        optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_each_of_gpt3s_choices_can_be_switched_off_alone(name):
+    settings = {"steps": 8, "batch_size": 4, "learning_rate": 1e-2} | GPT3 | {name: OFF[name]}
+    ours, theirs, gpt3 = new_model(), new_model(), new_model()
+    history = run(ours, **settings)
+    losses, norms = written_out(theirs, TrainingConfig(**settings), TOKENS)
+    assert min(norms) > 0.3  # so that clipping is at work in every step
+    assert history.loss == pytest.approx(losses, rel=1e-4)
+    run(gpt3, **{"steps": 8, "batch_size": 4, "learning_rate": 1e-2} | GPT3)
+    assert not same(weights(ours), weights(gpt3))
+
+
 def test_the_defaults_are_gpt3s():
     config = TrainingConfig(10, 2, 1e-3)
     assert (config.adam_beta1, config.adam_beta2, config.adam_epsilon) == (0.9, 0.95, 1e-8)
@@ -235,8 +270,114 @@ def test_the_defaults_are_gpt3s():
     assert config.lr_scheduler_type == "cosine"
 
 
+# The objective
+
+
+def written_out_objective(logits, targets, smoothing, z_loss):
+    """Cross-entropy with a smoothed target by torch, and PaLM's penalty with Z summed by hand."""
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=smoothing)
+    return loss + z_loss * logits[targets >= 0].exp().sum(-1).log().pow(2).mean()
+
+
+DIALS = [(0.1, 0.0), (0.0, 1e-2), (0.3, 0.5)]
+
+
+@pytest.mark.parametrize("left_out", [0, 5])
+@pytest.mark.parametrize(("smoothing", "z_loss"), DIALS)
+def test_the_objective_is_torchs_label_smoothing_and_palms_penalty(smoothing, z_loss, left_out):
+    model, (ids, targets) = new_model(initializer_range=0.5), get_batch(TOKENS, 4, LENGTH, 0, 0)
+    targets[0, :left_out] = -100
+    output = model(ids, targets)
+    expected = written_out_objective(output.logits, targets, smoothing, z_loss)
+    assert abs(expected.item() - output.loss.item()) > 0.01
+    torch.testing.assert_close(objective(output, targets, smoothing, z_loss), expected)
+
+
+def test_without_dials_the_objective_is_the_models_own_loss():
+    own = SimpleNamespace(loss=torch.ones(()))  # a model that gives no logits can be trained
+    assert objective(own, torch.zeros(1, 1)) is own.loss
+
+
+def test_with_the_dials_at_zero_training_is_the_plain_loop_bit_for_bit():
+    ours, theirs = new_model(), new_model()
+    run(ours, label_smoothing=0, z_loss=0, lr_scheduler_type="constant")
+    groups = [
+        {"params": [p for p in theirs.parameters() if (p.ndim > 1) == m], "weight_decay": 0.1 * m} for m in (1, 0)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    for step in range(6):
+        optimizer.zero_grad()
+        theirs(*get_batch(TOKENS, 4, LENGTH, 0, step)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+    assert same(weights(ours), weights(theirs))
+
+
+@pytest.mark.parametrize(("smoothing", "z_loss"), DIALS)
+def test_the_outputs_follow_the_objective_and_the_history_keeps_the_plain_loss(smoothing, z_loss):
+    settings = {"learning_rate": 3e-3, "weight_decay": 0, "max_grad_norm": math.inf, "lr_scheduler_type": "constant"}
+    ours, theirs, plain = (new_model(initializer_range=0.5) for _ in range(3))
+    dials = {"label_smoothing": smoothing, "z_loss": z_loss}
+    history = run(ours, 5, **settings, **dials, validation_tokens=TOKENS[:40])
+    optimizer, losses = torch.optim.Adam(theirs.parameters(), lr=3e-3, betas=(0.9, 0.95)), []
+    for step in range(5):
+        ids, targets = get_batch(TOKENS, 4, LENGTH, 0, step)
+        output = theirs(ids, targets)
+        losses.append(output.loss.item())
+        optimizer.zero_grad()
+        written_out_objective(output.logits, targets, smoothing, z_loss).backward()
+        optimizer.step()
+    assert history.loss == pytest.approx(losses, rel=1e-4)
+    assert history.eval_loss == [evaluate(ours, TOKENS[:40])]
+    # Not the weights: the bias of the keys changes no output, and Adam makes steps out of its rounding errors.
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-3, atol=1e-3)
+    without = run(plain, 5, **settings)
+    assert without.loss[0] == history.loss[0] and without.loss[4] != pytest.approx(history.loss[4], rel=1e-4)
+
+
+def test_label_smoothing_keeps_a_sure_model_from_being_surer_and_z_loss_keeps_z_near_one():
+    tokens, ids = torch.arange(200) % 5, torch.arange(LENGTH)[None] % 5
+    plain, smooth, held = (new_model(initializer_range=0.1) for _ in range(3))
+    for model, dials in ((plain, {}), (smooth, {"label_smoothing": 0.2}), (held, {"z_loss": 0.1})):
+        run(model, 80, 8, tokens=tokens, **dials)
+    surest = [model(ids).logits.softmax(-1).max(-1).values.mean().item() for model in (plain, smooth)]
+    assert surest[0] > 0.95
+    assert surest[1] == pytest.approx(0.8 + 0.2 / VOCAB, abs=0.03)  # the probability that the smoothed target has
+    sizes = [model(ids).logits.logsumexp(-1).abs().mean().item() for model in (plain, held)]
+    assert sizes[1] < 0.2 * sizes[0]
+
+
+class Own(torch.nn.Module):
+    """The reader's own model: bigrams, with no more than `train` asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=VOCAB, n_positions=LENGTH)
+        self.table = torch.nn.Parameter(torch.zeros(VOCAB, VOCAB))
+
+    def forward(self, ids, targets):
+        logits = self.table[ids]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return SimpleNamespace(logits=logits, loss=loss)
+
+
+def test_the_dials_work_on_a_model_of_ones_own():
+    tables = []
+    for dials in ({}, {"label_smoothing": 0.2}, {"z_loss": 0.1}):
+        model = Own()
+        run(model, 30, **dials)
+        tables.append(model.table.detach())
+    assert tables[1].std() < tables[0].std()  # less sure
+    sizes = [table.logsumexp(-1).abs().mean() for table in tables]
+    assert sizes[2] < sizes[0]
+
+
+# Parts of a batch
+
+
+@pytest.mark.parametrize("dials", [{}, {"label_smoothing": 0.2, "z_loss": 0.1}], ids=str)
 @pytest.mark.parametrize("n_parts", [2, 4])
-def test_accumulated_gradients_are_those_of_the_big_batch(n_parts):
+def test_accumulated_gradients_are_those_of_the_big_batch(n_parts, dials):
     model, reference = new_model(), new_model()
     found = []
 
@@ -244,9 +385,9 @@ def test_accumulated_gradients_are_those_of_the_big_batch(n_parts):
         found.extend(parameter.grad.clone() for parameter in model.parameters())
 
     size = 8 // n_parts
-    run(model, 1, size, gradient_accumulation_steps=n_parts, max_grad_norm=math.inf, callback=take)
+    run(model, 1, size, gradient_accumulation_steps=n_parts, max_grad_norm=math.inf, callback=take, **dials)
     ids, targets = get_batch(TOKENS, 8, LENGTH, seed=0, step=0)
-    reference(ids, targets).loss.backward()
+    objective(reference(ids, targets), targets, **dials).backward()
     for gradient, parameter in zip(found, reference.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-7)
 

@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gptcourse import training
 from gptcourse.model import GPT, GPT3_TABLE, GPTConfig
+from gptcourse.optimizers import mup_groups
 from gptcourse.training import DivergedError, TrainingConfig, get_batch
 from gptcourse.tuning import (
     BatchTradeOff,
     adam_preconditioner,
     batch_ramp,
+    coordinate_check,
     gpt3_batch_size,
     gpt3_learning_rate,
     gradient_noise_scale,
@@ -257,6 +260,109 @@ def test_the_range_test_shows_the_bar_of_training(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_under_mup_the_range_test_moves_each_group_by_its_factor():
+    model, seen = new_model(tie_word_embeddings=False, mup_base_width=8), []
+    test = range_test(model, 5, highest=1e-2, callback=lambda _, o: seen.append([g["lr"] for g in o.param_groups]))
+    assert seen == [pytest.approx([rate / 2, rate, rate]) for rate in test.rates]
+
+
+# Whether the rate fits every width
+
+KINDS = {"embeddings", "attention", "MLP", "logits"}
+
+
+def changes(kind=GPT, base=16, widths=(16, 128), rate=1e-3, **settings):
+    def make_model(width):
+        torch.manual_seed(3)
+        return kind(GPTConfig(VOCAB, LENGTH, width, 2, width // 8, tie_word_embeddings=False, mup_base_width=base))
+
+    config = TrainingConfig(4, 8, rate, lr_scheduler_type="constant", **settings)
+    return coordinate_check(make_model, widths, TOKENS, config, device="cpu", progress=False)
+
+
+def growth(found):
+    """Return by which factor the change in the widest model is greater than in the narrowest, for each kind."""
+    narrow, *_, wide = found.values()
+    return {kind: wide[kind] / narrow[kind] for kind in narrow}
+
+
+def test_under_mup_no_change_grows_or_shrinks_with_the_width():
+    found = growth(changes())
+    assert set(found) == KINDS
+    assert all(0.5 < factor < 2 for factor in found.values()), found
+
+
+def test_in_the_standard_parametrisation_all_but_the_embeddings_change_more_in_a_wider_model():
+    found = growth(changes(base=None))
+    assert 0.5 < found.pop("embeddings") < 2
+    assert all(factor > 5 for factor in found.values()), found
+
+
+def test_a_read_out_that_is_not_scaled_is_caught():
+    class Wrong(GPT):
+        def forward(self, ids, targets=None, **options):
+            logits = super().forward(ids, **options).logits * self.config.width_multiplier
+            loss = (
+                None if targets is None else torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            )
+            return SimpleNamespace(logits=logits, loss=loss)
+
+    found = growth(changes(Wrong))
+    assert found["logits"] > 3, found
+
+
+def test_embeddings_that_learn_at_the_scaled_rate_are_caught(monkeypatch):
+    def wrong(model, weight_decay):
+        return [{"params": list(model.parameters()), "lr_factor": 1 / model.config.width_multiplier}]
+
+    monkeypatch.setattr(training, "mup_groups", wrong)
+    found = growth(changes())
+    assert found["embeddings"] < 0.2, found
+
+
+def test_hidden_matrices_that_learn_at_the_full_rate_are_caught(monkeypatch):
+    monkeypatch.setattr(training, "mup_groups", lambda model, decay: [{"params": list(model.parameters())}])
+    found = growth(changes())
+    assert min(found["attention"], found["MLP"]) > 2.5, found
+
+
+def test_a_change_is_the_mean_over_the_batch_that_would_come_next():
+    found = changes(widths=(16, 24), base=None)
+    assert list(found) == [16, 24]
+    torch.manual_seed(3)
+    model = GPT(GPTConfig(VOCAB, LENGTH, 16, 2, 2, tie_word_embeddings=False))
+    ids = get_batch(TOKENS, 8, LENGTH, 0, 4)[0]
+
+    def parts():
+        with torch.no_grad():
+            x = model.wte(ids) + model.wpe.weight
+            after_attention = [x + model.h[0].attn(model.h[0].ln_1(x))[0]]
+            after_mlp = [after_attention[0] + model.h[0].mlp(model.h[0].ln_2(after_attention[0]))]
+            attended = model.h[1].attn(model.h[1].ln_1(after_mlp[0]))[0]
+            first, mapped = after_attention[0] - x, after_mlp[0] - after_attention[0]
+            second = model.h[1].mlp(model.h[1].ln_2(after_mlp[0] + attended))
+            return [x, torch.stack((first, attended)), torch.stack((mapped, second)), model(ids).logits]
+
+    before = parts()
+    training.train(
+        model, TOKENS, TrainingConfig(4, 8, 1e-3, lr_scheduler_type="constant"), device="cpu", progress=False
+    )
+    expected = [(a - b).abs().mean().item() for a, b in zip(before, parts(), strict=True)]
+    assert list(found[16].values()) == pytest.approx(expected, rel=1e-3)
+    assert list(found[16]) == ["embeddings", "attention", "MLP", "logits"]
+
+
+def test_the_coordinate_check_stops_at_ctrl_c_and_keeps_the_finished_widths():
+    class Pressing(GPT):
+        def forward(self, *inputs, **options):
+            if self.training and self.config.n_embd == 24:
+                signal.raise_signal(signal.SIGINT)
+                self.eval()  # once only
+            return super().forward(*inputs, **options)
+
+    assert list(changes(Pressing, base=None, widths=(16, 24, 32))) == [16]
+
+
 # The curvature
 
 
@@ -411,6 +517,19 @@ def test_the_preconditioner_is_what_adam_divides_by(fused):
     for old, p, scale in zip(before, model.parameters(), adam_preconditioner(model, optimizer), strict=True):
         average = optimizer.state[p]["exp_avg"] / (1 - 0.8**4)
         torch.testing.assert_close(old - p, 0.01 * average / scale, rtol=1e-4, atol=1e-7)
+
+
+def test_under_mup_the_preconditioner_holds_the_factor_of_each_group():
+    model = new_model(tie_word_embeddings=False, mup_base_width=48)
+    optimizer = torch.optim.AdamW(mup_groups(model, 0.0), lr=0.01, betas=(0.8, 0.9), eps=1e-3)
+    for group in optimizer.param_groups:
+        group["lr"] *= group["lr_factor"]
+    assert {round(group["lr"], 9) for group in optimizer.param_groups} == {0.01, 0.03}
+    model(*get_batch(TOKENS, 4, LENGTH, 0, 0)).loss.backward()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.step()
+    for old, p, scale in zip(before, model.parameters(), adam_preconditioner(model, optimizer), strict=True):
+        torch.testing.assert_close(old - p, 0.01 * p.grad / scale, rtol=1e-4, atol=1e-7)
 
 
 def test_the_optimizer_must_be_an_adam_that_has_made_a_step():

@@ -112,8 +112,9 @@ class KeyValueCache:
 def rotary(x: Tensor, first_position: int = 0, base: float = 10_000.0) -> Tensor:
     """Turn the pairs of numbers in each query or key by angles that grow with its position.
 
-    RoFormer (Su et al., 2021), section 3.2.2, with number i paired with number i + D/2, as in GPT-NeoX and LLaMA. The
-    product of a turned query and a turned key depends only on how far apart the two tokens stand.
+    RoFormer (Su et al., 2021), section 3.2.2, with number i paired with number i + D/2, as in GPT-NeoX and in
+    transformers' Llama; the paper pairs neighbours. The product of a turned query and a turned key depends only on how
+    far apart the two tokens stand.
 
     Args:
         x: (..., T, D) with D even; the first of the T tokens stands at `first_position`.
@@ -171,7 +172,8 @@ class CausalSelfAttention(nn.Module):
         if self.rotary:
             q, k = rotary(q, first_position), rotary(k, first_position)
         if self.qk_norm:
-            # Bounded scores keep a high learning rate from saturating the softmax (Henry et al., 2020).
+            # Bounded scores keep the softmax from saturating (Henry et al., 2020), also when the learning rate is high
+            # (Wortsman et al., 2023).
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
         return q, k, v
 

@@ -1,8 +1,8 @@
 """Write with a language model: from logits to a distribution, from a distribution to a token, and round again.
 
-Sources: Fan et al. (2018), arXiv:1805.04833, section 5.3 (top-k); Holtzman et al. (2020), arXiv:1904.09751, section 3.1
+Sources: Fan et al. (2018), arXiv:1805.04833, section 5.4 (top-k); Holtzman et al. (2020), arXiv:1904.09751, section 3.1
 (top-p); Nguyen et al. (2024), arXiv:2407.01082 (min-p); Keskar et al. (2019), arXiv:1909.05858, section 4.1 (repetition
-penalty). The order of the rules is that of transformers; llama.cpp, for one, applies the temperature last.
+penalty). The order of the rules is that of transformers; llama.cpp, by default, applies the temperature last.
 
 Shapes: B texts in a batch, T tokens each, V = vocab_size.
 """
@@ -80,7 +80,7 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k largest logits and those equal to the k-th; the others become -inf. Fan et al. (2018), section 5.3."""
+    """Keep the k largest logits and those equal to the k-th; the others become -inf. Fan et al. (2018), section 5.4."""
     kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # (..., 1)
     return logits.masked_fill(logits < kth, -math.inf)
 
@@ -142,8 +142,8 @@ def draw(probabilities: Tensor, noise: Tensor | float) -> Tensor:
     """Draw a token from each row of probabilities (..., V): the arg-max of probability over exponential noise (..., V).
 
     A race: token i arrives after the time noise_i / p_i and is the first with probability p_i. Gumbel-max (Maddison et
-    al., 2014, arXiv:1411.0030, section 2) without the logarithm. With the noise held fixed, draws can be compared: when
-    a knob moves, the token changes only where the probabilities make it change.
+    al., 2014, arXiv:1411.0030) without the logarithm. With the noise held fixed, draws can be compared: when a knob
+    moves, the token changes only where the probabilities make it change.
     """
     return (probabilities / noise).argmax(-1)
 

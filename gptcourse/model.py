@@ -76,7 +76,7 @@ def require_number(settings: Any, name: str, kind: type, fits: Callable[[Any], b
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model. The defaults are GPT-2's and GPT-3's choices.
+    """The shape of a model. The defaults are GPT-2's and GPT-3's choices, without dropout.
 
     Args:
         vocab_size: how many different tokens there are.
@@ -213,7 +213,7 @@ def in_mode(model: nn.Module, training: bool):
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """Return max(0, x)², element by element (So et al., 2021, Primer, section 4)."""
+    """Return max(0, x)², element by element (So et al., 2021, Primer)."""
     return F.relu(x).square()
 
 

@@ -1,7 +1,7 @@
 """What a model costs: memory to train it and arithmetic per token, from its shape alone.
 
 Sources: Kaplan et al. (2020), "Scaling Laws for Neural Language Models", section 2.1; Chowdhery et al. (2022), PaLM,
-appendix B; Korthikanti et al. (2022), "Reducing Activation Recomputation", section 4.
+appendix B; Korthikanti et al. (2022), "Reducing Activation Recomputation in Large Transformer Models", section 4.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gptcourse.explorers import bend_explorer, bpe_explorer, initialisation_explorer, svg
 from gptcourse.explorers.bends import BENDS, straight_line
-from gptcourse.explorers.initialisation import ALIKE, LAYERS, RULE, STDS, WIDTHS, expected_spread, gelu, hermite_squares
+from gptcourse.explorers.initialisation import ALIKE, BLOCKS, RULE, STDS, WIDTHS, expected_spread, gelu, hermite_squares
 from gptcourse.explorers.pieces import LONGEST
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import BPETokenizer
@@ -89,7 +89,7 @@ def test_hermite_squares_give_the_mean_product_of_correlated_inputs():
 
 def test_the_initialisation_explorer_says_and_draws_what_the_formula_gives():
     explorer = initialisation_explorer()
-    explorer.controls["layers"].value, explorer.controls["width"].value = 12, 256
+    explorer.controls["blocks"].value, explorer.controls["width"].value = 12, 256
     growth = {name: expected_spread(12, 256, 0.02, name == RULE) for name in (ALIKE, RULE)}
     ends = [f"{spreads[-1] / spreads[0]:.1f}" for spreads in growth.values()]
     assert f"{ends[0]} with all matrices at 0.02, {ends[1]} with writers at 0.0041" in explorer.picture.value
@@ -98,11 +98,11 @@ def test_the_initialisation_explorer_says_and_draws_what_the_formula_gives():
 
 
 def test_no_setting_leaves_the_frame_of_the_initialisation_explorer():
-    largest = expected_spread(LAYERS[-1], WIDTHS[-1], STDS[-1], scaled=False)
+    largest = expected_spread(BLOCKS[-1], WIDTHS[-1], STDS[-1], scaled=False)
     assert largest[-1] / largest[0] < 1_000
     explorer = initialisation_explorer()
     before = curves(explorer)
-    explorer.controls["layers"].value = 96
+    explorer.controls["blocks"].value = 96
     after = curves(explorer)
     assert all(long[0] == short[0] for long, short in zip(after, before, strict=True))  # the axes stand still
     assert max(x for curve in after for x, _ in curve) == pytest.approx(svg.WIDTH - 14)

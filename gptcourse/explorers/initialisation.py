@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gptcourse.explorers import svg
 from gptcourse.explorers.live import live_picture
 
-LAYERS = [2, 4, 6, 12, 24, 48, 96]
+BLOCKS = [2, 4, 6, 12, 24, 48, 96]
 WIDTHS = [64, 128, 256, 512, 768, 1024]
 STDS = [0.005, 0.01, 0.02, 0.04]
 ALIKE, RULE = "all matrices alike", "GPT-2's rule"
@@ -73,20 +73,20 @@ def initialisation_explorer():
     `expected_spread`, which the course's tests hold against models that are really built.
     """
     controls = {
-        "layers": widgets.SelectionSlider(options=LAYERS, value=48, description="layers"),
-        "width": widgets.SelectionSlider(options=WIDTHS, value=128, description="width"),
+        "blocks": widgets.SelectionSlider(options=BLOCKS, value=48, description="blocks"),
+        "width": widgets.SelectionSlider(options=WIDTHS, value=128, description="model width"),
         "std": widgets.SelectionSlider(options=STDS, value=0.02, description="deviation"),
     }
 
     def picture():
-        layers, width, std = (controls[name].value for name in ("layers", "width", "std"))
+        blocks, width, std = (controls[name].value for name in controls)
         growth = {}
         for name in (ALIKE, RULE):
-            spreads = expected_spread(layers, width, std, scaled=name == RULE)
+            spreads = expected_spread(blocks, width, std, scaled=name == RULE)
             growth[name] = [spread / spreads[0] for spread in spreads]
         numbers = (
-            f"{layers} layers  ·  the stream at the end, in sizes of the embeddings: {growth[ALIKE][-1]:.1f} with all "
-            f"matrices at {std:g}, {growth[RULE][-1]:.1f} with writers at {std / math.sqrt(2 * layers):.2g}"
+            f"{blocks} blocks  ·  the stream at the end, in sizes of the embeddings: {growth[ALIKE][-1]:.1f} with all "
+            f"matrices at {std:g}, {growth[RULE][-1]:.1f} with writers at {std / math.sqrt(2 * blocks):.2g}"
         )
         return svg.paragraph(numbers) + _growth(growth, numbers)
 
@@ -100,8 +100,8 @@ def _growth(growth, description):
         {name: (depth, [math.log10(times) for times in curve]) for name, curve in growth.items()},
         x_label="blocks passed",
         y_label="size of the stream (embeddings = 1)",
-        x_range=(0, LAYERS[-1]),
-        x_ticks={n: n for n in range(0, LAYERS[-1] + 1, 12)},
+        x_range=(0, BLOCKS[-1]),
+        x_ticks={n: n for n in range(0, BLOCKS[-1] + 1, 12)},
         y_range=(0, 3),
         y_ticks={n: f"{10**n:,}" for n in range(4)},
         dot=(depth[-1], math.log10(growth[RULE][-1])),

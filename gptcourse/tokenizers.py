@@ -16,6 +16,7 @@ import tokenizers
 CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
 CHARACTERS_FILE = "characters.json"
 BPE_FILE = "tokenizer.json"
+SMALLEST_BPE = 256 + len(CHAT_TOKENS)  # every byte, and no merge
 
 
 class CharTokenizer:
@@ -76,9 +77,7 @@ class BPETokenizer:
 
         Raises ValueError if vocab_size is less than 259, or if the texts hold too few different pairs to reach it.
         """
-        smallest = 256 + len(CHAT_TOKENS)
-        if vocab_size < smallest:
-            raise ValueError(f"vocab_size is {vocab_size}, but the bytes and reserved tokens alone take {smallest}.")
+        _at_least_the_bytes(vocab_size)
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -100,6 +99,22 @@ class BPETokenizer:
     def vocab_size(self) -> int:
         """How many different tokens there are, the reserved ones included."""
         return self._tokenizer.get_vocab_size()
+
+    def shortened(self, vocab_size: int) -> BPETokenizer:
+        """Return the tokenizer that training on the same texts with this smaller `vocab_size` gives.
+
+        Merges are learned one after another, so a smaller vocabulary is a larger one without its last merges. Raises
+        ValueError if vocab_size is less than 259, or more than this tokenizer has.
+        """
+        _at_least_the_bytes(vocab_size)
+        if vocab_size > self.vocab_size:
+            raise ValueError(f"vocab_size is {vocab_size}, but this tokenizer has only {self.vocab_size} tokens.")
+        state = json.loads(self._tokenizer.to_str())
+        ids, merges = state["model"]["vocab"], state["model"]["merges"]
+        made = [ids[left + right] for left, right in merges]  # two merges may make the same token
+        state["model"]["merges"] = merges[: made.index(vocab_size - 1) + 1] if vocab_size > SMALLEST_BPE else []
+        state["model"]["vocab"] = {token: i for token, i in ids.items() if i < vocab_size}
+        return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)))
 
     def token_id(self, token: str) -> int:
         """Return the id of one token, such as "<|end|>". Raises ValueError if there is no such token."""
@@ -149,6 +164,11 @@ def load_tokenizer(directory: str | Path) -> CharTokenizer | BPETokenizer:
     if (Path(directory) / BPE_FILE).is_file():
         return BPETokenizer.load(directory)
     raise ValueError(f"{directory} holds no {CHARACTERS_FILE} and no {BPE_FILE}: save a tokenizer there first.")
+
+
+def _at_least_the_bytes(vocab_size: int) -> None:
+    if vocab_size < SMALLEST_BPE:
+        raise ValueError(f"vocab_size is {vocab_size}, but the bytes and reserved tokens alone take {SMALLEST_BPE}.")
 
 
 def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:

@@ -53,6 +53,23 @@ def test_bpe_learns_frequent_words_as_one_token():
     assert BPE.vocab_size == 300
 
 
+@pytest.mark.parametrize("vocab_size", [259, 260, 283, 300])
+def test_a_shortened_vocabulary_is_the_one_that_training_with_that_size_gives(vocab_size, tmp_path):
+    files = [tmp_path / name for name in ("shortened", "trained")]
+    BPE.shortened(vocab_size).save(files[0])
+    BPETokenizer.train(TEXT, vocab_size).save(files[1])
+    assert load_tokenizer(files[0]).vocab_size == vocab_size
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (files[0] / name).read_text() == (files[1] / name).read_text()
+    assert BPE.vocab_size == 300  # and the long one is as it was
+
+
+@pytest.mark.parametrize(("size", "words"), [(258, "take 259"), (301, "has only 300 tokens")])
+def test_a_vocabulary_is_shortened_to_no_impossible_size(size, words):
+    with pytest.raises(ValueError, match=words):
+        BPE.shortened(size)
+
+
 def test_half_a_surrogate_pair_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match="Position 1 holds half of a character"):
         BPE.encode("a\ud800")

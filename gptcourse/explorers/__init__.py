@@ -7,9 +7,12 @@ needs it.
 """
 
 from gptcourse.explorers.attention import attention_scale_explorer
+from gptcourse.explorers.bends import bend_explorer
 from gptcourse.explorers.decoding import decoding_explorer
 from gptcourse.explorers.heads import attention_explorer
+from gptcourse.explorers.initialisation import initialisation_explorer
 from gptcourse.explorers.monitor import TrainingMonitor
+from gptcourse.explorers.pieces import bpe_explorer
 from gptcourse.explorers.positions import rotary_explorer, window_explorer
 from gptcourse.explorers.predict import predict
 from gptcourse.explorers.size import size_explorer
@@ -18,7 +21,10 @@ __all__ = [
     "TrainingMonitor",
     "attention_explorer",
     "attention_scale_explorer",
+    "bend_explorer",
+    "bpe_explorer",
     "decoding_explorer",
+    "initialisation_explorer",
     "predict",
     "rotary_explorer",
     "size_explorer",

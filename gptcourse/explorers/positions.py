@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gptcourse.attention import causal_mask, rotary
 from gptcourse.explorers import svg
+from gptcourse.explorers.live import live_picture
 
 TOKENS = 24  # in the picture of the masks
 PATTERNS = ("all banded", "banded and dense in turn")
@@ -58,7 +59,7 @@ def window_explorer():
             f'<div style="flex:1 1 340px;max-width:400px">{_steps(steps, masks, band)}</div></div>'
         )
 
-    return _explorer(controls, picture)
+    return live_picture(controls, picture)
 
 
 def rotary_explorer():
@@ -90,23 +91,7 @@ def rotary_explorer():
         )
         return svg.paragraph(numbers) + _dials(query, key, numbers) + chart
 
-    return _explorer(controls, picture)
-
-
-def _explorer(controls, picture):
-    """Return the controls above one picture that is drawn anew whenever one of them moves."""
-    box = widgets.VBox([*controls.values(), widgets.HTML()])
-    box.controls, box.picture = controls, box.children[-1]
-
-    def draw(_change=None):
-        box.picture.value = picture()
-
-    for control in controls.values():
-        if isinstance(control, widgets.IntSlider):
-            control.style.description_width, control.layout.width = "120px", "440px"
-        control.observe(draw, "value")
-    draw()
-    return box
+    return live_picture(controls, picture)
 
 
 def _mask(mask, description):

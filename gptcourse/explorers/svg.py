@@ -172,20 +172,33 @@ class Frame:
 
 
 def line_chart(
-    series, *, x_label, y_label, description, floor=None, dot=None, x_range=None, y_range=None, x_ticks=None, height=250
+    series,
+    *,
+    x_label,
+    y_label,
+    description,
+    floor=None,
+    dot=None,
+    x_range=None,
+    y_range=None,
+    x_ticks=None,
+    y_ticks=None,
+    height=250,
 ):
     """Draw curves with axes.
 
     ``series`` maps a name to (xs, ys). ``floor`` is (value, label): a dashed line. ``dot`` is (x, y), the point of
-    now. ``x_ticks`` maps places on the x axis to labels, where plain numbers will not do. Values that are not
-    finite are left out.
+    now. ``x_ticks`` and ``y_ticks`` map places on an axis to labels, where plain numbers will not do. Values that
+    are not finite are left out.
     """
     curves = {name: _finite(xs, ys) for name, (xs, ys) in series.items()}
     points = [point for curve in curves.values() for point in curve]
     heights = [y for _, y in points] + ([floor[0]] if floor else [])
     x_range = x_range or _limits([x for x, _ in points])
     frame = Frame(58, WIDTH - 14, 26, height - 40, x_range, y_range or _limits(heights, margin=0.05))
-    parts = _axes(frame, x_ticks or {tick: short(tick) for tick in ticks(*x_range, 7)})
+    x_ticks = x_ticks or {tick: short(tick) for tick in ticks(*x_range, 7)}
+    y_ticks = y_ticks or {tick: f"{tick:g}" for tick in ticks(*frame.y_range)}
+    parts = _axes(frame, x_ticks, y_ticks)
     parts.append(text((frame.left + frame.right) / 2, height - 6, x_label, anchor="middle", size=12, opacity=0.85))
     parts.append(text(frame.left - 50, 14, y_label, size=12, opacity=0.85))
     parts += _curves(frame, curves)
@@ -203,13 +216,13 @@ def point(x, y):
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ORANGE}" stroke="#fff" stroke-width="1.5"/>'
 
 
-def _axes(frame, x_ticks):
+def _axes(frame, x_ticks, y_ticks):
     """Return the level lines, their numbers, and the line at the bottom with its labels."""
     parts = [line(frame.left, frame.bottom, frame.right, frame.bottom, opacity=0.6)]
-    for tick in ticks(*frame.y_range):
+    for tick, label in y_ticks.items():
         y = frame.place(0, tick)[1]
         parts.append(line(frame.left, y, frame.right, y, opacity=0.15))
-        parts.append(text(frame.left - 8, y + 4, f"{tick:g}", anchor="end", size=11, opacity=0.75))
+        parts.append(text(frame.left - 8, y + 4, label, anchor="end", size=11, opacity=0.75))
     for tick, label in x_ticks.items():
         x = frame.place(tick, 0)[0]
         parts.append(text(x, frame.bottom + 17, label, anchor="middle", size=11, opacity=0.75))

@@ -5,6 +5,9 @@
 Each round runs every row once, so that what else the machine does meets all of them; the table shows medians over the
 rounds, and ratios are taken within a round. The matvec-only rate is what would be reached if a token cost nothing but
 the products of its vectors with the model's matrices: what torch leaves to gain, for us and for transformers alike.
+
+With one thread the clock counts the processor's time, which hardly changes when others use the machine as well; with
+more it is the clock on the wall, as the processor's time would be the sum over the threads.
 """
 
 import statistics
@@ -15,25 +18,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gptcourse.generation import Sampling, generate
+from gptcourse.generation import Sampling, generate, stream
 from gptcourse.pretrained import load_pretrained
 
 TOKENS = 200
+LENGTHS, ROWS, PROMPTS = (50, 100, 200), (1, 8, 32), (8, 64, 240)
+GREEDY = Sampling(temperature=0)
 MUST, AIM = 2.5, 4  # times transformers' rate, from the design
 WAYS = {
-    "greedy": Sampling(temperature=0),
+    "greedy": GREEDY,
     "sampled": Sampling(seed=0),
     "sampled, top-k 50, top-p 0.95": Sampling(0.8, top_k=50, top_p=0.95, seed=0),
 }
 
 
-def theirs(hf, prompt, sampling):
+def theirs(hf, prompt, sampling, new_tokens=TOKENS):
     """Return what transformers' `generate` writes with the same settings."""
     options = {"do_sample": False}
     if sampling.temperature:
         options = {"do_sample": True} | {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
     mask = torch.ones_like(prompt)
-    return hf.generate(prompt, attention_mask=mask, max_new_tokens=TOKENS, pad_token_id=0, **options)
+    return hf.generate(prompt, attention_mask=mask, max_new_tokens=new_tokens, pad_token_id=0, **options)
 
 
 @torch.inference_mode()
@@ -56,12 +61,13 @@ def multiply(model):
 
 def measure(jobs, rounds):
     """Return the seconds of each job in each round, after one round that warms the caches."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds = {name: [] for name in jobs}
     for _ in range(rounds + 1):
         for name, job in jobs.items():
-            start = time.perf_counter()
+            start = clock()
             job()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: values[1:] for name, values in seconds.items()}
 
 
@@ -96,8 +102,54 @@ def print_parts(seconds):
         print(f"{part:<32}{milliseconds:>6.2f}{milliseconds / whole:>7.0%}")
 
 
+def print_lengths(model, prompt, rounds):
+    """Print tokens a second against the number of new tokens, with the cache and without."""
+    jobs = {
+        (n, use_cache): lambda n=n, use_cache=use_cache: generate(model, prompt, n, GREEDY, use_cache=use_cache)
+        for n in LENGTHS
+        for use_cache in (True, False)
+    }
+    seconds = measure(jobs, rounds)
+    print(f"\n{'tokens/s, greedy, new tokens':<32}{'cache':>6}{'no cache':>14}{'ratio':>8}")
+    for n in LENGTHS:
+        cached, anew = seconds[n, True], seconds[n, False]
+        rates = [n / statistics.median(values) for values in (cached, anew)]
+        print(f"{n:<32}{rates[0]:>6.0f}{rates[1]:>14.0f}{ratio(anew, cached):>8.2f}")
+
+
+def print_rows(model, hf, prompt, rounds):
+    """Print tokens a second, all rows together, when one prompt is continued several times at once."""
+    n, sampling = LENGTHS[0], Sampling(seed=0)
+    jobs = {}
+    for rows in ROWS:
+        batch = prompt.expand(rows, -1)
+        jobs["ours", rows] = lambda batch=batch: generate(model, batch, n, sampling)
+        jobs["theirs", rows] = lambda batch=batch: theirs(hf, batch, sampling, n)
+    seconds = measure(jobs, rounds)
+    print(f"\n{f'tokens/s, sampled, {n} new, rows':<32}{'ours':>6}{'transformers':>14}{'ratio':>8}")
+    for rows in ROWS:
+        ours, other = seconds["ours", rows], seconds["theirs", rows]
+        rates = [rows * n / statistics.median(values) for values in (ours, other)]
+        print(f"{rows:<32}{rates[0]:>6.0f}{rates[1]:>14.0f}{ratio(other, ours):>8.2f}")
+
+
+def print_first(model, hf, rounds):
+    """Print the milliseconds until the first token is there, against the length of the prompt."""
+    jobs = {}
+    for length in PROMPTS:
+        prompt = torch.arange(length)[None]
+        jobs["ours", length] = lambda prompt=prompt: next(stream(model, prompt, TOKENS, GREEDY))
+        jobs["theirs", length] = lambda prompt=prompt: theirs(hf, prompt, GREEDY, 1)
+    seconds = measure(jobs, rounds)
+    print(f"\n{'ms to the first token, prompt of':<32}{'ours':>6}{'transformers':>14}{'ratio':>8}")
+    for length in PROMPTS:
+        ours, other = seconds["ours", length], seconds["theirs", length]
+        times = [statistics.median(values) * 1000 for values in (ours, other)]
+        print(f"{length:<32}{times[0]:>6.1f}{times[1]:>14.1f}{ratio(other, ours):>8.2f}")
+
+
 def main(rounds):
-    """Print the rates, side by side, and where the time of a token goes."""
+    """Print the rates, side by side, where the time of a token goes, and what length and batch change."""
     model, tokenizer = load_pretrained("shakespeare-5m")
     hf = model.to_transformers()
     prompt = torch.tensor([tokenizer.encode("KING:\n")])
@@ -111,6 +163,9 @@ def main(rounds):
     seconds = measure(jobs, rounds)
     print_rates(seconds)
     print_parts(seconds)
+    print_lengths(model, prompt, rounds)
+    print_rows(model, hf, prompt, rounds)
+    print_first(model, hf, rounds)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from gptcourse.explorers.monitor import TrainingMonitor
 from gptcourse.explorers.positions import rotary_explorer, window_explorer
 from gptcourse.explorers.predict import predict
 from gptcourse.explorers.size import size_explorer
+from gptcourse.explorers.time_machine import time_machine_explorer
 
 __all__ = [
     "TrainingMonitor",
@@ -22,5 +23,6 @@ __all__ = [
     "predict",
     "rotary_explorer",
     "size_explorer",
+    "time_machine_explorer",
     "window_explorer",
 ]

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcourse.corpora import shakespeare
+from gptcourse.explorers.time_machine import time_machine
 from gptcourse.pretrained import load_pretrained
 from gptcourse.tokenizers import CHAT_TOKENS
 from gptcourse.training import evaluate
@@ -50,3 +51,18 @@ def test_the_card_states_the_size_and_the_held_out_loss(bundled):
     # A part of the held-out plays is enough to see that the number belongs to these weights.
     part = evaluate(model, torch.cat([tokens[:6_000], tokens[-6_000:]]))
     assert abs(part - nats) < 0.15
+
+
+def test_the_card_of_the_time_machine_states_what_was_recorded():
+    recording = time_machine()
+    card = (recording.folder / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| [\d.]+ \| ([\d.]+) \|.* ([\d.]+) \|$", card, re.MULTILINE)
+    expected = [recording.steps, recording.series("held_out_loss"), recording.series("second_copy_loss")]
+    assert [tuple(map(float, row)) for row in rows] == [
+        pytest.approx(row, abs=6e-4) for row in zip(*expected, strict=True)
+    ]
+    model = recording.model(recording.steps[-1])
+    assert f"{model.config.num_parameters:,} parameters" in card
+    stated = float(re.search(r"over every held-out character: ([\d.]+) nats", card)[1])
+    part = torch.tensor(recording.tokenizer.encode(shakespeare().validation[:20_000]))
+    assert abs(evaluate(model, part) - stated) < 0.1

@@ -1,11 +1,21 @@
-"""The n-gram baseline in the card of the bundled model, against counting with dictionaries and what must sum to one."""
+"""The recipes: the n-gram baseline against counting with dictionaries, and a tiny run of the time machine."""
 
 from collections import Counter
+from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
+from torch.testing import assert_close
 
+from gptcourse.explorers.heads import handmade_model
+from gptcourse.explorers.time_machine import Recording
+from gptcourse.model import GPT, GPTConfig
+from gptcourse.tokenizers import CharTokenizer
+from gptcourse.training import TrainingConfig, train
+from recipes import time_machine
 from recipes.baselines import FALLBACK, KneserNey, discounts, xz_bytes
 
 V = 7
@@ -66,3 +76,78 @@ def test_n_grams_that_do_not_fit_are_refused():
 def test_xz_gains_from_what_it_has_seen():
     text = "".join(np.random.default_rng(2).choice(list("abcdefgh"), size=3000))
     assert xz_bytes(text, text) < 100 < 900 < xz_bytes("", text)
+
+
+# --- the time machine
+
+
+TINY = GPTConfig(vocab_size=25, n_positions=48, n_embd=8, n_layer=2, n_head=2)
+SIX = TrainingConfig(steps=6, batch_size=2, learning_rate=1e-2, lr_scheduler_type="constant", save_steps=4)
+KEPT = (0, 3, 6)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """Return (asset, tokenizer, tokens) of a run that was stopped after five steps and begun again."""
+    folder = tmp_path_factory.mktemp("time-machine")
+    tokenizer = CharTokenizer("abcdefghijklmnopqrstuvwxy")
+    tokens = torch.randint(TINY.vocab_size, (2_000,), generator=torch.Generator().manual_seed(0))
+    for settings in (replace(SIX, steps=5), SIX):
+        assert time_machine.train_and_keep(TINY, settings, KEPT, tokens, folder / "work")
+    run = time_machine.write_asset(folder / "asset", folder / "work", tokenizer, SIX, KEPT, tokens, tokens)
+    time_machine.write_card(folder / "asset", run, TINY, tokens, tokens)
+    return folder / "asset", tokenizer, tokens
+
+
+def test_a_recipe_that_was_stopped_keeps_the_models_of_a_run_that_never_was(tiny_run):
+    asset, tokenizer, tokens = tiny_run
+    recording = Recording(asset)
+    assert recording.steps == list(KEPT) and recording.tokenizer.characters == tokenizer.characters
+    torch.manual_seed(SIX.seed)
+    model, by_step = GPT(TINY), {}
+
+    def remember(history):
+        by_step[history.step[-1]] = {name: tensor.half().float() for name, tensor in model.state_dict().items()}
+
+    by_step[0] = {name: tensor.half().float() for name, tensor in model.state_dict().items()}
+    train(model, tokens, SIX, callback=remember, device="cpu", progress=False)
+    for step in KEPT:
+        assert_close(dict(recording.model(step).state_dict()), by_step[step], atol=0, rtol=0)
+
+
+def test_the_record_and_the_card_hold_what_was_measured(tiny_run):
+    asset, _, tokens = tiny_run
+    recording, card = Recording(asset), (asset / "README.md").read_text(encoding="utf-8")
+    record = recording.records[6]
+    pieces = time_machine.windows(tokens, TINY.n_positions)
+    with torch.inference_mode():
+        loss = recording.model(6)(pieces[:, :-1], pieces[:, 1:]).loss.item()
+    assert record["held_out_loss"] == record["training_loss"] == pytest.approx(loss, abs=1e-4)
+    assert f"| 6 | {record['training_loss']:.3f} | {record['held_out_loss']:.3f} | " in card
+    best = max(max(row) for row in record["induction"])
+    assert f" {best:.2f} (layer " in card.split("## The best head")[1]
+
+
+def test_an_induction_head_makes_the_second_copy_easier_and_is_the_one_that_is_found(monkeypatch):
+    monkeypatch.setattr(time_machine, "N_WINDOWS", 8)
+    tokens = torch.randint(60, (2_000,), generator=torch.Generator().manual_seed(0))
+    found = time_machine.measure(handmade_model(60), tokens, tokens)
+    assert found["induction"][1][0] > 0.99 and found["previous_token"][0][0] > 0.99
+    assert found["second_copy_loss"] < found["first_copy_loss"] - 1
+    assert time_machine.score_row({"step": 5} | found) == (
+        "| 5 | 1.00 (layer 0, head 0) | 1.00 (layer 0, head 1) | 1.00 (layer 1, head 0) |"
+    )
+
+
+def test_after_each_passage_stands_a_spell_and_the_text_is_left_as_it_was():
+    text = torch.arange(1_000, 6_000)  # spells are made of the numbers below 76
+    mixed = time_machine.with_spells(text, 76)
+    assert torch.equal(mixed[mixed >= 1_000], text)
+    parts = [list(part) for _, part in groupby(mixed.tolist(), lambda token: token < 76)]
+    passages, spells = parts[::2], parts[1::2]
+    assert len(spells) == len(passages)
+    assert all(16 <= len(passage) <= 48 for passage in passages[:-1])  # the last one ends with the text
+    for spell in spells:
+        once = spell[: len(spell) // 3]
+        assert spell == 3 * once and 6 <= len(once) == len(set(once)) <= 16
+    assert len({tuple(spell) for spell in spells}) == len(spells)

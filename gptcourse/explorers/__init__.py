@@ -16,6 +16,7 @@ from gptcourse.explorers.pieces import bpe_explorer
 from gptcourse.explorers.positions import rotary_explorer, window_explorer
 from gptcourse.explorers.predict import predict
 from gptcourse.explorers.size import size_explorer
+from gptcourse.explorers.time_machine import time_machine_explorer
 
 __all__ = [
     "TrainingMonitor",
@@ -28,5 +29,6 @@ __all__ = [
     "predict",
     "rotary_explorer",
     "size_explorer",
+    "time_machine_explorer",
     "window_explorer",
 ]

@@ -159,7 +159,7 @@ class DecodingExplorer(widgets.VBox):
         except Exception as error:  # raised in a thread, it would be printed where no learner looks
             text = f"[{type(error).__name__}: {error}]"
         if turn == self.turn:
-            self.continuation.value = _prose(self.prompt.value, text)
+            self.continuation.value = prose(self.prompt.value, text)
 
 
 def _slider(least, most, step, value, description):
@@ -181,7 +181,7 @@ def _entropy(probabilities):
     return abs(-(p * p.log2()).sum().item())
 
 
-def _prose(prompt, continuation):
+def prose(prompt, continuation):
     """Return the prompt, pale, and the continuation, as escaped HTML that keeps its line breaks."""
     style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.55;max-width:680px;padding:8px 0 4px 12px"
     return (

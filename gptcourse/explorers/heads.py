@@ -219,7 +219,7 @@ class AttentionExplorer(widgets.VBox):
         except ValueError as reason:  # nothing typed, or a character that the tokenizer does not know
             self.sentence, self.picture.value = None, svg.paragraph(reason)
             return
-        self.labels = [_label(self.tokenizer.decode([i])) for i in self.sentence[0].tolist()]
+        self.labels = [token_label(self.tokenizer.decode([i])) for i in self.sentence[0].tolist()]
         cut = f"The first {limit} of your {len(ids)} tokens are read and shown." if len(ids) > limit else ""
         self.note = svg.paragraph(cut) if cut else ""
         weights = _patterns(self.model, self.sentence)
@@ -233,7 +233,7 @@ class AttentionExplorer(widgets.VBox):
         if self.sentence is None:
             return
         layer, head = self.controls["layer"].value, self.controls["head"].value
-        draw = _heat_map if self.controls["view"].value == VIEWS[0] else _lines
+        draw = draw_pattern if self.controls["view"].value == VIEWS[0] else _lines
         title = f"layer {layer}, head {head}"
         # One string, and so one message to the page.
         self.picture.value = (
@@ -394,7 +394,7 @@ def _controls(text, n_layer, n_head):
     }
 
 
-def _label(token, longest=9):
+def token_label(token, longest=9):
     """Return a token with its spaces drawn, cut where it is too long for the picture."""
     shown = svg.visible(token)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
@@ -479,9 +479,9 @@ def _frame(x, y, side):
     )
 
 
-def _heat_map(weights, labels, title):
-    """Draw the table of weights: row = who looks, column = who is looked at."""
-    side, left, top = 22, 90, 44 + 6 * max(map(len, labels))
+def draw_pattern(weights, labels, title, side=22, left=90):
+    """Draw the table of weights (T, T), in cells of `side` units: row = who looks, column = who is looked at."""
+    top = 44 + 6 * max(map(len, labels))
     width, height = left + side * len(labels) + 50, top + side * len(labels) + 8
     parts = [svg.text(0, 14, title, size=12, bold=True), svg.text(0, 30, "row looks at column", size=11, opacity=0.75)]
     parts.append(svg.rect(left, top, side * len(labels), side * len(labels), "currentColor", 0.05))

@@ -183,24 +183,28 @@ def line_chart(
     y_range=None,
     x_ticks=None,
     y_ticks=None,
+    pale=(),
+    width=WIDTH,
     height=250,
 ):
     """Draw curves with axes.
 
     ``series`` maps a name to (xs, ys). ``floor`` is (value, label): a dashed line. ``dot`` is (x, y), the point of
-    now. ``x_ticks`` and ``y_ticks`` map places on an axis to labels, where plain numbers will not do. Values that
-    are not finite are left out.
+    now. ``x_ticks`` and ``y_ticks`` map places on an axis to labels, where plain numbers will not do. ``pale`` holds
+    curves (xs, ys) for comparison, drawn thin and without names. Values that are not finite are left out.
     """
     curves = {name: _finite(xs, ys) for name, (xs, ys) in series.items()}
-    points = [point for curve in curves.values() for point in curve]
+    behind = [_finite(xs, ys) for xs, ys in pale]
+    points = [point for curve in [*curves.values(), *behind] for point in curve]
     heights = [y for _, y in points] + ([floor[0]] if floor else [])
     x_range = x_range or _limits([x for x, _ in points])
-    frame = Frame(58, WIDTH - 14, 26, height - 40, x_range, y_range or _limits(heights, margin=0.05))
+    frame = Frame(58, width - 14, 26, height - 40, x_range, y_range or _limits(heights, margin=0.05))
     x_ticks = x_ticks or {tick: short(tick) for tick in ticks(*x_range, 7)}
     y_ticks = y_ticks or {tick: f"{tick:g}" for tick in ticks(*frame.y_range)}
     parts = _axes(frame, x_ticks, y_ticks)
     parts.append(text((frame.left + frame.right) / 2, height - 6, x_label, anchor="middle", size=12, opacity=0.85))
     parts.append(text(frame.left - 50, 14, y_label, size=12, opacity=0.85))
+    parts += [_curve(frame, curve, "currentColor", "1", 0.3) for curve in behind]
     parts += _curves(frame, curves)
     if floor:
         y = frame.place(0, floor[0])[1]
@@ -208,7 +212,7 @@ def line_chart(
         parts.append(text(frame.right, y - 5, floor[1], anchor="end", color=GREEN, size=11))
     if dot:
         parts.append(point(*frame.place(*dot)))
-    return picture(parts, height, description)
+    return picture(parts, height, description, width)
 
 
 def point(x, y):
@@ -233,12 +237,16 @@ def _curves(frame, curves):
     """Return the curves and, at the top right, their names in their colours."""
     parts, right = [], frame.right
     for color, (name, curve) in reversed(list(zip((BLUE, ORANGE, GREEN, PURPLE), curves.items(), strict=False))):
-        path = " ".join("{:.1f},{:.1f}".format(*frame.place(x, y)) for x, y in curve)
-        style = f'fill="none" stroke="{color}" stroke-width="2" stroke-linejoin="round"'
-        parts.append(f'<polyline points="{path}" {style}/>')
+        parts.append(_curve(frame, curve, color, "2"))
         parts.append(text(right, 14, name, anchor="end", color=color, size=12, bold=True))
         right -= 8 * len(name) + 18
     return parts
+
+
+def _curve(frame, curve, color, width, opacity=1.0):
+    path = " ".join("{:.1f},{:.1f}".format(*frame.place(x, y)) for x, y in curve)
+    style = f'fill="none" stroke="{color}" stroke-width="{width}" stroke-opacity="{opacity:g}" stroke-linejoin="round"'
+    return f'<polyline points="{path}" {style}/>'
 
 
 def _finite(xs, ys):

@@ -1,10 +1,10 @@
 """Processes that train one run after another, one thread each; a process that dies costs the run it was in, no more.
 
-A worker is `python -m gptcourse.workers`. It talks with its parent in lines of JSON, over stdin and stdout, and reads
-the token ids from a file. So nothing is pickled, a script needs no `if __name__ == "__main__"`, and Windows works like
-Linux. A worker lives for many runs, because importing torch takes longer than many a small run. When its parent is
-gone, even killed, its stdin ends and it exits at once: no orphans. (`ProcessPoolExecutor` gives up all its runs when the
-system kills one process, as it does when memory runs out, and `multiprocessing.Pool` waits for that run for ever.)
+A worker is a Python process that calls `main`. It talks with its parent in lines of JSON, over stdin and stdout, and
+reads the token ids from a file. So nothing is pickled, a script needs no `if __name__ == "__main__"`, and Windows works
+like Linux. A worker lives for many runs, because importing torch takes longer than many a small run. When its parent
+is gone, even killed, its stdin ends and it exits at once: no orphans. (`ProcessPoolExecutor` gives up all its runs when
+the system kills one process, as it does when memory runs out; `multiprocessing.Pool` waits for that run for ever.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import math
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from gptcourse.checkpoints import _flush
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import DivergedError, History, TrainingConfig, train
 
+COMMAND = "import sys; from gptcourse.sweeps.workers import main; main(*sys.argv[1:])"
 CURVE_POINTS = 100  # of a run's training losses that many are kept, evenly spaced
 
 
@@ -82,7 +84,7 @@ class Workers:
 
         `look(step, loss)` is called with each evaluation but the last and returns whether to go on; `keep(result)` at
         the end: it returns the directory to save the model in, or None. Both are called in a thread. The result is a
-        dict: `outcome` is "finished", "stopped" (by look), "diverged" or "crashed", which has only a `reason`
+        dict: `outcome` is "finished", "pruned" (by look), "diverged" or "crashed", which has only a `reason`
         besides. The others have `loss` (the last validation loss, None when it diverged), `tokens` (trained on),
         `seconds`, `curve` and `evaluations`, (step, loss) pairs; of the curve CURVE_POINTS are kept.
         """
@@ -137,7 +139,7 @@ class _Worker:
             threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process is buried
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "gptcourse.workers", self.folder, self.device],
+                [sys.executable, "-P", "-c", COMMAND, self.folder, self.device],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
@@ -238,7 +240,7 @@ def _run(run: dict, tokens, validation_tokens, device: str, hear, say) -> tuple[
     begin, options = time.perf_counter(), {"callback": look, "device": device, "progress": False}
     try:
         history = train(model, tokens, config, validation_tokens=validation_tokens, **options)
-        outcome, loss = "stopped" if history.stopped else "finished", history.eval_loss[-1]
+        outcome, loss = "pruned" if history.stopped else "finished", history.eval_loss[-1]
     except DivergedError as fault:
         outcome, loss, history = "diverged", None, fault.history
     step_tokens = config.batch_size * config.gradient_accumulation_steps
@@ -261,9 +263,6 @@ def _save(model: GPT, directory: Path) -> None:
     model.save(unfinished)
     for path in (*unfinished.iterdir(), unfinished):
         _flush(path)
+    shutil.rmtree(directory, ignore_errors=True)
     unfinished.rename(directory)
     _flush(directory.parent)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,8 +1,13 @@
 """Sweeps: every combination of some settings, each with several seeds, one single-threaded process per core.
 
-A setting is any field of GPTConfig or TrainingConfig: the learning rate, the batch size, the shape, the loss. Runs are
-written to a file as they end, so that a sweep that was stopped goes on where it was. Chance moves the loss as well as
-the settings do; so each combination is judged by the median over its seeds, and shown with the band they span.
+A setting is any field of GPTConfig or TrainingConfig: the learning rate, the batch size, the shape, the loss. A grid
+maps its name to the values to try: that is an axis. Fields that must move together are one axis with a name of your
+own, whose values are dicts: `{"shape": [{"n_layer": 2, "n_embd": 64}, {"n_layer": 4, "n_embd": 48}]}`. And `derive`
+computes settings out of others: it is given a combination as one flat dict and returns the dict to use, such as
+`lambda s: s | {"steps": 4096 // s["batch_size"]}`, equal tokens at every batch size.
+
+Chance moves the loss as well as the settings do; so each combination is judged by the median over its seeds, and shown
+with the band they span.
 """
 
 from __future__ import annotations
@@ -23,8 +28,8 @@ from torch import Tensor
 
 from gptcourse import training
 from gptcourse.model import GPTConfig
+from gptcourse.sweeps.workers import Workers
 from gptcourse.training import TrainingConfig
-from gptcourse.workers import Workers
 
 FORMAT = 1  # of the file of results
 Derive = Callable[[dict[str, Any]], dict[str, Any]]
@@ -46,35 +51,22 @@ def sweep(
 ) -> SweepTable:
     """Train a model for every combination of the grid's values and every seed, and return a table of the results.
 
-    `grid` maps names of fields of GPTConfig or TrainingConfig to the values to try. Fields that must move together are
-    one axis with a name of your own, whose values are dicts: `{"shape": [{"n_layer": 2, "n_embd": 64}, …]}`. `derive`
-    computes settings out of others: it is given the combination as one flat dict and returns the dict to use, such as
-    `lambda s: s | {"steps": 4096 // s["batch_size"]}`, equal tokens at every batch size. The seed decides first
-    weights, batches and dropout.
+    Up to `processes` (None: the available cores) train at once on `device`, one thread each. A run that crashes, or is
+    killed, costs that run alone; one that diverges is a result. The seed decides first weights, batches and dropout.
 
-    With `results`, each run is written to that file (JSON, one line a run) when it ends, and the runs that are there
+    With `results`, each run is written to that file (JSON, a line a run) when it ends, and the runs that are there
     already, with equal settings and tokens, are not made again; those that crashed are. One file may hold several
     sweeps over the same text. Ctrl-C stops the sweep and returns what has finished.
 
-    Up to `processes` (None: the available cores) train at once on `device`, one thread each. A run that crashes, or is
-    killed, costs that run alone; one that diverges is a result. All settings are checked before any run begins.
-    Raises ValueError.
+    Raises ValueError before any run begins: all settings are checked first.
     """
     runs = _grid_runs(model_config, training_config, grid, seeds, derive)
     tokens, validation_tokens = checked_tokens(runs, tokens, validation_tokens)
-    data = {"tokens": training._fingerprint(tokens), "validation_tokens": training._fingerprint(validation_tokens)}
-    done = {} if results is None else _read(Path(results), data)
-    todo = {run.key: run for run in runs if run.key not in done}
-
-    def keep(run: Run, result: dict) -> None:
-        done[run.key] = result
-        if results is not None:
-            settings = {"model": asdict(run.model), "training": asdict(run.training)}
-            _append(Path(results), {"format": FORMAT, "data": data} | settings | result)
-
+    done = _Results(results, tokens, validation_tokens)
+    todo = {run.key: run for run in runs if run.key not in done.by_run}
     with Workers(tokens, validation_tokens, processes, device) as workers:
-        _make(workers, list(todo.values()), keep, progress)
-    rows = [_row(run, done[run.key]) for run in runs if run.key in done]
+        _make(workers, list(todo.values()), done.add, progress)
+    rows = [table_row(run, done.by_run[run.key]) for run in runs if run.key in done.by_run]
     return SweepTable(tuple(grid), rows, len(runs) - len(rows))
 
 
@@ -115,7 +107,7 @@ def label(value) -> Any:
 def configured(
     model: GPTConfig, config: TrainingConfig, values: Mapping[str, Any], derive: Derive | None = None
 ) -> Run:
-    """Return the run with one value for each axis. Raises ValueError for what is no field, and for a bad combination."""
+    """Return the run with one value for each axis. Raises ValueError for what is no field and for a bad combination."""
     settings: dict[str, Any] = {}
     for name, value in values.items():
         part = value if isinstance(value, Mapping) else {name: value}
@@ -167,36 +159,52 @@ def checked_tokens(runs: Sequence[Run], tokens, validation_tokens) -> tuple[Tens
 # ---- The file of results
 
 
-def _read(path: Path, data: dict) -> dict[tuple, dict]:
-    """Return the results that need not be made again, and cut off a last line that was never finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:  # so that a file that cannot be written is found out now
-        file.seek(0)
-        *lines, rest = file.read().split(b"\n")
-        done = {}
-        for number, line in enumerate(lines, start=1):
-            try:
-                result = json.loads(line)
-                key = GPTConfig(**result["model"]), TrainingConfig(**result["training"])
-                other = result["format"] != FORMAT or result["data"] != data
-            except (ValueError, TypeError, KeyError) as fault:
-                raise ValueError(f"Line {number} of {path} is no result of a sweep: choose another file.") from fault
-            if other:
-                raise ValueError(f"{path} holds results of a sweep over other tokens: choose another file.")
-            if result["outcome"] != "crashed":
-                done[key] = result
-        begin = b'{"format": '
-        if rest[: len(begin)] != begin[: len(rest)]:
-            raise ValueError(f"The last line of {path} is no result of a sweep: choose another file.")
-        file.truncate(sum(len(line) + 1 for line in lines))
-    return done
+class _Results:
+    """The results by run, and the file that keeps them, if there is one."""
 
+    def __init__(self, path: str | Path | None, tokens: Tensor, validation_tokens: Tensor):
+        self.path = None if path is None else Path(path)
+        both = {"tokens": tokens, "validation_tokens": validation_tokens}
+        self.data = {name: training._fingerprint(ids) for name, ids in both.items()}
+        self.by_run: dict[tuple[GPTConfig, TrainingConfig], dict] = {}
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._read()
 
-def _append(path: Path, result: dict) -> None:
-    """Add one line, in one piece, and have it written to the disk before the next run is counted on."""
-    with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(result).encode() + b"\n")
-        os.fsync(file.fileno())
+    def _read(self) -> None:
+        """Take what need not be made again, and cut off a last line whose writer was killed. Raises ValueError."""
+        with self.path.open("a+b") as file:  # to append: a file that cannot be written is found out now
+            file.seek(0)
+            *lines, rest = file.read().split(b"\n")
+            for number, line in enumerate(lines, start=1):
+                self._take(line, f"Line {number} of {self.path}")
+            begin = b'{"format": '
+            if rest[: len(begin)] != begin[: len(rest)]:
+                raise ValueError(f"The last line of {self.path} is no result of a sweep: choose another file.")
+            file.truncate(sum(len(line) + 1 for line in lines))
+
+    def _take(self, line: bytes, name: str) -> None:
+        try:
+            result = json.loads(line)
+            key = GPTConfig(**result["model"]), TrainingConfig(**result["training"])
+            is_ours = result["format"] == FORMAT and result["data"] == self.data
+            has_crashed = result["outcome"] == "crashed"
+        except (ValueError, TypeError, KeyError) as fault:
+            raise ValueError(f"{name} is no result of a sweep by this version: choose another file.") from fault
+        if not is_ours:
+            raise ValueError(f"{name} belongs to a sweep over other tokens: choose another file.")
+        if not has_crashed:
+            self.by_run[key] = result
+
+    def add(self, run: Run, result: dict) -> None:
+        """Take one more result, and have it on the disk, in one piece, before anything else happens."""
+        self.by_run[run.key] = result
+        if self.path is not None:
+            settings = {"model": asdict(run.model), "training": asdict(run.training)}
+            line = json.dumps({"format": FORMAT, "data": self.data} | settings | result)
+            with self.path.open("ab", buffering=0) as file:
+                file.write(line.encode() + b"\n")
+                os.fsync(file.fileno())
 
 
 # ---- The table
@@ -215,8 +223,8 @@ class Bands(NamedTuple):
 class SweepTable:
     """What a sweep found, one row a run; print it, or let a notebook show it.
 
-    A row is a dict: the value of each of `axes`, `seed`, `outcome` ("finished", "diverged" or "crashed", with its
-    `reason`), `loss` (the last validation loss in nats per token; inf when the run diverged, nan when it crashed),
+    A row is a dict: the value of each of `axes`, `seed`, `outcome` ("finished", "diverged", in a search "pruned", or
+    "crashed" with a `reason`), `loss` (the last validation loss in nats per token; inf if diverged, nan if crashed),
     `parameters`, `tokens` (trained on), `seconds`, the training `curve` and the `evaluations` as lists of
     (step, loss), and the `model` and `training` configs. `missing` runs were not made, because the sweep was stopped.
     """
@@ -271,14 +279,18 @@ class SweepTable:
     def _groups(self, *axes: str) -> dict[tuple, list[dict]]:
         groups: dict[tuple, list[dict]] = {}
         for row in self.rows:
-            if row["outcome"] != "crashed":
+            if row["outcome"] in ("finished", "diverged"):
                 groups.setdefault(tuple(row[name] for name in axes), []).append(row)
         return groups
 
     def _cells(self) -> list[list[str]]:
         forms = {"loss": ".4f", "parameters": ",", "tokens": ",", "seconds": ".1f"}
         columns = [*self.axes, "seed", "outcome", *forms]
-        return [columns, *([format(row[name], forms.get(name, "")) for name in columns] for row in self.rows)]
+
+        def shown(name: str, value) -> str:
+            return format(value, forms.get(name, ".4g" if isinstance(value, float) else ""))
+
+        return [columns, *([shown(name, row[name]) for name in columns] for row in self.rows)]
 
     def _notes(self) -> list[str]:
         crashed = [f"Crashed: {row['reason']}." for row in self.rows if row["outcome"] == "crashed"]
@@ -298,7 +310,8 @@ class SweepTable:
         return f"<table>{''.join(body)}</table>" + "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
 
 
-def _row(run: Run, result: dict) -> dict[str, Any]:
+def table_row(run: Run, result: dict) -> dict[str, Any]:
+    """Return the row of a SweepTable for a run and what its worker said."""
     measured = {name: result.get(name, 0) for name in ("tokens", "seconds")}
     lists = {name: result.get(name, []) for name in ("curve", "evaluations")}
     loss = {"crashed": math.nan, "diverged": math.inf}.get(result["outcome"], result.get("loss"))

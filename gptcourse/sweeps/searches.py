@@ -91,6 +91,8 @@ def _check(optuna, n_trials, sampler) -> None:
         raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
     if sampler not in ("tpe", "random") and not isinstance(sampler, optuna.samplers.BaseSampler):
         raise ValueError(f'sampler is {sampler!r}, but it must be "tpe", "random" or one of Optuna\'s samplers.')
+    if isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.BruteForceSampler):
+        raise ValueError("A grid needs no search: give it to sweep, which makes all of its runs.")
 
 
 def _optuna():
@@ -119,7 +121,7 @@ def _open(optuna, storage, study_name: str, described: dict) -> optuna.Study:
         journal = optuna.storages.journal
         lock = journal.JournalFileOpenLock(str(storage))  # the other kind needs symbolic links, and Windows has none
         storage = journal.JournalStorage(journal.JournalFileBackend(str(storage), lock))
-    pruner = optuna.pruners.MedianPruner(n_warmup_steps=2)
+    pruner = optuna.pruners.MedianPruner(n_warmup_steps=2)  # the first look says little: rates are still warming up
     study = optuna.create_study(storage=storage, study_name=study_name, pruner=pruner, load_if_exists=True)
     before = study.user_attrs.get("search")
     if before is None:
@@ -150,8 +152,8 @@ class _Space:
                 )
             self.distributions[name] = wanted
 
-    def draw(self, trial: optuna.Trial) -> Run:
-        """Let the study's sampler draw a value for each axis, and return the run. Raises ValueError for a bad one."""
+    def draw(self, trial: optuna.Trial) -> None:
+        """Let the study's sampler draw a value for each axis; they are then in `trial.params`."""
         for name, d in self.distributions.items():
             if isinstance(d, self.optuna.distributions.CategoricalDistribution):
                 trial.suggest_categorical(name, d.choices)
@@ -159,7 +161,6 @@ class _Space:
                 is_whole = isinstance(d, self.optuna.distributions.IntDistribution)
                 suggest = trial.suggest_int if is_whole else trial.suggest_float
                 suggest(name, d.low, d.high, step=d.step, log=d.log)
-        return self.run(trial.params)
 
     def run(self, params: Mapping[str, Any]) -> Run:
         """Return the run of Optuna's parameters. Raises ValueError for a combination that makes none."""
@@ -172,7 +173,8 @@ class _Space:
     def samples(self) -> list[Run]:
         """Return random runs out of the space: mistakes are found before anything is trained. Raises ValueError."""
         study = self.optuna.create_study(sampler=self.optuna.samplers.RandomSampler(seed=0))
-        return [self.draw(study.ask()) for _ in range(SAMPLED)]
+        trials = [study.ask(self.distributions) for _ in range(SAMPLED)]
+        return [self.run(trial.params) for trial in trials]
 
     def described(self, tokens, validation_tokens) -> dict[str, Any]:
         """Return what two calls must share to work on one study."""
@@ -193,6 +195,8 @@ class _Search:
     def __init__(self, optuna, result: SearchResult, workers: Workers, sampler, seed: int):
         self.optuna, self.result, self.study, self.workers = optuna, result, result.study, workers
         self.sampler, self.seed = sampler, seed
+        if sampler not in ("tpe", "random"):
+            self.study.sampler = sampler
         self.running: dict[Future, optuna.Trial] = {}
         self.name, self.beats, self.last_beat = uuid.uuid4().hex, itertools.count(), -math.inf
         self.seen: dict[Any, tuple[int | None, float]] = {}  # of the other calls: their number, and since when
@@ -217,7 +221,8 @@ class _Search:
                         for future in wait(self.running, timeout=0.2, return_when=FIRST_COMPLETED).done:
                             self._tell(self.running.pop(future), future.result())
                     else:
-                        pressed.wait(0.2)  # for what other calls have begun
+                        bar.set_postfix_str(f"waiting for {n_running} of other calls")
+                        pressed.wait(0.2)
             finally:
                 for trial in self.running.values():
                     self._give_up(trial.number)
@@ -234,11 +239,13 @@ class _Search:
         if sum("result" in t.user_attrs or t.state == self._state.RUNNING for t in before) >= n_trials:
             self._give_up(trial.number)
             return
-        self.study.sampler = self._sampler(trial.number)
+        if self.sampler in ("tpe", "random"):
+            self.study.sampler = self._sampler(trial.number)
+        self.result.space.draw(trial)
         try:
-            run = self.result.space.draw(trial)
-        except ValueError as fault:
-            self._tell(trial, {"outcome": "crashed", "reason": str(fault)})
+            run = self.result.space.run(trial.params)
+        except ValueError:  # rare, as none of many samples was like that: draw another
+            self._give_up(trial.number)
             return
         look = partial(self._look, trial, run.training.eval_steps) if self.result.space.prune else None
         future = self.workers.submit(run.model, run.training, look, partial(self._keep, trial))
@@ -246,12 +253,10 @@ class _Search:
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         """Return what draws the trial of this number, the study's: so no two callers draw the same by chance."""
-        kinds = {"tpe": self.optuna.samplers.TPESampler, "random": self.optuna.samplers.RandomSampler}
-        if self.sampler not in kinds:
-            return self.sampler
-        options = {"constant_liar": True} if self.sampler == "tpe" else {}  # away from what others are trying just now
-        seed = np.random.SeedSequence((self.seed, number)).generate_state(1)[0]
-        return kinds[self.sampler](seed=int(seed), **options)
+        seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+        if self.sampler == "random":
+            return self.optuna.samplers.RandomSampler(seed=seed)
+        return self.optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # away from what is being tried just now
 
     def _look(self, trial: optuna.Trial, every: int, step: int, loss: float) -> bool:
         """Report a loss and return whether to go on."""

@@ -469,6 +469,28 @@ def test_a_best_model_that_was_not_kept_is_named(found, no_process):
         searching(16, found[1]).best_model()
 
 
+def test_the_models_of_another_search_are_not_mixed_up(found, tmp_path, no_process):
+    with pytest.raises(ValueError, match=r"trial-\d{6} belongs to another search: choose another folder"):
+        searching(1, tmp_path / "new", checkpoints=found[2])
+
+
+def test_a_worker_killed_in_the_middle_of_a_trial_costs_that_trial_alone(tmp_path, monkeypatch):
+    look = searches._Search._look
+
+    def kill_the_first(self, trial, *rest):
+        if trial.number == 0:
+            self.workers.all[0].process.kill()
+        return look(self, trial, *rest)
+
+    monkeypatch.setattr(searches._Search, "_look", kill_the_first)
+    result = searching(2, tmp_path / "study", sampler="random")
+    killed, other = result.table.rows
+    assert (killed["outcome"], killed["tokens"]) == ("crashed", 0)
+    assert os.name == "nt" or "killed by SIGKILL" in killed["reason"]
+    assert other["outcome"] in ("finished", "diverged")
+    assert [trial.state for trial in result.study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
 @pytest.mark.parametrize(
     ("space", "options", "message"),
     [
@@ -618,6 +640,25 @@ def test_a_trial_whose_caller_is_gone_is_given_up_and_its_last_word_is_said(tmp_
     assert states[silent.number] == TrialState.FAIL
     assert states[done.number] == TrialState.COMPLETE and result.study.trials[done.number].value == 0.125
     assert len(result.table.rows) == 4 and TrialState.RUNNING not in states
+
+
+def test_a_call_that_others_gave_up_too_early_drops_that_trial_and_goes_on(tmp_path, monkeypatch):
+    told = []
+
+    class GivenUp(Arithmetic):
+        def submit(self, model, config, look, keep):
+            if not told:
+                study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/study.db")
+                study.tell(0, state=TrialState.FAIL)
+            future = super().submit(model, config, look, keep)
+            told.append(future.result()["outcome"])
+            return future
+
+    monkeypatch.setattr(searches, "Workers", GivenUp)
+    result = searching(2, f"sqlite:///{tmp_path}/study.db")
+    assert told[0] == "pruned"  # it was told to stop at the first look
+    assert [trial.state for trial in result.study.trials] == [TrialState.FAIL] + 2 * [TrialState.COMPLETE]
+    assert len(result.table.rows) == 2
 
 
 KILLED = """

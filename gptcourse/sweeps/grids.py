@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from gptcourse import training
@@ -101,7 +102,10 @@ class Run:
 
 def label(value) -> Any:
     """Return how a value of an axis is shown: itself, or for a dict "name=value, name=value"."""
-    return ", ".join(f"{name}={part}" for name, part in value.items()) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={part}" for name, part in value.items())
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def configured(
@@ -115,6 +119,8 @@ def configured(
             raise ValueError(f"Two axes set {min(twice)!r}: let one of them set it.")
         settings |= part
     settings = settings if derive is None else derive(dict(settings))
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"derive must return the dict of settings to use, but it returned {settings!r}.")
     of_model, of_training = ([field.name for field in fields(kind)] for kind in (GPTConfig, TrainingConfig))
     for name in settings:
         if name not in of_model + of_training or name == "seed":
@@ -138,8 +144,8 @@ def _grid_runs(model: GPTConfig, config: TrainingConfig, grid, seeds, derive: De
     for name, values in grid.items():
         if isinstance(values, str | Mapping) or not isinstance(values, Iterable) or not list(values):
             raise ValueError(f"The grid's {name!r} must be a list of the values to try, not {values!r}.")
-    if not len(seeds):
-        raise ValueError("A sweep needs at least one seed.")
+    if isinstance(seeds, int) or not len(seeds):
+        raise ValueError(f"seeds must be a list of at least one whole number, such as range(3), not {seeds!r}.")
     runs = []
     for values in itertools.product(*grid.values()):
         run = configured(model, config, dict(zip(grid, values, strict=True)), derive)

@@ -81,6 +81,7 @@ def search(
         tokens, validation_tokens = checked_tokens(searched.samples(), tokens, validation_tokens)
         study = _open(optuna, storage, study_name, searched.described(tokens, validation_tokens))
         result = SearchResult(study, searched, None if checkpoints is None else Path(checkpoints))
+        result.refuse_other_models()
         with Workers(tokens, validation_tokens, processes, device) as workers:
             _Search(optuna, result, workers, sampler, seed).until(n_trials, progress)
     return result
@@ -91,6 +92,8 @@ def _check(optuna, n_trials, sampler) -> None:
         raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
     if sampler not in ("tpe", "random") and not isinstance(sampler, optuna.samplers.BaseSampler):
         raise ValueError(f'sampler is {sampler!r}, but it must be "tpe", "random" or one of Optuna\'s samplers.')
+    if isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.BruteForceSampler):
+        raise ValueError("A grid needs no search: give it to sweep, which makes all of its runs.")
 
 
 def _optuna():
@@ -119,7 +122,7 @@ def _open(optuna, storage, study_name: str, described: dict) -> optuna.Study:
         journal = optuna.storages.journal
         lock = journal.JournalFileOpenLock(str(storage))  # the other kind needs symbolic links, and Windows has none
         storage = journal.JournalStorage(journal.JournalFileBackend(str(storage), lock))
-    pruner = optuna.pruners.MedianPruner(n_warmup_steps=2)
+    pruner = optuna.pruners.MedianPruner(n_warmup_steps=2)  # the first look says little: rates are still warming up
     study = optuna.create_study(storage=storage, study_name=study_name, pruner=pruner, load_if_exists=True)
     before = study.user_attrs.get("search")
     if before is None:
@@ -150,8 +153,8 @@ class _Space:
                 )
             self.distributions[name] = wanted
 
-    def draw(self, trial: optuna.Trial) -> Run:
-        """Let the study's sampler draw a value for each axis, and return the run. Raises ValueError for a bad one."""
+    def draw(self, trial: optuna.Trial) -> None:
+        """Let the study's sampler draw a value for each axis; they are then in `trial.params`."""
         for name, d in self.distributions.items():
             if isinstance(d, self.optuna.distributions.CategoricalDistribution):
                 trial.suggest_categorical(name, d.choices)
@@ -159,7 +162,6 @@ class _Space:
                 is_whole = isinstance(d, self.optuna.distributions.IntDistribution)
                 suggest = trial.suggest_int if is_whole else trial.suggest_float
                 suggest(name, d.low, d.high, step=d.step, log=d.log)
-        return self.run(trial.params)
 
     def run(self, params: Mapping[str, Any]) -> Run:
         """Return the run of Optuna's parameters. Raises ValueError for a combination that makes none."""
@@ -172,7 +174,8 @@ class _Space:
     def samples(self) -> list[Run]:
         """Return random runs out of the space: mistakes are found before anything is trained. Raises ValueError."""
         study = self.optuna.create_study(sampler=self.optuna.samplers.RandomSampler(seed=0))
-        return [self.draw(study.ask()) for _ in range(SAMPLED)]
+        trials = [study.ask(self.distributions) for _ in range(SAMPLED)]
+        return [self.run(trial.params) for trial in trials]
 
     def described(self, tokens, validation_tokens) -> dict[str, Any]:
         """Return what two calls must share to work on one study."""
@@ -193,6 +196,8 @@ class _Search:
     def __init__(self, optuna, result: SearchResult, workers: Workers, sampler, seed: int):
         self.optuna, self.result, self.study, self.workers = optuna, result, result.study, workers
         self.sampler, self.seed = sampler, seed
+        if sampler not in ("tpe", "random"):
+            self.study.sampler = sampler
         self.running: dict[Future, optuna.Trial] = {}
         self.name, self.beats, self.last_beat = uuid.uuid4().hex, itertools.count(), -math.inf
         self.seen: dict[Any, tuple[int | None, float]] = {}  # of the other calls: their number, and since when
@@ -217,7 +222,8 @@ class _Search:
                         for future in wait(self.running, timeout=0.2, return_when=FIRST_COMPLETED).done:
                             self._tell(self.running.pop(future), future.result())
                     else:
-                        pressed.wait(0.2)  # for what other calls have begun
+                        bar.set_postfix_str(f"waiting for {n_running} of other calls")
+                        pressed.wait(0.2)
             finally:
                 for trial in self.running.values():
                     self._give_up(trial.number)
@@ -234,11 +240,13 @@ class _Search:
         if sum("result" in t.user_attrs or t.state == self._state.RUNNING for t in before) >= n_trials:
             self._give_up(trial.number)
             return
-        self.study.sampler = self._sampler(trial.number)
+        if self.sampler in ("tpe", "random"):
+            self.study.sampler = self._sampler(trial.number)
+        self.result.space.draw(trial)
         try:
-            run = self.result.space.draw(trial)
-        except ValueError as fault:
-            self._tell(trial, {"outcome": "crashed", "reason": str(fault)})
+            run = self.result.space.run(trial.params)
+        except ValueError:  # rare, as none of many samples was like that: draw another
+            self._give_up(trial.number)
             return
         look = partial(self._look, trial, run.training.eval_steps) if self.result.space.prune else None
         future = self.workers.submit(run.model, run.training, look, partial(self._keep, trial))
@@ -246,12 +254,10 @@ class _Search:
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         """Return what draws the trial of this number, the study's: so no two callers draw the same by chance."""
-        kinds = {"tpe": self.optuna.samplers.TPESampler, "random": self.optuna.samplers.RandomSampler}
-        if self.sampler not in kinds:
-            return self.sampler
-        options = {"constant_liar": True} if self.sampler == "tpe" else {}  # away from what others are trying just now
-        seed = np.random.SeedSequence((self.seed, number)).generate_state(1)[0]
-        return kinds[self.sampler](seed=int(seed), **options)
+        seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+        if self.sampler == "random":
+            return self.optuna.samplers.RandomSampler(seed=seed)
+        return self.optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # away from what is being tried just now
 
     def _look(self, trial: optuna.Trial, every: int, step: int, loss: float) -> bool:
         """Report a loss and return whether to go on."""
@@ -280,25 +286,22 @@ class _Search:
     def _finish(self, number: int, result: dict) -> None:
         states = {"pruned": self._state.PRUNED, "crashed": self._state.FAIL}
         if result["outcome"] in states:
-            self.study.tell(number, state=states[result["outcome"]])
+            self.study.tell(number, state=states[result["outcome"]], skip_if_finished=True)
         else:
-            self.study.tell(number, math.inf if result["outcome"] == "diverged" else result["loss"])
+            value = math.inf if result["outcome"] == "diverged" else result["loss"]
+            self.study.tell(number, value, skip_if_finished=True)
 
     def _give_up(self, number: int) -> None:
         """Let a trial fail whose run nobody makes any more; if only the last word was missing, say it."""
         result = self.study.get_trials(deepcopy=False)[number].user_attrs.get("result")
-        with contextlib.suppress(self.optuna.exceptions.UpdateFinishedTrialError):  # somebody else did
-            if result is None:
-                self.study.tell(number, state=self._state.FAIL)
-            else:
-                self._finish(number, result)
+        with contextlib.suppress(self.optuna.exceptions.UpdateFinishedTrialError):  # just now somebody else did
+            self._finish(number, result or {"outcome": "crashed"})
 
     def _remove_models(self) -> None:
         """Remove the models of all finished trials but the best."""
         trials = self.study.get_trials(deepcopy=False)
         best = min((t for t in trials if t.state == self._state.COMPLETE), key=lambda t: t.value, default=None)
-        for folder in self.result.checkpoints.glob("trial-*"):
-            number = int(folder.name[6:12])
+        for number, folder in self.result.folders():
             if trials[number].state.is_finished() and (best is None or folder != self.result.folder(best.number)):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -371,6 +374,17 @@ class SearchResult:
     def folder(self, number: int) -> Path:
         """Return where the model of a trial is, if it is the best."""
         return self.checkpoints / f"trial-{number:06d}"
+
+    def folders(self) -> list[tuple[int, Path]]:
+        """Return the number of the trial and the folder of each model that is there, finished or not."""
+        found = [] if self.checkpoints is None else sorted(self.checkpoints.glob("trial-" + 6 * "[0-9]" + "*"))
+        return [(int(folder.name[6:12]), folder) for folder in found]
+
+    def refuse_other_models(self) -> None:
+        """Raise ValueError if there are models of trials that this study has not begun: it would mix them up."""
+        folders = self.folders()
+        if folders and folders[-1][0] >= len(self.study.get_trials(deepcopy=False)):
+            raise ValueError(f"{folders[-1][1]} belongs to another search: choose another folder for checkpoints.")
 
     def importances(self) -> dict[str, float]:
         """Return how much of the spread of the loss each axis explains, the largest first: PED-ANOVA, summing to 1.

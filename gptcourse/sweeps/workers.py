@@ -135,7 +135,7 @@ class _Worker:
                 raise EOFError
             if self.process is not None:
                 return
-            path = os.pathsep.join(filter(None, sys.path))  # what is importable here is importable there
+            path = os.pathsep.join(place or os.getcwd() for place in sys.path)  # there as here
             threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process is buried
             self.process = subprocess.Popen(

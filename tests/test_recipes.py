@@ -1,11 +1,14 @@
-"""The n-gram baseline in the card of the bundled model, against counting with dictionaries and what must sum to one."""
+"""The recipes: the n-gram baseline against counting with dictionaries, and a small atlas that stops and goes on."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from gptcourse.explorers.atlas import load_atlas
+from recipes import atlas
 from recipes.baselines import FALLBACK, KneserNey, discounts, xz_bytes
 
 V = 7
@@ -66,3 +69,52 @@ def test_n_grams_that_do_not_fit_are_refused():
 def test_xz_gains_from_what_it_has_seen():
     text = "".join(np.random.default_rng(2).choice(list("abcdefgh"), size=3000))
     assert xz_bytes(text, text) < 100 < 900 < xz_bytes("", text)
+
+
+# ---- The atlas
+
+
+AXES = {
+    "batch": (32,),
+    "width": (16, 32),
+    "parametrisation": ("standard", "muP"),
+    "schedule": ("cosine",),
+    "warmup": (0.1,),
+    "rate": (2.0**-8, 2.0**-6),
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(plays, tmp_path_factory):
+    """A few runs of the atlas: the table, and the folder in which they are kept."""
+    work = tmp_path_factory.mktemp("atlas")
+    return atlas.record(AXES, (0, 1), work, processes=1, progress=False), work
+
+
+def test_the_atlas_goes_on_where_it_was_stopped_and_makes_the_base_width_once(recorded):
+    table, work = recorded
+    lines = (work / "runs.jsonl").read_text().splitlines()
+    assert len(table.rows) == 2 * 2 * 2 * 2 and len(lines) == 12
+    (work / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    again = atlas.record(AXES, (0, 1), work, processes=1, progress=False)
+    assert [row["loss"] for row in again.rows] == [row["loss"] for row in table.rows]
+    assert len((work / "runs.jsonl").read_text().splitlines()) == 12
+
+
+def test_the_atlas_is_packed_as_it_was_measured_with_a_card(recorded, tmp_path):
+    table, _ = recorded
+    atlas.write(atlas.packed(table, AXES, (0, 1), 76), 90.0, tmp_path)
+    packed = load_atlas(tmp_path)
+    assert packed.n_runs == 12
+    for row in table.rows:
+        run = packed.run({name: row[name] for name in AXES})
+        assert_allclose(run.held_out[row["seed"]], row["loss"], rtol=1e-6)
+        assert_allclose(run.curves[row["seed"]], [loss for _, loss in row["curve"]], rtol=1e-3)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "12 short training runs" in card and "{" not in card
+
+
+def test_an_atlas_with_a_run_missing_is_not_packed(recorded):
+    table, _ = recorded
+    with pytest.raises(ValueError, match="1 runs are missing"):
+        atlas.packed(replace(table, missing=1), AXES, (0, 1), 76)

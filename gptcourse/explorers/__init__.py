@@ -6,6 +6,7 @@ browser at all. ``import gptcourse`` does not import this package, and with it i
 needs it.
 """
 
+from gptcourse.explorers.atlas import atlas_explorer
 from gptcourse.explorers.attention import attention_scale_explorer
 from gptcourse.explorers.decoding import decoding_explorer
 from gptcourse.explorers.heads import attention_explorer
@@ -16,6 +17,7 @@ from gptcourse.explorers.size import size_explorer
 
 __all__ = [
     "TrainingMonitor",
+    "atlas_explorer",
     "attention_explorer",
     "attention_scale_explorer",
     "decoding_explorer",

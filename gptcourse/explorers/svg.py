@@ -185,7 +185,7 @@ def line_chart(
     heights = [y for _, y in points] + ([floor[0]] if floor else [])
     x_range = x_range or _limits([x for x, _ in points])
     frame = Frame(58, WIDTH - 14, 26, height - 40, x_range, y_range or _limits(heights, margin=0.05))
-    parts = _axes(frame, x_ticks or {tick: short(tick) for tick in ticks(*x_range, 7)})
+    parts = axes(frame, x_ticks or {tick: short(tick) for tick in ticks(*x_range, 7)})
     parts.append(text((frame.left + frame.right) / 2, height - 6, x_label, anchor="middle", size=12, opacity=0.85))
     parts.append(text(frame.left - 50, 14, y_label, size=12, opacity=0.85))
     parts += _curves(frame, curves)
@@ -203,7 +203,7 @@ def point(x, y):
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ORANGE}" stroke="#fff" stroke-width="1.5"/>'
 
 
-def _axes(frame, x_ticks):
+def axes(frame, x_ticks):
     """Return the level lines, their numbers, and the line at the bottom with its labels."""
     parts = [line(frame.left, frame.bottom, frame.right, frame.bottom, opacity=0.6)]
     for tick in ticks(*frame.y_range):

@@ -37,7 +37,7 @@ from gptcourse.sweeps import SweepTable, sweep
 # In the order of making: a grid that is stopped early is complete for the first seed, or the small batches of it.
 AXES = {
     "batch": (4, 8, 16, 32),
-    "width": (16, 32, 64),
+    "width": (16, 32, 64, 128),
     "parametrisation": ("standard", "muP"),
     "schedule": ("cosine", "linear", "constant"),
     "warmup": (0.0, 0.1),

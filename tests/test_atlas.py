@@ -117,6 +117,44 @@ def test_a_run_made_now_lies_on_the_recorded_one_far_closer_than_another_seed(re
     assert abs(history.eval_loss[-1] - run.held_out[0]) < 0.01
 
 
+def best_power(atlas, batch, width, parametrisation):
+    """The exponent of the best rate, by the mean loss over schedules, warm-ups and seeds."""
+    losses = atlas.losses(batch=batch, width=width, parametrisation=parametrisation).mean((0, 1))
+    return math.log2(atlas.axes["rate"][losses.argmin()])
+
+
+@pytest.mark.parametrize("batch", [4, 8, 16])
+def test_four_times_the_width_moves_the_best_rate_by_a_quarter_unless_mup_keeps_it(recorded, batch):
+    base = best_power(recorded, batch, BASE_WIDTH, "standard")
+    assert -3 <= best_power(recorded, batch, 64, "standard") - base <= -1  # measured: -2
+    assert abs(best_power(recorded, batch, 64, "muP") - base) <= 1  # measured: 0
+
+
+def test_the_rate_of_the_small_model_costs_a_wide_one_little_under_mup_only(recorded):
+    place = recorded.losses(width=BASE_WIDTH, parametrisation="standard").argmin(-1)[..., None]
+
+    def median_cost(parametrisation):
+        losses = recorded.losses(width=64, parametrisation=parametrisation)
+        return np.median(np.take_along_axis(losses, place, -1)[..., 0] - losses.min(-1))
+
+    assert median_cost("muP") < 0.05 < 0.1 < median_cost("standard")
+
+
+@pytest.mark.long
+def test_runs_with_new_seeds_find_the_best_rates_where_the_atlas_has_them(recorded, plays):
+    rates = [2.0**power for power in range(-9, -4)]
+    point = POINT | {"batch": 8, "warmup": 0.0}
+
+    def losses(width, parametrisation):
+        points = [point | {"width": width, "parametrisation": parametrisation, "rate": rate} for rate in rates]
+        return np.array([[train_point(one, seed).eval_loss[-1] for one in points] for seed in (11, 12)]).mean(0)
+
+    base, standard, mup = (losses(*which) for which in ((BASE_WIDTH, "muP"), (64, "standard"), (64, "muP")))
+    assert standard.argmin() <= base.argmin() - 1  # one step is a factor of two; the atlas has two
+    assert abs(int(mup.argmin()) - int(base.argmin())) <= 1
+    assert mup[base.argmin()] - mup.min() < 0.1 < standard[base.argmin()] - standard.min()
+
+
 # ---- From points to runs
 
 

@@ -148,6 +148,7 @@ def test_the_best_combination_has_the_lowest_median(swept):
 
 def test_the_table_can_be_read_as_text_and_in_a_notebook(swept):
     lines = str(swept[0]).splitlines()
+    assert repr(swept[0]) == str(swept[0])  # a notebook keeps it as text
     assert lines[0].split() == ["learning_rate", "shape", "seed", "outcome", "loss", "parameters", "tokens", "seconds"]
     assert len(lines) == 1 + 18 + 6 and lines[-1].startswith("Crashed: RuntimeError")
     row = swept[0].rows[0] | {"shape": "<b>", "seconds": 1.0}

@@ -328,7 +328,7 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return sorted(trials, key=lambda trial: trial.datetime_complete)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """What a search has found so far; `study` is Optuna's own, for its plots. Print it to see the trials."""
 
@@ -396,7 +396,7 @@ class SearchResult:
         importance = _optuna().importance
         return importance.get_param_importances(self.study, evaluator=importance.PedAnovaImportanceEvaluator())
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return str(self.table)
 
     def _repr_html_(self) -> str:

@@ -37,7 +37,7 @@ from gptcourse.sweeps import SweepTable, sweep
 # In the order of making: a grid that is stopped early is complete for the first seed, or the small batches of it.
 AXES = {
     "batch": (4, 8, 16, 32),
-    "width": (16, 32, 64, 128),
+    "width": (16, 32, 64),
     "parametrisation": ("standard", "muP"),
     "schedule": ("cosine", "linear", "constant"),
     "warmup": (0.0, 0.1),
@@ -60,10 +60,11 @@ stopped. Read them with `gptcourse.explorers.atlas.load_atlas()`; look at them w
 * **What is kept.** The training loss as {points} means over equally many tokens, in half precision (a step that reads
   more tokens fills several), and the held-out loss at the end over {predicted:,} predictions: the beginning of
   {held_out}, which no run trains on. A run that diverged would have NaN in its curve and an infinite held-out loss;
-  in this grid {diverged} did: clipping at 1 keeps even the highest rates finite.
-* **How long it took.** The runs together took {minutes:.0f} minutes of one thread, on a busy machine.
+  of these runs {diverged} did.
+* **How long it took.** The runs together took {minutes:.0f} minutes of one thread, on a busy machine with two cores.
 * **Spread between the seeds.** The held-out losses of the seeds of a point differ by {median:.3f} in the median, and by
-  less than {most:.3f} in 95 % of the points. Smaller differences between two points mean nothing.
+  less than {most:.3f} in 95 % of the points; the most where the rate is too high. Between two points, look for
+  differences that are larger.
 * **Limits.** Runs this short end long before a model is good: they show how the settings act at the start, for tiny
   models, on one text. The best settings of a longer run are others (see notebook 03).
 
@@ -102,7 +103,7 @@ def packed(table: SweepTable, axes: dict, seeds: tuple, vocab_size: int) -> Atla
     """Return the table of a complete grid as an Atlas. Raises ValueError while a run is missing or has crashed."""
     missing = table.missing + sum(row["outcome"] == "crashed" for row in table.rows)
     if missing:
-        raise ValueError(f"{missing} runs are missing or have crashed: start the recipe again, it goes on.")
+        raise ValueError(f"Runs missing or crashed: {missing}. Start the recipe again, and it goes on.")
     axes = axes | {"seed": seeds}
     shape = [len(values) for values in axes.values()]
     curves, held_out = np.empty((*shape, POINTS)), np.empty(shape)
@@ -124,7 +125,9 @@ def card(atlas: Atlas, core_seconds: float) -> str:
     smallest, largest = (configs_of(point, atlas.vocab_size, 0)[0].num_parameters for point in _corners(atlas))
     return CARD.format(
         n_runs=atlas.n_runs,
-        axes="\n".join(f"* {name}: {', '.join(map(_shown, values))}" for name, values in atlas.axes.items()),
+        axes="\n".join(
+            f"* {name}: {', '.join(_shown(name, one) for one in values)}" for name, values in atlas.axes.items()
+        ),
         base=BASE_WIDTH,
         head=HEAD_SIZE,
         smallest=smallest,
@@ -150,21 +153,21 @@ def _corners(atlas: Atlas) -> tuple[Point, Point]:
     return corner, corner | {"width": atlas.axes["width"][-1]}
 
 
-def _shown(value) -> str:
-    return f"2^{math.log2(value):.0f}" if isinstance(value, float) and 0 < value < 0.1 else str(value)
+def _shown(name: str, value) -> str:
+    return f"2^{math.log2(value):.0f}" if name == "rate" else f"{value:.0%}" if name == "warmup" else str(value)
 
 
 def _best_rows(atlas: Atlas) -> Iterator[str]:
     for width, kind in itertools.product(atlas.axes["width"], atlas.axes["parametrisation"]):
         point, loss = atlas.best(width=width, parametrisation=kind)
-        others = " | ".join(_shown(point[name]) for name in ("rate", "batch", "schedule", "warmup"))
+        others = " | ".join(_shown(name, point[name]) for name in ("rate", "batch", "schedule", "warmup"))
         yield f"| {width} | {kind} | {others} | {loss:.3f} |"
 
 
 def _rate_rows(atlas: Atlas) -> Iterator[str]:
     for width, kind in itertools.product(atlas.axes["width"], atlas.axes["parametrisation"]):
         fixed = {"width": width, "parametrisation": kind}
-        rates = [_shown(atlas.best(**fixed, batch=batch)[0]["rate"]) for batch in atlas.axes["batch"]]
+        rates = [_shown("rate", atlas.best(**fixed, batch=batch)[0]["rate"]) for batch in atlas.axes["batch"]]
         yield f"| {width} | {kind} | {' | '.join(rates)} |"
 
 
@@ -181,6 +184,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help="where the results are kept as they come")
     options = parser.parse_args()
     table = record(AXES, SEEDS, options.work, options.processes)
+    if table.missing:
+        print("Stopped. Start the recipe again, and it goes on.")
+        return
     atlas = packed(table, AXES, SEEDS, atlas_tokens()[2])
     seconds = {(row["model"], row["training"]): row["seconds"] for row in table.rows}  # each run once
     write(atlas, sum(seconds.values()), ASSET)

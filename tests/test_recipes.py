@@ -116,5 +116,5 @@ def test_the_atlas_is_packed_as_it_was_measured_with_a_card(recorded, tmp_path):
 
 def test_an_atlas_with_a_run_missing_is_not_packed(recorded):
     table, _ = recorded
-    with pytest.raises(ValueError, match="1 runs are missing"):
+    with pytest.raises(ValueError, match="Runs missing or crashed: 1"):
         atlas.packed(replace(table, missing=1), AXES, (0, 1), 76)

@@ -235,6 +235,7 @@ def test_the_loss_and_the_place_of_the_chosen_run_are_shown(explorer, small):
     for name, value in POINT.items():
         explorer.controls[name].value = value
     assert f"held-out loss {small.run(POINT).held_out.mean():.3f}" in explorer.picture.value
+    assert "rate 2⁻⁶ = 0.016, 12 steps, 2 of them warm-up" in explorer.picture.value
     rank, of = small.rank(POINT)
     assert f"place {rank} of {of} at width 16" in explorer.picture.value
 

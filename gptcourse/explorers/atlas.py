@@ -197,7 +197,11 @@ def train_point(point: Point, seed: int, callback=None) -> History:
 
 def power_of_two(rate: float) -> str:
     """Return a rate as readers compare it and as they type it: 2⁻⁷ = 0.0078."""
-    return f"2{str(round(math.log2(rate))).translate(SUPERSCRIPTS)} = {rate:.2g}"
+    return f"{_power(rate)} = {rate:.2g}"
+
+
+def _power(rate: float) -> str:
+    return f"2{str(round(math.log2(rate))).translate(SUPERSCRIPTS)}"
 
 
 def atlas_explorer(atlas: Atlas | None = None) -> widgets.VBox:
@@ -297,8 +301,7 @@ def _slider_order(atlas: Atlas) -> list[str]:
 
 
 def _slider(name: str, values: tuple, value) -> widgets.SelectionSlider:
-    shown = {"rate": power_of_two, "warmup": lambda share: f"{share:.0%} of the steps" if share else "none"}
-    label = shown.get(name, str)
+    label = {"rate": _power, "warmup": "{:.0%}".format}.get(name, str)  # there is room for few letters
     return widgets.SelectionSlider(
         options=[(label(one), one) for one in values],
         value=value,
@@ -313,19 +316,20 @@ def _picture(atlas: Atlas, point: Point, live: _Live | None) -> str:
     loss = float(run.held_out.mean())
     ends = f" (seeds {run.held_out.min():.3f} to {run.held_out.max():.3f})" if math.isfinite(loss) else ""
     numbers = f"held-out loss {loss:.3f}{ends}" if math.isfinite(loss) else "this run diverged"
-    steps = settings_of(point)["steps"]
-    place = (
-        f"place {rank} of {of} at width {point['width']}, where the best reaches {best_loss:.3f} with {_words(best)}"
+    settings = settings_of(point)
+    chosen = (
+        f"rate {power_of_two(point['rate'])}, {settings['steps']} steps, {settings['warmup_steps']} of them warm-up"
     )
-    said = f"{numbers}  ·  {steps} steps  ·  {place}"
+    place = f"place {rank} of {of} at width {point['width']}; the best has {best_loss:.3f} with {_words(best)}"
+    said = f"{chosen}  ·  {numbers}  ·  {place}"
     parts = _curve_parts(atlas, point, run, atlas.run(best), live) + _valley_parts(atlas, point, loss)
     return svg.paragraph(said) + svg.picture(parts, HEIGHT, said)
 
 
 def _words(point: Point) -> str:
     warmup = f"warm-up {point['warmup']:.0%}" if point["warmup"] else "no warm-up"
-    rate = power_of_two(point["rate"]).split(" ")[0]
-    return f"rate {rate}, batch {point['batch']}, {point['schedule']}, {warmup}, {point['parametrisation']}"
+    where = f"{point['schedule']}, {warmup}, {point['parametrisation']}"
+    return f"rate {_power(point['rate'])}, batch {point['batch']}, {where}"
 
 
 def _curve_parts(atlas: Atlas, point: Point, run: Run, best: Run, live: _Live | None) -> list[str]:
@@ -363,7 +367,7 @@ def _valley_parts(atlas: Atlas, point: Point, loss: float) -> list[str]:
     rates = np.log2(atlas.axes["rate"])
     room = 0.4
     frame = svg.Frame(470, svg.WIDTH - 8, 26, HEIGHT - 40, (rates[0] - room, rates[-1] + room), _valley_range(atlas))
-    labels = {rate: f"2{str(round(rate)).translate(SUPERSCRIPTS)}" for rate in rates[:: 1 + len(rates) // 6]}
+    labels = {rate: _power(2.0**rate) for rate in rates[:: 1 + len(rates) // 6]}
     others = {name: value for name, value in point.items() if name != "rate"}
     valley = atlas.held_out[atlas._place(others)]  # (R, S)
     envelope = [atlas.best(width=point["width"], rate=rate)[1] for rate in atlas.axes["rate"]]

@@ -1,4 +1,4 @@
-"""The recipes: the n-gram baseline against counting with dictionaries, and a tiny run of the time machine."""
+"""The recipes: the n-gram baseline against counting with dictionaries, tiny runs of the time machine and the atlas."""
 
 from collections import Counter
 from dataclasses import replace
@@ -10,12 +10,13 @@ import torch
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
+from gptcourse.explorers.atlas import load_atlas
 from gptcourse.explorers.heads import handmade_model
 from gptcourse.explorers.time_machine import Recording
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, train
-from recipes import time_machine
+from recipes import atlas, time_machine
 from recipes.baselines import FALLBACK, KneserNey, discounts, xz_bytes
 
 V = 7
@@ -151,3 +152,52 @@ def test_after_each_passage_stands_a_spell_and_the_text_is_left_as_it_was():
         once = spell[: len(spell) // 3]
         assert spell == 3 * once and 6 <= len(once) == len(set(once)) <= 16
     assert len({tuple(spell) for spell in spells}) == len(spells)
+
+
+# ---- The atlas
+
+
+AXES = {
+    "batch": (32,),
+    "width": (16, 32),
+    "parametrisation": ("standard", "muP"),
+    "schedule": ("cosine",),
+    "warmup": (0.1,),
+    "rate": (2.0**-8, 2.0**-6),
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(plays, tmp_path_factory):
+    """A few runs of the atlas: the table, and the folder in which they are kept."""
+    work = tmp_path_factory.mktemp("atlas")
+    return atlas.record(AXES, (0, 1), work, processes=1, progress=False), work
+
+
+def test_the_atlas_goes_on_where_it_was_stopped_and_makes_the_base_width_once(recorded):
+    table, work = recorded
+    lines = (work / "runs.jsonl").read_text().splitlines()
+    assert len(table.rows) == 2 * 2 * 2 * 2 and len(lines) == 12
+    (work / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    again = atlas.record(AXES, (0, 1), work, processes=1, progress=False)
+    assert [row["loss"] for row in again.rows] == [row["loss"] for row in table.rows]
+    assert len((work / "runs.jsonl").read_text().splitlines()) == 12
+
+
+def test_the_atlas_is_packed_as_it_was_measured_with_a_card(recorded, tmp_path):
+    table, _ = recorded
+    atlas.write(atlas.packed(table, AXES, (0, 1), 76), 90.0, tmp_path)
+    packed = load_atlas(tmp_path)
+    assert packed.n_runs == 12
+    for row in table.rows:
+        run = packed.run({name: row[name] for name in AXES})
+        assert_allclose(run.held_out[row["seed"]], row["loss"], rtol=1e-6)
+        assert_allclose(run.curves[row["seed"]], [loss for _, loss in row["curve"]], rtol=1e-3)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "12 short training runs" in card and "{" not in card
+
+
+def test_an_atlas_with_a_run_missing_is_not_packed(recorded):
+    table, _ = recorded
+    with pytest.raises(ValueError, match="Runs missing or crashed: 1"):
+        atlas.packed(replace(table, missing=1), AXES, (0, 1), 76)

@@ -6,6 +6,7 @@ browser at all. ``import gptcourse`` does not import this package, and with it i
 needs it.
 """
 
+from gptcourse.explorers.atlas import atlas_explorer
 from gptcourse.explorers.attention import attention_scale_explorer
 from gptcourse.explorers.bends import bend_explorer
 from gptcourse.explorers.decoding import decoding_explorer
@@ -20,6 +21,7 @@ from gptcourse.explorers.time_machine import time_machine_explorer
 
 __all__ = [
     "TrainingMonitor",
+    "atlas_explorer",
     "attention_explorer",
     "attention_scale_explorer",
     "bend_explorer",

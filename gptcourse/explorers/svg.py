@@ -200,8 +200,7 @@ def line_chart(
     x_range = x_range or _limits([x for x, _ in points])
     frame = Frame(58, width - 14, 26, height - 40, x_range, y_range or _limits(heights, margin=0.05))
     x_ticks = x_ticks or {tick: short(tick) for tick in ticks(*x_range, 7)}
-    y_ticks = y_ticks or {tick: f"{tick:g}" for tick in ticks(*frame.y_range)}
-    parts = _axes(frame, x_ticks, y_ticks)
+    parts = axes(frame, x_ticks, y_ticks)
     parts.append(text((frame.left + frame.right) / 2, height - 6, x_label, anchor="middle", size=12, opacity=0.85))
     parts.append(text(frame.left - 50, 14, y_label, size=12, opacity=0.85))
     parts += [_curve(frame, curve, "currentColor", "1", 0.3) for curve in behind]
@@ -220,8 +219,9 @@ def point(x, y):
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ORANGE}" stroke="#fff" stroke-width="1.5"/>'
 
 
-def _axes(frame, x_ticks, y_ticks):
+def axes(frame, x_ticks, y_ticks=None):
     """Return the level lines, their numbers, and the line at the bottom with its labels."""
+    y_ticks = y_ticks or {tick: f"{tick:g}" for tick in ticks(*frame.y_range)}
     parts = [line(frame.left, frame.bottom, frame.right, frame.bottom, opacity=0.6)]
     for tick, label in y_ticks.items():
         y = frame.place(0, tick)[1]

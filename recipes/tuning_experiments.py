@@ -32,7 +32,7 @@ from gptcourse.model import GPT, GPTConfig
 from gptcourse.sweeps import search, sweep
 from gptcourse.sweeps.grids import label
 from gptcourse.tokenizers import CharTokenizer
-from gptcourse.training import TrainingConfig, train
+from gptcourse.training import DivergedError, TrainingConfig, train
 from gptcourse.tuning import BatchTradeOff, gradient_noise_scale
 
 ASSET = Path(__file__).parents[1] / "gptcourse" / "assets" / "tuning"
@@ -267,7 +267,7 @@ def switches(text: Text, processes: int | None) -> dict:
 def batch(text: Text, processes: int | None) -> dict:
     """Measure the steps to one loss at each batch size, each with its own rate, and the noise scale along the way."""
     runs = [run for size in BATCHES for run in tuned_rate(text, size)]
-    best = best_runs(runs)
+    best = {size: tuning_card.best_rate({"runs": runs}, size) for size in BATCHES}
     batches = [size * SMALL.n_positions for size in best]
     fit = BatchTradeOff.fit(batches, [statistics.median(steps) for _, steps in best.values()])
     noise = kept("batch_noise", lambda: noise_along(text, ANCHOR[0], *best[ANCHOR[0]]))
@@ -301,16 +301,6 @@ def tuned_rate(text: Text, size: int) -> list[dict]:
     return runs + [steps_to_target(text, size, best["rate"], seed, 2 * best["steps"]) for seed in SEEDS[1:]]
 
 
-def best_runs(runs: list[dict]) -> dict[int, tuple[float, list[int]]]:
-    """Return, for each batch size, its best rate and the steps that it took with every seed."""
-    best = {}
-    for size in dict.fromkeys(run["batch_size"] for run in runs):
-        mine = [run for run in runs if run["batch_size"] == size and run["steps"]]
-        rate = min((run for run in mine if run["seed"] == SEEDS[0]), key=lambda run: run["steps"])["rate"]
-        best[size] = rate, [run["steps"] for run in mine if run["rate"] == rate]
-    return best
-
-
 def steps_to_target(text: Text, size: int, rate: float, seed: int, limit: int) -> dict:
     """Train at a constant rate until the median of three held-out losses reaches TARGET; None: not in `limit` steps.
 
@@ -324,7 +314,13 @@ def steps_to_target(text: Text, size: int, rate: float, seed: int, limit: int) -
     def run() -> dict:
         torch.manual_seed(seed)
         watched = text.choose[:N_WATCHED]
-        history = train(GPT(SMALL), text.train, config, validation_tokens=watched, callback=has_reached, progress=False)
+        model, options = GPT(SMALL), {"callback": has_reached, "progress": False}
+        try:
+            history = train(model, text.train, config, validation_tokens=watched, **options)
+        except DivergedError as fault:
+            history = fault.history
+        if history.stopped == "interrupted":
+            raise SystemExit("The run was stopped. Start the recipe again, and it goes on.")
         steps = history.eval_step[-2] if has_reached(history) else None
         return {"batch_size": size, "rate": rate, "seed": seed, "steps": steps, "limit": limit}
 

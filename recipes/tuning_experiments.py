@@ -298,7 +298,7 @@ def tuned_rate(text: Text, size: int) -> list[dict]:
     best = min((run for run in runs if run["steps"]), key=lambda run: run["steps"])
     if size in (min(BATCHES), max(BATCHES)) and not any(math.isclose(r["rate"], base * linear) for r in runs):
         runs.append(steps_to_target(text, size, base * linear, SEEDS[0], 2 * best["steps"]))
-    return runs + [steps_to_target(text, size, best["rate"], seed, 2 * best["steps"]) for seed in SEEDS[1:]]
+    return runs + [steps_to_target(text, size, best["rate"], seed, 3 * best["steps"]) for seed in SEEDS[1:]]
 
 
 def steps_to_target(text: Text, size: int, rate: float, seed: int, limit: int) -> dict:

@@ -129,7 +129,8 @@ def test_an_unknown_experiment_is_refused(tiny, monkeypatch, capsys):
 
 
 def test_shares_of_a_run_become_steps(recipe):
-    settings = {"tokens": 64_000, "batch_size": 10, "warmup": 0.1, "decay": 0.5, "adam_beta2": 0.9}
+    tokens = 100 * 10 * recipe.SMALL.n_positions
+    settings = {"tokens": tokens, "batch_size": 10, "warmup": 0.1, "decay": 0.5, "adam_beta2": 0.9}
     wanted = {"batch_size": 10, "adam_beta2": 0.9, "steps": 100, "warmup_steps": 10, "decay_steps": 50}
     assert recipe.within_tokens(settings) == wanted
 

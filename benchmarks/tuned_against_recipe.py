@@ -18,16 +18,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from tuning_card import comparison
-from tuning_experiments import ASSET, MODEL, RECIPE, read_text, seconds_per_step, tuned_config
+from tuning_experiments import ASSET, MODEL, RECIPE, read_text, seconds_per_step, tuned_config, tuned_model
 
 from gptcourse.model import GPT
 from gptcourse.training import evaluate, train
 
 
-def measure(text, config):
+def measure(text, shape, config):
     """Return (held-out loss, seconds) of one run."""
     torch.manual_seed(config.seed)
-    model = GPT(MODEL)
+    model = GPT(shape)
     begin = time.process_time()
     train(model, text.train, config)
     seconds = time.process_time() - begin
@@ -45,7 +45,8 @@ def main():
     print("seed  recipe's loss  tuned loss  tuned / recipe, seconds")
     ratios = []
     for seed in range(n_seeds):
-        runs = [measure(text, replace(config, seed=seed)) for config in (RECIPE, tuned)]
+        both = (MODEL, RECIPE), (tuned_model(), tuned)
+        runs = [measure(text, shape, replace(config, seed=seed)) for shape, config in both]
         (loss, seconds), (tuned_loss, tuned_seconds) = runs
         ratios.append(tuned_seconds / seconds)
         print(f"{seed:>4}  {loss:>13.4f}  {tuned_loss:>10.4f}  {ratios[-1]:.3f}", flush=True)

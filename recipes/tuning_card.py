@@ -98,7 +98,8 @@ def comparison(data: dict) -> dict[str, float]:
 
 def _recipe(data: dict) -> str:
     recipe, tuned, found = data["recipe"], data["tuned"], comparison(data)
-    different = [name for name in recipe if recipe[name] != tuned[name] and name not in ("eval_steps", "steps")]
+    before, after = data["model"] | recipe, data["tuned_model"] | tuned
+    different = [name for name in before if before[name] != after[name] and name not in ("eval_steps", "steps")]
     runs = [["the recipe", f"{recipe['steps']:,}", f"{row['tokens']:,}"] for row in data["recipe_runs"][:1]]
     runs[0].append(spread(row["loss"] for row in data["recipe_runs"]))
     for (budget,), losses in grouped(data["tuned_runs"], "budget").items():
@@ -106,7 +107,7 @@ def _recipe(data: dict) -> str:
         tokens = steps * tuned["batch_size"] * data["model"]["n_positions"]
         runs.append(["tuned", f"{steps:,}", f"{tokens:,}", spread(losses)])
     shares = [[name, f"{found[name]:.2f}"] for name in ("steps", "tokens", "seconds")]
-    trials = sorted(((name, loss) for (name,), (loss,) in grouped(data["trials"], "trial").items()), key=_by_loss)
+    trials = [_trials(data[name]) for name in ("trials", "long_trials")]
     return f"""nanoGPT's CPU recipe ({data["model"]["n_layer"]} layers, {data["model"]["n_head"]} heads,
 {data["model"]["n_embd"]} wide, context {data["model"]["n_positions"]}, no dropout), and the same model tuned. Our model
 has biases, nanoGPT's has none. Seeds {_names(row["seed"] for row in data["recipe_runs"])}.
@@ -121,16 +122,21 @@ turns in one process, without evaluation:
 
 What differs, except for the number of steps:
 
-{table(["setting", "recipe", "tuned"], [[f"`{name}`", recipe[name], tuned[name]] for name in different])}
+{table(["setting", "recipe", "tuned"], [[f"`{name}`", before[name], after[name]] for name in different])}
 
-It was chosen by these trials of {data["trials"][1]["tokens"]:,} tokens each (one seed, {data["trials"][0]["seed"]},
-and other held-out text), in which one thing was changed from "start":
+It was chosen by trials with one seed, {data["trials"][0]["seed"]}, and other held-out text. First short ones of
+{data["trials"][1]["tokens"]:,} tokens each, in which one thing was changed from "start":
 
-{table(["trial", "held-out loss"], [[name, spread([loss])] for name, loss in trials])}"""
+{trials[0]}
+
+Then a few on {data["long_trials"][0]["tokens"]:,} tokens each:
+
+{trials[1]}"""
 
 
-def _by_loss(pair: tuple) -> float:
-    return math.inf if pair[1] is None else pair[1]
+def _trials(rows: list[dict]) -> str:
+    ranked = sorted(rows, key=lambda row: _finite(row["loss"]))
+    return table(["trial", "held-out loss"], [[row["trial"], spread([row["loss"]])] for row in ranked])
 
 
 def _names(values: Iterable) -> str:

@@ -75,6 +75,7 @@ def tiny(recipe, tmp_path_factory):
         "SMALL": small,
         "RECIPE": replace(recipe.RECIPE, steps=4, batch_size=2, warmup_steps=1, eval_steps=2),
         "TRIAL_TOKENS": 128,
+        "LONG_TRIAL_TOKENS": 192,
         "TUNED_TOKENS": (64, 128),
         "CHOICES": replace(recipe.CHOICES, steps=3, batch_size=2, warmup_steps=1),
         "BATCHES": (2, 4, 8),

@@ -77,7 +77,7 @@ LONG_TRIALS = {
     "batch 8, rate 4e-3, first weights 0.05": {"initializer_range": 0.05},
 }
 TUNED = START | {"initializer_range": 0.05}
-TUNED_TOKENS = (512_000,)
+TUNED_TOKENS = (576_000, 640_000)
 
 # The small model of the other experiments, and GPT-3's choices for it: cosine to a tenth, β₂ = 0.95, clipping, decay.
 SMALL = GPTConfig(vocab_size=VOCAB_SIZE, n_positions=64, n_embd=64, n_layer=2, n_head=4)

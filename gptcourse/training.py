@@ -250,6 +250,8 @@ class _Run:
         self.data, self.config, self.n_tokens = data, config, 0
         self.model = model.to(device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
         has_mup = getattr(model.config, "mup_base_width", None) is not None  # the reader's own model knows none
         self.optimizer = torch.optim.AdamW(
             (mup_groups if has_mup else decay_groups)(model, config.weight_decay),

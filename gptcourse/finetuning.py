@@ -85,7 +85,8 @@ def _chat_ids(tokenizer, message, reply):
 
 def text_examples(tokens, n: int, length: int, seed: int = 0) -> list[Example]:
     """Return n pieces of plain text, every token of which is learned: mixed with dialogues, they keep it in memory."""
-    ids, targets = training.get_batch(torch.as_tensor(tokens), n, length, seed, 0)
+    tokens = training._checked(tokens, math.inf, length + 1, "tokens to cut from")
+    ids, targets = training.get_batch(tokens, n, length, seed, 0)
     return list(zip(ids.tolist(), targets.tolist(), strict=True))
 
 
@@ -198,6 +199,7 @@ def merge_lora(model: GPT | PreTrainedModel) -> None:
             if hasattr(layer, "base_layer"):  # ours or peft's
                 layer.merge()
                 setattr(parent, name, layer.base_layer)
+    vars(model).pop("peft_config", None)  # peft's note that its layers are there
     model.requires_grad_(True)
 
 

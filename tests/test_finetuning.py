@@ -179,6 +179,8 @@ def test_pieces_of_plain_text_are_learned_whole():
     ids, targets = get_batch(torch.tensor(tokens), 5, 7, 2, 0)
     assert examples == list(zip(ids.tolist(), targets.tolist(), strict=True))
     assert count_targets(examples) == 35
+    with pytest.raises(ValueError, match=r"^The tokens to cut from are 7, but at least 8 are needed"):
+        text_examples(tokens[:7], 5, 7)
 
 
 # The loss
@@ -568,6 +570,7 @@ def test_the_result_is_opened_by_transformers_and_by_us(tmp_path, prepare):
     assert write_replies(hf, tokenizer, messages, max_new_tokens=8) == replies
 
 
+@pytest.mark.filterwarnings("error:Already found a `peft_config`")
 def test_a_transformers_model_with_merged_lora_is_saved_as_a_plain_one(tmp_path):
     model = llama()
     add_lora(model)
@@ -577,4 +580,6 @@ def test_a_transformers_model_with_merged_lora_is_saved_as_a_plain_one(tmp_path)
     logits = model.eval()(ids).logits
     merge_lora(model)
     model.save_pretrained(tmp_path)
+    add_lora(model, rank=2)  # merged, it can learn anew
+    run(model)
     assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, logits)

@@ -293,12 +293,11 @@ class _Trainee(nn.Module):
 
     def restore(self, directory: Path) -> None:
         """Take over what `save` has written."""
-        state = {
-            name: value.clone() for name, value in load_file(directory / WEIGHTS_FILE).items()
-        }  # lets go of the file
+        state = load_file(directory / WEIGHTS_FILE)
         self.best_loss = state.pop("best_loss").item()
-        self.best = {name.removeprefix("best."): state[name] for name in state if name.startswith("best.")}
-        self.take({name.removeprefix("now."): state[name] for name in state if name.startswith("now.")})
+        self.take({name.removeprefix("now."): value for name, value in state.items() if name.startswith("now.")})
+        best = {name.removeprefix("best."): value for name, value in state.items() if name.startswith("best.")}
+        self.best = {name: value.clone() for name, value in best.items()}  # lets go of the file, which is deleted later
 
 
 class _Examples:
@@ -337,9 +336,9 @@ class _Examples:
 
 
 def _checked(model, examples):
-    """Return the examples. Raises ValueError with one sentence if there are none, or one does not fit the model."""
-    if not examples:
-        raise ValueError("There are no examples to learn from: give at least one, as encode_dialogues makes them.")
+    """Return the examples. Raises ValueError with one sentence for none, and for one that does not fit the model."""
+    if not examples or any(set(targets) <= {IGNORED} for _, targets in examples):
+        raise ValueError("There must be examples with something to learn in each: encode_dialogues makes such ones.")
     longest, window = max(len(ids) for ids, _ in examples), context_window(model)
     if longest > window:
         raise ValueError(f"An example is {longest} tokens long, but this model takes {window}: shorten or drop it.")
@@ -370,9 +369,8 @@ def _mean_loss(trainee, examples, batch_size):
     batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
     with in_mode(trainee, training=False):
         losses = [trainee(*(part.to(trainee.device) for part in pad(batch))).loss.item() for batch in batches]
-    return sum(loss * count_targets(batch) for loss, batch in zip(losses, batches, strict=True)) / count_targets(
-        examples
-    )
+    total = sum(loss * count_targets(batch) for loss, batch in zip(losses, batches, strict=True))
+    return total / count_targets(examples)
 
 
 def write_replies(

@@ -100,7 +100,7 @@ class History:
 
     `loss` is measured on the step's batch before the update, `grad_norm` before clipping. Both losses are the
     model's own, without label smoothing and z-loss, so that runs can be compared. `eval_loss` is measured after
-    the step of the same number. `stopped` is None, "interrupted" or "callback".
+    the step of the same number. `stopped` is None, "interrupted", "callback" or, in fine-tuning, "early stopping".
     """
 
     step: list[int] = field(default_factory=list)

@@ -272,6 +272,15 @@ def test_all_weights_learn_unless_told_otherwise(new_model):
     assert changed(before, model) == set(before)
 
 
+def test_a_mup_model_keeps_the_rate_of_each_kind_of_weight():
+    model = gpt(mup_base_width=8, tie_word_embeddings=False)  # twice as wide as its base
+    before = weights(model)
+    run(model, config=TrainingConfig(1, 2, 1e-3, weight_decay=0.0))
+    steps = {name: (value - before[name]).abs().max().item() for name, value in weights(model).items()}
+    assert steps["wte.weight"] == pytest.approx(1e-3, rel=1e-3)  # the first step of Adam is the rate itself
+    assert steps["h.0.mlp.c_fc.weight"] == pytest.approx(1e-3 / 2, rel=1e-3)
+
+
 @every_kind
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_last_layers_leave_all_other_weights_bit_for_bit(new_model, n_layers):
@@ -516,7 +525,8 @@ def test_text_mixed_in_is_forgotten_less():
 @pytest.mark.parametrize(
     ("examples", "words"),
     [
-        ([], r"There are no examples"),
+        ([], r"There must be examples"),
+        ([([5, 6], [IGNORED, IGNORED])], r"There must be examples with something to learn in each"),
         ([([1] * 65, [1] * 65)], r"65 tokens long, but this model takes 64"),
         ([([5, 290], [290, IGNORED])], r"token 290, but the model knows ids from 0 to 289"),
     ],

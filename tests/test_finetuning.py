@@ -3,6 +3,7 @@
 import copy
 import math
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -593,3 +594,41 @@ def test_a_transformers_model_with_merged_lora_is_saved_as_a_plain_one(tmp_path)
     add_lora(model, rank=2)  # merged, it can learn anew
     run(model)
     assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, logits)
+
+
+# A real model
+
+TUNE_SMOLLM2 = """
+import resource, sys
+from gptcourse.finetuning import add_lora, chat_prompt, encode_dialogues, finetune, merge_lora
+from gptcourse.finetuning import reply_loss, write_replies
+from gptcourse.pretrained import load_pretrained
+from gptcourse.support import support
+from gptcourse.training import TrainingConfig
+
+model, tokenizer = load_pretrained("smollm2-135m")
+dialogues = support(16)
+examples = encode_dialogues(tokenizer, dialogues)
+chat = [{"role": "user", "content": dialogues[0].message}, {"role": "assistant", "content": dialogues[0].reply}]
+theirs = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+assert tokenizer.decode(theirs).removeprefix(tokenizer.decode(examples[0][0])) == "\\n"
+theirs = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
+assert theirs == chat_prompt(tokenizer, dialogues[0].message)
+before = reply_loss(model, examples[:4], 2)
+add_lora(model)
+finetune(model, examples, TrainingConfig(6, 4, 2e-3), device="cpu", progress=False)
+after = reply_loss(model, examples[:4], 2)
+replies = write_replies(model, tokenizer, [dialogues[0].message], max_new_tokens=8)
+merge_lora(model)
+assert write_replies(model, tokenizer, [dialogues[0].message], max_new_tokens=8) == replies
+print(before, after, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@pytest.mark.full
+def test_smollm2_is_tuned_in_less_than_two_gigabytes():
+    done = subprocess.run([sys.executable, "-c", TUNE_SMOLLM2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after, most_memory = map(float, done.stdout.split())
+    assert after < before - 0.2
+    assert most_memory < 2e9

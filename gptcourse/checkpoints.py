@@ -110,8 +110,7 @@ class Checkpoints:
     def restore(self, step: int) -> None:
         """Read the model's weights and the optimiser's state of one step, in place."""
         folder = self._folder(step)
-        with torch.random.fork_rng(devices=[]):  # a GPT is born random: keep the caller's random numbers out of it
-            self.model.load_state_dict(type(self.model).load(folder).state_dict())
+        self.model.restore(folder)
         state: dict[int, dict] = {}
         for name, tensor in load_file(folder / "optimizer.safetensors").items():
             index, key = name.split(".")

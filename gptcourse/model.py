@@ -386,7 +386,7 @@ class GPT(nn.Module):
             )
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        state = self.state_dict()
+        state = self._plain_state()
         state["lm_head.weight"] = state["lm_head.weight"] / self.config.width_multiplier
         hf = GPT2LMHeadModel(GPT2Config(**_gpt2_config(config)))
         hf.load_state_dict(_to_gpt2_names(state))
@@ -400,7 +400,7 @@ class GPT(nn.Module):
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        state = {name: tensor.contiguous() for name, tensor in self._plain_state().items()}
         if self.config.tie_word_embeddings:
             del state["lm_head.weight"]  # the same matrix as wte.weight: stored once
         if self.config.is_gpt2_shaped:
@@ -439,6 +439,18 @@ class GPT(nn.Module):
             state["lm_head.weight"] = state["wte.weight"]
         model.load_state_dict(state)
         return model.eval()
+
+    def restore(self, directory: str | Path) -> None:
+        """Take over the weights that `save` has written from a model of this shape."""
+        with torch.random.fork_rng(devices=[]):  # a GPT is born random: keep the caller's random numbers out of it
+            self.load_state_dict(type(self).load(directory).state_dict())
+
+    def _plain_state(self) -> dict[str, Tensor]:
+        """Return the weights by name. Raises ValueError where LoRA has put layers in that no file format knows."""
+        state = self.state_dict()
+        if any(name.endswith("lora_A") for name in state):
+            raise ValueError("This model has LoRA layers: call merge_lora(model) first, which keeps its logits.")
+        return state
 
 
 def _gpt2_config(config: GPTConfig) -> dict:

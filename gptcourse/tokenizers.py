@@ -14,6 +14,11 @@ from pathlib import Path
 import tokenizers
 
 CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
+CHAT_TEMPLATE = (  # the same format for transformers' apply_chat_template
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 CHARACTERS_FILE = "characters.json"
 BPE_FILE = "tokenizer.json"
 SMALLEST_BPE = 256 + len(CHAT_TOKENS)  # every byte, and no merge
@@ -148,6 +153,7 @@ class BPETokenizer:
             "eos_token": "<|end|>",
             "pad_token": "<|end|>",
             "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
         }
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

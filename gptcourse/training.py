@@ -100,7 +100,7 @@ class History:
 
     `loss` is measured on the step's batch before the update, `grad_norm` before clipping. Both losses are the
     model's own, without label smoothing and z-loss, so that runs can be compared. `eval_loss` is measured after
-    the step of the same number. `stopped` is None, "interrupted" or "callback".
+    the step of the same number. `stopped` is None, "interrupted", "callback" or, in fine-tuning, "early stopping".
     """
 
     step: list[int] = field(default_factory=list)
@@ -203,26 +203,14 @@ def train(
 
     Raises ValueError (tokens or settings that do not fit), CheckpointError and DivergedError.
     """
-    run = _Run(model, tokens, validation_tokens, config, choose_device(device))
+    device = choose_device(device)
+    run = _Run(model, _Text(model, tokens, validation_tokens, config, device), config, device)
     run.open(checkpoint_dir, resume)
-    history = run.history
-    with in_mode(model, training=True), _ctrl_c() as ctrl_c, _progress_bar(run, progress) as show:
-        while len(history.step) < config.steps and history.stopped is None:
-            run.step()
-            show()
-            if _is_due(history.step[-1], config.save_steps):
-                run.checkpoint()
-            if callback is not None and callback(history):
-                history.stopped = "callback"
-            if ctrl_c.is_set():
-                history.stopped = "interrupted"
-        run.checkpoint()
-    model.zero_grad()  # gives the memory of the gradients back
-    return history
+    return run.go_on(callback, progress)
 
 
-class _Run:
-    """A run under way: what a step reads and changes, and what a checkpoint keeps."""
+class _Text:
+    """What a run learns from and is measured on: two rows of token ids. Fine-tuning puts dialogues in its place."""
 
     def __init__(self, model, tokens, validation_tokens, config: TrainingConfig, device: torch.device):
         length, vocab_size = _sequence_length(model, config.sequence_length), model.config.vocab_size
@@ -231,8 +219,39 @@ class _Run:
         self.validation_tokens = None
         if validation_tokens is not None:
             self.validation_tokens = _checked(validation_tokens, vocab_size, 2, "validation tokens").to(device)
+
+    def batches(self, n_done: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the parts (ids, targets) of the batch of the step after `n_done` steps."""
+        config, n_parts = self.config, self.config.gradient_accumulation_steps
+        size = config.batch_size * n_parts
+        ids, targets = get_batch(self.tokens, size, config.sequence_length, config.seed, n_done)
+        return list(zip(ids.chunk(n_parts), targets.chunk(n_parts), strict=True))
+
+    def validation_loss(self, model) -> float | None:
+        """Return the loss on the validation tokens, None if there are none."""
+        if self.validation_tokens is None:
+            return None
+        length, size = self.config.sequence_length, self.config.batch_size
+        return evaluate(model, self.validation_tokens, sequence_length=length, batch_size=size)
+
+    def settings(self, model) -> dict:
+        """Return what two runs must share, beside their TrainingConfig, for one to go on where the other stopped."""
+        settings = {f"the model's {name}": value for name, value in asdict(model.config).items()}
+        settings["sequence_length"] = self.config.sequence_length
+        settings["the training tokens"] = fingerprint(self.tokens)
+        settings["the validation tokens"] = fingerprint(self.validation_tokens)
+        return settings
+
+
+class _Run:
+    """A run under way: what a step reads and changes, and what a checkpoint keeps."""
+
+    def __init__(self, model, data: _Text, config: TrainingConfig, device: torch.device):
+        self.data, self.config, self.n_tokens = data, config, 0
         self.model = model.to(device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
         has_mup = getattr(model.config, "mup_base_width", None) is not None  # the reader's own model knows none
         self.optimizer = torch.optim.AdamW(
             (mup_groups if has_mup else decay_groups)(model, config.weight_decay),
@@ -244,6 +263,23 @@ class _Run:
         self.history = History()
         self.checkpoints: Checkpoints | None = None
         self.before_update: list[torch.Tensor] = []
+
+    def go_on(self, callback, progress: bool) -> History:
+        """Make the steps that are left, until the last one or until somebody stops the run; return the history."""
+        config, history = self.config, self.history
+        with in_mode(self.model, training=True), _ctrl_c() as ctrl_c, _progress_bar(self, progress) as show:
+            while len(history.step) < config.steps and history.stopped is None:
+                self.step()
+                show()
+                if _is_due(history.step[-1], config.save_steps):
+                    self.checkpoint()
+                if callback is not None and callback(history):
+                    history.stopped = "callback"
+                if ctrl_c.is_set():
+                    history.stopped = "interrupted"
+            self.checkpoint()
+        self.model.zero_grad()  # gives the memory of the gradients back
+        return history
 
     def open(self, checkpoint_dir, resume: bool) -> None:
         """Prepare the folder of checkpoints and, on resuming, go on from the newest. Raises CheckpointError."""
@@ -263,10 +299,7 @@ class _Run:
         """Return what two runs must share for one to go on where the other stopped."""
         free = ("steps", "save_steps")  # the first is looked at by _check_schedule, the second changes no result
         settings = {name: value for name, value in asdict(self.config).items() if name not in free}
-        settings |= {f"the model's {name}": value for name, value in asdict(self.model.config).items()}
-        settings["the training tokens"] = _fingerprint(self.tokens)
-        settings["the validation tokens"] = _fingerprint(self.validation_tokens)
-        return settings
+        return settings | self.data.settings(self.model)
 
     def _check_schedule(self, made: list[float]) -> None:
         config = self.config
@@ -292,23 +325,23 @@ class _Run:
         history.loss.append(loss)
         history.learning_rate.append(rate)
         history.grad_norm.append(norm)
-        is_last = n_done + 1 == config.steps
-        if self.validation_tokens is not None and (is_last or _is_due(n_done + 1, config.eval_steps)):
+        if n_done + 1 == config.steps or _is_due(n_done + 1, config.eval_steps):
             self._evaluate()
 
     def _backward(self, n_done: int) -> torch.Tensor:
-        """Leave the gradient of the objective over all tokens of the step in the model, and return the mean loss."""
-        config, n_parts = self.config, self.config.gradient_accumulation_steps
-        size = config.batch_size * n_parts
-        ids, targets = get_batch(self.tokens, size, config.sequence_length, config.seed, n_done)
-        total = torch.zeros((), device=ids.device)
+        """Leave the gradient of the objective over all targets of the step in the model, and return the mean loss."""
+        config, batches = self.config, self.data.batches(n_done)
+        counts = [int((y != -100).sum()) for _, y in batches]  # -100 marks what is not to be learned
+        total = torch.zeros((), device=batches[0][0].device)
         self.model.zero_grad()
-        for part, (x, y) in enumerate(zip(ids.chunk(n_parts), targets.chunk(n_parts), strict=True)):
-            with _seeded(ids.device, (config.seed, n_done, part)):
+        for part, (x, y) in enumerate(batches):
+            with _seeded(x.device, (config.seed, n_done, part)):
                 output = self.model(x, y)
             wanted = objective(output, y, config.label_smoothing, config.z_loss)
-            (wanted / n_parts).backward()  # the parts are equally big: the mean of means is the mean
-            total += output.loss.detach() / n_parts
+            parts = sum(counts) / counts[part]  # a part counts by its targets: of n equal ones, each counts 1 / n
+            (wanted / parts).backward()
+            total += output.loss.detach() / parts
+            self.n_tokens += x.numel()
         return total
 
     def _update(self, rate: float) -> None:
@@ -342,9 +375,9 @@ class _Run:
         raise DivergedError(f"The {what}, so the weights after step {n_good} are back: {advice}.", history)
 
     def _evaluate(self) -> None:
-        config, history = self.config, self.history
-        length, size = config.sequence_length, config.batch_size
-        loss = evaluate(self.model, self.validation_tokens, sequence_length=length, batch_size=size)
+        loss, history = self.data.validation_loss(self.model), self.history
+        if loss is None:
+            return
         if not math.isfinite(loss):
             self._diverge(f"validation loss after step {history.step[-1]} is {loss}", undo=True)
         history.eval_step.append(history.step[-1])
@@ -387,13 +420,11 @@ def _progress_bar(run: _Run, progress: bool):
     """Give a function that shows the newest step: loss, tokens per second of this run, time left."""
     from tqdm.auto import tqdm  # in a notebook it imports ipywidgets
 
-    config, begin, n_begin = run.config, time.perf_counter(), len(run.history.step)
-    step_tokens = config.batch_size * config.gradient_accumulation_steps * config.sequence_length
-    with tqdm(total=config.steps, initial=n_begin, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+    begin, n_begin = time.perf_counter(), len(run.history.step)
+    with tqdm(total=run.config.steps, initial=n_begin, unit="step", disable=not progress, dynamic_ncols=True) as bar:
 
         def show() -> None:
-            n_done = len(run.history.step)
-            speed = step_tokens * (n_done - n_begin) / (time.perf_counter() - begin)
+            speed = run.n_tokens / (time.perf_counter() - begin)
             bar.set_postfix_str(f"loss {run.history.loss[-1]:.3f}, {speed:,.0f} tok/s", refresh=False)
             bar.update()
 
@@ -442,7 +473,8 @@ def _checked(tokens, vocab_size: int, least: int, name: str) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _fingerprint(tokens: torch.Tensor | None) -> str | None:
+def fingerprint(tokens: torch.Tensor | None) -> str | None:
+    """Return what tells these token ids from others, in few characters: how many there are, and their SHA-256."""
     if tokens is None:
         return None
     return f"{len(tokens)} ids, sha256 {hashlib.sha256(tokens.cpu().numpy()).hexdigest()[:16]}"

@@ -124,7 +124,9 @@ def lr_range_test(
     if not 0 < lowest < highest < math.inf or not rise > 0:
         raise ValueError("The rate must grow: choose lowest < highest, both above 0, and a rise above 0.")
     settings = replace(config, lr_scheduler_type="constant", warmup_steps=0, decay_steps=None)
-    run = training._Run(copy.deepcopy(model), tokens, None, settings, training.choose_device(device))
+    device = training.choose_device(device)
+    text = training._Text(model, tokens, None, settings, device)
+    run = training._Run(copy.deepcopy(model), text, settings, device)
     test = RangeTest()
     with in_mode(run.model, training=True), training._ctrl_c() as ctrl_c, training._progress_bar(run, progress) as show:
         for rate in np.geomspace(lowest, highest, config.steps).tolist():

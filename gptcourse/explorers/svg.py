@@ -206,12 +206,19 @@ def line_chart(
     parts += [_curve(frame, curve, "currentColor", "1", 0.3) for curve in behind]
     parts += _curves(frame, curves)
     if floor:
-        y = frame.place(0, floor[0])[1]
-        parts.append(line(frame.left, y, frame.right, y, color=GREEN, opacity=1, width=1.5, dashed=True))
-        parts.append(text(frame.right, y - 5, floor[1], anchor="end", color=GREEN, size=11))
+        parts += _floor(frame, *floor)
     if dot:
         parts.append(point(*frame.place(*dot)))
     return picture(parts, height, description, width)
+
+
+def _floor(frame, value, label):
+    """Return a dashed line across the frame, with its label above its right end."""
+    y = frame.place(0, value)[1]
+    return [
+        line(frame.left, y, frame.right, y, color=GREEN, opacity=1, width=1.5, dashed=True),
+        text(frame.right, y - 5, label, anchor="end", color=GREEN, size=11),
+    ]
 
 
 def point(x, y):

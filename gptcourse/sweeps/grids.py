@@ -171,7 +171,7 @@ class _Results:
     def __init__(self, path: str | Path | None, tokens: Tensor, validation_tokens: Tensor):
         self.path = None if path is None else Path(path)
         both = {"tokens": tokens, "validation_tokens": validation_tokens}
-        self.data = {name: training._fingerprint(ids) for name, ids in both.items()}
+        self.data = {name: training.fingerprint(ids) for name, ids in both.items()}
         self.by_run: dict[tuple[GPTConfig, TrainingConfig], dict] = {}
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -184,8 +184,8 @@ class _Space:
             "space": {name: to_json(distribution) for name, distribution in self.distributions.items()},
             "model_config": asdict(self.model),
             "training_config": asdict(self.config),
-            "tokens": training._fingerprint(tokens),
-            "validation_tokens": training._fingerprint(validation_tokens),
+            "tokens": training.fingerprint(tokens),
+            "validation_tokens": training.fingerprint(validation_tokens),
             "prune": self.prune,
         }
 

@@ -74,6 +74,57 @@ def loss_curves(steps, loss, eval_steps=(), eval_loss=(), *, floor=None, title="
     return lines(None, curves, title=title, x_label="step", y_label="loss (nats per token)", floor=floor)
 
 
+def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per token)", floor=None):
+    """Draw medians over seeds, each with the band from the lowest to the highest.
+
+    ``bands`` is (values, median, low, high), or a dict from name to such; an infinite median is a cross at the top. The
+    x axis is logarithmic when all values are positive and the largest is ten times the smallest or more; values that
+    are not numbers stand side by side. ``floor`` is (value, label): a dashed line.
+    """
+    bands = bands if isinstance(bands, dict) else {"median and range": bands}
+    values = list(dict.fromkeys(value for band in bands.values() for value in band[0]))
+    named = not all(isinstance(value, int | float | np.number) for value in values)
+    with _figure() as (figure, axes):
+        for name, (own, *losses) in bands.items():
+            x = [values.index(value) for value in own] if named else np.asarray(own, dtype=float)
+            order = np.argsort(x)
+            median, low, high = np.where(np.isfinite(losses), losses, np.nan)[:, order]  # nan: not drawn
+            x = np.asarray(x)[order]
+            lost = np.isnan(median)
+            (line,) = axes.plot(x, median, marker="o", linestyle="none" if named else "-", label=name)
+            if lost.any():
+                at_top = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+                axes.plot(x[lost], np.ones(lost.sum()), "x", color=line.get_color(), label="diverged", **at_top)
+            if named:
+                axes.errorbar(x, median, (median - low, high - median), fmt="none", color=line.get_color(), capsize=4)
+            else:
+                axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        if named:
+            axes.set_xticks(range(len(values)), [str(value) for value in values])
+        elif min(values) > 0 and max(values) >= 10 * min(values):
+            axes.set_xscale("log")
+        if floor is not None:
+            axes.axhline(floor[0], color="black", linestyle="--", linewidth=1.2, label=floor[1])
+        _label(axes, title, x_label, y_label)
+        if len(axes.get_lines()) > 1:
+            axes.legend()
+    return figure
+
+
+def importance_bars(importances, *, title="How much of the loss's spread each setting explains"):
+    """Draw the share of each setting as a horizontal bar; ``importances`` maps names to shares, the first on top."""
+    rows = np.arange(len(importances))
+    with _figure(height=1.1 + 0.32 * len(importances)) as (figure, axes):
+        bars = axes.barh(rows, list(importances.values()), 0.7)
+        axes.bar_label(bars, [f"{share:.0%}" for share in importances.values()], padding=3)
+        axes.set_yticks(rows, list(importances))
+        axes.set_xlim(0, 1.08)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        _label(axes, title, "importance (all together: 1)", "")
+    return figure
+
+
 def activation_by_depth(spreads, *, title="How large the residual stream is, by depth"):
     """Draw the standard deviation of the activations after each block; ``spreads`` maps a name to values by depth."""
     depth = range(max(len(values) for values in spreads.values()))

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptcourse import training
 from gptcourse.model import GPT3_TABLE, in_mode
+from gptcourse.sweeps import search, sweep  # noqa: F401 - they belong to tuning, and are imported from here
 
 # ---- Experience: what GPT-3 chose. Its schedule, betas, clipping and decay are the defaults of TrainingConfig.
 

@@ -191,7 +191,8 @@ def test_binder_installs_the_packages_of_environment_yml():
 
 def test_conda_has_every_dependency_in_the_same_range():
     conda, _ = conda_packages(ROOT / "environment.yml")
-    wanted = requirements(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["real-models"])
+    extras = PROJECT["optional-dependencies"]
+    wanted = requirements(PROJECT["dependencies"] + extras["real-models"] + extras["tune"])
     ranges = {CONDA_NAMES.get(name, name): str(requirement.specifier) for name, requirement in wanted.items()}
     assert conda["pytorch"].endswith(" cpu*")
     conda["pytorch"] = conda["pytorch"].removesuffix(" cpu*")

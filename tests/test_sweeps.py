@@ -148,6 +148,7 @@ def test_the_best_combination_has_the_lowest_median(swept):
 
 def test_the_table_can_be_read_as_text_and_in_a_notebook(swept):
     lines = str(swept[0]).splitlines()
+    assert repr(swept[0]) == str(swept[0])  # a notebook keeps it as text
     assert lines[0].split() == ["learning_rate", "shape", "seed", "outcome", "loss", "parameters", "tokens", "seconds"]
     assert len(lines) == 1 + 18 + 6 and lines[-1].startswith("Crashed: RuntimeError")
     row = swept[0].rows[0] | {"shape": "<b>", "seconds": 1.0}
@@ -469,6 +470,28 @@ def test_a_best_model_that_was_not_kept_is_named(found, no_process):
         searching(16, found[1]).best_model()
 
 
+def test_the_models_of_another_search_are_not_mixed_up(found, tmp_path, no_process):
+    with pytest.raises(ValueError, match=r"trial-\d{6} belongs to another search: choose another folder"):
+        searching(1, tmp_path / "new", checkpoints=found[2])
+
+
+def test_a_worker_killed_in_the_middle_of_a_trial_costs_that_trial_alone(tmp_path, monkeypatch):
+    look = searches._Search._look
+
+    def kill_the_first(self, trial, *rest):
+        if trial.number == 0:
+            self.workers.all[0].process.kill()
+        return look(self, trial, *rest)
+
+    monkeypatch.setattr(searches._Search, "_look", kill_the_first)
+    result = searching(2, tmp_path / "study", sampler="random")
+    killed, other = result.table.rows
+    assert (killed["outcome"], killed["tokens"]) == ("crashed", 0)
+    assert os.name == "nt" or "killed by SIGKILL" in killed["reason"]
+    assert other["outcome"] in ("finished", "diverged")
+    assert [trial.state for trial in result.study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
 @pytest.mark.parametrize(
     ("space", "options", "message"),
     [
@@ -618,6 +641,25 @@ def test_a_trial_whose_caller_is_gone_is_given_up_and_its_last_word_is_said(tmp_
     assert states[silent.number] == TrialState.FAIL
     assert states[done.number] == TrialState.COMPLETE and result.study.trials[done.number].value == 0.125
     assert len(result.table.rows) == 4 and TrialState.RUNNING not in states
+
+
+def test_a_call_that_others_gave_up_too_early_drops_that_trial_and_goes_on(tmp_path, monkeypatch):
+    told = []
+
+    class GivenUp(Arithmetic):
+        def submit(self, model, config, look, keep):
+            if not told:
+                study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/study.db")
+                study.tell(0, state=TrialState.FAIL)
+            future = super().submit(model, config, look, keep)
+            told.append(future.result()["outcome"])
+            return future
+
+    monkeypatch.setattr(searches, "Workers", GivenUp)
+    result = searching(2, f"sqlite:///{tmp_path}/study.db")
+    assert told[0] == "pruned"  # it was told to stop at the first look
+    assert [trial.state for trial in result.study.trials] == [TrialState.FAIL] + 2 * [TrialState.COMPLETE]
+    assert len(result.table.rows) == 2
 
 
 KILLED = """

@@ -225,7 +225,7 @@ class Bands(NamedTuple):
     high: list[float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepTable:
     """What a sweep found, one row a run; print it, or let a notebook show it.
 
@@ -302,7 +302,7 @@ class SweepTable:
         crashed = [f"Crashed: {row['reason']}." for row in self.rows if row["outcome"] == "crashed"]
         return crashed + [f"Not made yet: {self.missing}. Call sweep again to go on."] * (self.missing > 0)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:  # what a notebook keeps as text: never the curves
         cells = self._cells()
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]

@@ -81,6 +81,7 @@ def search(
         tokens, validation_tokens = checked_tokens(searched.samples(), tokens, validation_tokens)
         study = _open(optuna, storage, study_name, searched.described(tokens, validation_tokens))
         result = SearchResult(study, searched, None if checkpoints is None else Path(checkpoints))
+        result.refuse_other_models()
         with Workers(tokens, validation_tokens, processes, device) as workers:
             _Search(optuna, result, workers, sampler, seed).until(n_trials, progress)
     return result
@@ -285,25 +286,22 @@ class _Search:
     def _finish(self, number: int, result: dict) -> None:
         states = {"pruned": self._state.PRUNED, "crashed": self._state.FAIL}
         if result["outcome"] in states:
-            self.study.tell(number, state=states[result["outcome"]])
+            self.study.tell(number, state=states[result["outcome"]], skip_if_finished=True)
         else:
-            self.study.tell(number, math.inf if result["outcome"] == "diverged" else result["loss"])
+            value = math.inf if result["outcome"] == "diverged" else result["loss"]
+            self.study.tell(number, value, skip_if_finished=True)
 
     def _give_up(self, number: int) -> None:
         """Let a trial fail whose run nobody makes any more; if only the last word was missing, say it."""
         result = self.study.get_trials(deepcopy=False)[number].user_attrs.get("result")
-        with contextlib.suppress(self.optuna.exceptions.UpdateFinishedTrialError):  # somebody else did
-            if result is None:
-                self.study.tell(number, state=self._state.FAIL)
-            else:
-                self._finish(number, result)
+        with contextlib.suppress(self.optuna.exceptions.UpdateFinishedTrialError):  # just now somebody else did
+            self._finish(number, result or {"outcome": "crashed"})
 
     def _remove_models(self) -> None:
         """Remove the models of all finished trials but the best."""
         trials = self.study.get_trials(deepcopy=False)
         best = min((t for t in trials if t.state == self._state.COMPLETE), key=lambda t: t.value, default=None)
-        for folder in self.result.checkpoints.glob("trial-*"):
-            number = int(folder.name[6:12])
+        for number, folder in self.result.folders():
             if trials[number].state.is_finished() and (best is None or folder != self.result.folder(best.number)):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -330,7 +328,7 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return sorted(trials, key=lambda trial: trial.datetime_complete)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """What a search has found so far; `study` is Optuna's own, for its plots. Print it to see the trials."""
 
@@ -377,6 +375,17 @@ class SearchResult:
         """Return where the model of a trial is, if it is the best."""
         return self.checkpoints / f"trial-{number:06d}"
 
+    def folders(self) -> list[tuple[int, Path]]:
+        """Return the number of the trial and the folder of each model that is there, finished or not."""
+        found = [] if self.checkpoints is None else sorted(self.checkpoints.glob("trial-" + 6 * "[0-9]" + "*"))
+        return [(int(folder.name[6:12]), folder) for folder in found]
+
+    def refuse_other_models(self) -> None:
+        """Raise ValueError if there are models of trials that this study has not begun: it would mix them up."""
+        folders = self.folders()
+        if folders and folders[-1][0] >= len(self.study.get_trials(deepcopy=False)):
+            raise ValueError(f"{folders[-1][1]} belongs to another search: choose another folder for checkpoints.")
+
     def importances(self) -> dict[str, float]:
         """Return how much of the spread of the loss each axis explains, the largest first: PED-ANOVA, summing to 1.
 
@@ -387,7 +396,7 @@ class SearchResult:
         importance = _optuna().importance
         return importance.get_param_importances(self.study, evaluator=importance.PedAnovaImportanceEvaluator())
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return str(self.table)
 
     def _repr_html_(self) -> str:

@@ -27,7 +27,7 @@ from gptcourse.exercises import check, exercises, forget_progress, progress
 from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, remember
 from gptcourse.exercises.time_limit import within
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.optimizers import learning_rate_at
+from gptcourse.optimizers import learning_rate_at, mup_groups
 from gptcourse.training import TrainingConfig
 
 NOTEBOOKS = {
@@ -147,6 +147,16 @@ def test_rates_asked_for_are_those_of_the_package(verdict):
         return torch.tensor([learning_rate_at(step, config) for step in range(config.steps)])
 
     assert verdict("tuning.mend_schedule", written_by_hand)[0]
+
+
+@pytest.mark.parametrize(("base_width", "width"), [(64, 64), (64, 128), (96, 32)])
+def test_rates_at_a_width_are_those_of_mup_groups(base_width, width):
+    model = GPT(GPTConfig(7, 4, width, 1, width // 32, tie_word_embeddings=False, mup_base_width=base_width))
+    factors = {id(p): group["lr_factor"] for group in mup_groups(model, 0.1) for p in group["params"]}
+    *rates, multiplier = exercises()["tuning.rate_at_width"].reference(0.01, base_width, width)
+    kinds = model.h[0].mlp.c_fc.weight, model.wte.weight, model.h[0].ln_1.weight
+    assert rates == pytest.approx([0.01 * factors[id(parameter)] for parameter in kinds])
+    assert multiplier == pytest.approx(1 / model.config.width_multiplier)
 
 
 def test_no_tie_decides_a_range_test():

@@ -89,7 +89,7 @@ class TrainingConfig:
     def _require(self, name: str, kind: type, wanted: str, is_fine) -> None:
         value = getattr(self, name)
         is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not is_number or not is_fine(value) or kind(value) != value:
+        if not is_number or not is_fine(value) or (kind is int and value // 1 != value):
             raise ValueError(f"{name} must be {wanted}, not {value!r}.")
         object.__setattr__(self, name, kind(value))  # NumPy's numbers are welcome, but JSON has no place for them
 

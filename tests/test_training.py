@@ -46,6 +46,8 @@ def same(left, right):
     [
         ("steps", 0),
         ("steps", 2.5),
+        ("steps", math.inf),
+        ("seed", math.inf),
         ("steps", "10"),
         ("batch_size", -1),
         ("batch_size", True),

@@ -328,8 +328,8 @@ class GPT(nn.Module):
             GPTOutput: logits (B, T, V), or (B, n, V); with targets the loss, the mean over all targets of
             -ln p(target), in nats; with output_attentions the weights of each layer, (B, H, T, S).
 
-        Raises ValueError if ids is not two-dimensional or does not fit into n_positions, or if logits_to_keep is
-        negative or comes together with targets.
+        Raises ValueError if ids is not two-dimensional, does not fit into n_positions or (on a CPU) holds a number
+        that is no token, or if logits_to_keep is negative or comes together with targets.
         """
         if logits_to_keep < 0:
             raise ValueError(f"logits_to_keep is {logits_to_keep}, but it must be 0 (all positions) or more.")
@@ -354,7 +354,13 @@ class GPT(nn.Module):
             raise ValueError(
                 f"{end} tokens do not fit into n_positions = {self.config.n_positions}: pass only the last ones."
             )
-        x = self.wte(ids)
+        try:
+            x = self.wte(ids)
+        except IndexError as fault:  # asked for afterwards, as looking at all ids first would cost every step
+            raise ValueError(
+                f"ids go from {ids.min()} to {ids.max()}, but this model knows 0 to {self.config.vocab_size - 1}: use "
+                "the tokenizer that it was made with."
+            ) from fault
         if self.config.position_embedding == "learned":
             x = x + self.wpe.weight[seen:end]
         return F.dropout(x, self.config.dropout, self.training)

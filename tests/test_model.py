@@ -324,6 +324,8 @@ def test_ids_of_the_wrong_shape_or_length_are_refused():
         GPT(SMALL)(torch.zeros(5, dtype=torch.long))
     with pytest.raises(ValueError, match="25 tokens do not fit"):
         GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long))
+    with pytest.raises(ValueError, match=f"from 0 to 99, but this model knows 0 to {SMALL.vocab_size - 1}"):
+        GPT(SMALL)(torch.tensor([[0, 99]]))
 
 
 @pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)

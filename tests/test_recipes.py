@@ -96,7 +96,8 @@ def tiny_run(tmp_path_factory):
     for settings in (replace(SIX, steps=5), SIX):
         assert time_machine.train_and_keep(TINY, settings, KEPT, tokens, folder / "work")
     run = time_machine.write_asset(folder / "asset", folder / "work", tokenizer, SIX, KEPT, tokens, tokens)
-    time_machine.write_card(folder / "asset", run, TINY, tokens, tokens)
+    alone = {"induction": [[0.25, 0.125]], "held_out_loss": 1.5}
+    time_machine.write_card(folder / "asset", run, alone, TINY, tokens, tokens)
     return folder / "asset", tokenizer, tokens
 
 
@@ -127,6 +128,7 @@ def test_the_record_and_the_card_hold_what_was_measured(tiny_run):
     assert f"| 6 | {record['training_loss']:.3f} | {record['held_out_loss']:.3f} | " in card
     best = max(max(row) for row in record["induction"])
     assert f" {best:.2f} (layer " in card.split("## The best head")[1]
+    assert "best induction score of 0.25" in card and "held-out loss of 1.50" in card
 
 
 def test_an_induction_head_makes_the_second_copy_easier_and_is_the_one_that_is_found(monkeypatch):

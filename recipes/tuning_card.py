@@ -72,16 +72,22 @@ def median(values: Iterable[float | None]) -> float:
 # ---- The sections
 
 
-def comparison(data: dict) -> dict[str, float]:
-    """Return what the tuned run saves: its steps, tokens and seconds to the recipe's final loss, as shares of it.
+def compared_budget(data: dict) -> int:
+    """Return the tokens of the tuned run to compare.
 
-    It is the shortest tuned run whose median loss over the seeds is not above the recipe's median; the longest, if
-    none got there.
+    It is the shortest whose median loss over the seeds is not above the recipe's median; the longest, if none got
+    there.
     """
     goal = median(row["loss"] for row in data["recipe_runs"])
     runs = grouped(data["tuned_runs"], "budget")
     budgets = sorted(budget for (budget,) in runs)
-    budget = next((b for b in budgets if median(runs[b,]) <= goal), budgets[-1])
+    return next((budget for budget in budgets if median(runs[budget,]) <= goal), budgets[-1])
+
+
+def comparison(data: dict) -> dict[str, float]:
+    """Return what the tuned run saves: its steps, tokens and seconds to the recipe's final loss, as shares of it."""
+    goal = median(row["loss"] for row in data["recipe_runs"])
+    budget, runs = compared_budget(data), grouped(data["tuned_runs"], "budget")
     recipe, tuned, length = data["recipe"], data["tuned"], data["model"]["n_positions"]
     steps = budget // (tuned["batch_size"] * length)
     share = steps / recipe["steps"]
@@ -115,8 +121,8 @@ has biases, nanoGPT's has none. Seeds {_names(row["seed"] for row in data["recip
 {table(["run", "steps", "tokens", "held-out loss"], runs)}
 
 The shortest tuned run that gets to the recipe's median loss ({found["tuned_loss"]:.3f} against
-{found["recipe_loss"]:.3f}) takes these shares of the recipe's cost; the seconds are the steps' own, both measured in
-turns in one process, without evaluation:
+{found["recipe_loss"]:.3f}) takes these shares of the recipe's cost. The seconds are processor time of the steps alone,
+both kinds measured in turns in one process:
 
 {table(["", "tuned / recipe"], shares)}
 
@@ -232,7 +238,7 @@ then each of them switched off alone. Held-out loss at the end:
 
 
 def verdicts(groups: dict, rates: Sequence[float]) -> str:
-    """Say for each rate which switches lie outside the range that the seeds of the full recipe span."""
+    """Say for each rate which switches lie outside the range that the seeds of the full set span."""
     lines = []
     base, *others = dict.fromkeys(name for name, _ in groups)
     for rate in rates:
@@ -242,7 +248,7 @@ def verdicts(groups: dict, rates: Sequence[float]) -> str:
             low, high = min(map(_finite, groups[name, rate])), max(map(_finite, groups[name, rate]))
             is_worse, is_better = low > max(map(_finite, reference)), high < min(map(_finite, reference))
             (worse if is_worse else better if is_better else same).append(name)
-        parts = [("worse with every seed", worse), ("better with every seed", better), ("no visible difference", same)]
+        parts = [("worse with every seed", worse), ("better with every seed", better), ("the ranges overlap", same)]
         said = "; ".join(f"{what}: {_names(names)}" for what, names in parts if names)
         lines.append(f"* At rate {rate:g}, against the full set: {said}.")
     return "\n".join(lines)
@@ -261,8 +267,9 @@ def _search(data: dict) -> str:
     grid = " × ".join(f"{len(values)} `{name}`" for name, values in data["grid"].items())
     return f"""Every method may train on {data["budget"]:,} tokens; a whole run takes {data["run_tokens"]:,}.
 The grid is {grid}, all else as GPT-3, its runs in random order. Random search
-and TPE draw rate, batch, warm-up, schedule, β₂ and weight decay; TPE's runs are pruned by the median rule. The lowest
-held-out loss after a share of the tokens:
+and TPE draw rate, batch, warm-up, schedule, β₂ and weight decay; TPE's runs are pruned by the median rule. Its
+first ten runs are random too, and with the same seed the very ones of random search: only then does it begin to learn.
+The lowest held-out loss after a share of the tokens:
 
 {table(["method", "runs begun, by seed", "a quarter", "half", "all"], rows)}"""
 

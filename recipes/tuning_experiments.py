@@ -222,24 +222,25 @@ def recipe(text: Text, processes: int | None) -> dict:
     tuned_runs = record(text, "recipe_tuned", MODEL, RECIPE, axes, **options)
     axes = {"steps": {RECIPE.steps: {"steps": RECIPE.steps}}}
     recipe_runs = record(text, "recipe_runs", MODEL, RECIPE, axes, **options | {"derive": None})
-    chosen = tuned_config()
-    return {
+    result = {
         "model": asdict(MODEL),
         "recipe": described(RECIPE),
         "start": START,
-        "tuned": described(chosen),
         "tuned_model": asdict(tuned_model()),
         "trials": trials[0],
         "long_trials": trials[1],
         "recipe_runs": recipe_runs,
         "tuned_runs": tuned_runs,
-        "seconds_per_step": kept("recipe_seconds", lambda: seconds_per_step(text, RECIPE, chosen)),
     }
+    # Warm-up is a share of the steps, so the settings to show are those of the run that is compared.
+    chosen = tuned_config(tuning_card.compared_budget(result))
+    seconds = kept("recipe_seconds", lambda: seconds_per_step(text, RECIPE, chosen))
+    return result | {"tuned": described(chosen), "seconds_per_step": seconds}
 
 
-def tuned_config(tokens: int | None = None) -> TrainingConfig:
-    """Return the tuned settings for so many tokens (None: the fewest that were tried)."""
-    settings = within_tokens(TUNED | {"tokens": tokens or min(TUNED_TOKENS)})
+def tuned_config(tokens: int) -> TrainingConfig:
+    """Return the tuned settings for so many tokens."""
+    settings = within_tokens(TUNED | {"tokens": tokens})
     return replace(RECIPE, **{name: value for name, value in settings.items() if name in asdict(RECIPE)})
 
 

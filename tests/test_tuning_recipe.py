@@ -209,4 +209,4 @@ def test_the_shortest_tuned_run_that_gets_there_is_the_one_compared(recipe):
 def test_a_switch_counts_only_where_the_seeds_do_not_overlap(recipe):
     groups = {("all", 1): [2.0, 2.1, 2.2], ("a", 1): [2.2, 2.4, 2.3], ("b", 1): [2.3, None, 2.4], ("c", 1): [1.9] * 3}
     said = recipe.tuning_card.verdicts(groups, [1])
-    assert "worse with every seed: b; better with every seed: c; no visible difference: a." in said
+    assert "worse with every seed: b; better with every seed: c; the ranges overlap: a." in said

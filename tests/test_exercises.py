@@ -20,15 +20,22 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from wrong_answers import WRONG_ANSWERS, attention, gpt_block, start  # the imports fill the list
+from wrong_answers import WRONG_ANSWERS, attention, gpt_block, start, tuning  # the imports fill the list
 
 import gptcourse.exercises
 from gptcourse.exercises import check, exercises, forget_progress, progress
 from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, remember
 from gptcourse.exercises.time_limit import within
 from gptcourse.model import GPT, GPTConfig
+from gptcourse.optimizers import learning_rate_at
+from gptcourse.training import TrainingConfig
 
-NOTEBOOKS = {"start": "00_start_here.ipynb", "attention": "01_attention.ipynb", "gpt_block": "02_gpt_block.ipynb"}
+NOTEBOOKS = {
+    "start": "00_start_here.ipynb",
+    "attention": "01_attention.ipynb",
+    "gpt_block": "02_gpt_block.ipynb",
+    "tuning": "03_learning_rate_and_batch_size.ipynb",
+}
 ALL_MISTAKES = [(name, m) for name, exercise in exercises().items() for m in exercise.mistakes]
 
 
@@ -78,7 +85,9 @@ def test_every_exercise_has_three_wrong_answers_with_hints_of_their_own_and_enou
     tasks = Counter((name.split(".")[0], ".mend_" in name) for name in exercises())
     assert tasks["attention", False] >= 6 and tasks["attention", True] >= 4
     assert tasks["gpt_block", False] >= 6 and tasks["gpt_block", True] >= 6
-    assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in (start, attention, gpt_block)}
+    assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
+    modules = start, attention, gpt_block, tuning
+    assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
 def test_hints_hold_no_code():
@@ -113,6 +122,37 @@ def test_residual_reference_is_the_block_of_transformers():
     ours = exercises()["gpt_block.residual"].reference(x, block.ln_1, lambda x: block.attn(x)[0], block.ln_2, block.mlp)
     theirs = block(x)
     torch.testing.assert_close(ours, theirs if isinstance(theirs, torch.Tensor) else theirs[0])
+
+
+def test_references_of_tuning_agree_with_closed_forms():
+    def reference(name, *inputs):
+        return exercises()[f"tuning.{name}"].reference(*inputs)
+
+    halfway = reference("schedule", 55, 2.0, 10, 100)
+    assert halfway == pytest.approx(2.0 * (1 + 0.1) / 2)
+    norm_squared, trace = 3.0, 50.0
+    small, big = (torch.tensor([norm_squared + trace / size], dtype=torch.float64) for size in (4, 64))
+    assert reference("noise_scale", small, big, 4, 64) == pytest.approx(trace / norm_squared)
+    steps, tokens = reference("trade_off", 700, 300.0, 6e5)
+    assert tokens == pytest.approx(700 * steps) and (steps / 300 - 1) * (tokens / 6e5 - 1) == pytest.approx(1)
+    assert reference("batch_rate", 1e-3, 32, 128) == pytest.approx((4e-3, 2e-3))
+    assert reference("rate_at_width", 0.02, 64, 128) == pytest.approx((0.01, 0.02, 0.02, 0.5))
+    broken = torch.tensor([[3.0, 3.1, 3.2], [2.9, 2.8, 9.0], [1.0, math.inf, math.inf]])
+    assert reference("mend_seeds", torch.tensor([1.0, 2.0, 4.0]), broken) == pytest.approx((2.0, 2.9))
+
+
+def test_rates_asked_for_are_those_of_the_package(verdict):
+    def written_by_hand(model, batches, epochs, peak):
+        config = TrainingConfig(epochs * len(batches), 1, peak)
+        return torch.tensor([learning_rate_at(step, config) for step in range(config.steps)])
+
+    assert verdict("tuning.mend_schedule", written_by_hand)[0]
+
+
+def test_no_tie_decides_a_range_test():
+    for rates, losses, window in exercises()["tuning.range_test"].inputs():
+        smoothed = sorted(tuning.medians(losses, window))
+        assert smoothed[1] - smoothed[0] > 0.01 and len(rates) == len(losses)
 
 
 def test_unknown_name_is_refused_with_the_near_ones():
@@ -301,6 +341,8 @@ DAMAGEABLE = [
 
 def test_every_exercise_with_tensors_is_watched_for_damage():
     without = {"gpt_block.init_std", "gpt_block.parameters", "gpt_block.first_loss"}  # numbers go in
+    without |= {f"tuning.{name}" for name in ("schedule", "trade_off", "batch_rate", "rate_at_width")}
+    without |= {"tuning.range_test", "tuning.decay_groups"}  # lists of numbers, and a model that may be trained
     assert {name for name, _ in DAMAGEABLE} == exercises().keys() - without
 
 

@@ -16,6 +16,7 @@ from gptcourse.explorers.monitor import TrainingMonitor
 from gptcourse.explorers.pieces import bpe_explorer
 from gptcourse.explorers.positions import rotary_explorer, window_explorer
 from gptcourse.explorers.predict import predict
+from gptcourse.explorers.schedule import schedule_explorer
 from gptcourse.explorers.size import size_explorer
 from gptcourse.explorers.time_machine import time_machine_explorer
 
@@ -30,6 +31,7 @@ __all__ = [
     "initialisation_explorer",
     "predict",
     "rotary_explorer",
+    "schedule_explorer",
     "size_explorer",
     "time_machine_explorer",
     "window_explorer",

@@ -22,6 +22,7 @@ TITLES = {
     "recipe": "The recipe to beat",
     "batch": "Batch size: steps against tokens",
     "switches": "GPT-3's choices, switched off one at a time",
+    "widths": "A wider model: the standard parametrisation and muP",
     "search": "Search at equal budget",
     "third": "The third dial: structure and loss",
 }
@@ -258,6 +259,31 @@ def _finite(loss: float | None) -> float:
     return math.inf if loss is None else loss
 
 
+def _widths(data: dict) -> str:
+    base, choices = data["base_width"], data["choices"]
+    groups = grouped(data["runs"], "parametrisation", "width", "rate")
+    rates = list(dict.fromkeys(row["rate"] for row in data["runs"]))
+    rows, best = [], {}
+    for parametrisation, width in dict.fromkeys((p, w) for p, w, _ in groups):
+        medians = {rate: median(groups[parametrisation, width, rate]) for rate in rates}
+        rate = best[parametrisation, width] = min(medians, key=medians.get)
+        carried = groups[parametrisation, width, best["standard", base]]
+        name = f"{width}, {'both' if width == base else parametrisation}"
+        rows.append([name, power_of_two(rate), spread(groups[parametrisation, width, rate]), spread(carried)])
+    head_size, layers = data["model"]["n_embd"] // data["model"]["n_head"], data["model"]["n_layer"]
+    return f"""{choices["steps"]} steps of {choices["batch_size"]} sequences with GPT-3's choices, {layers} layers,
+heads of {head_size} numbers, a read-out of its own, {len(rates)} rates from {power_of_two(rates[0])}
+to {power_of_two(rates[-1])}. The last column is the loss at the rate that is best at width {base}, carried over as it
+is:
+
+{table(["width", "best rate", "held-out loss", "with the rate of the base width"], rows)}"""
+
+
+def power_of_two(rate: float) -> str:
+    """Return a rate that is a power of two as "2⁻⁷"."""
+    return "2" + str(round(math.log2(rate))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def _search(data: dict) -> str:
     rows = []
     for method in dict.fromkeys(run["method"] for run in data["runs"]):
@@ -303,6 +329,7 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     "recipe": _recipe,
     "batch": _batch,
     "switches": _switches,
+    "widths": _widths,
     "search": _search,
     "third": _third,
 }

@@ -1,9 +1,9 @@
 """Record the experiments of notebook 03 on small GPTs: python recipes/tuning_experiments.py [EXPERIMENT …]
 
-EXPERIMENT is one or more of recipe, batch, switches, search and third (default: all, in this order); `--processes 1`
-leaves the other cores alone. Every run is kept in recipes/work/tuning (which git ignores) when it ends: started again,
-the recipe goes on where it stopped. An experiment that is complete becomes a JSON file in gptcourse/assets/tuning, and
-the card there, made by recipes/tuning_card.py, tells what those files hold.
+EXPERIMENT is one or more of recipe, batch, switches, widths, search and third (default: all, in this order);
+`--processes 1` leaves the other cores alone. Every run is kept in recipes/work/tuning (which git ignores) when it ends:
+started again, the recipe goes on where it stopped. An experiment that is complete becomes a JSON file in
+gptcourse/assets/tuning, and the card there, made by recipes/tuning_card.py, tells what those files hold.
 
 All models read Shakespeare's plays as characters. Settings are chosen on one part of the held-out plays; the recipe to
 beat is compared on another, with seeds that chose nothing.
@@ -123,6 +123,11 @@ LOSSES = {
     "z-loss 1e-4": {"z_loss": 1e-4},
     "z-loss 1e-3": {"z_loss": 1e-3},
 }
+
+# Widths and rates of the muP experiment: heads stay 16 wide, the read-out is untied, and the base is the first width.
+WIDTHS, HEAD_SIZE = (32, 64, 128, 256), 16
+WIDTH_RATES = tuple(2.0**power for power in range(-13, -2))
+WIDTH_STEPS = 150
 
 
 @dataclass(frozen=True)
@@ -275,6 +280,30 @@ def switches(text: Text, processes: int | None) -> dict:
     return {"model": asdict(SMALL), "choices": described(CHOICES), "runs": rows}
 
 
+# ---- Width
+
+
+def widths(text: Text, processes: int | None) -> dict:
+    """Train models of four widths at eleven rates, under the standard parametrisation and under muP.
+
+    At the base width both are the same run, which is made once and stands in the file once, as standard.
+    """
+    untied = replace(SMALL, tie_word_embeddings=False)
+    config = replace(CHOICES, steps=WIDTH_STEPS, warmup_steps=WIDTH_STEPS // 10)
+    models = {}
+    for width in WIDTHS:
+        shape = {"n_embd": width, "n_head": width // HEAD_SIZE}
+        models[f"{width} standard"] = shape
+        if width != WIDTHS[0]:
+            models[f"{width} muP"] = shape | {"mup_base_width": WIDTHS[0]}
+    axes = {"shape": models, "rate": {rate: {"learning_rate": rate} for rate in WIDTH_RATES}}
+    rows = record(text, "widths", untied, config, axes, held_out=text.choose, processes=processes)
+    for row in rows:
+        width, parametrisation = row.pop("shape").split()
+        row |= {"width": int(width), "parametrisation": parametrisation}
+    return {"model": asdict(untied), "choices": described(config), "base_width": WIDTHS[0], "runs": rows}
+
+
 # ---- Batch size
 
 
@@ -395,6 +424,7 @@ def searches(text: Text, processes: int | None) -> dict:
             found = search_until(text, watched, config, method, prune, seed, budget, processes)
             runs.append(within_budget(method, seed, *found.best_so_far(), budget))
             runs[-1]["chosen"] = {name: rounded(found.best()[name]) for name in found.table.axes}
+            runs[-1]["importances"] = {name: rounded(share) for name, share in found.importances().items()}
     names = {name: list(values) for name, values in GRID.items()}
     return {"model": asdict(SMALL), "run_tokens": SEARCH_TOKENS, "budget": budget, "grid": names, "runs": runs}
 
@@ -456,7 +486,14 @@ def third(text: Text, processes: int | None) -> dict:
     return {"model": asdict(SMALL), "choices": described(CHOICES), "shapes": shapes, "losses": losses}
 
 
-EXPERIMENTS = {"recipe": recipe, "batch": batch, "switches": switches, "search": searches, "third": third}
+EXPERIMENTS = {
+    "recipe": recipe,
+    "batch": batch,
+    "switches": switches,
+    "widths": widths,
+    "search": searches,
+    "third": third,
+}
 
 
 def main() -> None:

@@ -130,6 +130,29 @@ def test_all_searches_had_the_same_budget_and_their_best_never_rises():
             assert found == sorted(found, reverse=True) and run["tokens"] == sorted(run["tokens"])
             assert 0.9 * data["budget"] <= run["tokens"][-1] <= data["budget"]
         assert same(rows[method][-1], band([run["best"][-1] for run in mine]))
+        shares = [run["importances"] for run in mine if method != "grid"]
+        assert all(sum(share.values()) == pytest.approx(1, abs=1e-3) for share in shares)
+
+
+def test_the_best_rate_moves_with_the_width_without_mup_and_stays_with_it():
+    data = recorded("widths")
+    rows = card_rows("A wider model: the standard parametrisation and muP")
+    rates = sorted({row["rate"] for row in data["runs"]})
+    assert len(rates) == 11 and rates[0] == 2**-13 and rates[-1] == 2**-3
+    medians, base = {}, data["base_width"]
+    for width, name in {(row["width"], row["parametrisation"]) for row in data["runs"]}:
+        of_rate = {rate: losses_of(data["runs"], width=width, parametrisation=name, rate=rate) for rate in rates}
+        assert all(len(losses) == 3 for losses in of_rate.values())
+        medians[width, name] = {rate: statistics.median(losses) for rate, losses in of_rate.items()}
+        best = min(rates, key=medians[width, name].get)
+        assert same(rows[f"{width}, {'both' if width == base else name}"][1], band(of_rate[best]))
+    widest = max(row["width"] for row in data["runs"])
+    tuned, standard, mup = (medians[key] for key in ((base, "standard"), (widest, "standard"), (widest, "muP")))
+    carried = min(rates, key=tuned.get)
+    assert min(rates, key=standard.get) <= carried / 4
+    assert standard[carried] > tuned[carried] > mup[carried]
+    with_carried = losses_of(data["runs"], width=widest, parametrisation="muP", rate=carried)
+    assert min(with_carried) < min(mup.values())  # the seeds cannot tell the carried rate from the best one
 
 
 def test_the_shapes_have_nearly_equal_parameters_and_their_medians_are_those_of_the_runs():

@@ -85,8 +85,12 @@ def tiny(recipe, tmp_path_factory):
         "steps_to_target": lambda _, size, rate, seed, limit: hyperbolic(size, rate, seed, limit),
         "NOISE": {"small": 8, "big": 256, "n_batches": 4},
         "SEARCH_TOKENS": 320,
-        "SEARCH_RUNS": 4,
-        "GRID": {"learning_rate": (1e-3, 1e-2), "batch_size": (2, 4), "warmup": (0.0,)},
+        "SEARCH_RUNS": 6,
+        "GRID": {"learning_rate": (1e-3, 1e-2, 1e-1), "batch_size": (2, 4), "warmup": (0.0,)},
+        "WIDTHS": (8, 16),
+        "HEAD_SIZE": 4,
+        "WIDTH_RATES": (2**-6, 2**-3),
+        "WIDTH_STEPS": 10,
         "SHAPES": {"narrow": {"n_embd": 4}, "wide": {"n_embd": 8}},
         "SHAPE_RATES": (1e-2, 1e-1),
         "read_text": lambda: recipe.Text(ids, ids[:600], ids[-600:]),
@@ -183,6 +187,16 @@ def test_a_search_is_cut_where_its_budget_ends(recipe):
     run = recipe.within_budget("random", 0, [10, 20, 30], [math.inf, 2.5, 2.0], budget=25)
     assert run["tokens"] == [10, 20] and run["best"] == [None, 2.5]
     assert recipe.tuning_card.best_at(run, 15) is None and recipe.tuning_card.best_at(run, 25) == 2.5
+
+
+def test_each_width_has_both_parametrisations_but_the_base_which_has_one(tiny):
+    data = results(tiny)["widths"]
+    models = {(run["width"], run["parametrisation"]) for run in data["runs"]}
+    assert models == {(8, "standard"), (16, "standard"), (16, "muP")}
+    assert len(data["runs"]) == len(models) * len(tiny.WIDTH_RATES) * len(tiny.SEEDS)
+    at = {(r["width"], r["parametrisation"], r["rate"], r["seed"]): r["loss"] for r in data["runs"]}
+    assert at[16, "standard", 2**-3, 0] != at[16, "muP", 2**-3, 0]
+    assert tiny.tuning_card.power_of_two(2**-13) == "2⁻¹³"
 
 
 def test_pruned_runs_leave_tokens_for_more(tiny):

@@ -40,7 +40,8 @@ def all_exercises():
 
 
 def test_the_notebooks_of_this_course_are_here():
-    assert [path.stem for path in PATHS][:3] == ["00_start_here", "01_attention", "02_gpt_block"]
+    names = ["00_start_here", "01_attention", "02_gpt_block", "03_learning_rate_and_batch_size"]
+    assert [path.stem for path in PATHS][:4] == names
 
 
 @by_name

@@ -24,7 +24,7 @@ from importlib.resources import files
 
 import numpy as np
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "validation")
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,15 @@ def default_grammar() -> Grammar:
 def support(n: int, seed: int = 0, split: str = "train", *, grammar: Grammar | None = None) -> list[Dialogue]:
     """Return n customer-service dialogues; dialogue i depends on (seed, split, i) alone.
 
-    The splits share intents, replies and slot values; the phrasings of "test" messages are never in "train".
+    The splits "train", "validation" (to choose settings on) and "test" (to judge with) share intents, replies and slot
+    values; no phrasing of a customer's message is in two of them.
     Raises ValueError if n or seed is not a whole number of 0 or more, or the split is unknown.
     """
     for name, value in (("n", n), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**64:
             raise ValueError(f"{name} must be a whole number from 0 to 2**64 - 1, not {value!r}.")
     if split not in SPLITS:
-        raise ValueError(f'split must be "train" or "test", not {split!r}.')
+        raise ValueError(f'split must be "train", "validation" or "test", not {split!r}.')
     return [_dialogue(grammar or default_grammar(), seed, split, i) for i in range(n)]
 
 

@@ -59,7 +59,8 @@ A GPT-2-shaped language model for learning: {shape.num_parameters:,} parameters,
 
 * **Data.** Shakespeare's plays, as `gptcourse.corpora.shakespeare` fetches and cleans them: {n_tokens:,} tokens,
   read {epochs:.1f} times. Held out, and never trained on: {held_out}
-  ({n_validation:,} tokens, {n_bytes:,} bytes). The tokenizer has also seen 10,000 support dialogues; the model has not.
+  ({n_validation:,} tokens, {n_bytes:,} bytes). The tokenizer has also seen 10,000 support dialogues,
+  in fewer phrasings than there are today (made again, it comes out slightly different); the model has seen none.
 * **Held-out loss** of this file, over every token: {loss:.3f} nats per token, {bits_per_byte:.3f} bits per byte.
 * **Limits.** It knows the words of one author of around 1600, and no facts. It writes in the shape of plays, loses
   the thread after a few lines, and may repeat what it has read. Use it to learn how such models work, and for nothing

@@ -12,6 +12,7 @@ from importlib.resources import files
 import pytest
 
 from gptcourse.support import (
+    SPLITS,
     Grammar,
     default_grammar,
     parse,
@@ -177,7 +178,7 @@ def test_intents_and_requests_are_drawn_uniformly(dialogues):
     assert all(abs(n - p * len(texts)) < 4.5 * math.sqrt(p * (1 - p) * len(texts)) for n in hits)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", SPLITS)
 def test_entropy_equals_enumeration(split):
     total = 0.0
     for intent in DATA["intents"]:
@@ -200,9 +201,9 @@ def test_mean_negative_log_prob_is_the_entropy(dialogues):
 def test_each_message_has_exactly_one_derivation():
     rng = random.Random(0)
     frames = DATA["rules"]["message"][0]["options"]
-    requests = {request: strict_pattern(request) for request in requests_of("train") + requests_of("test")}
+    requests = {request: strict_pattern(request) for split in SPLITS for request in requests_of(split)}
     openings = {frame: strict_pattern(frame).pattern.replace(r"\[request\]", "(.+)") for frame in frames}
-    for intent, frame, split in itertools.product(DATA["intents"], frames, ("train", "test")):
+    for intent, frame, split in itertools.product(DATA["intents"], frames, SPLITS):
         for request in DATA["intents"][intent]["requests"][split]:
             template = frame.replace("[request]", request)
             slots = random_slots(slot_names(template), rng)
@@ -229,7 +230,7 @@ def test_each_reply_has_exactly_one_derivation_even_without_its_message():
     assert len(seen) > 8_000
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", SPLITS)
 def test_a_dialogue_is_recovered_from_its_text(split):
     for dialogue in support(200, seed=2, split=split):
         assert parse(dialogue.message, dialogue.reply) == dialogue
@@ -262,22 +263,20 @@ def test_dialogue_i_depends_on_seed_split_and_i_alone():
     assert support(0) == []
 
 
-def test_phrasings_of_the_test_split_are_never_used_in_training(dialogues):
-    train, test = set(requests_of("train")), set(requests_of("test"))
-    assert not train & test
-    patterns = [strict_pattern(request) for request in test]
-    assert not any(p.search(d.message) for d in dialogues[:1_000] for p in patterns)
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(SPLITS, 2)))
+def test_no_phrasing_is_in_two_splits(first, second):
+    mine, others = set(requests_of(first)), set(requests_of(second))
+    assert not mine & others
+    patterns = [strict_pattern(request) for request in others]
+    assert not any(p.search(d.message) for d in support(1_000, split=first) for p in patterns)
     grammar = default_grammar()
     for intent in DATA["intents"]:
-        assert not grammar.messages["train"][intent].keys() & grammar.messages["test"][intent].keys()
+        assert not grammar.messages[first][intent].keys() & grammar.messages[second][intent].keys()
 
 
 def test_splits_share_intents_and_kinds_of_slots():
-    kinds = {
-        split: {(d.intent, frozenset(d.slots)) for d in support(3_000, seed=6, split=split)}
-        for split in ("train", "test")
-    }
-    assert kinds["train"] == kinds["test"]
+    kinds = {split: {(d.intent, frozenset(d.slots)) for d in support(3_000, seed=6, split=split)} for split in SPLITS}
+    assert kinds["train"] == kinds["validation"] == kinds["test"]
 
 
 def test_the_corpus_is_large_varied_and_short(dialogues):
@@ -285,8 +284,8 @@ def test_the_corpus_is_large_varied_and_short(dialogues):
     assert statistics.median(len(d.reply.split()) for d in dialogues) < 45
     assert len(DATA["intents"]) >= 12
     for entry in DATA["intents"].values():
-        assert len(entry["requests"]["train"]) >= 10
-        assert len(entry["requests"]["test"]) >= 3
+        assert len(entry["requests"]["train"]) >= 35
+        assert all(len(entry["requests"][split]) >= 4 for split in ("validation", "test"))
         assert all(len(case["options"]) >= 2 for case in entry["reply"])
 
 
@@ -347,5 +346,5 @@ def test_seed_must_be_a_whole_number(seed):
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match=r'^split must be "train" or "test", not'):
-        support(1, split="validation")
+    with pytest.raises(ValueError, match=r'^split must be "train", "validation" or "test", not'):
+        support(1, split="valid")

@@ -93,7 +93,7 @@ def fetch_wheel(wheel: Wheel, finish: Callable[[Path], Path] | None = None) -> P
     `finish(folder)` may make other files of them first; it returns the folder to keep. All work is done in
     a temporary folder, renamed at the end: a process sees everything or nothing. Raises PretrainedError.
     """
-    final = cache_directory() / f"{wheel.name}-{wheel.version}"
+    final = _kept(wheel)
     if final.is_dir():
         return final
     try:
@@ -110,6 +110,11 @@ def fetch_wheel(wheel: Wheel, finish: Callable[[Path], Path] | None = None) -> P
             f"GPTCOURSE_CACHE name another folder; meanwhile {wheel.meanwhile} needs no download."
         ) from error
     return final
+
+
+def _kept(wheel):
+    """Return the folder in which the files of `wheel` are kept once they are there."""
+    return cache_directory() / f"{wheel.name}-{wheel.version}"
 
 
 def _remove_stale(cache):
@@ -218,6 +223,20 @@ def load_pretrained(name: str | os.PathLike) -> tuple:
     except Exception as error:  # transformers' errors for broken files and absent hubs are of no one family
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise PretrainedError(f"'{name}' did not open ({said}): {_advice(source)}") from error
+
+
+def is_downloaded(name: str | os.PathLike) -> bool:
+    """Say whether `load_pretrained(name)` opens without a download: it is bundled, a directory, or in a cache."""
+    name = os.fspath(name)
+    if name == SMOLLM2:
+        return _kept(SMOLLM2_WHEEL).is_dir()
+    if name == BUNDLED or os.path.isdir(name):
+        return True
+    from huggingface_hub import try_to_load_from_cache  # transformers depends on it
+
+    with suppress(ValueError):  # not what a hub calls a name
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    return False
 
 
 def _advice(source):

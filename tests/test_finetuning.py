@@ -127,6 +127,9 @@ def test_the_saved_tokenizer_brings_the_same_format_to_transformers(hf_tokenizer
         assert theirs == encode_dialogue(BPE, message, reply)[0]
         theirs = hf_tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
         assert theirs == chat_prompt(BPE, message)
+        chat.append({"role": "user", "content": "Why?"})
+        theirs = hf_tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert theirs == chat_prompt(BPE, "Why?", [(message, reply)])
 
 
 def test_another_chat_template_is_followed_up_to_the_end_of_the_reply(hf_tokenizer):
@@ -139,6 +142,8 @@ def test_another_chat_template_is_followed_up_to_the_end_of_the_reply(hf_tokeniz
     assert BPE.decode(ids) == text
     assert BPE.decode([target for target in targets if target != IGNORED]) == "Yes.<|end|>"
     assert BPE.decode(chat_prompt(hf_tokenizer, "Hi")) == text.removesuffix("Yes.<|end|>")
+    said = "Be kind.\n<|user|>user\nHi<|end|>\n<|user|>assistant\nYes.<|end|>\n<|user|>user\nWhy?<|end|>\n"
+    assert BPE.decode(chat_prompt(hf_tokenizer, "Why?", [("Hi", "Yes.")])) == said + "<|user|>assistant\n"
 
 
 def test_a_tokenizer_without_a_chat_format_is_refused_in_one_sentence(hf_tokenizer):

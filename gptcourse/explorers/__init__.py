@@ -9,7 +9,8 @@ needs it.
 from gptcourse.explorers.atlas import atlas_explorer
 from gptcourse.explorers.attention import attention_scale_explorer
 from gptcourse.explorers.bends import bend_explorer
-from gptcourse.explorers.decoding import decoding_explorer
+from gptcourse.explorers.chat import chat_panel, writing_panel
+from gptcourse.explorers.decoding import compare_settings, decoding_explorer
 from gptcourse.explorers.heads import attention_explorer
 from gptcourse.explorers.initialisation import initialisation_explorer
 from gptcourse.explorers.monitor import TrainingMonitor
@@ -27,6 +28,8 @@ __all__ = [
     "attention_scale_explorer",
     "bend_explorer",
     "bpe_explorer",
+    "chat_panel",
+    "compare_settings",
     "decoding_explorer",
     "initialisation_explorer",
     "predict",
@@ -35,4 +38,5 @@ __all__ = [
     "size_explorer",
     "time_machine_explorer",
     "window_explorer",
+    "writing_panel",
 ]

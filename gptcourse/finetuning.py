@@ -131,6 +131,27 @@ def count_targets(examples: Iterable[Example]) -> int:
     return sum(target != IGNORED for _, targets in examples for target in targets)
 
 
+# ---- Tokens that pretraining never met
+
+
+@torch.no_grad()
+def renew_embeddings(model: GPT | PreTrainedModel, tokens: Sequence[int], seed: int = 0) -> None:
+    """Give these tokens fresh embeddings, each of its own: the mean of all others, and noise as wide as they spread.
+
+    A tied table pushes the tokens that never occur in one direction, step after step, until they are all alike; nothing
+    can be copied then. The same start serves tokens that are added: Hewitt (2021), "Initializing New Word Embeddings
+    for Pretrained Language Models". Raises ValueError for a token outside the vocabulary, and if no other is left.
+    """
+    table = (model.wte if isinstance(model, GPT) else model.get_input_embeddings()).weight  # (V, C)
+    if not all(0 <= token < len(table) for token in tokens) or len(set(tokens)) >= len(table):
+        raise ValueError(f"tokens must be ids from 0 to {len(table) - 1}, and leave some that are kept as they are.")
+    renewed = torch.zeros(len(table), dtype=torch.bool)
+    renewed[list(tokens)] = True
+    others = table[~renewed]
+    noise = torch.randn(int(renewed.sum()), table.shape[1], generator=torch.Generator().manual_seed(seed))
+    table[renewed] = others.mean(0) + others.std() * noise.to(table)
+
+
 # ---- Which weights learn
 
 

@@ -27,6 +27,7 @@ from gptcourse.finetuning import (
     merge_lora,
     pack,
     pad,
+    renew_embeddings,
     reply_loss,
     text_examples,
     write_replies,
@@ -265,6 +266,38 @@ def test_the_grammars_own_loss_is_near_the_entropy():
     dialogues = support(2_000, seed=4)
     per_reply = -sum(dialogue.log_prob for dialogue in dialogues) / len(dialogues)
     assert per_reply == pytest.approx(reply_entropy(), rel=0.02)
+
+
+# Tokens that pretraining never met
+
+
+@every_kind
+def test_renewed_embeddings_differ_from_each_other_and_are_spread_like_the_others(new_model):
+    model = new_model()
+    table = (model.wte if isinstance(model, GPT) else model.get_input_embeddings()).weight
+    with torch.no_grad():
+        table[:200] = 1.0  # all alike, as those of tokens that never occur
+        table[200:] += 0.5
+    others = table[200:].detach().clone()
+    renew_embeddings(model, range(200), seed=5)
+    new = table[:200].detach().clone()
+    assert torch.equal(table[200:], others)
+    assert_close(new.mean(0), others.mean(0), atol=5 * others.std().item() / 200**0.5, rtol=0)
+    assert new.std(0).mean().item() == pytest.approx(others.std().item(), rel=0.1)
+    assert F.cosine_similarity(new[0] - new.mean(0), new[1] - new.mean(0), dim=0) < 0.9
+    renew_embeddings(model, range(200), seed=5)
+    assert torch.equal(table[:200], new)
+    renew_embeddings(model, range(200), seed=6)
+    assert not torch.equal(table[:200], new)
+
+
+@pytest.mark.parametrize("tokens", [[-1], [BPE.vocab_size], range(BPE.vocab_size)])
+def test_embeddings_are_renewed_only_of_tokens_that_are_there_and_not_of_all(tokens):
+    model = gpt()
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"^tokens must be ids from 0 to .*, and leave some"):
+        renew_embeddings(model, tokens)
+    assert not changed(before, model)
 
 
 # What learns

@@ -1,16 +1,184 @@
-"""How good is what a model writes? Replies judged by the grammar that wrote the dialogues, and how varied a text is.
+"""How good is a model? Perplexity, labels chosen by likelihood with and without examples, and what it writes.
 
-Sources: Li et al. (2016), "A Diversity-Promoting Objective Function for Neural Conversation Models" (distinct-n);
+All functions take our GPT and the causal language models of transformers.
+
+Sources: Jelinek et al. (1977), "Perplexity"; Brown et al. (2020), GPT-3, section 2.4 (likelihood of labels, few-shot
+prompts); Li et al. (2016), "A Diversity-Promoting Objective Function for Neural Conversation Models" (distinct-n);
 Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration" (loops).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptcourse.finetuning import IGNORED, pad
+from gptcourse.generation import context_window
+from gptcourse.model import GPT, in_mode
 from gptcourse.support import Dialogue, parse_reply
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NORMALISATIONS = ("token", "none", "prior")
+
+
+# ---- The likelihood of a text
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: GPT | PreTrainedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 16
+) -> list[Tensor]:
+    """Return, for each (context, continuation) of token ids, the log-probability of each token of the continuation.
+
+    In nats, (len(continuation),) each. Raises ValueError for an empty context or continuation, and for a pair longer
+    than the model's window.
+    """
+    window = context_window(model)
+    for context, continuation in pairs:
+        if not len(context) or not len(continuation):
+            raise ValueError("A context and a continuation need at least one token each: begin a text with a newline.")
+        if len(context) + len(continuation) > window + 1:
+            raise ValueError(
+                f"Context and continuation have {len(context) + len(continuation)} tokens, but this model takes "
+                f"{window}: shorten the context, or give fewer examples."
+            )
+    found: list[Tensor] = [torch.empty(0)] * len(pairs)
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))  # little padding
+    with in_mode(model, training=False):
+        for begin in range(0, len(order), batch_size):
+            batch = order[begin : begin + batch_size]
+            for i, row in zip(batch, _rows(model, [pairs[i] for i in batch]), strict=True):
+                found[i] = row
+    return found
+
+
+def _rows(model, pairs):
+    """Return the log-probabilities of the continuations of one batch."""
+    examples = []
+    for context, continuation in pairs:
+        ids = [*context, *continuation]
+        examples.append((ids[:-1], [IGNORED] * (len(context) - 1) + list(continuation)))
+    ids, targets = (part.to(model.device) for part in pad(examples))  # (B, T) each
+    losses = F.cross_entropy(model(ids).logits.float().mT, targets, reduction="none")  # (B, T)
+    return [-row[target != IGNORED].cpu() for row, target in zip(losses, targets, strict=True)]
+
+
+def perplexity(model: GPT | PreTrainedModel, tokens: Sequence[int] | Tensor, context: int = 1) -> float:
+    """Return exp of the mean loss per token, over all tokens but the first (Jelinek et al. 1977).
+
+    A text longer than the model's window is read in windows, each of which begins `context` tokens before the first
+    one that it predicts. The more there are, the fewer tokens are predicted from nearly nothing: slower, and lower; 1
+    is what `training.evaluate` does. Raises ValueError for fewer than two tokens and a context that does not fit.
+    """
+    tokens, window = [int(token) for token in tokens], context_window(model)
+    if len(tokens) < 2:
+        raise ValueError(f"Perplexity is about tokens that follow others, but there are {len(tokens)}: give 2 or more.")
+    if not 1 <= context <= window:
+        raise ValueError(f"context is {context}, but this model takes {window} tokens: choose 1 to {window}.")
+    pairs, end = [], 1
+    while end < len(tokens):
+        begin = max(0, end - context)
+        stop = min(begin + window + 1, len(tokens))
+        pairs.append((tokens[begin:end], tokens[end:stop]))
+        end = stop
+    return math.exp(-torch.cat(log_likelihoods(model, pairs)).double().mean().item())
+
+
+def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
+    """Return a loss in bits per byte of text, in which models with different tokenizers can be compared."""
+    return nats_per_token * n_tokens / (math.log(2) * n_bytes)
+
+
+# ---- Labels
+
+
+class Classification(NamedTuple):
+    """The label chosen for each prompt, and the scores (prompts, labels) by which it was chosen, in nats."""
+
+    labels: list[str]
+    scores: Tensor
+
+
+def classify(
+    model: GPT | PreTrainedModel,
+    tokenizer,
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    normalise: str = "token",
+    prior_prompt: str = "Answer:",
+) -> Classification:
+    """Choose for each prompt the label that the model finds most likely to follow it (Brown et al. 2020, section 2.4).
+
+    A label's score is its log-probability: "token" divides by the number of its tokens, "none" does not, and "prior"
+    takes away what the label has after `prior_prompt`, so that labels which are likely anywhere gain nothing. Prompts
+    and labels are joined as they stand: mind the space between. Raises ValueError for fewer than two labels, labels
+    that are equal, and what `log_likelihoods` refuses.
+    """
+    if normalise not in NORMALISATIONS:
+        raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {normalise!r}.")
+    if len(set(labels)) < max(len(labels), 2):
+        raise ValueError(f"Give two or more different labels to choose from, not {list(labels)}.")
+    scores = _label_scores(model, tokenizer, prompts, labels, normalise == "token")
+    if normalise == "prior":
+        scores = scores - _label_scores(model, tokenizer, [prior_prompt], labels, False)
+    return Classification([labels[i] for i in scores.argmax(-1).tolist()], scores)
+
+
+def _label_scores(model, tokenizer, prompts, labels, per_token):
+    contexts = [tokenizer.encode(prompt) for prompt in prompts]
+    continuations = [_plain(tokenizer, label) for label in labels]
+    pairs = [(context, continuation) for context in contexts for continuation in continuations]
+    rows = log_likelihoods(model, pairs)
+    scores = torch.stack([row.mean() if per_token else row.sum() for row in rows])
+    return scores.view(len(prompts), len(labels))
+
+
+def _plain(tokenizer, text):
+    """Encode the rest of a text: without the tokens that some tokenizers put at its beginning."""
+    if hasattr(tokenizer, "token_id") or not hasattr(tokenizer, "all_special_ids"):
+        return tokenizer.encode(text)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def few_shot(
+    model: GPT | PreTrainedModel,
+    tokenizer,
+    examples: Sequence[tuple[str, str]],
+    texts: Sequence[str],
+    labels: Sequence[str],
+    k: int,
+    template: str = "{text}\n{label}",
+    seed: int = 0,
+    normalise: str = "token",
+) -> Classification:
+    """Classify texts with k labelled examples in the prompt, and no step of training: GPT-3's few-shot learning.
+
+    For each text, k of the `examples` (text, label) are drawn anew and written one after the other with the template,
+    parted by an empty line (Brown et al. 2020, section 2.4); k = 0 is zero-shot. Raises ValueError for a template
+    without {text} before a final {label}, for more examples than there are, and what `classify` refuses.
+    """
+    if not template.endswith("{label}") or "{text}" not in template:
+        raise ValueError(f"The template must hold {{text}} and end with {{label}}, but it is {template!r}.")
+    if not 0 <= k <= len(examples):
+        raise ValueError(f"k is {k}, but there are {len(examples)} examples: choose 0 to {len(examples)}.")
+    ask, prompts = template.removesuffix("{label}"), []
+    for i, text in enumerate(texts):
+        chosen = np.random.default_rng((seed, i)).choice(len(examples), k, replace=False) if k else []
+        shown = [template.format(text=examples[j][0], label=examples[j][1]) for j in chosen]
+        prompts.append("\n\n".join([*shown, ask.format(text=text)]))
+    return classify(model, tokenizer, prompts, labels, normalise)
+
+
+# ---- Replies, judged by the grammar
 
 
 class ReplyReport(NamedTuple):

@@ -1,9 +1,201 @@
-"""Replies judged by the grammar: what is right is called right, and each way of being wrong is seen."""
+"""Likelihoods, perplexity and labels against loops and transformers, and replies judged by the grammar."""
+
+import math
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.nn import functional as F
 
-from gptcourse.evaluation import ReplyReport, distinct_n, reply_report
+from gptcourse.evaluation import (
+    ReplyReport,
+    bits_per_byte,
+    classify,
+    distinct_n,
+    few_shot,
+    log_likelihoods,
+    perplexity,
+    reply_report,
+)
+from gptcourse.model import GPT, GPTConfig
 from gptcourse.support import support
+from gptcourse.tokenizers import BPETokenizer, CharTokenizer
+from gptcourse.training import evaluate
+
+TEXT = "the cat sat on the mat. is it good? yes or no: good, bad!"
+TOKENIZER = CharTokenizer(TEXT + "\n")
+WINDOW = 24
+
+
+def gpt():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(TOKENIZER.vocab_size, n_positions=WINDOW, n_embd=16, n_layer=2, n_head=2))
+    with torch.no_grad():
+        model.wte.weight.mul_(12)  # as it starts, a model finds every token equally likely; this one has an opinion
+    return model
+
+
+def gpt2():
+    return gpt().to_transformers()
+
+
+every_kind = pytest.mark.parametrize("new_model", [gpt, gpt2])
+
+
+@torch.no_grad()
+def by_hand(model, context, continuation):
+    """Return the log-probability of each token of the continuation, one forward pass for each."""
+    ids, found = list(context), []
+    for token in continuation:
+        found.append(model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token].item())
+        ids.append(token)
+    return found
+
+
+@every_kind
+def test_log_likelihoods_are_those_of_one_token_after_the_other_whatever_the_batches(new_model):
+    model = new_model().eval()
+    pairs = [([1, 2, 3], [4, 5]), ([7], [8, 9, 1, 2]), ([3] * 20, [6] * 5), ([2, 2], [0])]
+    for batch_size in (1, 3, 16):
+        found = log_likelihoods(model, pairs, batch_size)
+        assert [row.tolist() for row in found] == [pytest.approx(by_hand(model, *pair), abs=1e-5) for pair in pairs]
+
+
+@pytest.mark.parametrize("pair", [([], [1]), ([1], []), ([1] * 20, [1] * 6)])
+def test_a_pair_that_is_empty_or_too_long_is_refused_in_one_sentence(pair):
+    with pytest.raises(ValueError, match=r"^(A context and a|Context and) continuation (need|have) [^\n]*\.$"):
+        log_likelihoods(gpt(), [([1], [2]), pair])
+
+
+@every_kind
+@pytest.mark.parametrize("context", [1, 10, WINDOW])
+def test_perplexity_is_the_exponential_of_the_mean_loss_each_token_with_its_context(new_model, context):
+    model, tokens = (
+        new_model().eval(),
+        torch.randint(TOKENIZER.vocab_size, (61,), generator=torch.Generator().manual_seed(1)),
+    )
+    losses, end = [], 1
+    while end < len(tokens):
+        begin = max(0, end - context)
+        for place in range(end, min(begin + WINDOW + 1, len(tokens))):
+            losses += by_hand(model, tokens[begin:place].tolist(), [tokens[place].item()])
+            end = place + 1
+    assert len(losses) == 60
+    assert perplexity(model, tokens, context) == pytest.approx(math.exp(-sum(losses) / 60), rel=1e-5)
+    assert perplexity(model, tokens.tolist(), context) == perplexity(model, tokens, context)
+    if context == 1 and isinstance(model, GPT):
+        assert perplexity(model, tokens) == pytest.approx(math.exp(evaluate(model, tokens)), rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_has_the_size_of_its_vocabulary_as_perplexity():
+    model = gpt()
+    with torch.no_grad():
+        model.wte.weight.zero_()
+    assert perplexity(model, list(range(10))) == pytest.approx(TOKENIZER.vocab_size)
+
+
+@pytest.mark.parametrize("tokens, context", [([1], 1), ([1, 2], 0), ([1, 2], WINDOW + 1)])
+def test_perplexity_refuses_too_few_tokens_and_a_context_that_does_not_fit(tokens, context):
+    with pytest.raises(ValueError, match=r"^(Perplexity is about|context is) [^\n]*\.$"):
+        perplexity(gpt(), tokens, context)
+
+
+def test_bits_per_byte_do_not_depend_on_the_pieces():
+    assert bits_per_byte(math.log(2), 8, 8) == pytest.approx(1)
+    assert bits_per_byte(3.0, 100, 400) == pytest.approx(bits_per_byte(1.0, 300, 400))
+
+
+@every_kind
+@pytest.mark.parametrize("normalise", ["token", "none", "prior"])
+def test_the_label_with_the_best_score_is_chosen(new_model, normalise):
+    model, prompts, labels = new_model().eval(), ["is it ", "the cat: ", "no"], ["good", "bad", "yes or no"]
+    result = classify(model, TOKENIZER, prompts, labels, normalise, prior_prompt="on ")
+    for i, prompt in enumerate(prompts):
+        rows = [by_hand(model, TOKENIZER.encode(prompt), TOKENIZER.encode(label)) for label in labels]
+        scores = [sum(row) / (len(row) if normalise == "token" else 1) for row in rows]
+        if normalise == "prior":
+            priors = [sum(by_hand(model, TOKENIZER.encode("on "), TOKENIZER.encode(label))) for label in labels]
+            scores = [score - prior for score, prior in zip(scores, priors, strict=True)]
+        assert result.scores[i].tolist() == pytest.approx(scores, abs=1e-5)
+        assert result.labels[i] == labels[scores.index(max(scores))]
+
+
+def test_the_normalisation_matters():
+    labels = ["good", "bad", "yes or no"]
+    chosen = [
+        classify(gpt(), TOKENIZER, ["is it "], labels, way, "on ").scores.argsort().tolist()
+        for way in ("token", "none")
+    ]
+    assert chosen[0] != chosen[1]
+
+
+def test_labels_get_no_mark_of_the_beginning():
+    tokenizer = SimpleNamespace(all_special_ids=[0])
+    tokenizer.encode = lambda text, add_special_tokens=True: [0] * add_special_tokens + TOKENIZER.encode(text)
+    model = gpt()
+    rows = [by_hand(model, [0, *TOKENIZER.encode("it")], TOKENIZER.encode(label)) for label in ("a", "on")]
+    scores = classify(model, tokenizer, ["it"], ["a", "on"], "none").scores
+    assert scores[0].tolist() == pytest.approx([sum(row) for row in rows], abs=1e-5)
+
+
+@pytest.mark.parametrize("labels", [[], ["a"], ["a", "a"]])
+def test_fewer_than_two_labels_or_equal_ones_are_refused(labels):
+    with pytest.raises(ValueError, match=r"^Give two or more different labels"):
+        classify(gpt(), TOKENIZER, ["is"], labels)
+    with pytest.raises(ValueError, match=r"^normalise must be one of"):
+        classify(gpt(), TOKENIZER, ["is"], ["a", "b"], "bits")
+
+
+def prompts_of(monkeypatch, *args, **options):
+    seen = []
+    monkeypatch.setattr("gptcourse.evaluation.classify", lambda *args: seen.extend(args[2]))
+    few_shot(None, None, *args, **options)
+    return seen
+
+
+def test_a_few_shot_prompt_holds_k_examples_drawn_anew_for_each_text(monkeypatch):
+    examples = [(f"q{i}", f"a{i}") for i in range(6)]
+    texts = [f"t{i}" for i in range(40)]
+    prompts = prompts_of(monkeypatch, examples, texts, ["x", "y"], 2, "Q: {text}\nA: {label}")
+    shown = set()
+    for text, prompt in zip(texts, prompts, strict=True):
+        *before, last = prompt.split("\n\n")
+        assert last == f"Q: {text}\nA: "
+        assert len(before) == 2 == len(set(before)) and set(before) <= {f"Q: q{i}\nA: a{i}" for i in range(6)}
+        shown.add(tuple(before))
+    assert len(shown) > 15
+    assert prompts == prompts_of(monkeypatch, examples, texts, ["x", "y"], 2, "Q: {text}\nA: {label}")
+    assert prompts != prompts_of(monkeypatch, examples, texts, ["x", "y"], 2, "Q: {text}\nA: {label}", seed=1)
+    assert prompts_of(monkeypatch, [], ["t"], ["x", "y"], 0) == ["t\n"]
+
+
+@pytest.mark.parametrize(
+    "k, template", [(-1, "{text}{label}"), (3, "{text}{label}"), (1, "{label}"), (1, "{label}{text}")]
+)
+def test_few_shot_refuses_a_template_without_places_and_more_examples_than_there_are(k, template):
+    with pytest.raises(ValueError, match=r"^(k is|The template must)"):
+        few_shot(gpt(), TOKENIZER, [("a", "b")] * 2, ["a"], ["a", "b"], k, template)
+
+
+def test_a_pattern_in_the_prompt_is_gone_on_with():
+    """A model that was trained to repeat a label chooses, with examples, the label that they all have."""
+    tokenizer = BPETokenizer.train(["good bad it is"], 262)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=64, n_embd=32, n_layer=2, n_head=4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    labels = ["good", "bad"]
+    rows = [tokenizer.encode("\n\n".join([f"it is {label}"] * 4)) for label in labels]
+    for _ in range(60):
+        for row in rows:
+            ids = torch.tensor([row])
+            loss = F.cross_entropy(model(ids[:, :-1]).logits[0], ids[0, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for label in labels:
+        result = few_shot(model, tokenizer, [("it is", label)] * 3, ["it is"], labels, 2, "{text} {label}")
+        assert result.labels == [label]
+
 
 DIALOGUES = support(300, seed=7, split="test")
 REPLIES = [dialogue.reply for dialogue in DIALOGUES]

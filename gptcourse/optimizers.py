@@ -1,8 +1,10 @@
-"""The learning rate of each step and each weight, and which weights decay.
+"""The learning rate of each step and each weight, which weights decay, and Muon beside AdamW.
 
 Sources: "Language Models are Few-Shot Learners" (Brown et al. 2020, appendix B: linear warm-up, cosine down to
 a tenth, weight decay 0.1); "Decoupled Weight Decay Regularization" (Loshchilov and Hutter 2019, AdamW);
-"MiniCPM" (Hu et al. 2024, section 4: warm-up, stable, decay); "Tensor Programs V" (Yang et al. 2022, muP).
+"MiniCPM" (Hu et al. 2024, section 4: warm-up, stable, decay); "Tensor Programs V" (Yang et al. 2022, muP);
+"Muon: An optimizer for hidden layers in neural networks" (Jordan et al. 2024); "Muon is Scalable for LLM Training" (Liu
+et al. 2025, section 2.2).
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from gptcourse.model import GPT
     from gptcourse.training import TrainingConfig
 
 SCHEDULES = ("cosine", "linear", "constant", "warmup_stable_decay")
+OPTIMIZERS = ("adamw", "muon")
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al.: brings singular values into about 0.7 to 1.2, and fast
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
@@ -87,3 +92,77 @@ def mup_groups(model: GPT, weight_decay: float) -> list[dict]:
         rest = [parameter for parameter in group["params"] if parameter not in hidden]
         groups.append(group | {"params": rest, "lr_factor": 1.0})
     return [group for group in groups if group["params"]]
+
+
+def muon_groups(model: GPT, weight_decay: float, momentum: float = 0.95) -> list[dict]:
+    """Return Muon's groups: the matrices of the blocks learn by Muon, all else by AdamW (Jordan et al. 2024).
+
+    The token and position tables are matrices as well, but each of their rows is a vector of its own.
+    """
+    hidden = {parameter: None for parameter in model.h.parameters() if parameter.requires_grad and parameter.ndim >= 2}
+    groups = [{"params": list(hidden), "weight_decay": weight_decay, "momentum": momentum}]
+    for group in decay_groups(model, weight_decay):
+        groups.append(group | {"params": [parameter for parameter in group["params"] if parameter not in hidden]})
+    return [group for group in groups if group["params"]]
+
+
+def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Return U Vᵀ of the matrix U S Vᵀ, roughly: every direction in which it changes something is as strong as any.
+
+    A Newton-Schulz iteration, which multiplies and adds only: x ← a x + b (x xᵀ) x + c (x xᵀ)² x. It works on the
+    singular values alone, and brings all that are not tiny near 1 (Jordan et al. 2024).
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrix / matrix.norm().clamp(min=1e-7)  # now no singular value is above 1
+    x = x.mT if matrix.shape[0] > matrix.shape[1] else x  # the smaller x xᵀ costs less
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but the groups with a `momentum` take orthogonalised steps (Jordan et al. 2024).
+
+    AdamW looks at each weight by itself. Muon looks at a matrix as a map: it averages the gradients (Nesterov's
+    momentum) and makes all directions of the average equally strong, also the rare ones. A step is scaled to the size
+    that AdamW's steps have, so that both take the same rate (Liu et al. 2025, section 2.2).
+    """
+
+    @torch.no_grad()
+    def step(self):
+        """Change the weights."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if "momentum" not in group]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if "momentum" in group:
+                for parameter in group["params"]:
+                    self._step_of(parameter, group)
+
+    def _step_of(self, parameter, group):
+        state, gradient, momentum = self.state[parameter], parameter.grad, group["momentum"]
+        if not state:
+            state["step"], state["momentum_buffer"] = torch.zeros(()), torch.zeros_like(parameter)
+        state["step"] += 1  # AdamW looks for it when a state is loaded
+        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        update = orthogonalized(gradient.lerp(average, momentum))
+        size = 0.2 * math.sqrt(max(parameter.shape))  # an orthogonal matrix has entries of about 1 / √(longer side)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
+
+
+def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """Return the optimizer of a run. Raises ValueError for Muon on a model that has no blocks, or has muP."""
+    has_mup = getattr(getattr(model, "config", None), "mup_base_width", None) is not None
+    if config.optim == "muon" and (has_mup or not hasattr(model, "h")):
+        raise ValueError('optim "muon" takes a GPT of this course without muP: choose "adamw" for other models.')
+    if config.optim == "muon":
+        kind, groups = Muon, muon_groups(model, config.weight_decay)
+    else:
+        kind, groups = torch.optim.AdamW, (mup_groups if has_mup else decay_groups)(model, config.weight_decay)
+    # Fused: one pass over the weights in place of ten, five times as fast on a CPU.
+    betas = (config.adam_beta1, config.adam_beta2)
+    return kind(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=True)

@@ -25,7 +25,7 @@ import torch
 
 from gptcourse.checkpoints import CheckpointError, Checkpoints
 from gptcourse.model import in_mode
-from gptcourse.optimizers import SCHEDULES, decay_groups, learning_rate_at, mup_groups
+from gptcourse.optimizers import OPTIMIZERS, SCHEDULES, learning_rate_at, new_optimizer
 
 
 class DivergedError(RuntimeError):
@@ -44,7 +44,7 @@ class TrainingConfig:
     and learns from all of their tokens. `sequence_length=None` means the model's `n_positions`. `eval_steps=0`
     evaluates only at the end, `save_steps=0` saves only at the end. `decay_steps` is explained at
     `learning_rate_at`; `max_grad_norm=math.inf` switches clipping off. `label_smoothing` and `z_loss` are explained
-    at `objective`; GPT-3 has neither. Raises ValueError.
+    at `objective`; GPT-3 has neither. `optim` is "adamw" or "muon", see `optimizers.Muon`. Raises ValueError.
     """
 
     steps: int
@@ -62,6 +62,7 @@ class TrainingConfig:
     adam_beta2: float = 0.95
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    optim: str = "adamw"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     eval_steps: int = 0
@@ -83,6 +84,8 @@ class TrainingConfig:
         self._require("max_grad_norm", float, "a number above 0", lambda x: x > 0)
         if self.lr_scheduler_type not in SCHEDULES:
             raise ValueError(f"lr_scheduler_type must be one of {SCHEDULES}, not {self.lr_scheduler_type!r}.")
+        if self.optim not in OPTIMIZERS:
+            raise ValueError(f"optim must be one of {OPTIMIZERS}, not {self.optim!r}.")
         if self.warmup_steps + (self.decay_steps or 1) > self.steps:
             raise ValueError(f"warmup_steps and decay_steps do not fit into the {self.steps} steps of the run.")
 
@@ -252,14 +255,7 @@ class _Run:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
-        has_mup = getattr(model.config, "mup_base_width", None) is not None  # the reader's own model knows none
-        self.optimizer = torch.optim.AdamW(
-            (mup_groups if has_mup else decay_groups)(model, config.weight_decay),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            fused=True,  # one pass over the weights in place of ten: five times as fast on a CPU
-        )
+        self.optimizer = new_optimizer(model, config)
         self.history = History()
         self.checkpoints: Checkpoints | None = None
         self.before_update: list[torch.Tensor] = []
@@ -345,7 +341,7 @@ class _Run:
         return total
 
     def _update(self, rate: float) -> None:
-        """Let AdamW change the weights, after keeping a copy of what it changes."""
+        """Let the optimizer change the weights, after keeping a copy of what it changes."""
         now = self._changing()
         if len(now) != len(self.before_update):  # the first update creates the moments
             self.before_update = [tensor.clone() for tensor in now]
@@ -356,7 +352,7 @@ class _Run:
         self.optimizer.step()
 
     def _changing(self) -> list[torch.Tensor]:
-        """Return all tensors that an update changes: the weights, then AdamW's moments once there are any."""
+        """Return all tensors that an update changes: the weights, then the optimizer's moments once there are any."""
         states = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters]
         return [p.detach() for p in self.parameters] + [tensor for state in states for tensor in state.values()]
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.optimizers import decay_groups, learning_rate_at, mup_groups
+from gptcourse.optimizers import (
+    Muon,
+    decay_groups,
+    learning_rate_at,
+    muon_groups,
+    mup_groups,
+    new_optimizer,
+    orthogonalized,
+)
 from gptcourse.training import TrainingConfig, get_batch, train
 
 STEPS, WARMUP, PEAK = 50, 8, 3e-3
@@ -185,3 +193,96 @@ def test_training_is_that_of_table_3_in_another_form(width, base):
     assert losses[-1] < 0.95 * losses[0]
     assert history.loss == pytest.approx(losses, rel=1e-6)
     torch.testing.assert_close(model(TOKENS[None, :8]).logits, logits, rtol=1e-4, atol=1e-6)
+
+
+# ---- Muon
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (8, 30), (30, 8)])
+def test_an_orthogonalized_matrix_keeps_its_directions_and_makes_them_equally_strong(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 7
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalized(matrix)
+    strengths = u.T @ found @ vh.T  # diagonal, if the directions are the same
+    assert (strengths - strengths.diag().diag()).abs().max() < 1e-3
+    assert strengths.diag().min() > 0.6 and strengths.diag().max() < 1.3 < s.max() / s.min()
+    assert torch.allclose(orthogonalized(1000 * matrix), found, atol=1e-4)
+    assert torch.equal(orthogonalized(torch.zeros(shape)), torch.zeros(shape))
+
+
+def tiny(**settings):
+    torch.manual_seed(0)
+    return GPT(GPTConfig(40, n_positions=16, n_embd=16, n_layer=2, n_head=2, **settings))
+
+
+def gradient(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_equals_torchs_within_bfloat16():
+    ours, theirs = tiny(), tiny()
+    hidden = [parameter for parameter in ours.h.parameters() if parameter.ndim >= 2]
+    reference = [parameter for parameter in theirs.h.parameters() if parameter.ndim >= 2]
+    options = {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "adjust_lr_fn": "match_rms_adamw"}
+    torchs = torch.optim.Muon(reference, lr=1e-2, weight_decay=0.1, **options)
+    muon = Muon([{"params": hidden, "weight_decay": 0.1, "momentum": 0.95}], lr=1e-2)
+    start = [parameter.detach().clone() for parameter in hidden]
+    for step in range(5):
+        gradient(ours, step)
+        gradient(theirs, step)
+        muon.step()
+        torchs.step()
+    for mine, torchs_own, before in zip(hidden, reference, start, strict=True):
+        moved = (torchs_own - before).norm()
+        assert (mine - torchs_own).norm() < 0.02 * moved and moved > 0.1
+
+
+def test_what_is_no_matrix_of_a_block_learns_by_adamw_exactly():
+    ours, theirs = tiny(), tiny()
+    muon = new_optimizer(ours, TrainingConfig(1, 1, 1e-2, optim="muon"))
+    adamw = new_optimizer(theirs, TrainingConfig(1, 1, 1e-2))
+    assert isinstance(muon, Muon) and not isinstance(adamw, Muon)
+    for step in range(3):
+        gradient(ours, step)
+        gradient(theirs, step)
+        muon.step()
+        adamw.step()
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other) != (name.startswith("h.") and mine.ndim >= 2), name
+
+
+def test_every_weight_is_in_one_group_of_muons_and_frozen_ones_in_none():
+    model = tiny()
+    model.h[0].requires_grad_(False)
+    groups = muon_groups(model, 0.1)
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(grouped) == len({id(p) for p in grouped})
+    assert ["momentum" in group for group in groups] == [True, False, False]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.0]
+
+
+def test_training_with_muon_learns_and_goes_on_where_it_stopped(tmp_path):
+    tokens = torch.arange(2_000) % 7 + (torch.arange(2_000) // 5) % 11
+    settings = {"learning_rate": 1e-2, "optim": "muon", "lr_scheduler_type": "constant"}
+    whole, stopped = tiny(), tiny()
+    history = train(whole, tokens, TrainingConfig(40, 4, **settings), progress=False, device="cpu")
+    assert history.loss[-1] < 0.6 * history.loss[0]
+    for steps in (15, 40):
+        config = TrainingConfig(steps, 4, **settings)
+        train(stopped, tokens, config, checkpoint_dir=tmp_path, resume=steps > 15, progress=False, device="cpu")
+        stopped = stopped if steps == 40 else tiny()
+    for mine, other in zip(whole.parameters(), stopped.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_muon_refuses_models_that_are_not_ours_and_mup():
+    config = TrainingConfig(1, 1, 1e-2, optim="muon")
+    mup = tiny(mup_base_width=16, tie_word_embeddings=False)
+    for model in (torch.nn.Linear(2, 2), tiny().to_transformers(), mup):
+        with pytest.raises(ValueError, match=r'^optim "muon" takes a GPT of this course without muP'):
+            new_optimizer(model, config)
+    with pytest.raises(ValueError, match=r"^optim must be one of"):
+        TrainingConfig(1, 1, 1e-2, optim="sgd")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gptcourse import training
+from gptcourse import optimizers, training
 from gptcourse.model import GPT, GPT3_TABLE, GPTConfig
 from gptcourse.optimizers import mup_groups
 from gptcourse.training import DivergedError, TrainingConfig, get_batch
@@ -315,13 +315,13 @@ def test_embeddings_that_learn_at_the_scaled_rate_are_caught(monkeypatch):
     def wrong(model, weight_decay):
         return [{"params": list(model.parameters()), "lr_factor": 1 / model.config.width_multiplier}]
 
-    monkeypatch.setattr(training, "mup_groups", wrong)
+    monkeypatch.setattr(optimizers, "mup_groups", wrong)
     found = growth(changes())
     assert found["embeddings"] < 0.2, found
 
 
 def test_hidden_matrices_that_learn_at_the_full_rate_are_caught(monkeypatch):
-    monkeypatch.setattr(training, "mup_groups", lambda model, decay: [{"params": list(model.parameters())}])
+    monkeypatch.setattr(optimizers, "mup_groups", lambda model, decay: [{"params": list(model.parameters())}])
     found = growth(changes())
     assert min(found["attention"], found["MLP"]) > 2.5, found
 

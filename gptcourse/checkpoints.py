@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from gptcourse import processes
+
 KEPT = 2  # should the newest be damaged, there is one before it
 
 
@@ -118,7 +120,8 @@ class Checkpoints:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.saved_step = step
-        self._prune(folder)  # what a run that was killed while it removed has left
+        if processes.rank() == 0:
+            self._prune(folder)  # what a run that was killed while it removed has left
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

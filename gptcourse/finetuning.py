@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcourse import training
+from gptcourse import processes, training
 from gptcourse.generation import Sampling, context_window, generate
 from gptcourse.model import GPT, GPTOutput, in_mode
 from gptcourse.support import Dialogue
@@ -262,6 +262,7 @@ def finetune(
     """
     if patience is not None and not (patience >= 1 and config.eval_steps and validation):
         raise ValueError("patience counts evaluations, 1 or more: give validation examples and set eval_steps.")
+    processes.join()
     device, trainee = training.choose_device(device), _Trainee(model)
     run = training._Run(trainee, _Examples(model, examples, validation, config, device), config, device)
     run.open(checkpoint_dir, resume)
@@ -344,7 +345,7 @@ class _Examples:
 
     def batches(self, n_done: int) -> list[tuple[Tensor, Tensor]]:
         """Return the parts (ids, targets) of the batch of the step after `n_done` steps: (B, T) each."""
-        shape = (self.config.gradient_accumulation_steps, self.config.batch_size)
+        shape = (self.config.gradient_accumulation_steps * processes.count(), self.config.batch_size)
         drawn = np.random.default_rng((self.config.seed, n_done)).integers(len(self.examples), size=shape)
         parts = [pad([self.examples[i] for i in part]) for part in drawn]
         return [(ids.to(self.device), targets.to(self.device)) for ids, targets in parts]

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 
+from gptcourse import processes
 from gptcourse.checkpoints import CheckpointError, Checkpoints
 from gptcourse.model import in_mode
 from gptcourse.optimizers import OPTIMIZERS, SCHEDULES, learning_rate_at, new_optimizer
@@ -151,10 +152,14 @@ def objective(output, targets: torch.Tensor, label_smoothing: float = 0.0, z_los
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the given device, or the best there is: CUDA, Apple's GPU, or the CPU. Raises ValueError."""
+    """Return the given device, or the best there is: a CUDA GPU of this process's own, Apple's GPU, or the CPU.
+
+    Raises ValueError.
+    """
     if device is None:
-        apple = "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device("cuda" if torch.cuda.is_available() else apple)
+        if torch.cuda.is_available():
+            return torch.device("cuda", processes.local_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as fault:
@@ -204,8 +209,12 @@ def train(
     the schedule gives the steps already made the same rates. To undo a bad step, one copy of weights and
     moments is held in memory.
 
+    Started by `torchrun` or `accelerate launch`, each process takes `batch_size` sequences of its own: n processes
+    make the same run as one with n times the `gradient_accumulation_steps`. Process 0 writes and shows progress.
+
     Raises ValueError (tokens or settings that do not fit), CheckpointError and DivergedError.
     """
+    processes.join()
     device = choose_device(device)
     run = _Run(model, _Text(model, tokens, validation_tokens, config, device), config, device)
     run.open(checkpoint_dir, resume)
@@ -225,7 +234,7 @@ class _Text:
 
     def batches(self, n_done: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the parts (ids, targets) of the batch of the step after `n_done` steps."""
-        config, n_parts = self.config, self.config.gradient_accumulation_steps
+        config, n_parts = self.config, self.config.gradient_accumulation_steps * processes.count()
         size = config.batch_size * n_parts
         ids, targets = get_batch(self.tokens, size, config.sequence_length, config.seed, n_done)
         return list(zip(ids.chunk(n_parts), targets.chunk(n_parts), strict=True))
@@ -250,8 +259,9 @@ class _Run:
     """A run under way: what a step reads and changes, and what a checkpoint keeps."""
 
     def __init__(self, model, data: _Text, config: TrainingConfig, device: torch.device):
-        self.data, self.config, self.n_tokens = data, config, 0
+        self.data, self.config, self.n_tokens, self.device = data, config, 0, device
         self.model = model.to(device)
+        processes.share(model.parameters())
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
@@ -269,9 +279,9 @@ class _Run:
                 show()
                 if _is_due(history.step[-1], config.save_steps):
                     self.checkpoint()
-                if callback is not None and callback(history):
+                if processes.anywhere(callback is not None and bool(callback(history)), self.device):
                     history.stopped = "callback"
-                if ctrl_c.is_set():
+                if processes.anywhere(ctrl_c.is_set(), self.device):
                     history.stopped = "interrupted"
             self.checkpoint()
         self.model.zero_grad()  # gives the memory of the gradients back
@@ -330,14 +340,16 @@ class _Run:
         counts = [int((y != -100).sum()) for _, y in batches]  # -100 marks what is not to be learned
         total = torch.zeros((), device=batches[0][0].device)
         self.model.zero_grad()
-        for part, (x, y) in enumerate(batches):
+        for part in range(processes.rank(), len(batches), processes.count()):  # those of this process
+            x, y = batches[part]
             with _seeded(x.device, (config.seed, n_done, part)):
                 output = self.model(x, y)
             wanted = objective(output, y, config.label_smoothing, config.z_loss)
             parts = sum(counts) / counts[part]  # a part counts by its targets: of n equal ones, each counts 1 / n
             (wanted / parts).backward()
             total += output.loss.detach() / parts
-            self.n_tokens += x.numel()
+        self.n_tokens += sum(x.numel() for x, _ in batches)
+        processes.add_up([total, *(parameter.grad for parameter in self.parameters if parameter.grad is not None)])
         return total
 
     def _update(self, rate: float) -> None:
@@ -387,8 +399,9 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint, if the run keeps any."""
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and processes.rank() == 0:
             self.checkpoints.save(len(self.history.step), asdict(replace(self.history, stopped=None)))
+        processes.wait()
 
 
 @contextlib.contextmanager
@@ -417,7 +430,8 @@ def _progress_bar(run: _Run, progress: bool):
     from tqdm.auto import tqdm  # in a notebook it imports ipywidgets
 
     begin, n_begin = time.perf_counter(), len(run.history.step)
-    with tqdm(total=run.config.steps, initial=n_begin, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+    quiet = not progress or processes.rank() > 0
+    with tqdm(total=run.config.steps, initial=n_begin, unit="step", disable=quiet, dynamic_ncols=True) as bar:
 
         def show() -> None:
             speed = run.n_tokens / (time.perf_counter() - begin)

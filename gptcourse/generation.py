@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
@@ -28,6 +28,7 @@ from gptcourse.model import GPT, in_mode, require_number
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+LogitsProcessor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Prompts: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
 
 
@@ -155,6 +156,7 @@ def generate(
     sampling: Sampling = Sampling(),
     eos_token_id: int | None = None,
     use_cache: bool = True,
+    logits_processor: LogitsProcessor | None = None,
 ) -> list[int] | list[list[int]] | np.ndarray | Tensor:
     """Continue a prompt, or each prompt of a batch, by up to `max_new_tokens` tokens.
 
@@ -163,6 +165,8 @@ def generate(
         ids: a list or tuple of ints, or of such rows (of any lengths), or an integer tensor or array (T,) or (B, T).
         eos_token_id: a row ends after drawing it (in a prompt it ends nothing).
         use_cache: False computes every token anew at each step; slower, for the same result.
+        logits_processor: called with the tokens so far (B, T) and the logits (B, V), it returns the logits to draw
+            from; those of transformers will do, and a LogitsProcessorList for several.
 
     Returns ids of the same kind (lists for tuples) with the new ones appended; in a tensor or array, rows that ended
     early are filled with eos_token_id. Once a text outgrows the model's window, only its end counts: see `first_kept`.
@@ -173,7 +177,7 @@ def generate(
     prompts = _check(model, ids, max_new_tokens, eos_token_id)
     _check_room(ids, model.config.vocab_size)
     rows = [list(prompt) for prompt in prompts]
-    for tokens in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache):
+    for tokens in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, logits_processor):
         for row, token in zip(rows, tokens, strict=True):
             row += [] if token is None else [token]
     if isinstance(ids, Tensor | np.ndarray):
@@ -192,12 +196,16 @@ def stream(
     sampling: Sampling = Sampling(),
     eos_token_id: int | None = None,
     use_cache: bool = True,
+    logits_processor: LogitsProcessor | None = None,
 ) -> Iterator[int]:
     """Yield the new tokens of one prompt as they are drawn: those that `generate` appends, with the same arguments."""
     prompts = _check(model, ids, max_new_tokens, eos_token_id)
     if len(prompts) > 1:
         raise ValueError(f"stream writes one text, but there are {len(prompts)} prompts: use generate for a batch.")
-    return (token for (token,) in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache))
+    return (
+        token
+        for (token,) in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, logits_processor)
+    )
 
 
 def _as_list(ids):
@@ -238,7 +246,7 @@ def _check_room(ids, vocab_size):
 
 
 @torch.inference_mode()
-def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache):
+def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, logits_processor):
     """Yield, for each position, the token that each row writes there, or None if it still reads or has ended.
 
     Writing starts after the shortest prompt; a row whose prompt goes on takes its own next token instead of the
@@ -256,7 +264,10 @@ def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache):
             writes = [length <= position < end for length, end in zip(lengths, ends, strict=True)]
             if any(writes):  # if not, nothing is drawn, and the reader catches up later
                 seen = ids[:, :position]
-                probabilities = next_token_distribution(reader(seen), sampling, seen).cpu()  # (B, V)
+                logits = reader(seen)  # (B, V)
+                if logits_processor is not None:
+                    logits = logits_processor(seen.to(logits.device), logits)
+                probabilities = next_token_distribution(logits, sampling, seen).cpu()  # (B, V)
                 chance = 1.0 if sampling.temperature == 0 else exponential_noise(probabilities.shape, generator)
                 drawn = draw(probabilities, chance)
                 ids[:, position] = torch.where(torch.tensor(writes), drawn, ids[:, position])

@@ -1,0 +1,134 @@
+"""Making a model safer by means that can be measured: banned text, personal data, and what was learned by heart.
+
+Sources: Carlini et al. (2019), "The Secret Sharer", section 4.2 (exposure); Carlini et al. (2021), "Extracting Training
+Data from Large Language Models" (learned by heart); ISO/IEC 7812-1 (the check digit of payment cards).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LOOK_BACK = 64  # tokens before the new one, in which a banned text may have begun
+PERSONAL = {  # what `redact` looks for, in this order
+    "EMAIL": r"[\w.+'-]+@[\w-]+(?:\.[\w-]+)+",
+    "IBAN": r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
+    "CARD": r"(?<![\d-])\d(?:[ -]?\d){12,18}(?![\d-])",
+    "PHONE": r"(?<![\w+])(?:\+|00)\d{1,3}(?:[ ./-]?\(?\d\)?){6,12}(?!\d)|(?<!\w)0\d{1,4}[ ./-](?:\d[ ./-]?){5,9}(?!\d)",
+}
+
+
+# ---- Text that must not be written
+
+
+class BannedText:
+    """A logits processor for `generate`: no token is drawn that would complete a banned text.
+
+    `patterns` are regular expressions, or `re.escape(phrase)` for a phrase; capitals make no difference. What is looked
+    at are the bytes of the text and not its tokens: a phrase is found however it is cut into tokens, also within a
+    letter. Texts of more than `LOOK_BACK` tokens are found only in part. Raises ValueError for a pattern that is no
+    regular expression, or that finds the empty text.
+    """
+
+    def __init__(self, tokenizer, patterns: Sequence[str]):
+        self.pieces = token_bytes(tokenizer)
+        self.patterns = [_compiled(pattern) for pattern in patterns]
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """ids (B, T), the tokens so far, and logits (B, V) -> logits, -inf where a banned text would be complete."""
+        rows = [[self._completes(text, piece) for piece in self.pieces] for text in self._ends(ids)]
+        banned = torch.tensor(rows, device=logits.device)  # (B, V)
+        padding = logits.shape[-1] - banned.shape[-1]  # some models have more logits than there are tokens
+        return logits.masked_fill(torch.nn.functional.pad(banned, (0, padding)), -math.inf)
+
+    def _ends(self, ids):
+        return [b"".join(self.pieces[token] for token in row[-LOOK_BACK:]) for row in ids.tolist()]
+
+    def _completes(self, text, piece):
+        found = (match for pattern in self.patterns for match in pattern.finditer(text + piece))
+        return bool(piece) and any(match.end() > len(text) for match in found)
+
+
+def _compiled(pattern):
+    try:
+        compiled = re.compile(pattern.encode(), re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression ({error}): use re.escape for a phrase.") from error
+    if compiled.search(b""):
+        raise ValueError(f"{pattern!r} finds the empty text, so that nothing could be written: make it longer.")
+    return compiled
+
+
+def token_bytes(tokenizer) -> list[bytes]:
+    """Return the bytes that each token writes, for our tokenizers and byte-level ones of transformers.
+
+    Reserved tokens write none. Raises ValueError for a tokenizer that is not made of bytes.
+    """
+    if hasattr(tokenizer, "characters"):
+        return [character.encode() for character in tokenizer.characters]
+    if hasattr(tokenizer, "token_id"):
+        reserved, names = set(range(3)), [tokenizer._tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)]
+    else:
+        reserved, names = set(tokenizer.all_special_ids), tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    signs = _byte_signs()
+    try:
+        return [b"" if i in reserved else bytes(signs[sign] for sign in name) for i, name in enumerate(names)]
+    except KeyError as error:
+        raise ValueError(f"This tokenizer is not made of bytes (it writes {error}): use a byte-level one.") from None
+
+
+def _byte_signs() -> dict[str, int]:
+    """Return the sign by which byte-level BPE shows each byte: printable ones themselves, the others from 256 on."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+# ---- Personal data
+
+
+def redact(text: str) -> tuple[str, dict[str, int]]:
+    """Return the text with addresses, account, card and phone numbers replaced by [EMAIL], …, and how many there were.
+
+    Card numbers are replaced only where their check digit is right, so that an order number is not taken for one.
+    Names and what is said in other words are not found: this is a net with known holes.
+    """
+    counts = dict.fromkeys(PERSONAL, 0)
+    for kind, pattern in PERSONAL.items():
+
+        def replaced(match, kind=kind):
+            if kind == "CARD" and not _is_card(match[0]):
+                return match[0]
+            counts[kind] += 1
+            return f"[{kind}]"
+
+        text = re.sub(pattern, replaced, text)
+    return text, counts
+
+
+def _is_card(number: str) -> bool:
+    """Check the last digit: every second digit from the right is doubled, and the digits' sum must end in 0."""
+    digits = [int(sign) for sign in reversed(number) if sign.isdigit()]
+    doubled = [digit if i % 2 == 0 else sum(divmod(2 * digit, 10)) for i, digit in enumerate(digits)]
+    return sum(doubled) % 10 == 0
+
+
+# ---- Learned by heart
+
+
+def exposure(canary: float, others: Sequence[float] | Tensor) -> float:
+    """Return how much better than chance a planted text is known, in bits: log2 of all candidates over its rank.
+
+    `canary` is the log-probability of the text that was planted, `others` those of the texts that might have been
+    planted instead. The rank 1 of n candidates gives log2 n bits, the rank n gives 0; a model that has not learned the
+    canary gives 1.44 on average (Carlini et al. 2019, section 4.2). Raises ValueError if there are no others.
+    """
+    others = torch.as_tensor(others, dtype=torch.float64)
+    if not len(others):
+        raise ValueError("Exposure compares the canary with texts that might have been planted: give some.")
+    rank = 1 + int((others > canary).sum())
+    return math.log2(len(others) + 1) - math.log2(rank)

@@ -1,0 +1,194 @@
+"""Banned text never leaks, personal data is found and order numbers are left, exposure follows its formula."""
+
+import math
+import re
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LogitsProcessorList, NoBadWordsLogitsProcessor
+
+from gptcourse.generation import Sampling, generate, stream
+from gptcourse.model import GPT, GPTConfig
+from gptcourse.safety import PERSONAL, BannedText, exposure, redact, token_bytes
+from gptcourse.tokenizers import BPETokenizer, CharTokenizer
+
+TEXT = "the secret is here. a secretary keeps secrets, Größe und Straße, 订单 🙂. " * 3
+BPE = BPETokenizer.train(TEXT, 290)
+
+
+class Writes:
+    """A model that wants to write one text, whatever has been said before."""
+
+    device, training = torch.device("cpu"), False
+
+    def __init__(self, ids, n_prompt, vocab_size, second_best=None):
+        self.ids, self.n_prompt, self.second_best = ids, n_prompt, second_best
+        self.config = GPTConfig(vocab_size, n_positions=200, n_embd=2, n_layer=1, n_head=1)
+
+    def modules(self):
+        return iter(())
+
+    def train(self, _mode=True):
+        return self
+
+    eval = train
+
+    def forward(self, ids, cache=None):
+        raise NotImplementedError
+
+    def new_cache(self, _n):
+        self.n_read = 0
+        return self
+
+    def __call__(self, ids, cache=None, **_):
+        self.n_read += ids.shape[1]
+        logits = torch.zeros(len(ids), ids.shape[1], self.config.vocab_size)
+        place = self.n_read - self.n_prompt
+        if 0 <= place < len(self.ids):
+            logits[:, -1, self.ids[place]] = 50.0
+        if self.second_best is not None:
+            logits[:, -1, self.second_best] += 20.0
+        return type("Output", (), {"logits": logits})
+
+
+def written(wish, banned, tokenizer=BPE, prompt="the ", cut=None):
+    """Return what a model writes that wants to write `wish`, cut into tokens in one way or another."""
+    ids = tokenizer.encode(wish) if cut is None else [i for part in cut for i in tokenizer.encode(part)]
+    model = Writes(
+        ids, len(tokenizer.encode(prompt)), tokenizer.vocab_size, tokenizer.encode("x" if tokenizer is BPE else ".")[0]
+    )
+    options = {"logits_processor": BannedText(tokenizer, banned)} if banned else {}
+    new = generate(model, tokenizer.encode(prompt), len(ids), Sampling(temperature=0), **options)
+    return tokenizer.decode(new)
+
+
+@pytest.mark.parametrize("cut", [["secret"], list("secret"), ["sec", "ret"], ["s", "ecre", "t"], ["Sec", "RET"]])
+def test_a_banned_phrase_is_not_completed_however_it_is_cut_into_tokens(cut):
+    wish = "".join(cut)
+    assert written(wish, [], cut=cut) == "the " + wish
+    assert "secret" not in written(wish, ["secret"], cut=cut).lower()
+
+
+@pytest.mark.parametrize("phrase", ["Größe", "订单", "🙂", "is he"])
+def test_letters_of_several_bytes_and_spaces_are_banned_too(phrase):
+    for cut in ([phrase], list(phrase)):
+        assert phrase in written(phrase, [], cut=cut)
+        assert phrase not in written(phrase, [re.escape(phrase)], cut=cut)
+    half = phrase.encode()[:1]
+    assert any(piece == half for piece in token_bytes(BPE))  # one byte of it may be written, but not the last
+
+
+def test_what_only_looks_like_it_is_written_and_a_phrase_begun_in_the_prompt_is_not_finished():
+    assert written("secre", ["secret"]) == "the secre"
+    assert written("t and more", ["secret"], prompt="the secre") == "the secrex and more"
+    assert written(" is out", ["secret"], prompt="the secret") == "the secret is out"  # was said before
+
+
+def test_a_pattern_is_banned_as_soon_as_it_is_complete():
+    assert re.search(r"\d{3}", written("call 12345", [])) is not None
+    assert re.search(r"\d{3}", written("call 12345", [r"\d{3}"])) is None
+
+
+def test_a_batch_is_guarded_row_by_row_and_a_drawn_text_never_leaks():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(BPE.vocab_size, n_positions=64, n_embd=16, n_layer=1, n_head=2))
+    banned = ["e", r"[a-d]s"]
+    guard = BannedText(BPE, banned)
+    prompts = [BPE.encode("the "), BPE.encode("a secret of ")]
+    free = generate(model, prompts, 60, Sampling(seed=1))
+    rows = generate(model, prompts, 60, Sampling(seed=1), logits_processor=guard)
+    for row, without, prompt in zip(rows, free, prompts, strict=True):
+        new = BPE.decode(row)[len(BPE.decode(prompt)) :]
+        assert not re.search("e|[a-d]s", new, re.IGNORECASE) and len(row) == len(prompt) + 60
+        assert re.search("e", BPE.decode(without)[len(BPE.decode(prompt)) :])
+    assert list(stream(model, prompts[0], 9, Sampling(seed=1), logits_processor=guard))
+
+
+def test_a_processor_of_transformers_does_the_same_here_as_there():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(40, n_positions=32, n_embd=16, n_layer=1, n_head=2))
+    with torch.no_grad():
+        model.wte.weight.mul_(12)
+    hf = model.to_transformers()
+    greedy = generate(model, [1, 2, 3], 10, Sampling(temperature=0))
+    processors = LogitsProcessorList([NoBadWordsLogitsProcessor([[greedy[3]], [greedy[4]]], eos_token_id=39)])
+    ours = generate(model, [1, 2, 3], 10, Sampling(temperature=0), logits_processor=processors)
+    theirs = hf.generate(
+        torch.tensor([[1, 2, 3]]), max_new_tokens=10, do_sample=False, logits_processor=processors, eos_token_id=39
+    )[0].tolist()
+    assert ours[: len(theirs)] == theirs and ours != greedy
+
+
+@pytest.mark.parametrize("pattern", ["(", "a*", ""])
+def test_a_pattern_that_is_none_or_finds_nothing_is_refused(pattern):
+    with pytest.raises(ValueError, match=r"^'.*' (is no regular expression|finds the empty text)[^\n]*\.$"):
+        BannedText(BPE, [pattern])
+
+
+def test_the_bytes_of_tokens_make_up_every_text_in_all_kinds_of_tokenizer(tmp_path):
+    BPE.save(tmp_path)
+    characters = CharTokenizer(TEXT)
+    for tokenizer in (BPE, AutoTokenizer.from_pretrained(tmp_path), characters):
+        pieces = token_bytes(tokenizer)
+        assert b"".join(pieces[i] for i in tokenizer.encode(TEXT)) == TEXT.encode()
+    assert token_bytes(BPE)[:3] == [b"", b"", b""]
+    assert written("secret", ["secret"], tokenizer=characters, prompt="the ") == "the secre."
+
+
+def test_a_tokenizer_that_is_not_made_of_bytes_is_refused():
+    class Words:
+        all_special_ids = ()
+
+        def __len__(self):
+            return 1
+
+        def convert_ids_to_tokens(self, _ids):
+            return ["▁word"]
+
+    with pytest.raises(ValueError, match=r"^This tokenizer is not made of bytes"):
+        token_bytes(Words())
+
+
+PERSONAL_DATA = {
+    "Write to clara.o'neil+shop@mail.example.co.uk, please.": "EMAIL",
+    "My card is 4111 1111 1111 1111.": "CARD",
+    "card 5500-0000-0000-0004 expires soon": "CARD",
+    "Pay to DE89 3704 0044 0532 0130 00 today": "IBAN",
+    "IBAN GB82WEST12345698765432": "IBAN",
+    "Call +44 20 7946 0958 or": "PHONE",
+    "ring 0049 (0)30 123456 now": "PHONE",
+    "my number is 030/1234567": "PHONE",
+}
+
+
+@pytest.mark.parametrize("text, kind", PERSONAL_DATA.items())
+def test_personal_data_is_replaced(text, kind):
+    clean, counts = redact(text)
+    assert f"[{kind}]" in clean and counts == dict.fromkeys(PERSONAL, 0) | {kind: 1}
+    assert not any(sign.isdigit() for sign in clean) and not re.search("@|clara|neil", clean)
+    assert redact(clean) == (clean, dict.fromkeys(PERSONAL, 0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Where is my order 48213?",
+        "I ordered 3 lamps on 27 July 2024, order 31339.",
+        "Tracking 4111 1111 1111 1112 is wrong.",
+        "It costs 1,299.00 and weighs 0.5 kg.",
+        "@clara said: 10:30 at 12 Church Lane",
+    ],
+)
+def test_order_numbers_dates_and_prices_are_left(text):
+    assert redact(text) == (text, dict.fromkeys(PERSONAL, 0))
+
+
+def test_exposure_is_bits_of_rank():
+    others = torch.arange(1023).double()
+    assert exposure(2000.0, others) == 10
+    assert exposure(-1.0, others) == 0
+    assert exposure(511.5, others) == pytest.approx(10 - math.log2(512))
+    chance = [exposure(value, others) for value in range(1024)]
+    assert sum(chance) / 1024 == pytest.approx(1 / math.log(2), abs=0.02)
+    with pytest.raises(ValueError, match="might have been planted"):
+        exposure(1.0, [])

@@ -4,7 +4,8 @@ All functions take our GPT and the causal language models of transformers.
 
 Sources: Jelinek et al. (1977), "Perplexity"; Brown et al. (2020), GPT-3, section 2.4 (likelihood of labels, few-shot
 prompts); Li et al. (2016), "A Diversity-Promoting Objective Function for Neural Conversation Models" (distinct-n);
-Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration" (loops).
+Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration" (loops); Efron (1979), "Bootstrap Methods"; Guo
+et al. (2017), "On Calibration of Modern Neural Networks", section 2.
 """
 
 from __future__ import annotations
@@ -176,6 +177,71 @@ def few_shot(
         shown = [template.format(text=examples[j][0], label=examples[j][1]) for j in chosen]
         prompts.append("\n\n".join([*shown, ask.format(text=text)]))
     return classify(model, tokenizer, prompts, labels, normalise)
+
+
+# ---- How good, and how sure one can be of it
+
+
+class LabelReport(NamedTuple):
+    """Predicted labels against true ones. `confusion` (labels, labels): rows are the truth, columns the predictions."""
+
+    accuracy: float
+    macro_f1: float
+    confusion: np.ndarray
+
+
+def label_report(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> LabelReport:
+    """Count right and wrong labels, over examples and not over batches.
+
+    The F1 of a label is 2 TP / (2 TP + FP + FN), from its true positives, false positives and false negatives, and 0 if
+    it is neither there nor predicted; macro-F1 is the plain mean over labels, so that rare ones count as much as
+    frequent ones. Raises ValueError for numbers that differ, for none, and for a label that is not in `labels`.
+    """
+    if len(truth) != len(predicted) or not len(truth):
+        raise ValueError(f"There are {len(truth)} true labels and {len(predicted)} predicted ones: give one for each.")
+    place = {label: i for i, label in enumerate(labels)}
+    if unknown := {*truth, *predicted} - place.keys():
+        raise ValueError(f"{sorted(unknown)} are not among the labels {list(labels)}: list every label once.")
+    confusion = np.zeros((len(place), len(place)), dtype=int)
+    np.add.at(confusion, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
+    right = confusion.diagonal()
+    f1 = 2 * right / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
+    return LabelReport(right.sum() / len(truth), f1.mean().item(), confusion)
+
+
+def bootstrap_interval(
+    values: Sequence[float], level: float = 0.95, n: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Return between which values the mean of `values` lies, at a level of confidence (Efron 1979, the percentile way).
+
+    The values, one for each example, are drawn again with replacement, as many as there are, n times; the interval
+    holds the middle of the n means. To compare two models on the same examples, give the differences of their values:
+    what makes an example hard for both cancels out. Raises ValueError for fewer than two values.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        raise ValueError(f"An interval needs the values of two or more examples, not {len(values)}.")
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return low.item(), high.item()
+
+
+def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10) -> float:
+    """Return how far confidence and accuracy lie apart, on average: 0 if of the 70 % sure answers 70 % are right.
+
+    The answers are sorted into bins of equal width by their confidence; the gaps between the mean confidence and the
+    accuracy of each are averaged by how many fall into it (Guo et al. 2017, section 2). Raises ValueError for numbers
+    that differ, for none, and for confidences that are no probabilities.
+    """
+    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    if len(confidence) != len(correct) or not len(correct):
+        raise ValueError(f"There are {len(confidence)} confidences and {len(correct)} answers: give one for each.")
+    if confidence.min() < 0 or confidence.max() > 1:
+        raise ValueError("A confidence is a probability, from 0 to 1: take the softmax of scores first.")
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    gaps = [abs((confidence - correct)[bins == i].sum()) for i in range(n_bins)]
+    return sum(gaps).item() / len(correct)
 
 
 # ---- Replies, judged by the grammar

@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,9 +11,12 @@ from torch.nn import functional as F
 from gptcourse.evaluation import (
     ReplyReport,
     bits_per_byte,
+    bootstrap_interval,
+    calibration_error,
     classify,
     distinct_n,
     few_shot,
+    label_report,
     log_likelihoods,
     perplexity,
     reply_report,
@@ -247,3 +251,70 @@ def test_distinct_n_counts_runs_of_words_over_all_texts():
 def test_one_reply_to_each_message_is_needed(n):
     with pytest.raises(ValueError, match=rf"^There are 300 dialogues and {n} replies: give one reply to each\.$"):
         reply_report(DIALOGUES, REPLIES[:n])
+
+
+# ---- How good, and how sure
+
+
+def test_the_label_report_counts_as_a_loop_does():
+    rng = np.random.default_rng(1)
+    labels = ["a", "b", "c", "never"]
+    truth, predicted = ([labels[i] for i in rng.choice(3, 97, p=[0.7, 0.2, 0.1])] for _ in range(2))
+    report = label_report(truth, predicted, labels)
+    pairs = list(zip(truth, predicted, strict=True))
+    f1 = []
+    for label in labels:
+        hits = sum(t == p == label for t, p in pairs)
+        precision = hits / max(predicted.count(label), 1)
+        recall = hits / max(truth.count(label), 1)
+        f1.append(2 * precision * recall / (precision + recall) if hits else 0.0)
+    assert report.accuracy == sum(t == p for t, p in pairs) / 97
+    assert report.macro_f1 == pytest.approx(sum(f1) / 4)
+    assert [[pairs.count((t, p)) for p in labels] for t in labels] == report.confusion.tolist()
+
+
+def test_accuracy_flatters_who_always_says_the_frequent_label_and_macro_f1_does_not():
+    report = label_report(["no"] * 9 + ["yes"], ["no"] * 10, ["no", "yes"])
+    assert report.accuracy == 0.9 and report.macro_f1 == pytest.approx((18 / 19) / 2)
+
+
+@pytest.mark.parametrize("truth, predicted", [([], []), (["a"], []), (["a"], ["z"]), (["z"], ["a"])])
+def test_labels_that_do_not_match_are_refused(truth, predicted):
+    with pytest.raises(ValueError, match=r"^(There are|\['z'\] are not among the labels)"):
+        label_report(truth, predicted, ["a", "b"])
+
+
+def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_values_and_holds_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    values = rng.normal(3, 2, 400)
+    low, high = bootstrap_interval(values, n=4_000)
+    error = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.03)
+    intervals = [bootstrap_interval(rng.random(60) < 0.3, level=0.8, n=300, seed=i) for i in range(200)]
+    assert 0.7 < sum(low <= 0.3 <= high for low, high in intervals) / 200 < 0.9
+    assert (
+        bootstrap_interval(values, n=50) == bootstrap_interval(values, n=50) != bootstrap_interval(values, n=50, seed=1)
+    )
+    with pytest.raises(ValueError, match="two or more examples"):
+        bootstrap_interval([1.0])
+
+
+def test_a_paired_comparison_is_surer_than_two_intervals():
+    rng = np.random.default_rng(3)
+    hard = rng.normal(0, 1, 200)  # what makes an example hard for both models
+    first, second = hard + rng.normal(0, 0.1, 200), hard + 0.1 + rng.normal(0, 0.1, 200)
+    low, high = bootstrap_interval(second - first, n=2_000)
+    assert 0 < low < 0.1 < high
+    assert bootstrap_interval(first, n=2_000)[1] > bootstrap_interval(second, n=2_000)[0]
+
+
+def test_calibration_error_is_zero_for_the_honest_and_the_gap_for_the_boastful():
+    rng = np.random.default_rng(4)
+    confidence = rng.random(20_000)
+    assert calibration_error(confidence, rng.random(20_000) < confidence) < 0.02
+    assert calibration_error([0.95] * 100, [True] * 60 + [False] * 40) == pytest.approx(0.35)
+    assert calibration_error([1.0, 0.0], [True, False]) == 0
+    assert calibration_error([0.15, 0.95], [True, True]) == pytest.approx((0.85 + 0.05) / 2)
+    for wrong in (([], []), ([0.5], [True, True]), ([1.5], [True])):
+        with pytest.raises(ValueError, match=r"^(There are|A confidence is)"):
+            calibration_error(*wrong)

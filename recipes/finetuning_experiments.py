@@ -38,7 +38,7 @@ from gptcourse.training import TrainingConfig, evaluate
 
 ASSET = Path(__file__).parents[1] / "gptcourse" / "assets" / "finetuning"
 WORK = Path(__file__).parent / "work" / "finetuning"
-STEPS, LONG_STEPS, BATCH_SIZE, WARMUP_STEPS, N_EVALUATIONS = 800, 2400, 4, 20, 8
+STEPS, LONG_STEPS, BATCH_SIZE, WARMUP_STEPS, N_EVALUATIONS = 800, 3200, 4, 20, 8
 N_TRAIN, N_VALIDATION, N_TEST, N_PLAYS = 12_000, 64, 200, 20_000  # dialogues; characters of the held-out plays
 REPLAY_SHARE, REPLAY_LENGTH = 0.5, 64  # pieces of the plays for each dialogue, and their tokens
 TRIAL_SEED, SEEDS = 10, (0, 1, 2)
@@ -50,7 +50,7 @@ RATES = {  # tried for each method
     "the last 2 blocks": (2e-3, 4e-3),
     "from scratch": (2e-3, 3e-3),
 }
-LONG = "all weights, three times as long"  # with the rate of "all weights"
+LONG = "all weights, four times as long"  # with the rate of "all weights"
 
 
 def prepared(method: str, model: GPT, unseen: list[int]) -> GPT:

@@ -110,8 +110,8 @@ def code_lines(path):
     return sum(1 for i, line in lines if line.strip() and line.strip()[0] != "#" and i not in documentation)
 
 
-# Machinery that no notebook opens: files, downloads, figures, and the rules of the support dialogues.
-MACHINERY = {"checkpoints.py", "plots.py", "pretrained.py", "support.py"}
+# Machinery that no notebook opens: files, downloads, figures, processes, and the rules of the support dialogues.
+MACHINERY = {"checkpoints.py", "plots.py", "pretrained.py", "processes.py", "support.py"}
 
 
 def test_the_modules_that_teach_are_read_in_an_evening():

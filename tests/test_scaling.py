@@ -1,5 +1,8 @@
 """Costs from the shape alone, against what torch really computes and keeps."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -7,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.scaling import flops_per_token, training_memory
+from gptcourse.scaling import ScalingLaw, bootstrap_laws, fit_scaling_law, flops_per_token, training_memory
 
 SHAPES = [
     GPTConfig(vocab_size=512, n_positions=128, n_embd=128, n_layer=4, n_head=4),
@@ -55,3 +58,57 @@ def test_weights_gradients_and_averages_are_what_training_holds():
     assert sum(p.grad.nbytes for p in model.parameters()) == memory["gradients"]
     averages = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert sum(average.nbytes for average in averages) == memory["optimizer"]
+
+
+# ---- What a larger model buys
+
+TRUTH = ScalingLaw(E=1.7, A=40.0, alpha=0.35, B=90.0, beta=0.4)
+SIZES = [2e4, 6e4, 2e5, 6e5, 2e6]
+TOKENS = [1e5, 4e5, 1.6e6, 6.4e6]
+
+
+def runs(noise=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    pairs = [(n, d) for n in SIZES for d in TOKENS]
+    return [*zip(*pairs, strict=True), [TRUTH.loss(n, d) * math.exp(noise * rng.normal()) for n, d in pairs]]
+
+
+def test_the_law_behind_exact_runs_is_found_again():
+    law = fit_scaling_law(*runs())
+    for name in ("E", "A", "alpha", "B", "beta"):
+        assert getattr(law, name) == pytest.approx(getattr(TRUTH, name), rel=0.02)
+    assert law.loss(1e8, 1e9) == pytest.approx(TRUTH.loss(1e8, 1e9), rel=1e-3)
+
+
+def test_one_run_that_diverged_hardly_moves_the_law():
+    n, d, losses = runs()
+    losses[7] *= 3
+    assert fit_scaling_law(n, d, losses).loss(1e7, 2e7) == pytest.approx(TRUTH.loss(1e7, 2e7), rel=0.01)
+
+
+def test_noisy_runs_predict_a_larger_one_within_their_own_uncertainty():
+    n, d, losses = runs(noise=0.005)
+    predicted = [law.loss(1e7, 2.5e7) for law in bootstrap_laws(n, d, losses, n=8)]
+    truth = TRUTH.loss(1e7, 2.5e7)
+    assert fit_scaling_law(n, d, losses).loss(1e7, 2.5e7) == pytest.approx(truth, rel=0.05)
+    assert min(predicted) - 0.05 < truth < max(predicted) + 0.05 and max(predicted) - min(predicted) > 1e-3
+    assert predicted == [law.loss(1e7, 2.5e7) for law in bootstrap_laws(n, d, losses, n=8)]
+
+
+@pytest.mark.parametrize("flops", [1e12, 1e16, 1e20])
+def test_the_optimal_size_has_the_lowest_loss_of_its_budget(flops):
+    n, d = TRUTH.compute_optimal(flops)
+    assert 6 * n * d == pytest.approx(flops)
+    others = [TRUTH.loss(n * factor, d / factor) for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2.0)]
+    assert all(TRUTH.loss(n, d) < other for other in others)
+
+
+def test_the_published_law_of_chinchilla_gives_its_published_loss():
+    chinchilla = ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)  # equation 10
+    assert chinchilla.loss(70e9, 1.4e12) == pytest.approx(1.94, abs=0.01)
+
+
+@pytest.mark.parametrize("bad", [([1e5] * 4, [1e6] * 4, [3.0] * 4), ([1e5] * 5, [1e6] * 5, [3.0] * 4 + [0.0])])
+def test_too_few_runs_and_losses_of_zero_are_refused(bad):
+    with pytest.raises(ValueError, match=r"^(The law has five numbers|Parameters, tokens and losses)"):
+        fit_scaling_law(*bad)

@@ -1,6 +1,8 @@
 """The recipe of notebook 04's comparison on tiny settings: what each method lets learn, started again, and its card."""
 
 import json
+from collections import Counter
+from importlib.resources import files
 
 import pytest
 import torch
@@ -93,3 +95,11 @@ def test_the_settings_end_at_a_rate_of_zero(recipe):
     config = recipe.config_of(1e-3, 0, 800)
     assert config.min_lr_ratio == 0 and config.eval_steps == 100 and config.warmup_steps == 20
     assert recipe.config_of(1e-3, 0, 4).warmup_steps == 2
+
+
+def test_the_recorded_asset_is_what_this_recipe_writes(recipe):
+    asset = files("gptcourse").joinpath("assets", "finetuning")
+    data = json.loads(asset.joinpath("methods.json").read_text(encoding="utf-8"))
+    assert recipe.card(data) == asset.joinpath("README.md").read_text(encoding="utf-8")
+    assert Counter(run["method"] for run in data["runs"]) == dict.fromkeys([*recipe.RATES, recipe.LONG], 3)
+    assert all(run["floor"] < run["test_loss"] for run in data["runs"])

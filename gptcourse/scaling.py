@@ -105,6 +105,7 @@ def _fit(log_n, log_d, log_loss, start):
     optimizer = torch.optim.LBFGS([x], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-12)
 
     def objective():
+        """Return the sum over the runs, with its gradient in x."""
         optimizer.zero_grad()
         e, a, alpha, b, beta = x
         terms = torch.stack([a - alpha * log_n, b - beta * log_d, e.expand_as(log_n)])

@@ -10,12 +10,12 @@ Language Modeling", sections 2.7 and 3) and xz. The model's card repeats the tab
 from __future__ import annotations
 
 import lzma
-import math
 from pathlib import Path
 
 import numpy as np
 
 from gptcourse.corpora import shakespeare
+from gptcourse.evaluation import bits_per_byte
 from gptcourse.tokenizers import BPETokenizer
 
 FALLBACK = np.array([0.0, 0.5, 1.0, 1.5])  # discounts for a text too small to estimate them from
@@ -91,7 +91,7 @@ def measure(tokenizer: BPETokenizer) -> dict[str, tuple[float | None, float]]:
         "token frequencies (unigram)": -np.log(counts / counts.sum())[held_out[1:]],
         "5-gram, modified Kneser-Ney": -np.log(KneserNey(train, tokenizer.vocab_size).probabilities(held_out)),
     }
-    table = {name: (nats.mean(), nats.mean() * len(held_out) / math.log(2) / n_bytes) for name, nats in found.items()}
+    table = {name: (nats.mean(), bits_per_byte(nats.mean(), len(held_out), n_bytes)) for name, nats in found.items()}
     return table | {"xz -9e, after the training text": (None, 8 * xz_bytes(plays.train, plays.validation) / n_bytes)}
 
 

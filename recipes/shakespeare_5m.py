@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptcourse.corpora import HELD_OUT, shakespeare, support
+from gptcourse.evaluation import bits_per_byte
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import BPETokenizer
@@ -157,10 +157,10 @@ def trial_rows() -> list[str]:
 
 def write_card(tokenizer: BPETokenizer, n_tokens: int, n_validation: int, n_bytes: int, history, loss: float) -> str:
     """Describe the model: data, settings, held-out loss (`loss`, that of the shipped half-precision file), limits."""
-    bits_per_byte = loss / math.log(2) * n_validation / n_bytes
+    bits = bits_per_byte(loss, n_validation, n_bytes)
     epochs = SETTINGS.steps * SETTINGS.batch_size * SHAPE.n_positions / n_tokens
     curve = "\n".join(f"| {s} | {x:.3f} |" for s, x in zip(history.eval_step, history.eval_loss, strict=True))
-    table = measure(tokenizer) | {"**shakespeare-5m**, this file": (loss, bits_per_byte)}
+    table = measure(tokenizer) | {"**shakespeare-5m**, this file": (loss, bits)}
     settings = "\n".join(f"| `{f.name}` | {getattr(SETTINGS, f.name)} |" for f in fields(SETTINGS))
     return CARD.format(
         shape=SHAPE,
@@ -171,7 +171,7 @@ def write_card(tokenizer: BPETokenizer, n_tokens: int, n_validation: int, n_byte
         n_validation=n_validation,
         n_bytes=n_bytes,
         loss=loss,
-        bits_per_byte=bits_per_byte,
+        bits_per_byte=bits,
         table="\n".join(as_rows(table)),
         curve=curve,
         settings=settings,

@@ -323,6 +323,7 @@ def opened_by(fill: Callable[[dict], dict], tally: Callable[..., int], strict: b
     """Return what opens a file, for given ways to fill up its weights and to count those that are missing."""
 
     def logits_and_missing(weights: dict, hidden: Tensor) -> tuple[Tensor, int]:
+        """Build the model, fill it and read out what it makes of hidden."""
         vocab_size, n_embd = weights["wte.weight"].shape
         model = nn.ModuleDict()
         model["wte"] = nn.Embedding(vocab_size, n_embd)

@@ -1,5 +1,7 @@
 """Talk with a model, and write with it: two panels with live decoding sliders."""
 
+from dataclasses import replace
+
 import ipywidgets as widgets
 
 from gptcourse.explorers import svg
@@ -171,4 +173,4 @@ class WritingPanel(Writer):
 
 def seeded(sampling, number):
     """Return the setting for continuation 0, 1 or 2: no two of them share a seed, nor do those of the next seed."""
-    return Sampling(**{**vars(sampling), "seed": 3 * sampling.seed + number})
+    return replace(sampling, seed=3 * sampling.seed + number)

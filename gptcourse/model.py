@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
 
@@ -284,6 +286,15 @@ class GPT(nn.Module):
                 nn.init.normal_(projection.weight, std=self._hidden_std / math.sqrt(2 * config.n_layer))
         if config.tie_word_embeddings:
             self.lm_head.weight = self.wte.weight
+        self.gradient_checkpointing = False
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Keep in training only what enters each block, and compute the rest again in the backward pass.
+
+        Memory for a third more arithmetic: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost",
+        section 4. The method has the name that transformers' models give it.
+        """
+        self.gradient_checkpointing = True
 
     @property
     def _hidden_std(self) -> float:
@@ -338,12 +349,17 @@ class GPT(nn.Module):
         x = self._embed(ids, cache[0].length if cache else 0)  # (B, T, C)
         attentions = []
         for layer, block in enumerate(self.h):
-            x, weights = block(x, cache[layer] if cache else None, output_attentions)
+            run = partial(checkpoint, block, use_reentrant=False) if self._recomputes else block
+            x, weights = run(x, cache[layer] if cache else None, output_attentions)
             attentions.append(weights)
         x = self.ln_f(x[:, -logits_to_keep:])  # (B, T, C) or (B, n, C), as -0 is the first position
         logits = self.lm_head(x / self.config.width_multiplier)  # muP scales the logits; their input is less work
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return GPTOutput(logits, loss, tuple(attentions) if output_attentions else None)
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
 
     def _embed(self, ids: Tensor, seen: int) -> Tensor:
         """Look up the vectors (B, T, C) of ids (B, T) that follow `seen` earlier tokens."""

@@ -94,13 +94,14 @@ def mup_groups(model: GPT, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def muon_groups(model: GPT, weight_decay: float, momentum: float = 0.95) -> list[dict]:
+def muon_groups(model: GPT, weight_decay: float, momentum: float = 0.95, ns_steps: int = 5) -> list[dict]:
     """Return Muon's groups: the matrices of the blocks learn by Muon, all else by AdamW (Jordan et al. 2024).
 
     The token and position tables are matrices as well, but each of their rows is a vector of its own.
     """
     hidden = {parameter: None for parameter in model.h.parameters() if parameter.requires_grad and parameter.ndim >= 2}
-    groups = [{"params": list(hidden), "weight_decay": weight_decay, "momentum": momentum}]
+    muon = {"weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps}
+    groups = [{"params": list(hidden)} | muon]
     for group in decay_groups(model, weight_decay):
         groups.append(group | {"params": [parameter for parameter in group["params"] if parameter not in hidden]})
     return [group for group in groups if group["params"]]
@@ -149,7 +150,7 @@ class Muon(torch.optim.AdamW):
             state["step"], state["momentum_buffer"] = torch.zeros(()), torch.zeros_like(parameter)
         state["step"] += 1  # AdamW looks for it when a state is loaded
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        update = orthogonalized(gradient.lerp(average, momentum))
+        update = orthogonalized(gradient.lerp(average, momentum), group["ns_steps"])
         size = 0.2 * math.sqrt(max(parameter.shape))  # an orthogonal matrix has entries of about 1 / √(longer side)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
 
@@ -160,7 +161,7 @@ def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
     if config.optim == "muon" and (has_mup or not hasattr(model, "h")):
         raise ValueError('optim "muon" takes a GPT of this course without muP: choose "adamw" for other models.')
     if config.optim == "muon":
-        kind, groups = Muon, muon_groups(model, config.weight_decay)
+        kind, groups = Muon, muon_groups(model, config.weight_decay, config.adam_beta1, config.ns_steps)
     else:
         kind, groups = torch.optim.AdamW, (mup_groups if has_mup else decay_groups)(model, config.weight_decay)
     # Fused: one pass over the weights in place of ten, five times as fast on a CPU.

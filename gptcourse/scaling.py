@@ -1,7 +1,8 @@
 """What a model costs, from its shape alone, and what a larger one buys, from runs of smaller ones.
 
 Sources: Kaplan et al. (2020), "Scaling Laws for Neural Language Models", section 2.1; Chowdhery et al. (2022), PaLM,
-appendix B; Korthikanti et al. (2022), "Reducing Activation Recomputation in Large Transformer Models", section 4;
+appendix B; Korthikanti et al. (2022), "Reducing Activation Recomputation in Large Transformer Models", sections 4 and
+5; Rajbhandari et al. (2020), "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 3;
 Hoffmann et al. (2022), "Training Compute-Optimal Large Language Models" (Chinchilla), section 3.3 and appendix D.3.
 """
 
@@ -31,22 +32,77 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * multiplied + 12 * config.n_layer * config.n_embd * config.n_positions
 
 
-def training_memory(config: GPTConfig, batch_size: int = 1) -> dict[str, int]:
-    """Estimate the bytes that training in float32 with AdamW holds at its highest point, by what they are for.
+def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> dict[str, int]:
+    """Estimate the bytes that training in float32 with AdamW holds, by what they are for.
 
     Weights, gradients and AdamW's two averages: 4, 4 and 8 bytes per parameter. Activations, at the end of the forward
     pass: for each token 16 vectors of n_embd numbers in each block and two outside them wait for the backward pass (the
     fused attention kernel keeps no weights), and three of vocab_size: logits, their log-softmax and their gradient.
+    With `gradient_checkpointing` one vector waits for each block, and the 16 of one block are there at a time, when the
+    logits are gone (Korthikanti et al. 2022, section 5).
     """
-    tokens = batch_size * config.n_positions
-    per_token = (16 * config.n_layer + 2) * config.n_embd + 3 * config.vocab_size
+    blocks, logits = 16 * config.n_layer * config.n_embd, 3 * config.vocab_size
+    if gradient_checkpointing:
+        blocks = config.n_layer * config.n_embd
+        logits = max(logits, 16 * config.n_embd)
     parameters = config.num_parameters
     return {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
-        "activations": 4 * tokens * per_token,
+        "activations": 4 * batch_size * config.n_positions * (blocks + 2 * config.n_embd + logits),
     }
+
+
+def peak_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> int:
+    """Estimate the most bytes that a training step holds at one time, out of `training_memory`.
+
+    The backward pass lets activations go while it makes gradients, so the larger of the two counts. Checkpointed, the
+    last block to be computed again meets nearly all gradients: there both count.
+    """
+    memory = training_memory(config, batch_size, gradient_checkpointing)
+    both = memory["gradients"], memory["activations"]
+    return memory["weights"] + memory["optimizer"] + (sum(both) if gradient_checkpointing else max(both))
+
+
+SHARDED = {  # what each way of training on several devices divides among them
+    "DDP": (),
+    "ZeRO-1": ("optimizer",),
+    "ZeRO-2": ("optimizer", "gradients"),
+    "FSDP": ("optimizer", "gradients", "weights"),
+    "tensor parallel": ("optimizer", "gradients", "weights", "activations"),
+}
+
+
+def device_memory(
+    config: GPTConfig,
+    batch_size: int = 1,
+    n_devices: int = 1,
+    strategy: str = "FSDP",
+    gradient_checkpointing: bool = True,
+) -> dict[str, float]:
+    """Estimate the bytes on each of several devices in mixed precision, by what they are for.
+
+    Per parameter 2 bytes for the weight in bfloat16, 2 for its gradient and 12 for AdamW: both averages and the weight
+    itself in float32 (Rajbhandari et al. 2020, ZeRO, section 3.1). Activations have half the bytes of float32, and
+    `batch_size` sequences are on each device. DDP keeps all of it on each of them; ZeRO and FSDP divide what SHARDED
+    names. Tensor parallelism divides each matrix and, with sequence parallelism, the activations (Korthikanti et al.,
+    section 4.2.2): there all devices work on the same sequences. Buffers for messages come on top.
+
+    Raises ValueError for an unknown strategy and fewer than one device.
+    """
+    if strategy not in SHARDED:
+        raise ValueError(f"strategy must be one of {', '.join(SHARDED)}, not {strategy!r}.")
+    if n_devices < 1:
+        raise ValueError(f"n_devices is {n_devices}, but a model needs one device or more.")
+    parameters = config.num_parameters
+    whole = {
+        "weights": 2 * parameters,
+        "gradients": 2 * parameters,
+        "optimizer": 12 * parameters,
+        "activations": training_memory(config, batch_size, gradient_checkpointing)["activations"] / 2,
+    }
+    return {name: size / n_devices if name in SHARDED[strategy] else size for name, size in whole.items()}
 
 
 # ---- What a larger model buys

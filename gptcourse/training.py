@@ -45,7 +45,10 @@ class TrainingConfig:
     and learns from all of their tokens. `sequence_length=None` means the model's `n_positions`. `eval_steps=0`
     evaluates only at the end, `save_steps=0` saves only at the end. `decay_steps` is explained at
     `learning_rate_at`; `max_grad_norm=math.inf` switches clipping off. `label_smoothing` and `z_loss` are explained
-    at `objective`; GPT-3 has neither. `optim` is "adamw" or "muon", see `optimizers.Muon`. Raises ValueError.
+    at `objective`; GPT-3 has neither. `optim` is "adamw" or "muon", see `optimizers.Muon`: `adam_beta1`
+    is Muon's momentum too, `ns_steps` are its Newton-Schulz steps. `bf16` multiplies matrices in bfloat16 (Micikevicius
+    et al. 2018, "Mixed Precision Training", with the wider exponent of Kalamkar et al. 2019); weights, moments and
+    evaluation stay in float32. Raises ValueError.
     """
 
     steps: int
@@ -64,6 +67,8 @@ class TrainingConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     optim: str = "adamw"
+    ns_steps: int = 5
+    bf16: bool = False
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     eval_steps: int = 0
@@ -71,7 +76,7 @@ class TrainingConfig:
 
     def __post_init__(self):
         given = [name for name in ("sequence_length", "decay_steps") if getattr(self, name) is not None]
-        for name in ("steps", "batch_size", "gradient_accumulation_steps", *given):
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "ns_steps", *given):
             self._require(name, int, "a whole number, 1 or more", lambda x: x >= 1)
         for name in ("seed", "warmup_steps", "eval_steps", "save_steps"):
             self._require(name, int, "a whole number, 0 or more", lambda x: x >= 0)
@@ -85,6 +90,8 @@ class TrainingConfig:
         self._require("max_grad_norm", float, "a number above 0", lambda x: x > 0)
         if self.lr_scheduler_type not in SCHEDULES:
             raise ValueError(f"lr_scheduler_type must be one of {SCHEDULES}, not {self.lr_scheduler_type!r}.")
+        if not isinstance(self.bf16, bool):
+            raise ValueError(f"bf16 must be True or False, not {self.bf16!r}.")
         if self.optim not in OPTIMIZERS:
             raise ValueError(f"optim must be one of {OPTIMIZERS}, not {self.optim!r}.")
         if self.warmup_steps + (self.decay_steps or 1) > self.steps:
@@ -305,7 +312,7 @@ class _Run:
         """Return what two runs must share for one to go on where the other stopped."""
         free = ("steps", "save_steps")  # the first is looked at by _check_schedule, the second changes no result
         settings = {name: value for name, value in asdict(self.config).items() if name not in free}
-        return settings | self.data.settings(self.model)
+        return settings | self.data.settings(self.model) | {"the number of processes": processes.count()}
 
     def _check_schedule(self, made: list[float]) -> None:
         config = self.config
@@ -342,7 +349,9 @@ class _Run:
         self.model.zero_grad()
         for part in range(processes.rank(), len(batches), processes.count()):  # those of this process
             x, y = batches[part]
-            with _seeded(x.device, (config.seed, n_done, part)):
+            # A new autocast for each pass: it keeps its bfloat16 copies of the weights, which the update makes stale.
+            lower = torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16)
+            with lower, _seeded(x.device, (config.seed, n_done, part)):
                 output = self.model(x, y)
             wanted = objective(output, y, config.label_smoothing, config.z_loss)
             parts = sum(counts) / counts[part]  # a part counts by its targets: of n equal ones, each counts 1 / n

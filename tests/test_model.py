@@ -355,3 +355,32 @@ def test_logits_to_keep_is_refused_where_it_makes_no_sense():
     with pytest.raises(ValueError, match="logits_to_keep is -1"):
         model(ids, logits_to_keep=-1)
     assert model(ids, targets=ids, logits_to_keep=0).loss > 0
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_checkpointed_training_gives_the_same_loss_and_gradients_dropout_included(options):
+    found, ids = [], random_ids(SMALL)
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = GPT(replace(SMALL, dropout=0.2, **options))
+        if enable:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(1)
+        loss = model(ids, ids).loss
+        loss.backward()
+        found.append([loss, *(parameter.grad for parameter in model.parameters())])
+    assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_checkpointing_keeps_only_what_enters_each_block_and_only_in_training():
+    model = GPT(SMALL)
+    model.gradient_checkpointing_enable()
+    calls, ids = [], random_ids(SMALL)
+    for block in model.h:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    model(ids, ids).loss.backward()
+    assert len(calls) == 2 * SMALL.n_layer  # once more in the backward pass
+    for forward in (model.eval(), torch.no_grad()(model.train())):
+        calls.clear()
+        forward(ids)
+        assert len(calls) == SMALL.n_layer

@@ -221,13 +221,14 @@ def gradient(model, seed):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def test_muon_equals_torchs_within_bfloat16():
+@pytest.mark.parametrize("ns_steps", [3, 5])
+def test_muon_equals_torchs_within_bfloat16(ns_steps):
     ours, theirs = tiny(), tiny()
     hidden = [parameter for parameter in ours.h.parameters() if parameter.ndim >= 2]
     reference = [parameter for parameter in theirs.h.parameters() if parameter.ndim >= 2]
-    options = {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "adjust_lr_fn": "match_rms_adamw"}
+    options = {"momentum": 0.95, "nesterov": True, "ns_steps": ns_steps, "adjust_lr_fn": "match_rms_adamw"}
     torchs = torch.optim.Muon(reference, lr=1e-2, weight_decay=0.1, **options)
-    muon = Muon([{"params": hidden, "weight_decay": 0.1, "momentum": 0.95}], lr=1e-2)
+    muon = Muon([{"params": hidden, "weight_decay": 0.1, "momentum": 0.95, "ns_steps": ns_steps}], lr=1e-2)
     start = [parameter.detach().clone() for parameter in hidden]
     for step in range(5):
         gradient(ours, step)
@@ -236,7 +237,7 @@ def test_muon_equals_torchs_within_bfloat16():
         torchs.step()
     for mine, torchs_own, before in zip(hidden, reference, start, strict=True):
         moved = (torchs_own - before).norm()
-        assert (mine - torchs_own).norm() < 0.02 * moved and moved > 0.1
+        assert (mine - torchs_own).norm() < 0.02 * moved and moved > 0.05
 
 
 def test_what_is_no_matrix_of_a_block_learns_by_adamw_exactly():

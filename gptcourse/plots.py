@@ -44,15 +44,18 @@ def _label(axes, title, x_label, y_label):
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
 
 
-def lines(x, curves, *, title, x_label, y_label, log_x=False, log_y=False, marker=None, floor=None):
+def lines(x, curves, *, title, x_label, y_label, log_x=False, log_y=False, marker=None, floor=None, dots=None):
     """Draw ``curves``, a dict from name to values, over ``x``.
 
-    A value may also be a pair (x, y), for a curve with its own x. ``floor`` is (value, label): a dashed line.
+    A value may also be a pair (x, y), for a curve with its own x. ``floor`` is (value, label): a dashed line. ``dots``
+    maps names of curves to points (x, y), drawn in the curve's colour: what was measured, where the curve is a formula.
     """
     with _figure() as (figure, axes):
         for name, values in curves.items():
             own_x, y = values if isinstance(values, tuple) else (x, values)
-            axes.plot(np.asarray(own_x), np.asarray(y), label=name, marker=marker)
+            (drawn,) = axes.plot(np.asarray(own_x), np.asarray(y), label=name, marker=marker)
+            if dots and name in dots:
+                axes.plot(*dots[name], "o", color=drawn.get_color())
         if floor is not None:
             axes.axhline(floor[0], color="black", linestyle="--", linewidth=1.2, label=floor[1])
         axes.set_xscale("log" if log_x else "linear")
@@ -111,8 +114,13 @@ def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per tok
     return figure
 
 
-def importance_bars(importances, *, title="How much of the loss's spread each setting explains"):
-    """Draw the share of each setting as a horizontal bar; ``importances`` maps names to shares, the first on top."""
+def importance_bars(
+    importances,
+    *,
+    title="How much of the loss's spread each setting explains",
+    x_label="importance (all together: 1)",
+):
+    """Draw shares as horizontal bars; ``importances`` maps names to shares, the first on top."""
     rows = np.arange(len(importances))
     with _figure(height=1.1 + 0.32 * len(importances)) as (figure, axes):
         bars = axes.barh(rows, list(importances.values()), 0.7)
@@ -121,7 +129,7 @@ def importance_bars(importances, *, title="How much of the loss's spread each se
         axes.set_xlim(0, 1.08)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        _label(axes, title, "importance (all together: 1)", "")
+        _label(axes, title, x_label, "")
     return figure
 
 
@@ -150,11 +158,19 @@ def token_bars(tokens, before, after=None, *, labels=("before", "after"), title=
     return figure
 
 
-def heat_map(weights, queries, keys=None, *, title="Attention weights", titles=None):
+def heat_map(
+    weights,
+    queries,
+    keys=None,
+    *,
+    title="Attention weights",
+    titles=None,
+    axis_labels=("looked at (key)", "looking (query)", "attention weight"),
+):
     """Draw attention weights (queries, keys), or several heads' (heads, queries, keys) side by side.
 
     ``queries`` and ``keys`` are the tokens' texts; without ``keys`` both are the same tokens. ``titles`` name the
-    heads.
+    heads. ``axis_labels`` stand below, at the left and at the colours: other words for other matrices of shares.
     """
     weights = np.asarray(weights, dtype=float)
     weights = weights[None] if weights.ndim == 2 else weights
@@ -172,10 +188,10 @@ def heat_map(weights, queries, keys=None, *, title="Attention weights", titles=N
             panel.set_yticks(range(len(queries)), [_visible(query) for query in queries], family="monospace")
             panel.grid(visible=False)
             name = titles[head] if titles else title if len(weights) == 1 else f"head {head}"
-            _label(panel, name, "looked at (key)", "looking (query)" if head % columns == 0 else "")
+            _label(panel, name, axis_labels[0], axis_labels[1] if head % columns == 0 else "")
         if len(weights) > 1:
             figure.suptitle(title, fontweight="bold")
-        figure.colorbar(image, ax=panels.tolist(), label="attention weight", shrink=0.8)
+        figure.colorbar(image, ax=panels.tolist(), label=axis_labels[2], shrink=0.8)
     return figure
 
 

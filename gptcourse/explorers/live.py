@@ -16,7 +16,7 @@ def live_picture(controls, picture):
         box.picture.value = picture()
 
     for control in controls.values():
-        if isinstance(control, widgets.IntSlider | widgets.SelectionSlider):
+        if isinstance(control, widgets.IntSlider | widgets.FloatSlider | widgets.SelectionSlider):
             control.style.description_width, control.layout.width = "120px", "440px"
         control.observe(draw, "value")
     draw()

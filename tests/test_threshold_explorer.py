@@ -1,0 +1,34 @@
+"""The threshold's slider: hits and false positives as counted by hand, and bars for every text."""
+
+import re
+
+import pytest
+
+from gptcourse.explorers import threshold_explorer
+
+RISKY, ORDINARY = [3.0, 5.0, 5.5, 8.0], [-4.0, -1.0, 0.5, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("threshold", [-4.2, -3.0, 1.1, 3.5, 5.2, 8.1])
+def test_hits_and_false_positives_are_counted(threshold):
+    explorer = threshold_explorer(RISKY, ORDINARY)
+    explorer.controls["threshold"].value = threshold
+    threshold = explorer.controls["threshold"].value
+    hits, false = (sum(score > threshold for score in scores) for scores in (RISKY, ORDINARY))
+    text = re.sub("<[^>]+>", " ", explorer.picture.value)
+    assert f"{hits} of 4 risky texts ({hits / 4:.0%}" in text
+    assert f"{false} of 5 ordinary ones ({false / 5:.1%}" in text
+
+
+def test_both_ends_of_the_slider_stop_all_and_nothing():
+    explorer = threshold_explorer(RISKY, ORDINARY)
+    slider = explorer.controls["threshold"]
+    slider.value = slider.min
+    assert "4 of 4 risky" in explorer.picture.value and "5 of 5 ordinary" in explorer.picture.value
+    slider.value = slider.max
+    assert "0 of 4 risky" in explorer.picture.value and "0 of 5 ordinary" in explorer.picture.value
+    assert explorer.picture.value.count("<rect") == 4 + 5  # no two share a bin here
+
+
+def test_equal_scores_are_shown_too():
+    assert "nan" not in threshold_explorer([2.0], [2.0]).picture.value

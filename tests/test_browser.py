@@ -185,6 +185,8 @@ def moves_its_picture(notebook, label):
         pytest.param("02_gpt_block.ipynb", marks=pytest.mark.long),
         pytest.param("03_learning_rate_and_batch_size.ipynb", marks=pytest.mark.long),
         pytest.param("04_fine_tuning_and_generation.ipynb", marks=pytest.mark.long),
+        pytest.param("05_scaling_up.ipynb", marks=pytest.mark.long),
+        pytest.param("06_evaluation_and_safety.ipynb", marks=pytest.mark.long),
     ],
 )
 def test_a_notebook_runs_and_its_sliders_move_its_pictures(lab, name):

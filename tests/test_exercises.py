@@ -21,7 +21,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from wrong_answers import WRONG_ANSWERS, attention, fine_tuning, gpt_block, start, tuning  # the imports fill the list
+from wrong_answers import (
+    WRONG_ANSWERS,
+    attention,
+    evaluation,
+    fine_tuning,
+    gpt_block,
+    scaling,
+    start,
+    tuning,
+)  # the imports fill the list
 
 import gptcourse.exercises
 from gptcourse.exercises import check, exercises, forget_progress, progress
@@ -39,6 +48,8 @@ NOTEBOOKS = {
     "gpt_block": "02_gpt_block.ipynb",
     "tuning": "03_learning_rate_and_batch_size.ipynb",
     "fine_tuning": "04_fine_tuning_and_generation.ipynb",
+    "scaling": "05_scaling_up.ipynb",
+    "evaluation": "06_evaluation_and_safety.ipynb",
 }
 ALL_MISTAKES = [(name, m) for name, exercise in exercises().items() for m in exercise.mistakes]
 
@@ -91,7 +102,9 @@ def test_every_exercise_has_three_wrong_answers_with_hints_of_their_own_and_enou
     assert tasks["gpt_block", False] >= 6 and tasks["gpt_block", True] >= 6
     assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
     assert tasks["fine_tuning", False] >= 7 and tasks["fine_tuning", True] >= 7
-    modules = start, attention, gpt_block, tuning, fine_tuning
+    assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
+    assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
+    modules = start, attention, gpt_block, tuning, fine_tuning, scaling, evaluation
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
@@ -321,7 +334,10 @@ def stops(result):
             first_part(of_another_dtype),
             r"the dtype of what it returns is torch\.\w+, and it should be|a number, .* of type complex|\(int\)",
         ),
-        (first_part(not_a_number), r"it gives NaN|should be torch\.int64|a whole number \(int\), .* of type float"),
+        (
+            first_part(not_a_number),
+            r"it gives NaN|should be torch\.(int64|bool)|a whole number \(int\), .* of type float",
+        ),
         (stops, r"it stops with KeyError: 'what a pity'"),
         (lambda result: sys.exit(3), r"it stops with SystemExit: 3\b"),
     ],
@@ -380,6 +396,9 @@ def test_every_exercise_with_tensors_is_watched_for_damage():
     without |= {f"tuning.{name}" for name in ("schedule", "trade_off", "batch_rate", "rate_at_width")}
     without |= {"tuning.range_test", "tuning.decay_groups"}  # lists of numbers, and a model that may be trained
     without |= {f"fine_tuning.{name}" for name in ("stop_rule", "mend_split", "mend_pickle")}
+    without |= {f"scaling.{name}" for name in ("flops", "days", "state_bytes", "compute_optimal")}
+    without |= {f"scaling.{name}" for name in ("mend_shards", "mend_weights")}
+    without |= {f"evaluation.{name}" for name in ("mend_choice", "mend_filter")}
     assert {name for name, _ in DAMAGEABLE} == exercises().keys() - without
 
 

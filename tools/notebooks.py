@@ -38,7 +38,7 @@ METADATA = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run of a notebook took: seconds, and the peak resident memory of its processes in bytes."""
+    """What one run of a notebook took: seconds, and the peak memory of its processes in bytes."""
 
     seconds: float
     peak_memory: int
@@ -50,11 +50,16 @@ def all_notebooks(root=ROOT):
 
 
 def tree_memory(process, others):
-    """Return the resident memory of the descendants of `process` in bytes, without the process ids in `others`."""
+    """Return the memory of the descendants of `process` in bytes, without the process ids in `others`.
+
+    Pages that several processes share, such as PyTorch's own, count once where the system tells (Linux: PSS), as they
+    do for the limit of a container; elsewhere each process counts whole.
+    """
     total = 0
     for child in (child for child in process.children(recursive=True) if child.pid not in others):
         with contextlib.suppress(psutil.Error):  # it may end while we look
-            total += child.memory_info().rss
+            memory = child.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
     return total
 
 

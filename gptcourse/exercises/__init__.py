@@ -70,9 +70,9 @@ def exercises() -> dict[str, Exercise]:
 
 def _modules() -> tuple[ModuleType, ...]:
     """Return the modules of exercises in the order of the notebooks."""
-    from gptcourse.exercises import attention, fine_tuning, gpt_block, start, tuning
+    from gptcourse.exercises import attention, evaluation, fine_tuning, gpt_block, scaling, start, tuning
 
-    return start, attention, gpt_block, tuning, fine_tuning
+    return start, attention, gpt_block, tuning, fine_tuning, scaling, evaluation
 
 
 def progress() -> Progress:

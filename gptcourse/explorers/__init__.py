@@ -22,6 +22,7 @@ from gptcourse.explorers.schedule import schedule_explorer
 from gptcourse.explorers.size import size_explorer
 from gptcourse.explorers.threshold import threshold_explorer
 from gptcourse.explorers.time_machine import time_machine_explorer
+from gptcourse.explorers.upload import upload_text
 
 __all__ = [
     "TrainingMonitor",
@@ -42,6 +43,7 @@ __all__ = [
     "size_explorer",
     "threshold_explorer",
     "time_machine_explorer",
+    "upload_text",
     "window_explorer",
     "writing_panel",
 ]

@@ -1,0 +1,46 @@
+"""The button that brings a file of one's own, with the values that ipywidgets 7 and 8 give it."""
+
+import pytest
+
+from gptcourse.corpora import text_file
+from gptcourse.explorers import upload_text
+
+TEXT = "It was a dark and stormy night.\n" * 60
+VALUES = {
+    "ipywidgets 8": ({"name": "my novel.txt", "type": "text/plain", "size": 1, "content": memoryview(TEXT.encode())},),
+    "ipywidgets 7": {"my novel.txt": {"metadata": {"name": "my novel.txt"}, "content": TEXT.encode()}},
+}
+
+
+def choose(box, value):
+    """Let the button have this value, whatever version of ipywidgets is here."""
+    for handler in box.button._trait_notifiers["value"]["change"]:
+        if getattr(handler, "__name__", "") == "keep":
+            handler({"new": value})
+
+
+@pytest.mark.parametrize("version", VALUES)
+def test_the_file_lies_in_the_folder_and_opens_as_a_text(tmp_path, version):
+    box = upload_text(tmp_path)
+    assert box.path is None and "stand-in" in box.said.value
+    choose(box, VALUES[version])
+    assert box.path == tmp_path / "my novel.txt" and "my novel.txt, 1,920 bytes" in box.said.value
+    mine = text_file(box.path)
+    assert mine.train + mine.validation == TEXT
+
+
+@pytest.mark.parametrize("name", ["../../evil.txt", "C:\\files\\evil.txt", "/etc/evil.txt"])
+def test_no_name_leads_out_of_the_folder_and_none_is_read_as_html(tmp_path, name):
+    box = upload_text(tmp_path)
+    choose(box, ({"name": name, "content": b"<b>bold</b>"},))
+    assert box.path == tmp_path / "evil.txt" and box.path.read_bytes() == b"<b>bold</b>"
+    choose(box, ({"name": "<img src=x>.txt", "content": b"x"},))
+    assert "<img" not in box.said.value
+
+
+@pytest.mark.parametrize("nothing", [(), {}])
+def test_taking_the_file_back_changes_nothing(tmp_path, nothing):
+    box = upload_text(tmp_path)
+    choose(box, VALUES["ipywidgets 8"])
+    choose(box, nothing)
+    assert box.path == tmp_path / "my novel.txt"

@@ -26,7 +26,7 @@ def device_explorer():
     """
     controls = {
         "size": widgets.SelectionSlider(options=list(GPT3), value="6.7B", description="GPT-3 size"),
-        "strategy": widgets.ToggleButtons(options=list(SHARDED), value="DDP"),
+        "strategy": widgets.ToggleButtons(options=list(SHARDED), value="FSDP"),
         "devices": widgets.SelectionSlider(options=DEVICES, value=8, description="devices"),
         "batch": widgets.SelectionSlider(options=BATCHES, value=1, description="sequences"),
         "checkpointing": widgets.Checkbox(value=False, description="activation checkpointing"),

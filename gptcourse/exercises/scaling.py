@@ -87,15 +87,13 @@ def optimum(A: float, alpha: float, B: float, beta: float, product: float) -> fl
 
 
 def iterated(
-    start: Callable[[Tensor], Tensor] = lambda matrix: matrix / matrix.norm(),
-    coefficients: tuple[float, float, float] = NEWTON_SCHULZ,
-    steps: int = 5,
+    start: Callable[[Tensor], Tensor] = lambda matrix: matrix / matrix.norm(), steps: int = 5
 ) -> Callable[[Tensor], Tensor]:
-    """Return a Newton-Schulz iteration from another start, with other coefficients, or of another length."""
+    """Return a Newton-Schulz iteration from another start, or of another length."""
 
     def orthogonal(matrix: Tensor) -> Tensor:
         """Return the matrix after the iteration."""
-        a, b, c = coefficients
+        a, b, c = NEWTON_SCHULZ
         x = start(matrix)
         for _ in range(steps):
             gram = x @ x.mT
@@ -351,10 +349,6 @@ EXERCISES = (
                 "You divide each row by its own length. That changes directions: divide by one number.",
             ),
             Mistake(iterated(steps=1), "That is one step. The small singular values need more of them."),
-            Mistake(
-                iterated(coefficients=(NEWTON_SCHULZ[0], NEWTON_SCHULZ[2], NEWTON_SCHULZ[1])),
-                "b and c are exchanged.",
-            ),
             Mistake(
                 by_svd,
                 "That is U Vᵀ exactly, and slow. The five steps come near it: write those.",

@@ -772,7 +772,12 @@ EXERCISES = (
     Exercise(
         name="tuning.growth",
         asks="Return the power of the width with which the changes grow.",
-        inputs=lambda: [changes_by_width(1.0), changes_by_width(0.0, 5), changes_by_width(-0.5), changes_by_width(0.5)],
+        inputs=lambda: [
+            changes_by_width(1.0),
+            changes_by_width(0.0, 5),
+            changes_by_width(-0.5),
+            changes_by_width(0.75),
+        ],
         reference=lambda widths, changes: slope(widths.log(), changes.log()),
         hint="A power law is a straight line once both axes are logarithmic. What is its slope, with all points heard?",
         mistakes=(

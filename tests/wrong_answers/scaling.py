@@ -210,11 +210,6 @@ def orthogonalise_once(matrix):
     return newton_schulz(matrix / torch.linalg.norm(matrix), steps=1)
 
 
-@wrong("scaling.orthogonalise", "b and c are exchanged")
-def orthogonalise_exchanged(matrix):
-    return newton_schulz(matrix / torch.linalg.norm(matrix), b=2.0315, c=-4.7750)
-
-
 @wrong("scaling.orthogonalise", "That is U Vᵀ exactly")
 def orthogonalise_by_svd(matrix):
     u, _, v = torch.svd(matrix)

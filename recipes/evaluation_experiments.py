@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import keeping
 import numpy as np
 import torch
 from finetuning_experiments import config_of, prepared, unseen_tokens
+from tuning_card import spread, table
 
 from gptcourse.corpora import shakespeare, support
 from gptcourse.evaluation import bag_of_words, classify, few_shot, label_report, reply_report
@@ -37,7 +41,7 @@ from gptcourse.safety import (
     risky_requests,
 )
 from gptcourse.tokenizers import CharTokenizer
-from gptcourse.training import TrainingConfig, train
+from gptcourse.training import train
 
 ASSET = Path(__file__).parents[1] / "gptcourse" / "assets" / "evaluation"
 WORK = Path(__file__).parent / "work" / "evaluation"
@@ -52,15 +56,8 @@ SHORT_LABELS = ("token", "none", "prior")  # the ways to compare labels of diffe
 CANARIES = {"ARDEN": 1, "BEDE": 2, "CORIN": 4, "DUNCAN": 8, "ELEANOR": 16, "FENTON": 32, "GREGORY": 64}
 CANARY_SEEDS, CANARY_STEPS, CANARY_TEXT = (0, 1, 2, 3, 4), 800, 200_000
 
-REFUSAL_STEPS, REFUSAL_BATCH, REFUSAL_RATE, N_DIALOGUES, RISKY_SHARE, N_RISKY_TEST, N_TEST = (
-    800,
-    4,
-    1e-3,
-    6_000,
-    0.1,
-    64,
-    200,
-)
+REFUSAL_STEPS, REFUSAL_RATE, N_DIALOGUES, RISKY_SHARE = 800, 1e-3, 6_000, 0.1
+N_RISKY_TEST, N_TEST = 64, 200
 
 SECRET = "MAGNOLIA"
 ORDER = (
@@ -136,25 +133,19 @@ def conditions() -> dict[str, list[tuple[str, str]]]:
     return found | {"other phrasings": [(dialogue.message, name_of(dialogue)) for dialogue in others]}
 
 
+def sorter(pairs: list[tuple[str, str]], seed: int) -> Callable[[list[str]], list[str]]:
+    """Fine-tune the bundled model on pairs (message, intent), and return what gives messages their intents."""
+    model, tokenizer = new_base(seed)
+    config = replace(config_of(SORT_RATE, seed, SORT_STEPS), batch_size=SORT_BATCH)
+    finetune(model, encode_labelled(tokenizer, pairs, TEMPLATE), config, progress=False)
+    return lambda texts: classify(model, tokenizer, prompts_of(texts), labels_of(), "none").labels
+
+
 def sorting(method: str, seed: int) -> dict:
     """Fine-tune the bundled model to name the intent of a message; return accuracy and macro-F1 in each condition."""
     pairs = [(dialogue.message, name_of(dialogue)) for dialogue in support(N_SORT_TRAIN, seed=seed)]
     pairs = augmented(pairs, seed) if method.endswith("noise") else pairs
-    if method.startswith("bag of words"):
-        answer = lambda texts: bag_of_words(pairs, texts)  # noqa: E731
-    else:
-        model, tokenizer = new_base(seed)
-        config = TrainingConfig(
-            SORT_STEPS,
-            SORT_BATCH,
-            SORT_RATE,
-            seed=seed,
-            warmup_steps=min(20, SORT_STEPS // 2),
-            lr_scheduler_type="linear",
-            min_lr_ratio=0.0,
-        )
-        finetune(model, encode_labelled(tokenizer, pairs, TEMPLATE), config, progress=False)
-        answer = lambda texts: classify(model, tokenizer, prompts_of(texts), labels_of(), "none").labels  # noqa: E731
+    answer = partial(bag_of_words, pairs) if method.startswith("bag of words") else sorter(pairs, seed)
     result = {}
     for condition, test in conditions().items():
         texts, truth = zip(*test, strict=True)
@@ -189,15 +180,7 @@ def canaries(kind: str, seed: int) -> dict:
     lines = deduplicated(lines) if kind == "deduplicated" else lines
     torch.manual_seed(seed)
     model = GPT(GPTConfig(tokenizer.vocab_size, 64, 64, 2, 4))
-    config = TrainingConfig(
-        CANARY_STEPS,
-        8,
-        4e-3,
-        seed=seed,
-        warmup_steps=min(20, CANARY_STEPS // 2),
-        lr_scheduler_type="linear",
-        min_lr_ratio=0.0,
-    )
+    config = replace(config_of(4e-3, seed, CANARY_STEPS), batch_size=8)
     train(model, torch.tensor(tokenizer.encode("\n".join(lines))), config, progress=False)
     written = {}
     for name, code in codes.items():
@@ -277,12 +260,8 @@ def kept(task: tuple) -> dict:
     """Return what an experiment returned the first time, from its file in the work directory."""
     torch.set_num_threads(1)
     name, *inputs = task
-    path = WORK / ("_".join(map(str, task)).replace(" ", "-") + ".json")
-    if not path.exists():
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(EXPERIMENTS[name](*inputs)), encoding="utf-8")
-        unfinished.replace(path)
-    return json.loads(path.read_text(encoding="utf-8"))
+    file = "_".join(map(str, task)).replace(" ", "-")
+    return keeping.kept(WORK / f"{file}.json", lambda: EXPERIMENTS[name](*inputs))
 
 
 def main() -> None:
@@ -304,17 +283,6 @@ def main() -> None:
 # ---- The card
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table: the first column to the left, the others to the right."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def spread(values: list[float], form: str = ".0%") -> str:
-    """Return "median (lowest–highest)"."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
-
-
 def by(rows: list[dict], name: str) -> dict[str, list[dict]]:
     """Return the rows under each value of a column, in the order in which the values come."""
     groups: dict[str, list[dict]] = {}
@@ -326,7 +294,7 @@ def by(rows: list[dict], name: str) -> dict[str, list[dict]]:
 def sorting_rows(data: dict) -> list[list[str]]:
     """Return the rows about sorting: a method, and its accuracy in each condition."""
     return [
-        [method, *(spread([row["results"][name]["accuracy"] for row in rows]) for name in rows[0]["results"])]
+        [method, *(spread((row["results"][name]["accuracy"] for row in rows), ".0%") for name in rows[0]["results"])]
         for method, rows in by(data["sorting"], "method").items()
     ]
 
@@ -356,7 +324,7 @@ def refusal_rows(data: dict) -> list[list[str]]:
     """Return the rows about refusals: a method, and its four shares."""
     names = ("hits", "false_positives", "intents", "slots")
     return [
-        [method, *(spread([row[name] for row in rows]) for name in names)]
+        [method, *(spread((row[name] for row in rows), ".0%") for name in names)]
         for method, rows in by(data["refusals"], "method").items()
     ]
 

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import keeping
 import torch
 from torch import nn
 
@@ -143,12 +144,8 @@ def unseen_tokens(plays: torch.Tensor, vocab_size: int) -> list[int]:
 def kept(task: tuple[str, float, int, int]) -> dict:
     """Return what `run` returned the first time, from its file in the work directory."""
     torch.set_num_threads(1)
-    path = WORK / ("_".join(map(str, task)).replace(" ", "-") + ".json")
-    if not path.exists():
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(run(*task)), encoding="utf-8")
-        unfinished.replace(path)
-    return json.loads(path.read_text(encoding="utf-8"))
+    name = "_".join(map(str, task)).replace(" ", "-")
+    return keeping.kept(WORK / f"{name}.json", lambda: run(*task))
 
 
 def spread(runs: list[dict], name: str, percent: bool = False) -> str:

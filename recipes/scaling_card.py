@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from tuning_card import grouped, spread, table
+from tuning_card import assembled, grouped, spread, table
 
 from gptcourse.scaling import bootstrap_laws, fit_scaling_law
 
@@ -22,12 +21,7 @@ TITLES = {"law": "A small scaling law", "shape": "Wider or deeper", "speedrun": 
 
 def card(asset: Path) -> str:
     """Return the card in Markdown. An experiment whose file is not there is said to be missing."""
-    parts = [HEAD]
-    for name, title in TITLES.items():
-        path = asset / f"{name}.json"
-        text = "Not recorded." if not path.exists() else SECTIONS[name](json.loads(path.read_text(encoding="utf-8")))
-        parts.append(f"## {title}\n\n{text}\n")
-    return "\n".join(parts)
+    return assembled(asset, HEAD, TITLES, SECTIONS)
 
 
 def columns(runs: list[dict]) -> tuple[list, list, list]:

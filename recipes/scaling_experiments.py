@@ -10,22 +10,29 @@ on one part of the held-out plays with a seed of their own; losses are compared 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import scaling_card
-import torch
-from tuning_experiments import MODEL, RECIPE, SEEDS, START, TRIAL_SEED, Text, kept, read_text, record, within_tokens
+from tuning_experiments import (
+    MODEL,
+    RECIPE,
+    SEEDS,
+    START,
+    TRIAL_SEED,
+    Text,
+    kept,
+    read_text,
+    record,
+    record_all,
+    step_ratios,
+    within_tokens,
+)
 
-from gptcourse.model import GPT, GPTConfig
 from gptcourse.scaling import flops_per_token
-from gptcourse.training import TrainingConfig, train
+from gptcourse.sweeps.grids import configured
 
 ASSET = Path(__file__).parents[1] / "gptcourse" / "assets" / "scaling"
 TUNING = ASSET.with_name("tuning")
@@ -190,14 +197,14 @@ def speedrun(text: Text, processes: int | None) -> dict:
     return {"goal": goal, "trials": trials, "trial_tokens": IDEA_TOKENS, "stages": stages}
 
 
-def reached(text: Text, name: str, settings: dict, budget: list[int], processes: int | None) -> dict:
+def reached(text: Text, name: str, settings: dict, budget: int, processes: int | None) -> dict:
     """Return a stage: its settings, and the three runs at one budget."""
-    axes = {"budget": {tokens: settings | {"tokens": tokens} for tokens in budget}}
+    axes = {"budget": {budget: settings | {"tokens": budget}}}
     options = {"held_out": text.compare, "derive": within_tokens, "processes": processes}
     runs = record(text, "scaling_speedrun", MODEL, RUN, axes, **options)
     losses = [row["loss"] if row["loss"] is not None else float("inf") for row in runs]
-    steps = budget[0] // (settings["batch_size"] * MODEL.n_positions)
-    stage = {"name": name, "settings": settings, "budget": budget[0], "steps": steps, "losses": losses}
+    steps = budget // (settings["batch_size"] * MODEL.n_positions)
+    stage = {"name": name, "settings": settings, "budget": budget, "steps": steps, "losses": losses}
     return stage | {"median": statistics.median(losses)}
 
 
@@ -212,62 +219,32 @@ def recipe_stage() -> dict:
 def shortest(text: Text, name: str, settings: dict, tokens: int, goal: float, processes: int | None) -> dict:
     """Return the shortest budget that reaches the goal, looked for rung by rung from one below `tokens`."""
     stage = None
-    while (lower := reached(text, name, settings, [round(tokens * RUNG)], processes))["median"] <= goal:
+    while (lower := reached(text, name, settings, round(tokens * RUNG), processes))["median"] <= goal:
         stage, tokens = lower, lower["budget"]
     while stage is None:  # one rung less was too little: the idea helps by less than that, or not at all
-        higher = reached(text, name, settings, [tokens], processes)
+        higher = reached(text, name, settings, tokens, processes)
         stage, tokens = (higher if higher["median"] <= goal else None), round(tokens / RUNG)
     if name in HALF_RUNGS:
-        lower = reached(text, name, settings, [round(stage["budget"] * RUNG**0.5)], processes)
+        lower = reached(text, name, settings, round(stage["budget"] * RUNG**0.5), processes)
         stage = lower if lower["median"] <= goal else stage
     return stage
 
 
-def configured(settings: Mapping[str, Any]) -> tuple[GPTConfig, TrainingConfig]:
-    """Return the shape and the run that some settings mean."""
-    given = within_tokens({"tokens": IDEA_TOKENS} | dict(settings))
-    model = {name: value for name, value in given.items() if name in asdict(MODEL)}
-    run = {name: value for name, value in given.items() if name in asdict(RUN)}
-    return replace(MODEL, **model), replace(RUN, **run)
-
-
-def seconds_per_step(text: Text, stages: list[dict], rounds: int = 7, steps: int = 12) -> dict[str, float]:
-    """Return how many times as long a step of each stage takes as one of the first: in turns, the median."""
-    configs = {stage["name"]: configured(stage["settings"]) for stage in stages}
-    models = {name: GPT(model) for name, (model, _) in configs.items()}
-    seconds = {name: [] for name in models}
-    for _ in range(rounds):
-        for name, model in models.items():
-            short = replace(configs[name][1], steps=steps, warmup_steps=0)
-            begin = time.process_time()
-            train(model, text.train, short, progress=False)
-            seconds[name].append(time.process_time() - begin)
-    first = seconds[stages[0]["name"]]
-    return {
-        name: round(statistics.median(a / b for a, b in zip(values, first, strict=True)), 3)
-        for name, values in seconds.items()
-    }
+def seconds_per_step(text: Text, stages: list[dict]) -> dict[str, float]:
+    """Return how many times as long a step of each stage takes as one of the first."""
+    runs = {}
+    for stage in stages:
+        run = configured(MODEL, RUN, {"stage": stage["settings"] | {"tokens": IDEA_TOKENS}}, within_tokens)
+        runs[stage["name"]] = run.model, run.training
+    return step_ratios(text, runs, rounds=7, steps=12)
 
 
 EXPERIMENTS = {"law": law, "shape": shape, "speedrun": speedrun}
 
 
 def main() -> None:
-    """Make the runs that are not there yet, and write the asset and its card."""
-    parser = argparse.ArgumentParser(description="Record the experiments of notebook 05.")
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"out of {', '.join(EXPERIMENTS)}")
-    parser.add_argument("--processes", type=int, help="how many runs at once (default: one for each core)")
-    wanted = parser.parse_args()
-    if unknown := set(wanted.experiments) - set(EXPERIMENTS):
-        parser.error(f"there is no experiment {min(unknown)!r}: choose out of {', '.join(EXPERIMENTS)}")
-    torch.set_num_threads(1)
-    text = read_text()
-    for name in wanted.experiments or EXPERIMENTS:
-        result = EXPERIMENTS[name](text, wanted.processes)
-        ASSET.mkdir(parents=True, exist_ok=True)
-        (ASSET / f"{name}.json").write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
-        (ASSET / "README.md").write_text(scaling_card.card(ASSET), encoding="utf-8")
-        print(f"{name}: written to {ASSET}", flush=True)
+    """Make the runs of notebook 05 that are not there yet, and write the asset and its card."""
+    record_all("Record the experiments of notebook 05.", EXPERIMENTS, read_text, ASSET, scaling_card.card)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,15 @@ TITLES = {
 
 def card(asset: Path) -> str:
     """Return the card in Markdown. An experiment whose file is not there is said to be missing."""
-    parts = [HEAD]
-    for name, title in TITLES.items():
+    return assembled(asset, HEAD, TITLES, SECTIONS)
+
+
+def assembled(asset: Path, head: str, titles: dict[str, str], sections: dict[str, Callable[[dict], str]]) -> str:
+    """Return a card: its head, then the section of each experiment, written from the experiment's file."""
+    parts = [head]
+    for name, title in titles.items():
         path = asset / f"{name}.json"
-        text = "Not recorded." if not path.exists() else SECTIONS[name](json.loads(path.read_text(encoding="utf-8")))
+        text = "Not recorded." if not path.exists() else sections[name](json.loads(path.read_text(encoding="utf-8")))
         parts.append(f"## {title}\n\n{text}\n")
     return "\n".join(parts)
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import keeping
 import torch
 import tuning_card
 from torch import Tensor
@@ -256,16 +257,26 @@ def tuned_model() -> GPTConfig:
 
 def seconds_per_step(text: Text, first: TrainingConfig, second: TrainingConfig, rounds: int = 9, steps: int = 12):
     """Return how many times as long a step of `second` takes as one of `first`: measured in turns, the median."""
-    models, ratios = [GPT(MODEL), GPT(MODEL)], []
+    ratios = step_ratios(text, {"first": (MODEL, first), "second": (MODEL, second)}, rounds, steps)
+    return {"ratio": ratios["second"], "rounds": rounds, "steps": steps}
+
+
+def step_ratios(
+    text: Text, runs: Mapping[str, tuple[GPTConfig, TrainingConfig]], rounds: int, steps: int
+) -> dict[str, float]:
+    """Return how many times as long a step of each run takes as one of the first: measured in turns, the median."""
+    models, seconds = {name: GPT(shape) for name, (shape, _) in runs.items()}, {name: [] for name in runs}
     for _ in range(rounds):
-        seconds = []
-        for model, config in zip(models, (first, second), strict=True):
+        for name, (_, config) in runs.items():
             short = replace(config, steps=steps, warmup_steps=0, decay_steps=None)
             begin = time.process_time()
-            train(model, text.train, short, progress=False)
-            seconds.append(time.process_time() - begin)
-        ratios.append(seconds[1] / seconds[0])
-    return {"ratio": round(statistics.median(ratios), 3), "rounds": rounds, "steps": steps}
+            train(models[name], text.train, short, progress=False)
+            seconds[name].append(time.process_time() - begin)
+    first = next(iter(seconds.values()))
+    return {
+        name: round(statistics.median(a / b for a, b in zip(values, first, strict=True)), 3)
+        for name, values in seconds.items()
+    }
 
 
 # ---- Switches
@@ -395,13 +406,7 @@ def noise_along(text: Text, size: int, rate: float, steps: list[int]) -> list[di
 
 def kept(name: str, make: Callable[[], Any]) -> Any:
     """Return what `make` returned the first time, from its file in the work directory."""
-    path = WORK / "single" / f"{name}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(make()))
-        unfinished.replace(path)
-    return json.loads(path.read_text())
+    return keeping.kept(WORK / "single" / f"{name}.json", make)
 
 
 # ---- Search
@@ -497,22 +502,33 @@ EXPERIMENTS = {
 
 
 def main() -> None:
-    """Make the runs that are not there yet, and write the asset and its card."""
-    parser = argparse.ArgumentParser(description="Record the experiments of notebook 03.")
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"out of {', '.join(EXPERIMENTS)}")
+    """Make the runs of notebook 03 that are not there yet, and write the asset and its card."""
+    record_all("Record the experiments of notebook 03.", EXPERIMENTS, read_text, ASSET, tuning_card.card)
+
+
+def record_all(
+    description: str,
+    experiments: Mapping[str, Callable[[Text, int | None], dict]],
+    read: Callable[[], Text],
+    asset: Path,
+    card: Callable[[Path], str],
+) -> None:
+    """Make the experiments that the command line names, or all; write each as a file of the asset, and the card."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"out of {', '.join(experiments)}")
     parser.add_argument("--processes", type=int, help="how many runs at once (default: one for each core)")
     wanted = parser.parse_args()
-    if unknown := set(wanted.experiments) - set(EXPERIMENTS):
-        parser.error(f"there is no experiment {min(unknown)!r}: choose out of {', '.join(EXPERIMENTS)}")
+    if unknown := set(wanted.experiments) - set(experiments):
+        parser.error(f"there is no experiment {min(unknown)!r}: choose out of {', '.join(experiments)}")
     torch.set_num_threads(1)
-    text = read_text()
-    for name in wanted.experiments or EXPERIMENTS:
+    text = read()
+    for name in wanted.experiments or experiments:
         began = time.perf_counter()
-        result = EXPERIMENTS[name](text, wanted.processes)
-        ASSET.mkdir(parents=True, exist_ok=True)
-        (ASSET / f"{name}.json").write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
-        (ASSET / "README.md").write_text(tuning_card.card(ASSET), encoding="utf-8")
-        print(f"{name}: {time.perf_counter() - began:.0f} s, written to {ASSET}", flush=True)
+        result = experiments[name](text, wanted.processes)
+        asset.mkdir(parents=True, exist_ok=True)
+        (asset / f"{name}.json").write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
+        (asset / "README.md").write_text(card(asset), encoding="utf-8")
+        print(f"{name}: {time.perf_counter() - began:.0f} s, written to {asset}", flush=True)
 
 
 if __name__ == "__main__":

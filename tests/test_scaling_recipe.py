@@ -28,7 +28,7 @@ def recipe(monkeypatch, tmp_path):
     ids = torch.arange(4_000) % 76
     text = tuning_experiments.Text(ids, "the text to choose on", "the text to compare on")
     monkeypatch.setattr(scaling_experiments, "read_text", lambda: text)
-    monkeypatch.setattr(scaling_experiments, "train", lambda *_, **__: None)
+    monkeypatch.setattr(tuning_experiments, "train", lambda *_, **__: None)
     monkeypatch.setattr(scaling_experiments, "TUNING", tmp_path)
     ((row,),) = [
         record(
@@ -142,7 +142,9 @@ def test_every_stage_can_be_built(recipe):
     settings = dict(recipe.BEGIN)
     for variants in recipe.IDEAS.values():
         for variant in variants:
-            model, config = recipe.configured(settings | variant)
+            stage = {"stage": settings | variant | {"tokens": recipe.IDEA_TOKENS}}
+            run = recipe.configured(recipe.MODEL, recipe.RUN, stage, recipe.within_tokens)
+            model, config = run.model, run.training
             GPT(model)
             assert config.batch_size == (settings | variant)["batch_size"]
         settings |= variants[-1]

@@ -32,6 +32,7 @@ def flops(
     readout: float = 1.0,
     attention: float = 12.0,
 ) -> float:
+    """Operations of a training, with the factors that a mistake may change."""
     weights = 12 * n_layer * n_embd**2 + readout * vocab_size * n_embd
     return float(n_tokens * (per_weight * weights + attention * n_layer * n_embd * n_positions))
 
@@ -117,11 +118,6 @@ def places(seed: int, step: int, count: int) -> Tensor:
     return torch.stack([torch.randint(1_000_000, (), generator=generator) for _ in range(count)])
 
 
-def rows_of(take: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return what picks the places of one process, by a rule that is given (draw, seed, step, rank, n, size)."""
-    return lambda draw, seed, step, rank, n_processes, batch_size: take(draw, seed, step, rank, n_processes, batch_size)
-
-
 def own_block(draw: Callable, seed: int, step: int, rank: int, n_processes: int, batch_size: int) -> Tensor:
     return draw(seed, step, n_processes * batch_size)[rank * batch_size : (rank + 1) * batch_size]
 
@@ -172,9 +168,7 @@ EXERCISES = (
                 "The token table is counted twice. A look-up multiplies nothing; only the read-out does.",
             ),
             Mistake(
-                lambda n_layer, n_embd, vocab_size, n_positions, n_tokens: (
-                    counted()(n_layer, n_embd, vocab_size, n_positions, n_tokens) / n_tokens
-                ),
+                lambda *shape_and_tokens: flops(*shape_and_tokens) / shape_and_tokens[-1],
                 "That is the cost of one token. How many are there?",
             ),
         ),
@@ -191,45 +185,31 @@ EXERCISES = (
         hint="Write the units down: operations in all, operations a second that really happen, seconds in a day.",
         mistakes=(
             Mistake(
-                lambda n_parameters, n_tokens, n_devices, peak_flops, utilisation: days(
-                    n_parameters, n_tokens, n_devices, peak_flops, 1.0
-                ),
+                lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, 1.0),
                 "No device ever works at its peak all the time. Which of the inputs says how much of it it does?",
             ),
             Mistake(
-                lambda n_parameters, n_tokens, n_devices, peak_flops, utilisation: days(
-                    n_parameters, n_tokens, n_devices, peak_flops, 1 / utilisation
-                ),
+                lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, 1 / utilisation),
                 "Yours gets faster when the devices are used less.",
             ),
             Mistake(
-                lambda n_parameters, n_tokens, n_devices, peak_flops, utilisation: (
-                    days(n_parameters, n_tokens, n_devices, peak_flops, utilisation) / 3
-                ),
+                lambda *run: 1 / 3 * days(*run),
                 "Two operations for each parameter and token are the forward pass alone.",
             ),
             Mistake(
-                lambda n_parameters, n_tokens, n_devices, peak_flops, utilisation: (
-                    days(n_parameters, n_tokens, n_devices, peak_flops, utilisation) / 6
-                ),
+                lambda *run: 1 / 6 * days(*run),
                 "Each parameter takes part in more than one operation for each token. In how many?",
             ),
             Mistake(
-                lambda n_parameters, n_tokens, n_devices, peak_flops, utilisation: (
-                    days(n_parameters, n_tokens, n_devices, peak_flops, utilisation) * SECONDS_PER_DAY
-                ),
+                lambda *run: SECONDS_PER_DAY * days(*run),
                 "That is seconds.",
             ),
             Mistake(
-                lambda n_parameters, n_tokens, n_devices, peak_flops, utilisation: (
-                    days(n_parameters, n_tokens, n_devices, peak_flops, utilisation) * 24
-                ),
+                lambda *run: 24 * days(*run),
                 "That is hours.",
             ),
             Mistake(
-                lambda n_parameters, n_tokens, n_devices, peak_flops, utilisation: days(
-                    n_parameters, n_tokens, 1, peak_flops, utilisation
-                ),
+                lambda n, d, devices, peak, utilisation: days(n, d, 1, peak, utilisation),
                 "That is one device working alone.",
             ),
         ),
@@ -368,30 +348,30 @@ EXERCISES = (
             (places, 5, 0, 3, 4, 2),
             (places, 1, 2, 0, 1, 4),
         ],
-        reference=rows_of(own_block),
+        reference=own_block,
         hint="Draw the whole batch of all processes in every one of them. Which rows of it belong to this one?",
         mistakes=(
             Mistake(
-                rows_of(lambda draw, seed, step, rank, n, size: draw(seed, step, size)),
+                lambda draw, seed, step, rank, n, size: draw(seed, step, size),
                 "The mistake is still there: all processes learn from the same rows. How many different rows does a "
                 "step of four processes see?",
                 untouched=True,
             ),
             Mistake(
-                rows_of(lambda draw, seed, step, rank, n, size: draw(seed + rank, step, size)),
+                lambda draw, seed, step, rank, n, size: draw(seed + rank, step, size),
                 "Now they differ. But process 1 of the run with seed 0 reads what process 0 of the run with seed 1 "
                 "reads, and no single process could make the same run.",
             ),
             Mistake(
-                rows_of(lambda draw, seed, step, rank, n, size: draw(seed, step + rank, size)),
+                lambda draw, seed, step, rank, n, size: draw(seed, step + rank, size),
                 "Process 1 reads in this step what process 0 reads in the next one.",
             ),
             Mistake(
-                rows_of(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size)[rank::n]),
+                lambda draw, seed, step, rank, n, size: draw(seed, step, n * size)[rank::n],
                 "Together that is the right batch. But a process should take rows that stand next to each other.",
             ),
             Mistake(
-                rows_of(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size)),
+                lambda draw, seed, step, rank, n, size: draw(seed, step, n * size),
                 "Each process now takes the whole big batch: n times the work, and nothing gained.",
             ),
         ),

@@ -221,6 +221,7 @@ def adam_steps(groups: Callable[[nn.Module, float], list[dict]], kind: type = to
     """Return what takes steps with given gradients and gives the parameters, for given groups."""
 
     def updated(model: nn.Module, gradients: list[Tensor], rate: float, weight_decay: float, steps: int) -> tuple:
+        """Return the weights after some steps with the same gradients."""
         optimizer = kind(groups(model, weight_decay), lr=rate)
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient

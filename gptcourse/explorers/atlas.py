@@ -265,6 +265,7 @@ class _AtlasExplorer(widgets.VBox):
         seed, live, drawn = self.atlas.axes["seed"][0], self.live, -math.inf
 
         def look(history: History) -> bool:
+            """Draw the run so far, now and then, and say whether it is to stop."""
             nonlocal drawn
             live.losses, now = list(history.loss), time.monotonic()
             if now - drawn >= self.seconds_between_pictures:

@@ -36,6 +36,7 @@ def bend_explorer():
     controls["bend"].style.button_width = "170px"
 
     def picture():
+        """Return the drawing for where the controls stand."""
         name, spread = controls["bend"].value, controls["spread"].value
         share, slope, height = straight_line(BENDS[name], spread)
         x = torch.linspace(-3 * spread, 3 * spread, 121, dtype=torch.float64)

@@ -79,6 +79,7 @@ def initialisation_explorer():
     }
 
     def picture():
+        """Return the drawing for where the controls stand."""
         blocks, width, std = (controls[name].value for name in controls)
         growth = {}
         for name in (ALIKE, RULE):

@@ -28,6 +28,7 @@ def bpe_explorer(tokenizer, text="What's in a name? That which we call a rose by
     controls["vocabulary"].description, controls["text"].style.description_width = "vocabulary", "120px"
 
     def picture():
+        """Return the drawing for where the controls stand."""
         sentence, size = controls["text"].value[:LONGEST], controls["vocabulary"].value
         if not sentence:
             return svg.paragraph("Type a sentence.")

@@ -43,6 +43,7 @@ def window_explorer():
     controls["pattern"].style.button_width = "190px"
 
     def picture():
+        """Return the drawing for where the controls stand."""
         window, layers = controls["window"].value, controls["layers"].value
         band, dense = causal_mask(TOKENS, window=window), causal_mask(TOKENS)
         in_turn = controls["pattern"].value == PATTERNS[1]
@@ -77,6 +78,7 @@ def rotary_explorer():
     scores = turned @ turned[0] / HEAD_SIZE  # by distance
 
     def picture():
+        """Return the drawing for where the controls stand."""
         places = [controls[name].value + controls["both"].value for name in ("query", "key")]
         query, key = (rotary(arrow, first_position=place)[0] for place in places)
         score, distance = float(query @ key) / HEAD_SIZE, places[0] - places[1]

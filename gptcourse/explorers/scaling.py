@@ -34,6 +34,7 @@ def device_explorer():
     controls["strategy"].style.button_width = "118px"
 
     def picture():
+        """Return the drawing for where the controls stand."""
         n_devices, strategy = controls["devices"].value, controls["strategy"].value
         memory = device_memory(
             GPT3[controls["size"].value], controls["batch"].value, n_devices, strategy, controls["checkpointing"].value
@@ -80,6 +81,7 @@ def law_explorer(laws, powers=(12, 26)):
     }
 
     def picture():
+        """Return the drawing for where the controls stand."""
         law, flops = laws[controls["law"].value], 10 ** controls["power"].value
         n_parameters, n_tokens = law.compute_optimal(flops)
         best, count = math.log10(n_parameters), partial(svg.short, names=("k", "M", "B", "T"))

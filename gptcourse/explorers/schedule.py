@@ -49,6 +49,7 @@ def schedule_explorer():
     controls["kind"].style.button_width = "160px"
 
     def picture():
+        """Return the drawing for where the controls stand."""
         chosen = {name: control.value for name, control in controls.items()}
         rates, gpt3 = schedule(**chosen), schedule(chosen["peak"])
         steps = list(range(1, STEPS + 1))

@@ -23,6 +23,7 @@ def threshold_explorer(risky, ordinary):
     slider = widgets.FloatSlider((low + high) / 2, min=low, max=high, step=step, description="threshold")
 
     def picture():
+        """Return the drawing for where the controls stand."""
         threshold = slider.value
         hits, false = (sum(score > threshold for score in scores) for scores in (risky, ordinary))
         numbers = (

@@ -116,6 +116,7 @@ class _Worker:
         self.closed, self.lock = False, threading.Lock()
 
     def train(self, run: dict, look, keep) -> dict:
+        """Let the process make one run, and return its result; `look` is asked at each evaluation."""
         try:
             self._start()
             self._say(run)

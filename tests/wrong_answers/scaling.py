@@ -102,20 +102,20 @@ def states_all_whole(n_parameters, n_devices, strategy):
     return 16.0 * n_parameters
 
 
-@wrong("scaling.state_bytes", "third thing that the optimizer keeps")
-def states_without_master_weights(n_parameters, n_devices, strategy):
-    sizes = {"weights": 2, "gradients": 2, "optimizer": 8}
+def divided_in_order(sizes, n_parameters, n_devices, strategy):
     divided = {"DDP": 0, "ZeRO-1": 1, "ZeRO-2": 2, "FSDP": 3}[strategy]
     names = ["optimizer", "gradients", "weights"][:divided]
     return float(sum(n_parameters * size / (n_devices if name in names else 1) for name, size in sizes.items()))
+
+
+@wrong("scaling.state_bytes", "third thing that the optimizer keeps")
+def states_without_master_weights(n_parameters, n_devices, strategy):
+    return divided_in_order({"weights": 2, "gradients": 2, "optimizer": 8}, n_parameters, n_devices, strategy)
 
 
 @wrong("scaling.state_bytes", "the float32 copy of the weights is divided together")
 def states_in_float32(n_parameters, n_devices, strategy):
-    sizes = {"weights": 4, "gradients": 4, "optimizer": 8}
-    divided = {"DDP": 0, "ZeRO-1": 1, "ZeRO-2": 2, "FSDP": 3}[strategy]
-    names = ["optimizer", "gradients", "weights"][:divided]
-    return float(sum(n_parameters * size / (n_devices if name in names else 1) for name, size in sizes.items()))
+    return divided_in_order({"weights": 4, "gradients": 4, "optimizer": 8}, n_parameters, n_devices, strategy)
 
 
 @wrong("scaling.state_bytes", "first stage divides the largest")

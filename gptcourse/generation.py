@@ -13,6 +13,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeAlias
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from gptcourse.decoder import Decoder, can_decode
 from gptcourse.model import GPT, in_mode, require_number
 
 if TYPE_CHECKING:
@@ -256,6 +258,7 @@ def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, lo
     ends = [length + max_new_tokens for length in lengths]
     ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
     ids = F.pad(ids, (0, max_new_tokens))  # (B, T), with room for what is written
+    written = ids.numpy()  # the same memory, where single numbers are put in faster
     generator = None if sampling.seed is None else torch.Generator().manual_seed(sampling.seed)
     position = min(lengths)
     with in_mode(model, training=False):
@@ -269,9 +272,11 @@ def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, lo
                     logits = logits_processor(seen.to(logits.device), logits)
                 probabilities = next_token_distribution(logits, sampling, seen).cpu()  # (B, V)
                 chance = 1.0 if sampling.temperature == 0 else exponential_noise(probabilities.shape, generator)
-                drawn = draw(probabilities, chance)
-                ids[:, position] = torch.where(torch.tensor(writes), drawn, ids[:, position])
-                tokens = [token if new else None for token, new in zip(drawn.tolist(), writes, strict=True)]
+                drawn = draw(probabilities, chance).tolist()
+                tokens = [token if new else None for token, new in zip(drawn, writes, strict=True)]
+                for row, token in enumerate(tokens):
+                    if token is not None:
+                        written[row, position] = token
                 yield tokens
                 if eos_token_id is not None:
                     ends = [position + 1 if t == eos_token_id else e for t, e in zip(tokens, ends, strict=True)]
@@ -304,6 +309,7 @@ class _Reader:
     def __init__(self, model, use_cache):
         self.model, self.use_cache = model, use_cache
         self.ours = hasattr(model, "new_cache")  # otherwise a model of transformers
+        self.decodes = use_cache and can_decode(model)
         self.window = context_window(model)
         self.start, self.n_read, self.cache = 0, 0, None
         # Logits of other positions than the last would be computed for nothing.
@@ -317,8 +323,15 @@ class _Reader:
             self.start = self.n_read = start
             self.cache = self.model.new_cache(len(ids)) if self.ours and self.use_cache else None
         new, self.n_read = ids[:, self.n_read :].to(self.model.device), ids.shape[1]
+        if self.decodes and new.shape == (1, 1):
+            return torch.from_numpy(self.decoder(int(new), self.cache))[None]
         if self.ours:
             return self.model(new, cache=self.cache, **self.options).logits[:, -1]
         output = self.model(new, past_key_values=self.cache, use_cache=self.use_cache, **self.options)
         self.cache = output.past_key_values
         return output.logits[:, -1]
+
+    @cached_property
+    def decoder(self):
+        """Return what reads single tokens: made when first needed, as its copy of the weights takes a moment."""
+        return Decoder(self.model)

@@ -60,11 +60,16 @@ class Decoder:
         self.cache, self.arrays = None, []
 
     def __call__(self, token: int, cache: list[KeyValueCache]) -> np.ndarray:
-        """Return the logits (V,) after one more token, whose keys and values are added to the model's own cache."""
+        """Return the logits (V,) after one more token, whose keys and values are added to the model's own cache.
+
+        Raises ValueError when the cache is full.
+        """
         if cache is not self.cache:  # as arrays that share its memory, (H, n_positions, D)
             self.cache = cache
             self.arrays = [(layer.keys[0].numpy(), layer.values[0].numpy()) for layer in cache]
         position = cache[0].length
+        if position == len(self.positions):
+            raise ValueError(f"The cache holds {position} tokens and has room for no more: start a new one.")
         x = self.tokens[token] + self.positions[position]  # (C,)
         x -= x.mean()
         with np.errstate(all="ignore"):  # as in torch: what overflows ends as infinity or 0

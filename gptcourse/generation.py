@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LogitsProcessor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+WORTH_A_DECODER = 16  # new tokens: its copy of the weights takes about as long as it saves on ten
 Prompts: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
 
 
@@ -262,7 +263,7 @@ def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, lo
     generator = None if sampling.seed is None else torch.Generator().manual_seed(sampling.seed)
     position = min(lengths)
     with in_mode(model, training=False):
-        reader = _Reader(model, use_cache)
+        reader = _Reader(model, use_cache, max_new_tokens >= WORTH_A_DECODER)
         while position < max(ends):
             writes = [length <= position < end for length, end in zip(lengths, ends, strict=True)]
             if any(writes):  # if not, nothing is drawn, and the reader catches up later
@@ -306,10 +307,10 @@ class _Reader:
     When first_kept moves, every token comes to stand at another position: the cache is worth nothing and built anew.
     """
 
-    def __init__(self, model, use_cache):
+    def __init__(self, model, use_cache, many):
         self.model, self.use_cache = model, use_cache
         self.ours = hasattr(model, "new_cache")  # otherwise a model of transformers
-        self.decodes = use_cache and can_decode(model)
+        self.decodes = use_cache and many and can_decode(model)
         self.window = context_window(model)
         self.start, self.n_read, self.cache = 0, 0, None
         # Logits of other positions than the last would be computed for nothing.

@@ -67,10 +67,20 @@ def test_model_and_decoder_take_turns_on_one_cache_and_one_decoder_serves_severa
             np.testing.assert_allclose(decoder(IDS[7], cache), truth[7], rtol=1e-4, atol=1e-4)
 
 
+def test_a_full_cache_is_named():
+    model = model_of()
+    with torch.inference_mode():
+        decoder, cache = Decoder(model), model.new_cache()
+        for token in range(SHAPE["n_positions"]):
+            decoder(token, cache)
+        with pytest.raises(ValueError, match="holds 12 tokens and has room for no more"):
+            decoder(0, cache)
+
+
 def test_the_model_itself_stays_as_it_was():
     model = model_of()
     before = copy.deepcopy(model.state_dict())
-    generate(model, IDS[:3], 6)
+    generate(model, IDS[:3], 20)
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
@@ -115,9 +125,9 @@ def test_what_computes_something_else_is_left_to_torch(kind):
 
 def test_a_hook_still_has_its_say_while_a_text_is_written():
     model = model_of()
-    plain = generate(model, IDS[:3], 6, Sampling(temperature=0))
+    plain = generate(model, IDS[:3], 20, Sampling(temperature=0))
     model.lm_head.register_forward_hook(lambda module, inputs, output: -output)
-    assert generate(model, IDS[:3], 6, Sampling(temperature=0)) != plain
+    assert generate(model, IDS[:3], 20, Sampling(temperature=0)) != plain
 
 
 @pytest.fixture
@@ -142,16 +152,17 @@ def test_a_single_text_is_written_by_the_decoder_past_the_window_too(counted):
     counted.clear()
     assert generate(model, IDS[:3], 20, Sampling(temperature=0), use_cache=False) == fast
     assert generate(model, [IDS[:3]] * 2, 20, Sampling(temperature=0)) == [fast] * 2
+    generate(model, IDS[:3], generation.WORTH_A_DECODER - 1)
     assert counted == []
 
 
 def test_weights_that_changed_count_at_once():
     model = model_of()
-    before = generate(model, IDS[:3], 6, Sampling(temperature=0))
+    before = generate(model, IDS[:3], 20, Sampling(temperature=0))
     with torch.no_grad():
         model.lm_head.weight.neg_()
-    after = generate(model, IDS[:3], 6, Sampling(temperature=0))
-    assert after != before and after == generate(model, IDS[:3], 6, Sampling(temperature=0), use_cache=False)
+    after = generate(model, IDS[:3], 20, Sampling(temperature=0))
+    assert after != before and after == generate(model, IDS[:3], 20, Sampling(temperature=0), use_cache=False)
 
 
 def test_what_overflows_is_as_in_torch_and_says_nothing():
@@ -171,4 +182,4 @@ def test_a_model_that_diverged_is_named(value):
     with torch.no_grad():
         model.h[2].mlp.c_proj.weight[3] = value
     with pytest.raises(ValueError, match="NaN or infinity"):
-        generate(model, [1], 3)
+        generate(model, [1], 20)

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from gptcourse.corpora import support
 from gptcourse.pretrained import load_pretrained
+
+TRIAL = {"method", "rate", "seed", "steps", "learning", "evaluations", "validation_loss"}
 
 
 @pytest.fixture
@@ -49,43 +52,70 @@ def test_replay_adds_half_as_many_pieces_of_the_plays(recipe):
 
 @pytest.mark.parametrize("method", ["all weights", "from scratch"])
 def test_a_run_measures_what_it_says(recipe, plays, method):
-    run = recipe.run(method, 1e-3, 0, 8, n_train=12, n_test=4)
+    run = recipe.run(method, 1e-3, 0, 8, n_train=12, n_judged=4)
     assert [step for step, _ in run["evaluations"]] == list(range(1, 9))
     assert run["validation_loss"] == min(loss for _, loss in run["evaluations"])
-    assert run["floor"] < run["test_loss"] < 9 and run["plays_before"] == pytest.approx(3.58, abs=0.01)
+    assert run["plays_before"] == pytest.approx(3.58, abs=0.01)
     assert (run["plays_after"] > 6) == (method == "from scratch")
-    assert run["learning"] == 5_328_896 and 0 <= run["intents"] <= 1
+    assert run["learning"] == 5_328_896
+    for split in ("test", "validation"):
+        assert run[split]["floor"] < run[split]["loss"] < 9 and 0 <= run[split]["intents"] <= 1
+    assert run["test"]["floor"] != run["validation"]["floor"]
 
 
-def test_started_again_no_run_is_made_twice_and_the_rate_was_chosen_on_validation(recipe, monkeypatch):
-    made = []
+def test_a_trial_does_not_look_at_the_test_phrasings(recipe, monkeypatch):
+    asked = []
+    monkeypatch.setattr(recipe, "support", lambda n, split="train": asked.append(split) or support(n, split=split))
+    monkeypatch.setattr(recipe, "N_TRAIN", 12)
+    trial = recipe.trial("all weights", 1e-3, 0, 2)
+    assert set(asked) == {"train", "validation"} and set(trial) == TRIAL
 
-    def fake(method, rate, seed, steps):
-        made.append((method, rate, seed, steps))
-        good = rate == min(recipe.RATES.get(method, (rate,))) and "last" not in method
-        numbers = dict.fromkeys(("plays_before", "plays_after", "intents", "slots", "floor"), 0.5)
-        loss = 1.0 if good else 2.0 if "last" not in method else 1 / rate
+
+class Pool:
+    """Runs everything in this process."""
+
+    def __init__(self, *_, **__):
+        self.map = map
+
+    __enter__ = lambda self: self  # noqa: E731
+    __exit__ = lambda *_: None  # noqa: E731
+
+
+def faked(made, rates):
+    """Return stand-ins for a trial, whose loss says what is to be chosen, and for a run, which chooses nothing."""
+
+    def trial(method, rate, seed, steps):
+        made.append(("trial", method, rate, seed, steps))
+        good = steps == 1600 if steps != 800 else rate == (max if "last" in method else min)(rates[method])
         settings = {"method": method, "rate": rate, "seed": seed, "steps": steps, "learning": 7}
-        return settings | numbers | {"validation_loss": loss, "test_loss": 0.25 + seed, "evaluations": [[1, loss]]}
+        return settings | {"validation_loss": 1.0 if good else 2.0, "evaluations": [[1, 1.0]]}
 
-    class Pool:
-        def __init__(self, *_, **__):
-            self.map = map
+    def run(method, rate, seed, steps):
+        record = trial(method, rate, seed, steps)
+        made[-1] = ("run", *made[-1][1:])
+        judged = {"loss": 0.25 + seed, "floor": 0.125, "intents": 0.5, "slots": 0.75}
+        return record | {"plays_before": 0.5, "plays_after": 0.5, "test": judged, "validation": judged | {"loss": 9.0}}
 
-        __enter__ = lambda self: self  # noqa: E731
-        __exit__ = lambda *_: None  # noqa: E731
+    return {"trial": trial, "run": run}
 
-    monkeypatch.setattr(recipe, "run", fake)
+
+def test_started_again_no_run_is_made_twice_and_rate_and_length_were_chosen_on_validation(recipe, monkeypatch):
+    made = []
+    for name, fake in faked(made, recipe.RATES).items():
+        monkeypatch.setattr(recipe, name, fake)
     monkeypatch.setattr(recipe, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr("sys.argv", ["recipe"])
     recipe.main()
     first = (recipe.ASSET / "methods.json").read_text(), (recipe.ASSET / "README.md").read_text()
     data, n_made = json.loads(first[0]), len(made)
-    assert n_made == sum(map(len, recipe.RATES.values())) + 3 * len(recipe.RATES) + 3
+    assert n_made == sum(map(len, recipe.RATES.values())) + len(recipe.LONG_STEPS) + 3 * len(recipe.RATES) + 3
+    assert {task[3] for task in made if task[0] == "trial"} == {recipe.TRIAL_SEED}
+    assert {task[3] for task in made if task[0] == "run"} == set(recipe.SEEDS)
     chosen = {run["method"]: run["rate"] for run in data["runs"]}
     assert chosen["all weights"] == chosen[recipe.LONG] == 6e-4 and chosen["the last 2 blocks"] == 4e-3
-    assert {run["steps"] for run in data["runs"] if run["method"] == recipe.LONG} == {recipe.LONG_STEPS}
-    assert "| all weights | 800 | 7 | 0.0006 | 1.250 (0.250–2.250) | 50 % (50 %–50 %) |" in first[1]
+    assert {run["steps"] for run in data["runs"] if run["method"] == recipe.LONG} == {1600}
+    assert "| all weights | 800 | 7 | 0.0006 | 1.250 (0.250–2.250) | 50 % (50 %–50 %) | 75 % (75 %–75 %) |" in first[1]
+    assert "| all weights | 800 | 7 | 0.0006 | 9.000 (9.000–9.000) | 50 % (50 %–50 %) | 75 % (75 %–75 %) |" in first[1]
     recipe.main()
     assert len(made) == n_made
     assert first == ((recipe.ASSET / "methods.json").read_text(), (recipe.ASSET / "README.md").read_text())
@@ -102,4 +132,7 @@ def test_the_recorded_asset_is_what_this_recipe_writes(recipe):
     data = json.loads(asset.joinpath("methods.json").read_text(encoding="utf-8"))
     assert recipe.card(data) == asset.joinpath("README.md").read_text(encoding="utf-8")
     assert Counter(run["method"] for run in data["runs"]) == dict.fromkeys([*recipe.RATES, recipe.LONG], 3)
-    assert all(run["floor"] < run["test_loss"] for run in data["runs"])
+    assert all(run[split]["floor"] < run[split]["loss"] for run in data["runs"] for split in ("test", "validation"))
+    assert all(set(trial) == TRIAL for trial in data["trials"])
+    tried = {trial["steps"]: trial["validation_loss"] for trial in data["trials"] if trial["method"] == recipe.LONG}
+    assert {run["steps"] for run in data["runs"] if run["method"] == recipe.LONG} == {min(tried, key=tried.get)}

@@ -440,7 +440,10 @@ def _progress_bar(run: _Run, progress: bool):
 
     begin, n_begin = time.perf_counter(), len(run.history.step)
     quiet = not progress or processes.rank() > 0
-    with tqdm(total=run.config.steps, initial=n_begin, unit="step", disable=quiet, dynamic_ncols=True) as bar:
+    # Each change is four messages to the browser. Who runs a cell and reads them only at its end, as nbval does, loses
+    # the last ones after some 1,200; so one change a second.
+    options = {"mininterval": 1.0, "dynamic_ncols": True, "disable": quiet}
+    with tqdm(total=run.config.steps, initial=n_begin, unit="step", **options) as bar:
 
         def show() -> None:
             speed = run.n_tokens / (time.perf_counter() - begin)

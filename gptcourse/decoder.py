@@ -1,10 +1,10 @@
 """Read one token of one text, fast: the forward pass of `model.py` in NumPy, with all done beforehand that can be.
 
 With a cache, a new token multiplies every matrix with a single vector, and the arithmetic is next to nothing. Time goes
-into fetching the matrices from memory, and into starting small operations, some three hundred of them. Here both cost
-less. NumPy starts an operation in a third of torch's time. The matrices are stored (in, out), as transformers' GPT-2
-has them, so that a product goes through its matrix in the order in which it lies in memory. And what is the same for
-every token moves into a copy of the weights:
+into fetching the matrices from memory, and into starting many small operations. Here both cost less: see
+`benchmarks/generation.py`. NumPy starts an operation sooner than torch. The matrices are stored (in, out), as
+transformers' GPT-2 has them, so that a product goes through its matrix in the order in which it lies in memory. And
+what is the same for every token moves into a copy of the weights:
 
 * LayerNorm's gain and bias, and attention's 1 / √D, become part of the matrix and the bias that follow;
 * LayerNorm takes away the mean of the residual stream. Here, what is added to the stream has no mean to begin with; all

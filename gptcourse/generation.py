@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LogitsProcessor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-WORTH_A_DECODER = 20  # new tokens: its copy of the weights takes about as long as it saves on ten to twenty
+WORTH_A_DECODER = 20  # new tokens: for fewer, its copy of the weights takes longer than it saves
 Prompts: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
 
 

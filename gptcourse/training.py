@@ -440,8 +440,8 @@ def _progress_bar(run: _Run, progress: bool):
 
     begin, n_begin = time.perf_counter(), len(run.history.step)
     quiet = not progress or processes.rank() > 0
-    # Each change is four messages to the browser. Who runs a cell and reads them only at its end, as nbval does, loses
-    # the last ones after some 1,200; so one change a second.
+    # Each change is several messages to the browser. Who reads them only when the cell has ended, as nbval does, loses
+    # the last ones of a long cell, as the queue is full; so one change a second.
     options = {"mininterval": 1.0, "dynamic_ncols": True, "disable": quiet}
     with tqdm(total=run.config.steps, initial=n_begin, unit="step", **options) as bar:
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import keeping
 import torch
 from torch import nn
+from tuning_card import table
 
 from gptcourse.corpora import shakespeare, support
 from gptcourse.evaluation import reply_report
@@ -169,10 +170,10 @@ def spread(values: list[float], percent: bool = False) -> str:
     return f"{shown[0]} ({shown[1]}–{shown[2]})"
 
 
-def table(runs: list[dict], split: str) -> str:
+def methods_table(runs: list[dict], split: str) -> str:
     """Return a Markdown table with a row for each method, judged on a split."""
     head = ["method", "steps", "weights that learn", "rate", "reply loss", "intent right", "slots copied"]
-    rows = [[*head, "plays, before", "after"], ["---"] + ["---:"] * (len(head) + 1)]
+    rows = []
     for method in dict.fromkeys(row["method"] for row in runs):
         these = [row for row in runs if row["method"] == method]
         first = these[0]
@@ -180,7 +181,7 @@ def table(runs: list[dict], split: str) -> str:
         for number in ("loss", "intents", "slots"):
             rows[-1].append(spread([row[split][number] for row in these], percent=number != "loss"))
         rows[-1] += [f"{first['plays_before']:.3f}", spread([row["plays_after"] for row in these])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return table([*head, "plays, before", "after"], rows)
 
 
 def card(data: dict) -> str:
@@ -201,12 +202,12 @@ Losses are in nats per token: of the replies, and of a piece of the plays that n
 On the **test phrasings**, which chose nothing. No model can bring the reply loss below {floors["test"]}, the entropy of
 the grammar's replies to these messages:
 
-{table(data["runs"], "test")}
+{methods_table(data["runs"], "test")}
 
 On the **validation phrasings**, which were written by another hand and are not as close to the training phrasings
 (floor {floors["validation"]}). They chose the rates, the length of the long run and the weights that were kept:
 
-{table(data["runs"], "validation")}
+{methods_table(data["runs"], "validation")}
 
 The rate of each method, and then the length of the longer run, were chosen with another seed, by the loss on the
 validation phrasings:

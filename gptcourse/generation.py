@@ -124,7 +124,8 @@ def next_token_distribution(
         raise ValueError("No token can be drawn, as the logits contain NaN or infinity: did the training diverge?")
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
-    logits = apply_temperature(logits, sampling.temperature)
+    if sampling.temperature != 1:
+        logits = apply_temperature(logits, sampling.temperature)
     if sampling.top_k > 0:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:

@@ -10,7 +10,6 @@ gptcourse/assets/finetuning/methods.json, with a card.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import keeping
 import torch
-from torch import nn
 from tuning_card import table
 
 from gptcourse.corpora import shakespeare, support
@@ -33,6 +31,7 @@ from gptcourse.finetuning import (
     renew_embeddings,
     reply_loss,
     text_examples,
+    without_dropout,
     write_replies,
 )
 from gptcourse.model import GPT
@@ -62,10 +61,7 @@ def prepared(method: str, model: GPT, unseen: list[int]) -> GPT:
 
     Without dropout: in so few steps hardly a dialogue is seen twice.
     """
-    model = copy.deepcopy(model) if method != "from scratch" else GPT(model.config)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    model = without_dropout(model if method != "from scratch" else GPT(model.config))
     if method != "from scratch":
         renew_embeddings(model, unseen)
     if method == "the last 2 blocks":

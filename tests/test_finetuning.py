@@ -31,6 +31,7 @@ from gptcourse.finetuning import (
     renew_embeddings,
     reply_loss,
     text_examples,
+    without_dropout,
     write_replies,
 )
 from gptcourse.generation import generate
@@ -301,7 +302,18 @@ def test_embeddings_are_renewed_only_of_tokens_that_are_there_and_not_of_all(tok
     assert not changed(before, model)
 
 
-# What learns
+# What learns, and how
+
+
+def test_without_dropout_training_computes_what_evaluation_does_and_the_model_stays_as_it_is():
+    model, ids = gpt(dropout=0.5).eval(), torch.arange(20)[None]
+    expected = model(ids).logits
+    copied = without_dropout(model)
+    assert torch.equal(copied.train()(ids).logits, expected)
+    assert not torch.equal(model.train()(ids).logits, expected) and model.config.dropout == 0.5
+    with torch.no_grad():
+        copied.wte.weight.zero_()
+    assert torch.equal(model.eval()(ids).logits, expected)
 
 
 @every_kind

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import keeping
 import torch
-from tuning_card import table
+from tuning_card import spread, table
 
 from gptcourse.corpora import shakespeare, support
 from gptcourse.evaluation import reply_report
@@ -159,13 +158,6 @@ def kept(task: tuple[str, str, float, int, int]) -> dict:
     return keeping.kept(WORK / f"{name}.json", lambda: make(*task[1:]))
 
 
-def spread(values: list[float], percent: bool = False) -> str:
-    """Return "median (lowest–highest)"."""
-    numbers = statistics.median(values), min(values), max(values)
-    shown = [f"{100 * number:.0f} %" if percent else f"{number:.3f}" for number in numbers]
-    return f"{shown[0]} ({shown[1]}–{shown[2]})"
-
-
 def methods_table(runs: list[dict], split: str) -> str:
     """Return a Markdown table with a row for each method, judged on a split."""
     head = ["method", "steps", "weights that learn", "rate", "reply loss", "intent right", "slots copied"]
@@ -175,7 +167,7 @@ def methods_table(runs: list[dict], split: str) -> str:
         first = these[0]
         rows.append([method, str(first["steps"]), f"{first['learning']:,}", f"{first['rate']:g}"])
         for number in ("loss", "intents", "slots"):
-            rows[-1].append(spread([row[split][number] for row in these], percent=number != "loss"))
+            rows[-1].append(spread((row[split][number] for row in these), ".3f" if number == "loss" else ".0%"))
         rows[-1] += [f"{first['plays_before']:.3f}", spread([row["plays_after"] for row in these])]
     return table([*head, "plays, before", "after"], rows)
 

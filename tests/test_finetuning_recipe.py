@@ -113,8 +113,8 @@ def test_started_again_no_run_is_made_twice_and_rate_and_length_were_chosen_on_v
     chosen = {run["method"]: run["rate"] for run in data["runs"]}
     assert chosen["all weights"] == chosen[recipe.LONG] == 6e-4 and chosen["the last 2 blocks"] == 4e-3
     assert {run["steps"] for run in data["runs"] if run["method"] == recipe.LONG} == {1600}
-    assert "| all weights | 800 | 7 | 0.0006 | 1.250 (0.250–2.250) | 50 % (50 %–50 %) | 75 % (75 %–75 %) |" in first[1]
-    assert "| all weights | 800 | 7 | 0.0006 | 9.000 (9.000–9.000) | 50 % (50 %–50 %) | 75 % (75 %–75 %) |" in first[1]
+    assert "| all weights | 800 | 7 | 0.0006 | 1.250 (0.250–2.250) | 50% (50%–50%) | 75% (75%–75%) |" in first[1]
+    assert "| all weights | 800 | 7 | 0.0006 | 9.000 (9.000–9.000) | 50% (50%–50%) | 75% (75%–75%) |" in first[1]
     recipe.main()
     assert len(made) == n_made
     assert first == ((recipe.ASSET / "methods.json").read_text(), (recipe.ASSET / "README.md").read_text())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gptcourse.decoder import Decoder
+from gptcourse.fast_decoder import Decoder
 from gptcourse.generation import Sampling, generate, stream
 from gptcourse.pretrained import load_pretrained
 

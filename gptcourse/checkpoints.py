@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptcourse import processes
+from gptcourse import distributed
 
 KEPT = 2  # should the newest be damaged, there is one before it
 
@@ -120,7 +120,7 @@ class Checkpoints:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.saved_step = step
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             self._prune(folder)  # what a run that was killed while it removed has left
 
 

@@ -222,7 +222,7 @@ def few_shot(
     return classify(model, tokenizer, prompts, labels, normalise)
 
 
-def bag_of_words(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> list[str]:
+def naive_bayes(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> list[str]:
     """Label texts by their words alone, in any order: the baseline that a language model should beat.
 
     The label with the highest of `word_scores`. Raises ValueError if there are no examples.
@@ -259,7 +259,7 @@ def _words(text):
 # ---- How good, and how sure one can be of it
 
 
-class LabelReport(NamedTuple):
+class ClassificationReport(NamedTuple):
     """Predicted labels against true ones. `confusion` (labels, labels): rows are the truth, columns the predictions."""
 
     accuracy: float
@@ -267,7 +267,9 @@ class LabelReport(NamedTuple):
     confusion: np.ndarray
 
 
-def label_report(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> LabelReport:
+def classification_report(
+    truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
+) -> ClassificationReport:
     """Count right and wrong labels, over examples and not over batches.
 
     The F1 of a label is 2 TP / (2 TP + FP + FN), from its true positives, false positives and false negatives, and 0 if
@@ -283,7 +285,7 @@ def label_report(truth: Sequence[str], predicted: Sequence[str], labels: Sequenc
     np.add.at(confusion, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
     right = confusion.diagonal()
     f1 = 2 * right / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
-    return LabelReport(right.sum() / len(truth), f1.mean().item(), confusion)
+    return ClassificationReport(right.sum() / len(truth), f1.mean().item(), confusion)
 
 
 def bootstrap_interval(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcourse import processes, training
+from gptcourse import distributed, training
 from gptcourse.generation import Sampling, context_window, generate
 from gptcourse.model import GPT, GPTOutput, in_mode
 from gptcourse.support import Dialogue
@@ -82,7 +82,7 @@ def chat_prompt(tokenizer, message: str, earlier: Iterable[tuple[str, str]] = ()
     return _chat_ids(tokenizer, message, "", earlier)[0]
 
 
-def reply_end(tokenizer) -> int:
+def eos_id(tokenizer) -> int:
     """Return the token that ends a reply: the `eos_token_id` for `generate` and `stream`."""
     return tokenizer.token_id(CHAT_TOKENS[-1]) if hasattr(tokenizer, "token_id") else tokenizer.eos_token_id
 
@@ -148,7 +148,7 @@ def count_targets(examples: Iterable[Example]) -> int:
 
 
 @torch.no_grad()
-def renew_embeddings(model: GPT | PreTrainedModel, tokens: Sequence[int], seed: int = 0) -> None:
+def reinit_embeddings(model: GPT | PreTrainedModel, tokens: Sequence[int], seed: int = 0) -> None:
     """Give these tokens fresh embeddings, each of its own: the mean of all others, and noise as wide as they spread.
 
     A tied table pushes the tokens that never occur in one direction, step after step, until they are all alike; nothing
@@ -285,7 +285,7 @@ def finetune(
     """
     if patience is not None and not (patience >= 1 and config.eval_steps and validation):
         raise ValueError("patience counts evaluations, 1 or more: give validation examples and set eval_steps.")
-    processes.join()
+    distributed.init()
     device, trainee = training.choose_device(device), _Trainee(model)
     run = training._Run(trainee, _Examples(model, examples, validation, config, device), config, device)
     run.open(checkpoint_dir, resume)
@@ -368,7 +368,7 @@ class _Examples:
 
     def batches(self, n_done: int) -> list[tuple[Tensor, Tensor]]:
         """Return the parts (ids, targets) of the batch of the step after `n_done` steps: (B, T) each."""
-        shape = (self.config.gradient_accumulation_steps * processes.count(), self.config.batch_size)
+        shape = (self.config.gradient_accumulation_steps * distributed.world_size(), self.config.batch_size)
         drawn = np.random.default_rng((self.config.seed, n_done)).integers(len(self.examples), size=shape)
         parts = [pad([self.examples[i] for i in part]) for part in drawn]
         return [(ids.to(self.device), targets.to(self.device)) for ids, targets in parts]
@@ -430,7 +430,7 @@ def _mean_loss(trainee, examples, batch_size):
     return total / count_targets(examples)
 
 
-def write_replies(
+def generate_replies(
     model: GPT | PreTrainedModel,
     tokenizer,
     messages: Sequence[str],
@@ -439,7 +439,7 @@ def write_replies(
 ) -> list[str]:
     """Return the model's reply to each message; a reply that needs more than `max_new_tokens` is cut off."""
     prompts = [chat_prompt(tokenizer, message) for message in messages]
-    end = reply_end(tokenizer)
+    end = eos_id(tokenizer)
     rows = generate(model, prompts, max_new_tokens, sampling, eos_token_id=end)
     replies = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
     return [tokenizer.decode([token for token in reply if token != end]) for reply in replies]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcourse.decoder import Decoder, can_decode
+from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.model import GPT, in_mode, require_number
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def exponential_noise(shape: Sequence[int], generator: torch.Generator | None = 
     return torch.rand(shape, dtype=torch.float64, generator=generator).log_().neg_()
 
 
-def draw(probabilities: Tensor, noise: Tensor | float) -> Tensor:
+def sample(probabilities: Tensor, noise: Tensor | float) -> Tensor:
     """Draw a token from each row of probabilities (..., V): the arg-max of probability over exponential noise (..., V).
 
     A race: token i arrives after the time noise_i / p_i and is the first with probability p_i. Gumbel-max (Maddison et
@@ -274,7 +274,7 @@ def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, lo
                     logits = logits_processor(seen.to(logits.device), logits)
                 probabilities = next_token_distribution(logits, sampling, seen).cpu()  # (B, V)
                 chance = 1.0 if sampling.temperature == 0 else exponential_noise(probabilities.shape, generator)
-                drawn = draw(probabilities, chance).tolist()
+                drawn = sample(probabilities, chance).tolist()
                 tokens = [token if new else None for token, new in zip(drawn, writes, strict=True)]
                 for row, token in enumerate(tokens):
                     if token is not None:

@@ -219,7 +219,7 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def new_norm(config: GPTConfig) -> nn.Module:
+def build_norm(config: GPTConfig) -> nn.Module:
     """Return the normalisation that the config asks for, over the last dimension (n_embd)."""
     kind = nn.RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
     return kind(config.n_embd, eps=config.layer_norm_epsilon)
@@ -245,9 +245,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.ln_1 = new_norm(config)
+        self.ln_1 = build_norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = new_norm(config)
+        self.ln_2 = build_norm(config)
         self.mlp = MLP(config)
 
     def forward(
@@ -277,7 +277,7 @@ class GPT(nn.Module):
         if config.position_embedding == "learned":
             self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = new_norm(config)
+        self.ln_f = build_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._initialise)
         for block in self.h:

@@ -107,7 +107,7 @@ def muon_groups(model: GPT, weight_decay: float, momentum: float = 0.95, ns_step
     return [group for group in groups if group["params"]]
 
 
-def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
+def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
     """Return U Vᵀ of the matrix U S Vᵀ, roughly: every direction in which it changes something is as strong as any.
 
     A Newton-Schulz iteration, which multiplies and adds only: x ← a x + b (x xᵀ) x + c (x xᵀ)² x. It works on the
@@ -150,12 +150,12 @@ class Muon(torch.optim.AdamW):
             state["step"], state["momentum_buffer"] = torch.zeros(()), torch.zeros_like(parameter)
         state["step"] += 1  # AdamW looks for it when a state is loaded
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        update = orthogonalized(gradient.lerp(average, momentum), group["ns_steps"])
+        update = newton_schulz(gradient.lerp(average, momentum), group["ns_steps"])
         size = 0.2 * math.sqrt(max(parameter.shape))  # an orthogonal matrix has entries of about 1 / √(longer side)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
 
 
-def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """Return the optimizer of a run. Raises ValueError for Muon on a model that has no blocks, or has muP."""
     has_mup = getattr(getattr(model, "config", None), "mup_base_width", None) is not None
     if config.optim == "muon" and (has_mup or not hasattr(model, "h")):

@@ -151,7 +151,9 @@ def exposure(canary: float, others: Sequence[float] | Tensor) -> float:
     return math.log2(len(others) + 1) - math.log2(rank)
 
 
-def plant(lines: Sequence[str], repetitions: dict[str, int], seed: int = 0) -> tuple[list[str], dict[str, str]]:
+def insert_canaries(
+    lines: Sequence[str], repetitions: dict[str, int], seed: int = 0
+) -> tuple[list[str], dict[str, str]]:
     """Put a line with a secret number of four digits for each name at random places, as often as asked for.
 
     Returns the lines, and the number of each name: canaries, as in the mines, for what a model learns by heart (Carlini
@@ -191,7 +193,7 @@ def deduplicated(texts: Sequence[str]) -> list[str]:
 # ---- The same request in other words
 
 
-def noisy(text: str, noise: str, rng: np.random.Generator, rate: float = 0.08) -> str:
+def perturb(text: str, noise: str, rng: np.random.Generator, rate: float = 0.08) -> str:
     """Return the text as a hurried customer might have typed it; its meaning stays.
 
     "typos" does one of four things to each letter with the chance `rate`: it is left out, said twice, exchanged with

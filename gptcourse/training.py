@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 
-from gptcourse import processes
+from gptcourse import distributed
 from gptcourse.checkpoints import CheckpointError, Checkpoints
 from gptcourse.model import in_mode
-from gptcourse.optimizers import OPTIMIZERS, SCHEDULES, learning_rate_at, new_optimizer
+from gptcourse.optimizers import OPTIMIZERS, SCHEDULES, build_optimizer, learning_rate_at
 
 
 class DivergedError(RuntimeError):
@@ -165,7 +165,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is None:
         if torch.cuda.is_available():
-            return torch.device("cuda", processes.local_device())
+            return torch.device("cuda", distributed.local_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -221,7 +221,7 @@ def train(
 
     Raises ValueError (tokens or settings that do not fit), CheckpointError and DivergedError.
     """
-    processes.join()
+    distributed.init()
     device = choose_device(device)
     run = _Run(model, _Text(model, tokens, validation_tokens, config, device), config, device)
     run.open(checkpoint_dir, resume)
@@ -241,7 +241,7 @@ class _Text:
 
     def batches(self, n_done: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the parts (ids, targets) of the batch of the step after `n_done` steps."""
-        config, n_parts = self.config, self.config.gradient_accumulation_steps * processes.count()
+        config, n_parts = self.config, self.config.gradient_accumulation_steps * distributed.world_size()
         size = config.batch_size * n_parts
         ids, targets = get_batch(self.tokens, size, config.sequence_length, config.seed, n_done)
         return list(zip(ids.chunk(n_parts), targets.chunk(n_parts), strict=True))
@@ -268,11 +268,11 @@ class _Run:
     def __init__(self, model, data: _Text, config: TrainingConfig, device: torch.device):
         self.data, self.config, self.n_tokens, self.device = data, config, 0, device
         self.model = model.to(device)
-        processes.share(model.parameters())
+        distributed.broadcast(model.parameters())
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
-        self.optimizer = new_optimizer(model, config)
+        self.optimizer = build_optimizer(model, config)
         self.history = History()
         self.checkpoints: Checkpoints | None = None
         self.before_update: list[torch.Tensor] = []
@@ -286,9 +286,9 @@ class _Run:
                 show()
                 if _is_due(history.step[-1], config.save_steps):
                     self.checkpoint()
-                if processes.anywhere(callback is not None and bool(callback(history)), self.device):
+                if distributed.anywhere(callback is not None and bool(callback(history)), self.device):
                     history.stopped = "callback"
-                if processes.anywhere(ctrl_c.is_set(), self.device):
+                if distributed.anywhere(ctrl_c.is_set(), self.device):
                     history.stopped = "interrupted"
             self.checkpoint()
         self.model.zero_grad()  # gives the memory of the gradients back
@@ -312,7 +312,7 @@ class _Run:
         """Return what two runs must share for one to go on where the other stopped."""
         free = ("steps", "save_steps")  # the first is looked at by _check_schedule, the second changes no result
         settings = {name: value for name, value in asdict(self.config).items() if name not in free}
-        return settings | self.data.settings(self.model) | {"the number of processes": processes.count()}
+        return settings | self.data.settings(self.model) | {"the number of processes": distributed.world_size()}
 
     def _check_schedule(self, made: list[float]) -> None:
         config = self.config
@@ -347,7 +347,7 @@ class _Run:
         counts = [int((y != -100).sum()) for _, y in batches]  # -100 marks what is not to be learned
         total = torch.zeros((), device=batches[0][0].device)
         self.model.zero_grad()
-        for part in range(processes.rank(), len(batches), processes.count()):  # those of this process
+        for part in range(distributed.rank(), len(batches), distributed.world_size()):  # those of this process
             x, y = batches[part]
             # A new autocast for each pass: it keeps its bfloat16 copies of the weights, which the update makes stale.
             lower = torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16)
@@ -358,7 +358,9 @@ class _Run:
             (wanted / parts).backward()
             total += output.loss.detach() / parts
         self.n_tokens += sum(x.numel() for x, _ in batches)
-        processes.add_up([total, *(parameter.grad for parameter in self.parameters if parameter.grad is not None)])
+        distributed.all_reduce(
+            [total, *(parameter.grad for parameter in self.parameters if parameter.grad is not None)]
+        )
         return total
 
     def _update(self, rate: float) -> None:
@@ -408,9 +410,9 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint, if the run keeps any."""
-        if self.checkpoints is not None and processes.rank() == 0:
+        if self.checkpoints is not None and distributed.rank() == 0:
             self.checkpoints.save(len(self.history.step), asdict(replace(self.history, stopped=None)))
-        processes.wait()
+        distributed.barrier()
 
 
 @contextlib.contextmanager
@@ -439,7 +441,7 @@ def _progress_bar(run: _Run, progress: bool):
     from tqdm.auto import tqdm  # in a notebook it imports ipywidgets
 
     begin, n_begin = time.perf_counter(), len(run.history.step)
-    quiet = not progress or processes.rank() > 0
+    quiet = not progress or distributed.rank() > 0
     # Each change is several messages to the browser. Who reads them only when the cell has ended, as nbval does, loses
     # the last ones of a long cell, as the queue is full; so one change a second.
     options = {"mininterval": 1.0, "dynamic_ncols": True, "disable": quiet}

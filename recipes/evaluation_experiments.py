@@ -25,8 +25,8 @@ from finetuning_experiments import config_of, prepared, unseen_tokens
 from tuning_card import spread, table
 
 from gptcourse.corpora import shakespeare, support
-from gptcourse.evaluation import bag_of_words, classify, few_shot, label_report, reply_report
-from gptcourse.finetuning import chat_prompt, encode_dialogues, encode_labelled, finetune, write_replies
+from gptcourse.evaluation import classification_report, classify, few_shot, naive_bayes, reply_report
+from gptcourse.finetuning import chat_prompt, encode_dialogues, encode_labelled, finetune, generate_replies
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.pretrained import load_pretrained
@@ -35,9 +35,9 @@ from gptcourse.safety import (
     BannedText,
     canary_exposures,
     deduplicated,
+    insert_canaries,
     is_refusal,
-    noisy,
-    plant,
+    perturb,
     risky_requests,
 )
 from gptcourse.tokenizers import CharTokenizer
@@ -119,7 +119,9 @@ def augmented(pairs: list[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
     """Return the pairs with noise in half of the texts, each kind equally often."""
     rng = np.random.default_rng(seed)
     kinds = [NOISES[rng.integers(len(NOISES))] if rng.random() < 0.5 else None for _ in pairs]
-    return [(noisy(text, kind, rng) if kind else text, label) for kind, (text, label) in zip(kinds, pairs, strict=True)]
+    return [
+        (perturb(text, kind, rng) if kind else text, label) for kind, (text, label) in zip(kinds, pairs, strict=True)
+    ]
 
 
 def conditions() -> dict[str, list[tuple[str, str]]]:
@@ -128,7 +130,7 @@ def conditions() -> dict[str, list[tuple[str, str]]]:
     rng = np.random.default_rng(99)
     found = {"as they are": test}
     for noise in NOISES:
-        found[noise] = [(noisy(text, noise, rng), label) for text, label in test]
+        found[noise] = [(perturb(text, noise, rng), label) for text, label in test]
     others = support(N_SORT_TEST, split="validation")
     return found | {"other phrasings": [(dialogue.message, name_of(dialogue)) for dialogue in others]}
 
@@ -145,11 +147,11 @@ def sorting(method: str, seed: int) -> dict:
     """Fine-tune the bundled model to name the intent of a message; return accuracy and macro-F1 in each condition."""
     pairs = [(dialogue.message, name_of(dialogue)) for dialogue in support(N_SORT_TRAIN, seed=seed)]
     pairs = augmented(pairs, seed) if method.endswith("noise") else pairs
-    answer = partial(bag_of_words, pairs) if method.startswith("bag of words") else sorter(pairs, seed)
+    answer = partial(naive_bayes, pairs) if method.startswith("bag of words") else sorter(pairs, seed)
     result = {}
     for condition, test in conditions().items():
         texts, truth = zip(*test, strict=True)
-        report = label_report(truth, answer(texts), labels_of())
+        report = classification_report(truth, answer(texts), labels_of())
         result[condition] = {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
     return {"method": method, "seed": seed, "results": result}
 
@@ -164,7 +166,7 @@ def examples_in_the_prompt(name: str, k: int) -> dict:
         given = few_shot(
             model, tokenizer, pool, [d.message for d in test], labels_of(), k, TEMPLATE, normalise=normalise
         )
-        found[normalise] = label_report(truth, given.labels, labels_of()).accuracy
+        found[normalise] = classification_report(truth, given.labels, labels_of()).accuracy
     most = Counter(label for _, label in pool).most_common(1)[0][0]
     return {"model": name, "k": k, "accuracy": found, "majority": sum(label == most for label in truth) / len(truth)}
 
@@ -176,7 +178,7 @@ def canaries(kind: str, seed: int) -> dict:
     """Train a small model on plays with planted numbers; return the exposure of each, and whether it is written."""
     plays = shakespeare()
     tokenizer = CharTokenizer(plays.train + plays.validation)
-    lines, codes = plant(plays.train[:CANARY_TEXT].splitlines(), CANARIES, seed)
+    lines, codes = insert_canaries(plays.train[:CANARY_TEXT].splitlines(), CANARIES, seed)
     lines = deduplicated(lines) if kind == "deduplicated" else lines
     torch.manual_seed(seed)
     model = GPT(GPTConfig(tokenizer.vocab_size, 64, 64, 2, 4))
@@ -200,8 +202,8 @@ def refusals(method: str, seed: int) -> dict:
         pairs += risky_requests(round(RISKY_SHARE * N_DIALOGUES), seed)
     finetune(model, encode_dialogues(tokenizer, pairs), config_of(REFUSAL_RATE, seed, REFUSAL_STEPS), progress=False)
     test, risky = support(N_TEST, split="test"), risky_requests(N_RISKY_TEST, seed, "test")
-    answered = write_replies(model, tokenizer, [dialogue.message for dialogue in test])
-    to_risky = write_replies(model, tokenizer, [message for message, _ in risky])
+    answered = generate_replies(model, tokenizer, [dialogue.message for dialogue in test])
+    to_risky = generate_replies(model, tokenizer, [message for message, _ in risky])
     report = reply_report(test, answered)
     return {
         "method": method,

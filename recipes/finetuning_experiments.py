@@ -27,11 +27,11 @@ from gptcourse.finetuning import (
     encode_dialogues,
     finetune,
     freeze_all_but_last,
-    renew_embeddings,
+    generate_replies,
+    reinit_embeddings,
     reply_loss,
     text_examples,
     without_dropout,
-    write_replies,
 )
 from gptcourse.model import GPT
 from gptcourse.pretrained import load_pretrained
@@ -62,7 +62,7 @@ def prepared(method: str, model: GPT, unseen: list[int]) -> GPT:
     """
     model = without_dropout(model if method != "from scratch" else GPT(model.config))
     if method != "from scratch":
-        renew_embeddings(model, unseen)
+        reinit_embeddings(model, unseen)
     if method == "the last 2 blocks":
         freeze_all_but_last(model, 2)
     if method.startswith("LoRA"):
@@ -135,7 +135,7 @@ def judged(model: GPT, tokenizer, split: str, n: int) -> dict:
     """Return what a model's replies to n messages of a split are worth."""
     dialogues = support(n, split=split)
     examples = encode_dialogues(tokenizer, dialogues)
-    report = reply_report(dialogues, write_replies(model, tokenizer, [dialogue.message for dialogue in dialogues]))
+    report = reply_report(dialogues, generate_replies(model, tokenizer, [dialogue.message for dialogue in dialogues]))
     floor = -sum(dialogue.log_prob for dialogue in dialogues) / count_targets(examples)
     return {"loss": reply_loss(model, examples), "floor": floor} | report._asdict()
 

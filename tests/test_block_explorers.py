@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gptcourse.explorers import bend_explorer, bpe_explorer, initialisation_explorer, svg
-from gptcourse.explorers.bends import BENDS, straight_line
+from gptcourse.explorers.activations import ACTIVATIONS, straight_line
+from gptcourse.explorers.bpe import LONGEST
 from gptcourse.explorers.initialisation import ALIKE, BLOCKS, RULE, STDS, WIDTHS, expected_spread, gelu, hermite_squares
-from gptcourse.explorers.pieces import LONGEST
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import BPETokenizer
 
@@ -113,7 +113,7 @@ def test_no_setting_leaves_the_frame_of_the_initialisation_explorer():
 
 def test_the_nearest_line_is_that_of_least_squares():
     x = torch.randn(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for function in BENDS.values():
+    for function in ACTIVATIONS.values():
         share, slope, height = straight_line(function, 0.7)
         y = function(0.7 * x)
         design = torch.stack((0.7 * x, torch.ones_like(x)), dim=1)

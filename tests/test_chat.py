@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gptcourse.explorers import chat_panel, compare_settings, writing_panel
-from gptcourse.explorers.writer import pieces
-from gptcourse.finetuning import chat_prompt, reply_end, write_replies
+from gptcourse.explorers.text_panel import pieces
+from gptcourse.finetuning import chat_prompt, eos_id, generate_replies
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import BPETokenizer
@@ -28,7 +28,7 @@ def model(tokenizer):
     model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=160, n_embd=16, n_layer=2, n_head=2))
     with torch.no_grad():
         model.wte.weight.mul_(12)  # as it starts, a model finds every token equally likely; this one has an opinion
-        model.wte.weight[reply_end(tokenizer)] *= 3  # and it ends some of its replies
+        model.wte.weight[eos_id(tokenizer)] *= 3  # and it ends some of its replies
     return model
 
 
@@ -66,10 +66,10 @@ def bubbles(panel):
 
 
 def test_a_message_is_answered_as_by_write_replies_and_the_box_is_emptied(chat, model, tokenizer):
-    first = write_replies(model, tokenizer, ["Where is it?"], Sampling(seed=0), max_new_tokens=20)[0]
+    first = generate_replies(model, tokenizer, ["Where is it?"], Sampling(seed=0), max_new_tokens=20)[0]
     assert chat.exchanges == [["Where is it?", first]]
     send(chat, "And my order?")
-    second = write_replies(model, tokenizer, ["And my order?"], Sampling(seed=0), max_new_tokens=20)[0]
+    second = generate_replies(model, tokenizer, ["And my order?"], Sampling(seed=0), max_new_tokens=20)[0]
     assert chat.exchanges == [["Where is it?", first], ["And my order?", second]]
     assert bubbles(chat) == ["Where is it?", first, "And my order?", second]
     assert chat.message.value == "" and first != second
@@ -81,7 +81,7 @@ def test_a_slider_answers_the_last_message_again_and_leaves_the_others(chat, mod
     for name, value in SETTINGS.items():
         chat.controls[name].value = value
     chat.wait()
-    again = write_replies(model, tokenizer, ["The weather?"], Sampling(**SETTINGS), max_new_tokens=20)[0]
+    again = generate_replies(model, tokenizer, ["The weather?"], Sampling(**SETTINGS), max_new_tokens=20)[0]
     assert chat.exchanges == [["Where is it?", earlier], ["The weather?", again]]
 
 
@@ -92,18 +92,18 @@ def test_a_reply_ends_at_its_end_token_which_is_not_shown(model, tokenizer):
         panel.seconds_to_stand_still = 0.0
         panel.controls["seed"].value = seed
         panel.wait()
-        ids = generate(model, chat_prompt(tokenizer, "Where?"), 20, Sampling(seed=seed), reply_end(tokenizer))
+        ids = generate(model, chat_prompt(tokenizer, "Where?"), 20, Sampling(seed=seed), eos_id(tokenizer))
         new = ids[len(chat_prompt(tokenizer, "Where?")) :]
         lengths.add(len(new))
-        assert panel.exchanges[0][1] == tokenizer.decode([token for token in new if token != reply_end(tokenizer)])
+        assert panel.exchanges[0][1] == tokenizer.decode([token for token in new if token != eos_id(tokenizer)])
     assert min(lengths) < 20
 
 
 def test_what_is_typed_and_what_is_written_is_shown_as_text(chat, monkeypatch):
-    monkeypatch.setattr("gptcourse.explorers.writer.stream", lambda *_: iter(chat.tokenizer.encode(ATTACK)))
+    monkeypatch.setattr("gptcourse.explorers.text_panel.stream", lambda *_: iter(chat.tokenizer.encode(ATTACK)))
     send(chat, ATTACK)
     assert "<script" not in chat.picture.value and bubbles(chat)[-2:] == [ATTACK, ATTACK]
-    assert "<|user|>" not in ATTACK and chat_prompt(chat.tokenizer, "<|end|>").count(reply_end(chat.tokenizer)) == 0
+    assert "<|user|>" not in ATTACK and chat_prompt(chat.tokenizer, "<|end|>").count(eos_id(chat.tokenizer)) == 0
 
 
 def test_a_model_is_shown_as_many_exchanges_as_it_remembers_and_as_fit(model, tokenizer):
@@ -113,7 +113,7 @@ def test_a_model_is_shown_as_many_exchanges_as_it_remembers_and_as_fit(model, to
     pairs = panel.exchanges
     expected = chat_prompt(tokenizer, "When?", pairs[1:3])
     assert panel._prompt() == expected
-    assert generate(model, expected, 4, Sampling(temperature=0), reply_end(tokenizer))[len(expected) :]
+    assert generate(model, expected, 4, Sampling(temperature=0), eos_id(tokenizer))[len(expected) :]
     send(panel, "is fair today " * 12)
     assert len(panel._prompt()) <= 156 and panel._prompt()[-1] == tokenizer.token_id("<|assistant|>")
     assert panel._prompt() != chat_prompt(tokenizer, panel.exchanges[-1][0], panel.exchanges[-3:-1])
@@ -201,7 +201,7 @@ def test_a_text_longer_than_the_window_is_continued_from_its_end(writing, model,
 
 
 def test_a_continuation_is_shown_as_text(writing, monkeypatch):
-    monkeypatch.setattr("gptcourse.explorers.writer.stream", lambda *_: iter(writing.tokenizer.encode(ATTACK)))
+    monkeypatch.setattr("gptcourse.explorers.text_panel.stream", lambda *_: iter(writing.tokenizer.encode(ATTACK)))
     writing.controls["seed"].value = 9
     writing.wait()
     assert all("<script" not in picture.value and "&lt;script" in picture.value for picture in writing.pictures)

@@ -11,17 +11,17 @@ from torch.nn import functional as F
 from gptcourse.evaluation import (
     Measurement,
     ReplyReport,
-    bag_of_words,
     bits_per_byte,
     bootstrap_interval,
     calibration_error,
+    classification_report,
     classify,
     distinct_n,
     few_shot,
-    label_report,
     log_likelihoods,
     measured,
     model_card,
+    naive_bayes,
     overlap,
     perplexity,
     reply_report,
@@ -284,7 +284,7 @@ def test_the_label_report_counts_as_a_loop_does():
     rng = np.random.default_rng(1)
     labels = ["a", "b", "c", "never"]
     truth, predicted = ([labels[i] for i in rng.choice(3, 97, p=[0.7, 0.2, 0.1])] for _ in range(2))
-    report = label_report(truth, predicted, labels)
+    report = classification_report(truth, predicted, labels)
     pairs = list(zip(truth, predicted, strict=True))
     f1 = []
     for label in labels:
@@ -298,14 +298,14 @@ def test_the_label_report_counts_as_a_loop_does():
 
 
 def test_accuracy_flatters_who_always_says_the_frequent_label_and_macro_f1_does_not():
-    report = label_report(["no"] * 9 + ["yes"], ["no"] * 10, ["no", "yes"])
+    report = classification_report(["no"] * 9 + ["yes"], ["no"] * 10, ["no", "yes"])
     assert report.accuracy == 0.9 and report.macro_f1 == pytest.approx((18 / 19) / 2)
 
 
 @pytest.mark.parametrize("truth, predicted", [([], []), (["a"], []), (["a"], ["z"]), (["z"], ["a"])])
 def test_labels_that_do_not_match_are_refused(truth, predicted):
     with pytest.raises(ValueError, match=r"^(There are|\['z'\] are not among the labels)"):
-        label_report(truth, predicted, ["a", "b"])
+        classification_report(truth, predicted, ["a", "b"])
 
 
 def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_values_and_holds_the_mean_as_often_as_it_says():
@@ -373,17 +373,17 @@ def test_bag_of_words_is_naive_bayes():
     words = [f"w{i}" for i in range(12)]
     examples = [(" ".join(rng.choice(words[i % 3 :], 6)), f"label {i % 3}") for i in range(30)]
     texts = [" ".join([*rng.choice(words, 5), "unseen"]) for _ in range(40)]
-    found = bag_of_words(examples, texts)
+    found = naive_bayes(examples, texts)
     assert found == [naive_bayes_by_hand(examples, text) for text in texts] and len(set(found)) == 3
 
 
 def test_bag_of_words_hears_no_capitals_and_needs_examples():
-    assert bag_of_words([("Where is it?", "status"), ("It broke!", "damage")], ["where?", "BROKE"]) == [
+    assert naive_bayes([("Where is it?", "status"), ("It broke!", "damage")], ["where?", "BROKE"]) == [
         "status",
         "damage",
     ]
     with pytest.raises(ValueError, match="give some pairs"):
-        bag_of_words([], ["where?"])
+        naive_bayes([], ["where?"])
 
 
 def test_a_measurement_is_the_mean_with_its_interval():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gptcourse.corpora import support
-from gptcourse.evaluation import bag_of_words
+from gptcourse.evaluation import naive_bayes
 from gptcourse.pretrained import load_pretrained
 from gptcourse.safety import NOISES
 
@@ -59,7 +59,7 @@ def test_sorting_measures_each_condition(recipe, plays, method):
     if method == "bag of words":
         pairs = [(dialogue.message, recipe.name_of(dialogue)) for dialogue in support(40, seed=1)]
         texts, truth = zip(*recipe.conditions()["as they are"], strict=True)
-        right = [a == b for a, b in zip(bag_of_words(pairs, texts), truth, strict=True)]
+        right = [a == b for a, b in zip(naive_bayes(pairs, texts), truth, strict=True)]
         assert found["results"]["as they are"]["accuracy"] == sum(right) / len(right)
 
 

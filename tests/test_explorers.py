@@ -226,7 +226,7 @@ def test_a_prompt_that_cannot_be_read_is_answered_with_the_reason(decoding, prom
 
 
 def test_an_error_while_writing_is_shown_as_text(decoding, monkeypatch):
-    monkeypatch.setattr("gptcourse.explorers.writer.stream", lambda *_: map(int, ["<b>"]))
+    monkeypatch.setattr("gptcourse.explorers.text_panel.stream", lambda *_: map(int, ["<b>"]))
     decoding.controls["seed"].value = 3
     decoding.wait()
     assert "[invalid literal" in decoding.continuation.value

@@ -25,14 +25,14 @@ from gptcourse.finetuning import (
     encode_labelled,
     finetune,
     freeze_all_but_last,
+    generate_replies,
     merge_lora,
     pack,
     pad,
-    renew_embeddings,
+    reinit_embeddings,
     reply_loss,
     text_examples,
     without_dropout,
-    write_replies,
 )
 from gptcourse.generation import generate
 from gptcourse.model import GPT, GPTConfig
@@ -281,15 +281,15 @@ def test_renewed_embeddings_differ_from_each_other_and_are_spread_like_the_other
         table[:200] = 1.0  # all alike, as those of tokens that never occur
         table[200:] += 0.5
     others = table[200:].detach().clone()
-    renew_embeddings(model, range(200), seed=5)
+    reinit_embeddings(model, range(200), seed=5)
     new = table[:200].detach().clone()
     assert torch.equal(table[200:], others)
     assert_close(new.mean(0), others.mean(0), atol=5 * others.std().item() / 200**0.5, rtol=0)
     assert new.std(0).mean().item() == pytest.approx(others.std().item(), rel=0.1)
     assert F.cosine_similarity(new[0] - new.mean(0), new[1] - new.mean(0), dim=0) < 0.9
-    renew_embeddings(model, range(200), seed=5)
+    reinit_embeddings(model, range(200), seed=5)
     assert torch.equal(table[:200], new)
-    renew_embeddings(model, range(200), seed=6)
+    reinit_embeddings(model, range(200), seed=6)
     assert not torch.equal(table[:200], new)
 
 
@@ -298,7 +298,7 @@ def test_embeddings_are_renewed_only_of_tokens_that_are_there_and_not_of_all(tok
     model = gpt()
     before = weights(model)
     with pytest.raises(ValueError, match=r"^tokens must be ids from 0 to .*, and leave some"):
-        renew_embeddings(model, tokens)
+        reinit_embeddings(model, tokens)
     assert not changed(before, model)
 
 
@@ -462,8 +462,8 @@ def test_replies_are_learned_by_heart_and_written(new_model):
     history = run(model, config=TrainingConfig(80, 4, 2e-2, weight_decay=0.0))
     assert history.loss[-1] < 0.2
     assert reply_loss(model, EXAMPLES) < 0.2
-    assert write_replies(model, BPE, [message for message, _ in PAIRS]) == [reply for _, reply in PAIRS]
-    assert write_replies(model, BPE, [PAIRS[2][0]], max_new_tokens=1) == [BPE.decode(BPE.encode(PAIRS[2][1])[:1])]
+    assert generate_replies(model, BPE, [message for message, _ in PAIRS]) == [reply for _, reply in PAIRS]
+    assert generate_replies(model, BPE, [PAIRS[2][0]], max_new_tokens=1) == [BPE.decode(BPE.encode(PAIRS[2][1])[:1])]
 
 
 def test_a_run_depends_on_its_seed_alone():
@@ -627,9 +627,9 @@ def test_the_result_is_opened_by_transformers_and_by_us(tmp_path, prepare):
     again, bpe = load_pretrained(tmp_path)
     assert changed(weights(model), again) == set()
     messages = [message for message, _ in PAIRS]
-    replies = write_replies(model, BPE, messages, max_new_tokens=8)
-    assert write_replies(again, bpe, messages, max_new_tokens=8) == replies
-    assert write_replies(hf, tokenizer, messages, max_new_tokens=8) == replies
+    replies = generate_replies(model, BPE, messages, max_new_tokens=8)
+    assert generate_replies(again, bpe, messages, max_new_tokens=8) == replies
+    assert generate_replies(hf, tokenizer, messages, max_new_tokens=8) == replies
 
 
 @pytest.mark.filterwarnings("error:Already found a `peft_config`")
@@ -652,7 +652,7 @@ def test_a_transformers_model_with_merged_lora_is_saved_as_a_plain_one(tmp_path)
 TUNE_SMOLLM2 = """
 import resource, sys
 from gptcourse.finetuning import add_lora, chat_prompt, encode_dialogues, finetune, merge_lora
-from gptcourse.finetuning import reply_loss, write_replies
+from gptcourse.finetuning import reply_loss, generate_replies
 from gptcourse.pretrained import load_pretrained
 from gptcourse.support import support
 from gptcourse.training import TrainingConfig
@@ -670,9 +670,9 @@ add_lora(model)
 config = TrainingConfig(6, 2, 2e-3, gradient_accumulation_steps=2)  # two at a time: half the memory of four
 finetune(model, examples, config, device="cpu", progress=False)
 after = reply_loss(model, examples[:4], 2)
-replies = write_replies(model, tokenizer, [dialogues[0].message], max_new_tokens=8)
+replies = generate_replies(model, tokenizer, [dialogues[0].message], max_new_tokens=8)
 merge_lora(model)
-assert write_replies(model, tokenizer, [dialogues[0].message], max_new_tokens=8) == replies
+assert generate_replies(model, tokenizer, [dialogues[0].message], max_new_tokens=8) == replies
 print(before, after, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 """
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.generation import logits_process
 
-from gptcourse.generation import Sampling, draw, exponential_noise, generate, next_token_distribution, stream
+from gptcourse.generation import Sampling, exponential_noise, generate, next_token_distribution, sample, stream
 from gptcourse.model import GPT, GPTConfig
 
 VOCAB = 23
@@ -273,7 +273,7 @@ def test_draw_follows_the_probabilities():
     n = 200_000
     probabilities = torch.tensor([0.5, 0.25, 0.0, 0.2, 0.049, 0.001])
     noise = exponential_noise((n, 6), torch.Generator().manual_seed(3))
-    counts = torch.bincount(draw(probabilities.expand(n, -1), noise), minlength=6).double()
+    counts = torch.bincount(sample(probabilities.expand(n, -1), noise), minlength=6).double()
     assert counts[2] == 0
     expected = (probabilities.double() * n)[[0, 1, 3, 4, 5]]
     chi_square = ((counts[[0, 1, 3, 4, 5]] - expected) ** 2 / expected).sum()
@@ -285,9 +285,9 @@ def test_the_same_noise_gives_comparable_draws():
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(500, VOCAB, generator=generator)
     noise = exponential_noise((500, VOCAB), generator)
-    before = draw(next_token_distribution(logits, Sampling()), noise)
+    before = sample(next_token_distribution(logits, Sampling()), noise)
     cut = next_token_distribution(logits, Sampling(top_p=0.8))
-    after = draw(cut, noise)
+    after = sample(cut, noise)
     stays = cut.gather(1, before[:, None])[:, 0] > 0
     assert 0 < stays.sum() < 500
     assert torch.equal(after == before, stays)

@@ -176,9 +176,9 @@ def test_the_induction_head_copies_and_needs_the_previous_token_head():
     ids = torch.cat((once, once[1:]))
     with torch.no_grad():
         assert torch.equal(model(ids[None, :-1]).logits[0, 26:].argmax(-1), ids[27:])
-    with heads.head_off(model, 0, 0):
+    with heads.ablate_head(model, 0, 0):
         assert heads.induction_scores(model)[1, 0] < 0.1
-    without = heads.losses_without(model, ids) - heads.text_loss(model, ids)
+    without = heads.head_ablation(model, ids) - heads.text_loss(model, ids)
     assert (without[0, 0] > 1) and (without[1, 0] > 1)
     assert_close(without[:, 1], torch.zeros(2), atol=1e-5, rtol=0)
 
@@ -251,7 +251,7 @@ def test_a_head_switched_off_is_a_head_whose_output_is_read_by_nobody(model, twi
         everything = model(ids[None]).logits
         for layer in range(model.config.n_layer):
             for head in range(model.config.n_head):
-                with heads.head_off(model, layer, head):
+                with heads.ablate_head(model, layer, head):
                     logits = model(ids[None]).logits
                 assert_close(logits, without_rows(model, layer, head)(ids[None]).logits)
                 assert not torch.allclose(logits, everything, atol=1e-3)
@@ -260,7 +260,7 @@ def test_a_head_switched_off_is_a_head_whose_output_is_read_by_nobody(model, twi
 
 def test_nothing_is_left_behind_also_after_an_exception(model):
     hooks = model.h[1].attn.c_proj._forward_pre_hooks
-    with pytest.raises(KeyboardInterrupt), heads.head_off(model, 1, 2):
+    with pytest.raises(KeyboardInterrupt), heads.ablate_head(model, 1, 2):
         assert len(hooks) == 1
         raise KeyboardInterrupt
     assert len(hooks) == 0
@@ -268,7 +268,7 @@ def test_nothing_is_left_behind_also_after_an_exception(model):
 
 def test_a_model_can_learn_with_a_head_off(model):
     ids = ids_for(model)[None]
-    with heads.head_off(model, 1, 2):
+    with heads.ablate_head(model, 1, 2):
         model(ids, ids).loss.backward()
     gradient = model.h[1].attn.c_proj.weight.grad  # (out, in): the head's inputs are the last 8 of 24
     model.zero_grad(set_to_none=True)
@@ -277,14 +277,14 @@ def test_a_model_can_learn_with_a_head_off(model):
 
 def test_two_heads_can_be_off_at_once(model):
     ids = ids_for(model)
-    with heads.head_off(model, 0, 1), heads.head_off(model, 0, 2):
+    with heads.ablate_head(model, 0, 1), heads.ablate_head(model, 0, 2):
         both = heads.text_loss(model, ids)
     assert both == pytest.approx(heads.text_loss(without_rows(without_rows(model, 0, 1), 0, 2), ids))
 
 
 @pytest.mark.parametrize("layer, head", [(2, 0), (0, 3), (-1, 0), (0, -1)])
 def test_a_head_that_is_not_there_cannot_be_switched_off(model, layer, head):
-    with pytest.raises(ValueError, match="layers go from 0 to 1, heads to 2"), heads.head_off(model, layer, head):
+    with pytest.raises(ValueError, match="layers go from 0 to 1, heads to 2"), heads.ablate_head(model, layer, head):
         pass
 
 
@@ -303,7 +303,7 @@ def test_the_loss_is_the_models_own_in_nats_per_token(model):
 
 def test_losses_without_each_head_are_found_one_by_one(model):
     ids = ids_for(model, 30)
-    losses = heads.losses_without(model, ids)
+    losses = heads.head_ablation(model, ids)
     assert losses.shape == (2, 3)
     assert losses[1, 2].item() == pytest.approx(heads.text_loss(without_rows(model, 1, 2), ids))
     assert losses.unique().numel() == 6
@@ -411,7 +411,7 @@ def test_the_switch_shows_the_loss_with_and_without(model, tokenizer):
     assert f"held-out text {before[1]:.3f}" in explorer.picture.value
     explorer.controls["layer"].value, explorer.controls["head"].value = 1, 2
     explorer.controls["off"].value = True
-    with heads.head_off(model, 1, 2):
+    with heads.ablate_head(model, 1, 2):
         after = [heads.text_loss(model, tokenizer.encode(text)) for text in (sentence, held_out)]
     assert f"this sentence {before[0]:.3f} → {after[0]:.3f}" in explorer.picture.value
     assert f"held-out text {before[1]:.3f} → {after[1]:.3f}" in explorer.picture.value
@@ -431,7 +431,7 @@ def test_the_loss_belongs_to_the_sentence_that_is_shown(model, tokenizer):
     explorer = attention_explorer(model, tokenizer, "To be, or not", TEXT)
     explorer.controls["off"].value = True
     explorer.controls["text"].value = "that is the question"
-    with heads.head_off(model, 0, 0):
+    with heads.ablate_head(model, 0, 0):
         after = heads.text_loss(model, tokenizer.encode("that is the question"))
     assert f"→ {after:.3f}" in explorer.picture.value
 
@@ -522,7 +522,7 @@ def test_a_transformers_model_with_a_transformers_tokenizer():
     _, pattern = drawings(explorer)
     assert words(pattern).count("to") == 4
     explorer.controls["off"].value = True
-    with heads.head_off(model, 0, 0):
+    with heads.ablate_head(model, 0, 0):
         assert f"→ {heads.text_loss(model, [1, 2, 3, 4, 1, 2]):.3f}" in explorer.picture.value
     explorer.controls["text"].value = "<i> be"
     assert "<i>" not in explorer.picture.value and "&lt;i&gt;" in explorer.picture.value

@@ -8,12 +8,12 @@ import torch
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.optimizers import (
     Muon,
+    build_optimizer,
     decay_groups,
     learning_rate_at,
     muon_groups,
     mup_groups,
-    new_optimizer,
-    orthogonalized,
+    newton_schulz,
 )
 from gptcourse.training import TrainingConfig, get_batch, train
 
@@ -202,12 +202,12 @@ def test_training_is_that_of_table_3_in_another_form(width, base):
 def test_an_orthogonalized_matrix_keeps_its_directions_and_makes_them_equally_strong(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 7
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalized(matrix)
+    found = newton_schulz(matrix)
     strengths = u.T @ found @ vh.T  # diagonal, if the directions are the same
     assert (strengths - strengths.diag().diag()).abs().max() < 1e-3
     assert strengths.diag().min() > 0.6 and strengths.diag().max() < 1.3 < s.max() / s.min()
-    assert torch.allclose(orthogonalized(1000 * matrix), found, atol=1e-4)
-    assert torch.equal(orthogonalized(torch.zeros(shape)), torch.zeros(shape))
+    assert torch.allclose(newton_schulz(1000 * matrix), found, atol=1e-4)
+    assert torch.equal(newton_schulz(torch.zeros(shape)), torch.zeros(shape))
 
 
 def tiny(**settings):
@@ -242,8 +242,8 @@ def test_muon_equals_torchs_within_bfloat16(ns_steps):
 
 def test_what_is_no_matrix_of_a_block_learns_by_adamw_exactly():
     ours, theirs = tiny(), tiny()
-    muon = new_optimizer(ours, TrainingConfig(1, 1, 1e-2, optim="muon"))
-    adamw = new_optimizer(theirs, TrainingConfig(1, 1, 1e-2))
+    muon = build_optimizer(ours, TrainingConfig(1, 1, 1e-2, optim="muon"))
+    adamw = build_optimizer(theirs, TrainingConfig(1, 1, 1e-2))
     assert isinstance(muon, Muon) and not isinstance(adamw, Muon)
     for step in range(3):
         gradient(ours, step)
@@ -284,6 +284,6 @@ def test_muon_refuses_models_that_are_not_ours_and_mup():
     mup = tiny(mup_base_width=16, tie_word_embeddings=False)
     for model in (torch.nn.Linear(2, 2), tiny().to_transformers(), mup):
         with pytest.raises(ValueError, match=r'^optim "muon" takes a GPT of this course without muP'):
-            new_optimizer(model, config)
+            build_optimizer(model, config)
     with pytest.raises(ValueError, match=r"^optim must be one of"):
         TrainingConfig(1, 1, 1e-2, optim="sgd")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gptcourse.explorers import chat_panel, decoding_explorer
-from gptcourse.finetuning import chat_prompt, reply_end, write_replies
+from gptcourse.finetuning import chat_prompt, eos_id, generate_replies
 from gptcourse.generation import Sampling, generate, next_token_distribution, stream
 from gptcourse.pretrained import load_pretrained
 
@@ -24,7 +24,7 @@ def smollm2():
 @pytest.mark.parametrize("message", ["What is the capital of France?", "Write a poem about rain.", "2 + 2 ="])
 def test_greedy_equals_transformers_token_for_token(smollm2, message):
     model, tokenizer = smollm2
-    ids, end = chat_prompt(tokenizer, message), reply_end(tokenizer)
+    ids, end = chat_prompt(tokenizer, message), eos_id(tokenizer)
     options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
     expected = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **options)[0].tolist()
     assert generate(model, ids, 24, GREEDY, end) == expected
@@ -56,7 +56,7 @@ def test_any_message_arrives_unchanged_and_is_answered(smollm2, message):
     assert [i for i in ids if i in special] == [i for i in marks if i in special]  # a message cannot fake a mark
     assert message in tokenizer.decode(ids)
     panel = chat_panel(model, tokenizer, message, max_new_tokens=4)
-    assert panel.exchanges == [[message, write_replies(model, tokenizer, [message], max_new_tokens=4)[0]]]
+    assert panel.exchanges == [[message, generate_replies(model, tokenizer, [message], max_new_tokens=4)[0]]]
     assert "<|im" not in re.sub("&lt;", "", panel.picture.value) and panel.exchanges[0][1]
 
 

@@ -81,7 +81,7 @@ def test_the_ideas_at_the_bottom_need_nothing_above_them():
     assert imports_within(PACKAGE / "attention.py") == set()
     assert imports_within(PACKAGE / "plots.py") == set()
     assert imports_within(PACKAGE / "generation.py") <= {"model", "attention", "decoder"}
-    assert imports_within(PACKAGE / "decoder.py") <= {"model", "attention"}
+    assert imports_within(PACKAGE / "fast_decoder.py") <= {"model", "attention"}
 
 
 def test_heavy_libraries_are_imported_where_they_are_used():
@@ -113,7 +113,7 @@ def code_lines(path):
 
 # Machinery that no notebook opens: files, downloads, figures, processes, the model once more for speed, and the rules
 # of the support dialogues.
-MACHINERY = {"checkpoints.py", "decoder.py", "plots.py", "pretrained.py", "processes.py", "support.py"}
+MACHINERY = {"checkpoints.py", "fast_decoder.py", "plots.py", "pretrained.py", "distributed.py", "support.py"}
 
 
 def test_the_modules_that_teach_are_read_in_an_evening():

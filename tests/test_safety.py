@@ -17,9 +17,9 @@ from gptcourse.safety import (
     canary_exposures,
     deduplicated,
     exposure,
+    insert_canaries,
     is_refusal,
-    noisy,
-    plant,
+    perturb,
     redact,
     risky_requests,
     token_bytes,
@@ -221,14 +221,14 @@ def test_what_differs_by_capitals_spaces_and_marks_alone_is_kept_once():
 def test_no_noise_touches_a_number(noise):
     rng = np.random.default_rng(0)
     for dialogue in support(50):
-        changed = noisy(dialogue.message, noise, rng, rate=0.5)
+        changed = perturb(dialogue.message, noise, rng, rate=0.5)
         assert re.findall("[0-9]+", changed) == re.findall("[0-9]+", dialogue.message)
 
 
 def test_typos_hit_as_many_letters_as_they_say_in_all_four_ways():
     text = "abcdefghij" * 2_000
-    assert noisy(text, "typos", np.random.default_rng(0), rate=0.0) == text
-    changed = noisy(text, "typos", np.random.default_rng(0), rate=0.1)
+    assert perturb(text, "typos", np.random.default_rng(0), rate=0.0) == text
+    changed = perturb(text, "typos", np.random.default_rng(0), rate=0.1)
     assert abs(len(changed) - len(text)) < 300  # left out as often as said twice
     assert changed.count("ba") > 20 and changed.count("aa") > 20 and set(changed) - set(text)
     pairs = list(zip("abcdefghij", "bcdefghija", strict=True))
@@ -238,12 +238,12 @@ def test_typos_hit_as_many_letters_as_they_say_in_all_four_ways():
 
 def test_the_other_noises_do_what_their_names_say():
     rng = np.random.default_rng(0)
-    assert noisy("Where, please?", "capitals", rng) == "WHERE, PLEASE?"
-    assert noisy("Where's it, please?", "no punctuation", rng) == "Wheres it please"
-    assert noisy("Where?", "distractor", rng).endswith(". Where?")
-    assert len({noisy("Where?", "distractor", rng) for _ in range(50)}) > 3
+    assert perturb("Where, please?", "capitals", rng) == "WHERE, PLEASE?"
+    assert perturb("Where's it, please?", "no punctuation", rng) == "Wheres it please"
+    assert perturb("Where?", "distractor", rng).endswith(". Where?")
+    assert len({perturb("Where?", "distractor", rng) for _ in range(50)}) > 3
     with pytest.raises(ValueError, match="noise must be one of typos"):
-        noisy("Where?", "rain", rng)
+        perturb("Where?", "rain", rng)
 
 
 # ---- Requests to refuse
@@ -271,12 +271,12 @@ def test_no_reply_of_the_shop_is_taken_for_a_refusal():
 
 def test_planted_lines_stand_as_often_as_asked_and_the_rest_is_left():
     lines = [f"line {i}" for i in range(50)]
-    planted, codes = plant(lines, {"ANNA": 1, "BERT": 7}, seed=3)
-    assert (planted, codes) == plant(lines, {"ANNA": 1, "BERT": 7}, seed=3) and len(lines) == 50
+    planted, codes = insert_canaries(lines, {"ANNA": 1, "BERT": 7}, seed=3)
+    assert (planted, codes) == insert_canaries(lines, {"ANNA": 1, "BERT": 7}, seed=3) and len(lines) == 50
     assert [line for line in planted if line.startswith("line")] == lines
     for name, n in (("ANNA", 1), ("BERT", 7)):
         assert planted.count(f"{name}: My number is {codes[name]}.") == n and re.fullmatch("[0-9]{4}", codes[name])
-    assert codes != plant(lines, {"ANNA": 1, "BERT": 7}, seed=4)[1]
+    assert codes != insert_canaries(lines, {"ANNA": 1, "BERT": 7}, seed=4)[1]
 
 
 def test_a_number_that_was_learned_by_heart_has_the_highest_exposure(monkeypatch):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.optimizers import learning_rate_at, new_optimizer
+from gptcourse.optimizers import build_optimizer, learning_rate_at
 from gptcourse.training import DivergedError, TrainingConfig, choose_device, evaluate, get_batch, objective, train
 
 VOCAB, LENGTH = 17, 8
@@ -664,7 +664,7 @@ def test_each_step_in_bfloat16_uses_the_weights_of_the_step_before_and_no_stale_
     model, by_hand = new_model(), new_model()
     run(model, steps=3, bf16=True)
     config = TrainingConfig(3, 4, 1e-2)
-    optimizer = new_optimizer(by_hand, config)
+    optimizer = build_optimizer(by_hand, config)
     for step in range(3):
         ids, targets = get_batch(TOKENS, 4, LENGTH, 0, step)
         by_hand.zero_grad()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, rand, randint, randn, tensor
 
-from gptcourse.evaluation import bits_per_byte, label_report
+from gptcourse.evaluation import bits_per_byte, classification_report
 from gptcourse.exercises import Exercise, Mistake
 from gptcourse.safety import exposure
 
@@ -36,7 +36,7 @@ def counts_of(truth: Tensor, predicted: Tensor, n_labels: int) -> tuple[Tensor, 
 
 
 def macro_f1(truth: Tensor, predicted: Tensor, n_labels: int) -> float:
-    return label_report(truth.tolist(), predicted.tolist(), range(n_labels)).macro_f1
+    return classification_report(truth.tolist(), predicted.tolist(), range(n_labels)).macro_f1
 
 
 def over_labels(score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, int], float]:

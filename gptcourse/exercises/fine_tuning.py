@@ -23,7 +23,7 @@ from torch import Tensor, nn, randint, randn, tensor
 
 from gptcourse.exercises import Exercise, Mistake
 from gptcourse.finetuning import IGNORED, LoRALinear
-from gptcourse.generation import apply_repetition_penalty, apply_temperature, draw, exponential_noise, keep_top_p
+from gptcourse.generation import apply_repetition_penalty, apply_temperature, exponential_noise, keep_top_p, sample
 
 NOTEBOOK = "04 · Fine-tuning and generation"
 NO_RANK = "The scale of the change is off. By what is alpha divided, and how do you read that number from the shapes?"
@@ -105,7 +105,7 @@ def drawn_rows(n: int, vocab_size: int, spread: float, p: float) -> tuple[Tensor
 
 def drawn_by(drops: Callable) -> Callable[[Tensor, float, Tensor], Tensor]:
     """Return what draws a token from each row, for a given way to drop tokens; where none is left, that is token 0."""
-    return lambda logits, p, noise: draw(top_p_like(logits, p, drops), noise)
+    return lambda logits, p, noise: sample(top_p_like(logits, p, drops), noise)
 
 
 # ---- Whole texts and whole runs
@@ -772,7 +772,7 @@ EXERCISES = (
         name="fine_tuning.mend_top_p",
         asks="Mend the draw so that it chooses among the fewest best tokens that together hold at least p.",
         inputs=lambda: [drawn_rows(64, 8, 3.0, 0.6), drawn_rows(128, 12, 1.5, 0.8)],
-        reference=lambda logits, p, noise: draw(keep_top_p(logits, p).softmax(-1), noise),
+        reference=lambda logits, p, noise: sample(keep_top_p(logits, p).softmax(-1), noise),
         hint="Print, for one row, which tokens are left and how much they hold together. Is it at least p?",
         mistakes=(
             Mistake(
@@ -788,11 +788,11 @@ EXERCISES = (
             ),
             Mistake(drawn_by(one_too_late), "Now you keep one token too many: did the others not hold p already?"),
             Mistake(
-                lambda logits, p, noise: draw(logits.softmax(-1), noise),
+                lambda logits, p, noise: sample(logits.softmax(-1), noise),
                 "Now any token can be drawn: nothing is cut.",
             ),
             Mistake(
-                lambda logits, p, noise: draw(in_order_of_size(logits, p), noise),
+                lambda logits, p, noise: sample(in_order_of_size(logits, p), noise),
                 "Your numbers count from the best token on. Which token stands at that place?",
             ),
         ),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, randn, tensor
 
 from gptcourse.exercises import Exercise, Mistake
-from gptcourse.optimizers import NEWTON_SCHULZ, orthogonalized
+from gptcourse.optimizers import NEWTON_SCHULZ, newton_schulz
 from gptcourse.scaling import ScalingLaw
 
 NOTEBOOK = "05 · Scaling up"
@@ -312,7 +312,7 @@ EXERCISES = (
             (0.01 * randn(3, 12),),
             (tensor([[0.6, 0.2, 0.1, 0.1]]),),
         ],
-        reference=lambda matrix: orthogonalized(matrix),
+        reference=lambda matrix: newton_schulz(matrix),
         hint="Divide by the norm once, before the loop. Then five times: x ← a x + (b g + c g g) x, where g is x xᵀ.",
         mistakes=(
             Mistake(

@@ -6,15 +6,15 @@ browser at all. ``import gptcourse`` does not import this package, and with it i
 needs it.
 """
 
+from gptcourse.explorers.activations import bend_explorer
 from gptcourse.explorers.atlas import atlas_explorer
 from gptcourse.explorers.attention import attention_scale_explorer
-from gptcourse.explorers.bends import bend_explorer
+from gptcourse.explorers.bpe import bpe_explorer
 from gptcourse.explorers.chat import chat_panel, writing_panel
 from gptcourse.explorers.decoding import compare_settings, decoding_explorer
 from gptcourse.explorers.heads import attention_explorer
 from gptcourse.explorers.initialisation import initialisation_explorer
 from gptcourse.explorers.monitor import TrainingMonitor
-from gptcourse.explorers.pieces import bpe_explorer
 from gptcourse.explorers.positions import rotary_explorer, window_explorer
 from gptcourse.explorers.predict import predict
 from gptcourse.explorers.scaling import device_explorer, law_explorer

@@ -6,8 +6,8 @@ import ipywidgets as widgets
 
 from gptcourse.explorers import svg
 from gptcourse.explorers.decoding import prose
-from gptcourse.explorers.writer import Writer, grid, prompt_box, sampling_of, sliders
-from gptcourse.finetuning import chat_prompt, reply_end
+from gptcourse.explorers.text_panel import Writer, grid, prompt_box, sampling_of, sliders
+from gptcourse.finetuning import chat_prompt, eos_id
 from gptcourse.generation import Sampling, context_window
 
 SHOWN = 12  # exchanges; older ones scroll out of the panel, so that it does not grow without end
@@ -70,7 +70,7 @@ class ChatPanel(Writer):
     def _compose(self, turn):
         """Answer the last message, the earlier ones in view as far as they are remembered and fit."""
         exchange = self.exchanges[-1]
-        end = reply_end(self.tokenizer)
+        end = eos_id(self.tokenizer)
 
         def show(new):
             exchange[1] = self.tokenizer.decode([token for token in new if token != end])

@@ -7,14 +7,14 @@ import ipywidgets as widgets
 import torch
 
 from gptcourse.explorers import svg
-from gptcourse.explorers.writer import PROSE, Writer, grid, pieces, prompt_box, sampling_of, sliders
+from gptcourse.explorers.text_panel import PROSE, Writer, grid, pieces, prompt_box, sampling_of, sliders
 from gptcourse.generation import (
     Sampling,
     context_window,
-    draw,
     exponential_noise,
     first_kept,
     next_token_distribution,
+    sample,
 )
 from gptcourse.model import in_mode
 
@@ -111,7 +111,7 @@ class DecodingExplorer(Writer):
             rows.append((f"{others:,} other{'s' * (others > 1)}", *shares))
         # The draw that starts the continuation: generation's own noise for this seed, held against the bars.
         noise = exponential_noise(after.shape, torch.Generator().manual_seed(self.sampling.seed))
-        drawn = (top.cpu() == draw(after.cpu(), noise)).nonzero()
+        drawn = (top.cpu() == sample(after.cpu(), noise)).nonzero()
         chosen = int(drawn[0]) if len(drawn) else len(top)
         count = int(kept[top].sum())
         ordered = bool(kept[top][:count].all()) and count == int(kept.sum()) < len(before)

@@ -101,7 +101,7 @@ def head_scores(model, ids, seed: int = 0) -> HeadScores:
 
 
 @contextmanager
-def head_off(model, layer: int, head: int):
+def ablate_head(model, layer: int, head: int):
     """Switch one head off inside a `with`: what it hands on is zero, everything else stays.
 
     Its slice of the joined heads is set to zero before `c_proj`, by a hook that is gone afterwards, also after an
@@ -135,12 +135,12 @@ def text_loss(model, ids) -> float:
     return _loss(model, _pieces(model, ids))
 
 
-def losses_without(model, ids) -> Tensor:
+def head_ablation(model, ids) -> Tensor:
     """Return the loss on the text `ids` with one head switched off, for every head in turn: (L, H), nats per token."""
     pieces, n_head = _pieces(model, ids), model.config.n_head
     losses = torch.empty(len(_blocks(model)), n_head)
     for layer, head in product(range(len(losses)), range(n_head)):
-        with head_off(model, layer, head):
+        with ablate_head(model, layer, head):
             losses[layer, head] = _loss(model, pieces)
     return losses
 
@@ -264,7 +264,7 @@ class AttentionExplorer(widgets.VBox):
             if off is None:
                 self.losses[name, off] = _loss(self.model, ids)
             else:
-                with head_off(self.model, *off):
+                with ablate_head(self.model, *off):
                     self.losses[name, off] = _loss(self.model, ids)
         return self.losses[name, off]
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcourse import generation
-from gptcourse.decoder import Decoder, can_decode
+from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.finetuning import add_lora
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTConfig

@@ -9,7 +9,7 @@ from gptcourse.explorers.initialisation import gelu
 from gptcourse.explorers.live import live_picture
 from gptcourse.model import squared_relu
 
-BENDS = {"ReLU": F.relu, "GELU (GPT-2, GPT-3)": gelu, "squared ReLU": squared_relu}
+ACTIVATIONS = {"ReLU": F.relu, "GELU (GPT-2, GPT-3)": gelu, "squared ReLU": squared_relu}
 SPREADS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]
 
 
@@ -30,7 +30,7 @@ def straight_line(function, spread):
 def bend_explorer():
     """Return sliders for the function and for the spread of its inputs, with the straight line that comes nearest."""
     controls = {
-        "bend": widgets.ToggleButtons(options=list(BENDS), value="GELU (GPT-2, GPT-3)"),
+        "bend": widgets.ToggleButtons(options=list(ACTIVATIONS), value="GELU (GPT-2, GPT-3)"),
         "spread": widgets.SelectionSlider(options=SPREADS, value=1.0, description="spread of inputs"),
     }
     controls["bend"].style.button_width = "170px"
@@ -38,14 +38,17 @@ def bend_explorer():
     def picture():
         """Return the drawing for where the controls stand."""
         name, spread = controls["bend"].value, controls["spread"].value
-        share, slope, height = straight_line(BENDS[name], spread)
+        share, slope, height = straight_line(ACTIVATIONS[name], spread)
         x = torch.linspace(-3 * spread, 3 * spread, 121, dtype=torch.float64)
         numbers = (
             f"{name}, inputs of standard deviation {spread:g}  ·  "
             f"a straight line explains {svg.percent(share)} of the output's variance"
         )
         chart = svg.line_chart(
-            {name: (x.tolist(), BENDS[name](x).tolist()), "nearest line": (x.tolist(), (height + slope * x).tolist())},
+            {
+                name: (x.tolist(), ACTIVATIONS[name](x).tolist()),
+                "nearest line": (x.tolist(), (height + slope * x).tolist()),
+            },
             x_label="input, up to three standard deviations",
             y_label="output",
             description=numbers,

@@ -11,23 +11,24 @@ import os
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+from torch import distributed as dist
 
 
-def join() -> None:
+def init() -> None:
     """Meet the other processes, if the launcher's environment variables say that there are any."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def count() -> int:
+def world_size() -> int:
     """Return how many processes work together."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Return the number of this process; 0 is the one that writes files and shows progress."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_device() -> int:
@@ -36,35 +37,35 @@ def local_device() -> int:
 
 
 @torch.no_grad()
-def add_up(tensors: Iterable[Tensor]) -> None:
+def all_reduce(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its sum over all processes; all in one message, as each message has its price."""
-    if count() == 1:
+    if world_size() == 1:
         return
     tensors = list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    distributed.all_reduce(flat)
+    dist.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
 
 
 @torch.no_grad()
-def share(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give all processes the values of process 0."""
-    if count() > 1:
+    if world_size() > 1:
         for tensor in tensors:
-            distributed.broadcast(tensor, 0)
+            dist.broadcast(tensor, 0)
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:
     """Say whether the flag is set in any process: only together can they stop."""
-    if count() == 1:
+    if world_size() == 1:
         return flag
     flags = torch.tensor(float(flag), device=device)
-    distributed.all_reduce(flags)
+    dist.all_reduce(flags)
     return flags.item() > 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Return when all processes have come here."""
-    if count() > 1:
-        distributed.barrier()
+    if world_size() > 1:
+        dist.barrier()

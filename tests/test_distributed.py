@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptcourse import processes
+from gptcourse import distributed
 from gptcourse.finetuning import finetune
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import TrainingConfig, train
@@ -19,21 +19,21 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import json, os, sys
 import torch
-from gptcourse import processes
+from gptcourse import distributed
 from gptcourse.finetuning import finetune
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import TrainingConfig, train
 
 what, folder, killed_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
-processes.join()
-torch.manual_seed(processes.rank())  # process 0 decides with which weights all begin
+distributed.init()
+torch.manual_seed(distributed.rank())  # process 0 decides with which weights all begin
 model = GPT(GPTConfig(50, n_positions=16, n_embd=16, n_layer=2, n_head=2, dropout=0.1))
 settings = json.loads(os.environ["SETTINGS"])
 
 def look(history):
-    if processes.rank() == 1 and len(history.step) == killed_at:
+    if distributed.rank() == 1 and len(history.step) == killed_at:
         os.kill(os.getpid(), 9)
-    return processes.rank() == 1 and len(history.step) == settings.get("stop_at")
+    return distributed.rank() == 1 and len(history.step) == settings.get("stop_at")
 
 options = {"progress": True, "device": "cpu", "callback": look}
 if "save_steps" in settings["config"]:
@@ -45,8 +45,8 @@ if what == "train":
 else:
     examples = [([i] * n, [-100] * (n - i % 3 - 1) + [1] * (i % 3 + 1)) for i, n in enumerate([5, 9, 4, 12, 7, 3, 8])]
     history = finetune(model, examples, config, validation=examples, **options)
-model.save(f"{folder}/model-{processes.rank()}")
-open(f"{folder}/history-{processes.rank()}.json", "w").write(json.dumps(vars(history)))
+model.save(f"{folder}/model-{distributed.rank()}")
+open(f"{folder}/history-{distributed.rank()}.json", "w").write(json.dumps(vars(history)))
 """
 CONFIG = {"steps": 12, "batch_size": 3, "learning_rate": 1e-2, "eval_steps": 4}
 
@@ -118,10 +118,10 @@ def test_a_callback_of_any_process_stops_all(tmp_path):
 
 
 def test_one_process_is_left_alone():
-    processes.join()
+    distributed.init()
     tensor = torch.ones(2)
-    processes.add_up([tensor])
-    processes.share([tensor])
-    processes.wait()
-    assert torch.equal(tensor, torch.ones(2)) and (processes.count(), processes.rank()) == (1, 0)
-    assert processes.anywhere(True, torch.device("cpu")) and not processes.anywhere(False, torch.device("cpu"))
+    distributed.all_reduce([tensor])
+    distributed.broadcast([tensor])
+    distributed.barrier()
+    assert torch.equal(tensor, torch.ones(2)) and (distributed.world_size(), distributed.rank()) == (1, 0)
+    assert distributed.anywhere(True, torch.device("cpu")) and not distributed.anywhere(False, torch.device("cpu"))

@@ -214,6 +214,33 @@ def in_mode(model: nn.Module, training: bool):
             module.training = was_training
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside the wrappers of torch.compile and DistributedDataParallel."""
+    while isinstance(inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
+def eval_view(model: nn.Module) -> nn.Module:
+    """Return a view of any model in evaluation mode: new module objects around the same parameters and buffers.
+
+    Reading through a view leaves the model as it is: another thread may be training it, with dropout. A hook that is
+    registered on the view is on the view alone. The way of torch.nn.parallel.replicate, without its copies.
+    """
+    views: dict[nn.Module, nn.Module] = {}
+
+    def view_of(module: nn.Module) -> nn.Module:
+        if module not in views:
+            views[module] = view = module.__new__(type(module))
+            view.__dict__ = module.__dict__ | {"training": False}
+            for name in ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
+                view.__dict__[name] = module.__dict__[name].copy()
+            view._modules = {name: child and view_of(child) for name, child in module._modules.items()}
+        return views[module]
+
+    return view_of(unwrap(model))
+
+
 def squared_relu(x: Tensor) -> Tensor:
     """Return max(0, x)², element by element (So et al., 2021, Primer)."""
     return F.relu(x).square()

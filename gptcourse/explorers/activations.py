@@ -44,11 +44,9 @@ def bend_explorer():
             f"{name}, inputs of standard deviation {spread:g}  ·  "
             f"a straight line explains {svg.percent(share)} of the output's variance"
         )
+        nearest = (height + slope * x).tolist()
         chart = svg.line_chart(
-            {
-                name: (x.tolist(), ACTIVATIONS[name](x).tolist()),
-                "nearest line": (x.tolist(), (height + slope * x).tolist()),
-            },
+            {name: (x.tolist(), ACTIVATIONS[name](x).tolist()), "nearest line": (x.tolist(), nearest)},
             x_label="input, up to three standard deviations",
             y_label="output",
             description=numbers,

@@ -32,7 +32,6 @@ from gptcourse.finetuning import (
     reinit_embeddings,
     reply_loss,
     text_examples,
-    without_dropout,
 )
 from gptcourse.generation import generate
 from gptcourse.model import GPT, GPTConfig
@@ -40,6 +39,7 @@ from gptcourse.pretrained import load_pretrained
 from gptcourse.support import reply_entropy, support
 from gptcourse.tokenizers import CHAT_TOKENS, BPETokenizer, CharTokenizer
 from gptcourse.training import TrainingConfig, get_batch
+from gptcourse.views import set_dropout
 
 WORDS = "Where is my order? Order 123 is on its way. May I have the number? " * 20
 BPE = BPETokenizer.train(WORDS, 290)
@@ -305,15 +305,16 @@ def test_embeddings_are_renewed_only_of_tokens_that_are_there_and_not_of_all(tok
 # What learns, and how
 
 
-def test_without_dropout_training_computes_what_evaluation_does_and_the_model_stays_as_it_is():
-    model, ids = gpt(dropout=0.5).eval(), torch.arange(20)[None]
-    expected = model(ids).logits
-    copied = without_dropout(model)
-    assert torch.equal(copied.train()(ids).logits, expected)
-    assert not torch.equal(model.train()(ids).logits, expected) and model.config.dropout == 0.5
-    with torch.no_grad():
-        copied.wte.weight.zero_()
-    assert torch.equal(model.eval()(ids).logits, expected)
+def test_without_dropout_training_computes_what_evaluation_does():
+    for model in (gpt(dropout=0.5), gpt(dropout=0.5).to_transformers()):
+        ids = torch.arange(20)[None]
+        expected = model.eval()(ids).logits
+        assert not torch.equal(model.train()(ids).logits, expected)
+        set_dropout(model, 0.0)
+        assert_close(model.train()(ids).logits, expected)
+    model = gpt(dropout=0.5)
+    set_dropout(model, 0.25)
+    assert model.config.dropout == 0.25
 
 
 @every_kind
@@ -503,7 +504,7 @@ def test_an_interrupted_run_keeps_the_best_weights_so_far():
         if len(history.step) == 4:
             signal.raise_signal(signal.SIGINT)
 
-    model, config = gpt(), TrainingConfig(40, 2, 0.3, eval_steps=1, lr_scheduler_type="constant")
+    model, config = gpt(), TrainingConfig(40, 2, 0.3, seed=2, eval_steps=1, lr_scheduler_type="constant")
     history = run(model, config=config, validation=EXAMPLES, callback=press)
     assert (history.stopped, history.eval_step) == ("interrupted", [1, 2, 3, 4])
     assert reply_loss(model, EXAMPLES) == pytest.approx(min(history.eval_loss), rel=1e-6)
@@ -544,8 +545,8 @@ def test_a_run_is_not_resumed_with_other_examples_or_another_base(tmp_path):
     run(prepared(), checkpoint_dir=tmp_path)
     for model, examples, words in (
         (prepared(), EXAMPLES[1:], "the examples was"),
-        (prepared(1.0), EXAMPLES, "the sha256 of those that do not"),
-        (gpt(), EXAMPLES, "the number of weights that learn"),
+        (prepared(1.0), EXAMPLES, "the sha256 of the frozen parameters"),
+        (gpt(), EXAMPLES, "the number of trainable parameters"),
     ):
         with pytest.raises(CheckpointError, match=f"belongs to another run .*{words}"):
             run(model, examples, checkpoint_dir=tmp_path, resume=True)

@@ -76,7 +76,7 @@ def _make(workers: Workers, runs: list[Run], keep, progress: bool) -> None:
     from tqdm.auto import tqdm
 
     pending = {workers.submit(run.model, run.training): run for run in runs}
-    with training._ctrl_c() as pressed, tqdm(total=len(runs), unit="run", disable=not (progress and runs)) as bar:
+    with training.ctrl_c() as pressed, tqdm(total=len(runs), unit="run", disable=not (progress and runs)) as bar:
         while pending and not pressed.is_set():
             for future in wait(pending, timeout=0.1, return_when=FIRST_COMPLETED).done:
                 keep(pending.pop(future), future.result())
@@ -158,8 +158,8 @@ def checked_tokens(runs: Sequence[Run], tokens, validation_tokens) -> tuple[Tens
     """Return both as int64 tensors (n,). Raises ValueError if they do not fit one of the runs."""
     vocab_size = min(run.model.vocab_size for run in runs)
     longest = max(run.training.sequence_length or run.model.n_positions for run in runs)
-    tokens = training._checked(tokens, vocab_size, longest + 1, "training tokens")
-    return tokens, training._checked(validation_tokens, vocab_size, 2, "validation tokens")
+    tokens = training.check_tokens(tokens, vocab_size, longest + 1, "training tokens")
+    return tokens, training.check_tokens(validation_tokens, vocab_size, 2, "validation tokens")
 
 
 # ---- The file of results

@@ -206,7 +206,7 @@ class _Search:
         """Work until `n_trials` trials are finished, by this call or another, or until Ctrl-C."""
         from tqdm.auto import tqdm
 
-        with training._ctrl_c() as pressed, tqdm(total=n_trials, unit="trial", disable=not progress) as bar:
+        with training.ctrl_c() as pressed, tqdm(total=n_trials, unit="trial", disable=not progress) as bar:
             try:
                 while not pressed.is_set():
                     self._beat()

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptcourse.checkpoints import _flush
+from gptcourse.files import fsync as _flush
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import DivergedError, History, TrainingConfig, train
 

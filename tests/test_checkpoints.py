@@ -307,6 +307,60 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_the_whole_ones(tmp_path, w
     assert [path.name for path in sorted(folder.iterdir())] == [".lock", "step-00000006", "step-00000007"]
 
 
+# Two at once, a full disk, other kinds of number
+
+
+def test_a_second_run_in_the_same_directory_is_told_before_it_starts(tmp_path):
+    model = GPT(GPTConfig(17, 8, 16, 2, 2))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    tried = []
+
+    def second(history):
+        for resume in (True, False):
+            with pytest.raises(CheckpointError, match=r"^Another run writes to .*choose another checkpoint_dir\.$"):
+                run(tmp_path, model, resume=resume, seed=1)
+        tried.append(history.step[-1])
+
+    run(tmp_path, callback=second, steps=3)
+    assert tried == [1, 2, 3]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert run(tmp_path, steps=3)[1].step == [1, 2, 3]  # the lock was released
+
+
+def test_a_full_disk_is_said_and_costs_the_newest_checkpoint_alone(tmp_path, monkeypatch):
+    from gptcourse import checkpoints
+
+    def full(tensors, path):
+        Path(path).write_bytes(b"part of a file")
+        raise OSError(28, "No space left on device")
+
+    def fill(history):
+        monkeypatch.setattr(checkpoints, "save_file", full if history.step[-1] in (4, 5, 6) else save_file)
+
+    save_file = checkpoints.save_file
+    with pytest.warns(
+        UserWarning, match=r"checkpoint of step 6 could not be written \(.*No space left .*make room"
+    ) as told:
+        _, history = run(tmp_path, callback=lambda h: fill(h) or h.step[-1] == 6)
+    assert len(told) == 2 and history.step[-1] == 6  # at its save_steps, and once more at the end
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", "step-00000003"]
+    monkeypatch.undo()
+    resumed, after = run(tmp_path)
+    whole, history = run(None, resume=False)
+    assert same(resumed, whole) and after == history
+
+
+def test_float64_weights_are_resumed_bit_for_bit(tmp_path):
+    def double():
+        torch.manual_seed(5)
+        return GPT(GPTConfig(17, 8, 16, 2, 2, dropout=0.2)).double()
+
+    whole, history = run(None, double(), resume=False)
+    run(tmp_path, double(), callback=lambda history: history.step[-1] == 5)
+    resumed, after = run(tmp_path, double())
+    assert same(whole, resumed) and after == history
+
+
 # Refused
 
 

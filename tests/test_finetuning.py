@@ -23,6 +23,7 @@ from gptcourse.finetuning import (
     encode_dialogue,
     encode_dialogues,
     encode_labelled,
+    eos_id,
     finetune,
     freeze_all_but_last,
     generate_replies,
@@ -582,6 +583,11 @@ def test_text_mixed_in_is_forgotten_less():
         ([([5, 6], [IGNORED, IGNORED])], r"There must be examples with something to learn in each"),
         ([([1] * 65, [1] * 65)], r"65 tokens long, but this model takes 64"),
         ([([5, 290], [290, IGNORED])], r"token 290, but the model knows ids from 0 to 289"),
+        ([([5, 6], [6, 290])], r"token 290, but the model knows ids from 0 to 289"),
+        ([([5, 6], [6, -7])], r"token -7, but the model knows ids from 0 to 289"),
+        ([([5, IGNORED], [6, 7])], r"token -100, but the model knows ids from 0 to 289"),
+        ([([5, 6, 7], [6, 7])], r"has 3 ids and 2 targets: give a target for each id"),
+        ([([], [])], r"There must be examples with something to learn in each"),
     ],
 )
 def test_examples_that_do_not_fit_are_refused_in_one_sentence(examples, words):
@@ -604,6 +610,29 @@ def test_patience_without_evaluations_is_refused(settings):
     config = TrainingConfig(4, 2, 1e-2, eval_steps=given.pop("eval_steps"))
     with pytest.raises(ValueError, match="patience counts evaluations"):
         run(gpt(), config=config, **given)
+
+
+def test_examples_may_come_from_a_generator_and_the_largest_seed_works():
+    config = TrainingConfig(3, 2, 1e-2, seed=2**64 - 1)
+    expected = run(gpt(dropout=0.1), config=config)
+    assert run(gpt(dropout=0.1), (example for example in EXAMPLES), config) == expected
+    with pytest.raises(ValueError, match=r"^seed is .*from 0 to 2\*\*64 - 1\.$"):
+        TrainingConfig(3, 2, 1e-2, seed=2**64)
+
+
+@pytest.mark.parametrize("ending", ["<|end|>\n", "<|assistant|><|end|>"])
+def test_a_turn_may_end_with_another_token_than_eos(hf_tokenizer, ending):
+    """As Gemma's <end_of_turn> does beside its <eos>: the model learns to end with it, and generation stops at it."""
+    hf_tokenizer.eos_token = "<|user|>"
+    hf_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA: {% else %}{{ m.content }}" + ending
+    ) + "{% endif %}{% endfor %}"
+    end = hf_tokenizer.convert_tokens_to_ids(ending.split(">")[0] + ">")
+    targets = encode_dialogue(hf_tokenizer, "Hi", "Yes.")[1]
+    assert targets[-2] == end == eos_id(hf_tokenizer) != hf_tokenizer.eos_token_id
+    hf_tokenizer.chat_template = hf_tokenizer.chat_template.replace(ending, "\n")
+    with pytest.raises(ValueError, match=r"ends a reply with no special token"):
+        encode_dialogue(hf_tokenizer, "Hi", "Yes.")
 
 
 def test_a_model_in_which_nothing_learns_is_refused():

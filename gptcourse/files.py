@@ -49,9 +49,10 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line in one piece, and fsync it before anything else happens."""
-    with path.open("ab", buffering=0) as file:
+    """Append one line in one piece, and fsync it before anything else happens. Raises OSError if it does not fit."""
+    with path.open("ab") as file:  # buffered: unbuffered, a full disk would take half a line without a word
         file.write(line.encode() + b"\n")
+        file.flush()
         os.fsync(file.fileno())
 
 

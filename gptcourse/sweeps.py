@@ -27,6 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -48,7 +49,6 @@ FORMAT = 1  # of the file of results
 CURVE_POINTS = 100  # training losses kept of each run, evenly spaced
 LOOKS = 10  # evaluations of a trial, evenly spaced; after each but the last it may be pruned
 SAMPLED = 100  # combinations of a space that are checked before a search begins
-SPAWN = multiprocessing.get_context("spawn")
 Derive = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -86,16 +86,16 @@ def sweep(
     killed costs that run alone; one that diverges is a result. The seed decides initial weights, batches and dropout.
 
     With `results`, each run is appended to that file (a line of JSON) when it ends, and runs that are there already,
-    with equal settings and tokens, are not made again, unless they crashed. One file may hold several sweeps over the
-    same text. Ctrl-C stops the sweep and returns what has finished.
+    with equal settings, are not made again, unless they crashed. One file may hold several sweeps over the same text.
+    Ctrl-C stops the sweep and returns what has finished.
 
-    Raises ValueError before any run begins, also when another process uses the file.
+    Raises ValueError before any run begins, also when the file is in use.
     """
     runs = _grid_runs(model_config, training_config, grid, seeds, derive)
     data = _checked_data(runs, tokens, validation_tokens)
     with ExitStack() as stack:
         done = _Results(results, data, stack)
-        todo = {run[:2]: Job(run, partial(done.add, run)) for run in runs if run[:2] not in done}
+        todo = {run[:2]: (run, partial(done.add, run), None) for run in runs if run[:2] not in done}
         _make(iter(todo.values()), len(todo), data, processes, device, progress)
     rows = [_row(run, done[run[:2]]) for run in runs if run[:2] in done]
     return SweepTable(tuple(grid), rows, len(runs) - len(rows))
@@ -122,29 +122,22 @@ def search(
     """Search the settings with the lowest validation loss until the study has `n_trials` trials, and return it.
 
     `space` maps axes to Optuna's distributions or lists of choices. `sampler` is "tpe", "random" or one of Optuna's;
-    with the first two, trial n is drawn from (seed, n) and the trials that have ended. A trial that diverges counts as
-    infinitely bad. With `prune`, a run is stopped when, at one of LOOKS evenly spaced evaluations, it is worse than the
-    median of those that had finished when it began: so let all runs train on equally many tokens.
+    with the first two, trial n is drawn from (seed, n) and the trials that have ended. With `prune`, a run is stopped
+    when, at one of LOOKS evenly spaced evaluations, it is worse than the median of those that had finished when it
+    began: so let all runs train on equally many tokens. `storage` is a path for Optuna's journal file, or None (in
+    memory). Each trial is appended when it ends; after Ctrl-C or a kill, the same call goes on.
 
-    `storage` is a path for Optuna's journal file, or None: then the study is lost with this process. Each trial is
-    appended when it ends; after Ctrl-C or a kill, the same call goes on. One process uses a journal at a time.
-
-    Raises ValueError before any run begins, also when the study was begun with another space, other tokens or settings.
+    Raises ValueError before any run begins, also when the study was begun with other arguments, or the file is in use.
     """
-    optuna = _optuna()
-    _check_search(optuna, n_trials, sampler)
     with ExitStack() as stack:
-        stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar shows the trials
-        space = _Space(optuna, (model_config, training_config), space, derive, prune)
-        sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        runs = [space.run(sampled.ask(space.axes).params) for _ in range(SAMPLED)]
-        data = _checked_data(runs, tokens, validation_tokens)
-        study = _open(optuna, storage, study_name, space, data, stack)
+        _check_search(stack, n_trials, sampler)
+        searched = _Space((model_config, training_config), space, derive, prune)
+        data = _checked_data(searched.samples(), tokens, validation_tokens)
+        study = _open(storage, study_name, searched, data, stack)
         n_left = n_trials - len(_ended(study))
-        _make(_jobs(optuna, study, space, n_left, sampler, seed), n_left, data, processes, device, progress)
-    rows = [_row(space.run(trial.params), trial.user_attrs["result"]) for trial in _ended(study)]
-    return SearchResult(tuple(space.axes), rows, study=study)
+        _make(_jobs(study, searched, n_left, sampler, seed), n_left, data, processes, device, progress)
+    rows = [_row(searched.run(trial.params), trial.user_attrs["result"]) for trial in _ended(study)]
+    return SearchResult(tuple(space), rows, study=study)
 
 
 # ---- From axes to runs
@@ -247,17 +240,10 @@ class _Results(dict):
 # ---- Processes
 
 
-class Job(NamedTuple):
-    """A run to make; what takes its result; and a study of trials that have ended, whose pruner may stop the run."""
-
-    run: Run
-    keep: Callable[[dict], None]
-    study: optuna.Study | None = None
-
-
-def _make(jobs: Iterator[Job], n_jobs: int, data: dict, processes: int | None, device: str, progress: bool) -> None:
+def _make(jobs: Iterator[tuple], n_jobs: int, data: dict, processes: int | None, device: str, progress: bool) -> None:
     """Make the runs of `jobs`, each asked for when a process is free; Ctrl-C ends it early. Raises ValueError.
 
+    A job is a run, what takes its result, and a study of trials that have ended, whose pruner may stop it, or None.
     Each process is a pool of its own: a pool of several gives up all their runs when the system kills one, as it does
     when memory runs out. Each lives for many runs: importing torch takes longer than many a small run.
     """
@@ -266,8 +252,7 @@ def _make(jobs: Iterator[Job], n_jobs: int, data: dict, processes: int | None, d
     processes = available_cores() if processes is None else processes
     if not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes is {processes!r}, but it must be a whole number of 1 or more, or None.")
-    device, idle, running = str(choose_device(device)), [], {}
-    reader, writer = SPAWN.Pipe(duplex=False)  # the processes end, in the middle of a run, when the writer is closed
+    device, context, idle, running = str(choose_device(device)), _Context(), [], {}
     bar = tqdm(total=n_jobs, unit="run", disable=not progress or n_jobs < 1)
     with ctrl_c() as pressed, bar, TemporaryDirectory(prefix="gptcourse-") as folder:
         for name, ids in data.items():
@@ -275,32 +260,55 @@ def _make(jobs: Iterator[Job], n_jobs: int, data: dict, processes: int | None, d
         try:
             while not pressed.is_set():
                 while len(running) < processes and (job := next(jobs, None)) is not None:
-                    pool, future = _submit(idle, reader, job.run, folder, device, job.study)
-                    running[future] = pool, job
+                    run, keep, study = job
+                    pool, future = _submit(idle, context, run, folder, device, study)
+                    running[future] = pool, keep
                 if not running:
                     return
                 for future in wait(running, timeout=0.1, return_when=FIRST_COMPLETED).done:
-                    pool, job = running.pop(future)
+                    pool, keep = running.pop(future)
                     idle.append(pool)
-                    job.keep(_result(future))
+                    keep(_result(future))
                     bar.update()
         finally:
-            writer.close()
+            for process in context.started:
+                process.kill()  # in the middle of a run, too
             for pool in (*idle, *(pool for pool, _ in running.values())):
                 pool.shutdown()
 
 
-def _submit(idle: list[ProcessPoolExecutor], reader, *work) -> tuple[ProcessPoolExecutor, Future]:
+def _submit(idle: list[ProcessPoolExecutor], context: _Context, *work) -> tuple[ProcessPoolExecutor, Future]:
     """Give a run to an idle process, or else a new one; return its pool and the future result."""
-    pool = idle.pop() if idle else ProcessPoolExecutor(1, SPAWN, _begin, (reader,))
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")  # spawn would run the caller's script in the process, too
+    pool = idle.pop() if idle else ProcessPoolExecutor(1, context, _begin)
     try:
         return pool, pool.submit(_run, *work)
     except BrokenProcessPool:  # its process was killed, in its last run or since
-        return _submit(idle, reader, *work)
-    finally:
-        sys.modules["__main__"] = main
+        return _submit(idle, context, *work)
+
+
+class _Context(SpawnContext):
+    """Starts processes, and knows which."""
+
+    def __init__(self):
+        self.started: list[SpawnProcess] = []
+
+    def Process(self, *args, **options) -> SpawnProcess:
+        self.started.append(_Process(*args, **options))
+        return self.started[-1]
+
+
+class _Process(SpawnProcess):
+    """A process that does not run the caller's script, as spawn would, and hears no Ctrl-C: its parent decides."""
+
+    def start(self) -> None:
+        main, set_mask = sys.modules["__main__"], getattr(signal, "pthread_sigmask", lambda *_: ())  # not on Windows
+        before = set_mask(signal.SIG_BLOCK, [signal.SIGINT])
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = main
+            set_mask(signal.SIG_SETMASK, before)
 
 
 def _result(future: Future) -> dict[str, Any]:
@@ -312,17 +320,16 @@ def _result(future: Future) -> dict[str, Any]:
     return {"outcome": "crashed", "reason": reason}
 
 
-def _begin(reader) -> None:
+def _begin() -> None:
     """Prepare a process for its runs."""
     from tqdm.auto import tqdm
 
-    def end() -> None:
-        with suppress(EOFError):  # the parent has closed its end, or is gone, even killed
-            reader.recv()
-        os._exit(1)  # in the middle of a step, too
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)  # in the middle of a run, too
 
-    threading.Thread(target=end, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all its processes: the parent decides
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, left over when the process is killed
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # the first imports much, which is no run's own time
@@ -340,25 +347,24 @@ def _train(run: Run, folder: str, device: str, study: optuna.Study | None) -> di
     `outcome` is "finished", "diverged" or, by the study's pruner, "pruned"; `loss` the last validation loss, None if it
     diverged; `tokens` counts those trained on; `curve` and `evaluations` hold [step, loss].
     """
-    model_config, config, _ = run
+    config, length = run.training, run.training.sequence_length or run.model.n_positions
     tokens, validation_tokens = (np.load(Path(folder) / f"{name}.npy") for name in ("tokens", "validation_tokens"))
     torch.manual_seed(config.seed)
-    model = GPT(model_config)
+    model, begin = GPT(run.model), time.perf_counter()
     options = {"validation_tokens": validation_tokens, "device": device, "progress": False}
-    begin = time.perf_counter()
     try:
         history = train(model, tokens, config, callback=study and partial(_is_pruned, study, config), **options)
         outcome, loss = "pruned" if history.stopped else "finished", history.eval_loss[-1]
     except DivergedError as error:
         outcome, loss, history = "diverged", None, error.history
-    n_steps, step_tokens = len(history.step), config.batch_size * config.gradient_accumulation_steps
+    n_steps, curve = len(history.step), list(zip(history.step, history.loss, strict=True))
     kept = np.linspace(0, n_steps - 1, min(n_steps, CURVE_POINTS)).round().astype(int)
     return {
         "outcome": outcome,
         "loss": loss,
-        "tokens": n_steps * step_tokens * (config.sequence_length or model_config.n_positions),
+        "tokens": n_steps * config.batch_size * config.gradient_accumulation_steps * length,
         "seconds": time.perf_counter() - begin,
-        "curve": [[history.step[i], history.loss[i]] for i in kept],
+        "curve": [list(curve[place]) for place in kept],
         "evaluations": [list(pair) for pair in zip(history.eval_step, history.eval_loss, strict=True)],
     }
 
@@ -488,24 +494,24 @@ class SearchResult(SweepTable):
 
         Pruned and diverged trials are not in it. Raises ValueError for fewer than four finished trials.
         """
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
         if sum(row["outcome"] == "finished" for row in self.rows) < 4:
             raise ValueError("Importances need four finished trials or more: search with a larger n_trials.")
-        importance = _optuna().importance
-        return importance.get_param_importances(self.study, evaluator=importance.PedAnovaImportanceEvaluator())
+        return get_param_importances(self.study, evaluator=PedAnovaImportanceEvaluator())
 
 
 # ---- Search
 
 
-def _optuna():
+def _check_search(stack: ExitStack, n_trials, sampler) -> None:
+    """Import Optuna, without its messages as long as `stack` is open, and check what it is to do. Raises ValueError."""
     try:
         import optuna
     except ImportError as error:
         raise ImportError('search needs Optuna: run pip install "gptcourse[tune]" first.') from error
-    return optuna
-
-
-def _check_search(optuna, n_trials, sampler) -> None:
+    stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar shows the trials
     if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
         raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
     if sampler not in ("tpe", "random") and not isinstance(sampler, optuna.samplers.BaseSampler):
@@ -517,18 +523,20 @@ def _check_search(optuna, n_trials, sampler) -> None:
 class _Space:
     """The space of a search: Optuna's distribution for each axis, and the way from Optuna's parameters to a run."""
 
-    def __init__(self, optuna, configs: tuple, space: Mapping[str, Any], derive: Derive | None, prune: bool):
-        self.configs, self.derive, self.prune, self.axes, self.choices = configs, derive, prune, {}, {}
-        for name, wanted in space.items():
-            if isinstance(wanted, list | tuple) and wanted:
-                self.choices[name] = {label(value): value for value in wanted}  # Optuna stores no dicts
-                wanted = optuna.distributions.CategoricalDistribution(list(self.choices[name]))
-            if not isinstance(wanted, optuna.distributions.BaseDistribution):
+    def __init__(self, configs: tuple, space: Mapping[str, Any], derive: Derive | None, prune: bool):
+        from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+        self.configs, self.derive, self.prune = configs, derive, prune
+        lists = {name: wanted for name, wanted in space.items() if isinstance(wanted, list | tuple) and wanted}
+        self.choices = {name: {label(value): value for value in values} for name, values in lists.items()}
+        # Optuna stores no dicts, so it gets the labels.
+        self.axes = dict(space) | {name: CategoricalDistribution(list(values)) for name, values in self.choices.items()}
+        for name, wanted in self.axes.items():
+            if not isinstance(wanted, BaseDistribution):
                 raise ValueError(
                     f"The space's {name!r} must be a list of choices or one of Optuna's distributions, such as "
                     f"optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True), not {wanted!r}."
                 )
-            self.axes[name] = wanted
 
     def run(self, params: Mapping[str, Any]) -> Run:
         """Return the run of Optuna's parameters. Raises ValueError for a combination that makes none."""
@@ -537,9 +545,18 @@ class _Space:
         config = replace(config, eval_steps=math.ceil(config.steps / LOOKS)) if self.prune else config
         return Run(model, config, axes | {"seed": config.seed})
 
+    def samples(self) -> list[Run]:
+        """Return random runs: mistakes are found before anything is trained. Raises ValueError."""
+        import optuna
 
-def _open(optuna, storage, name: str, space: _Space, data: dict, stack: ExitStack) -> optuna.Study:
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        return [self.run(study.ask(self.axes).params) for _ in range(SAMPLED)]
+
+
+def _open(storage, name: str, space: _Space, data: dict, stack: ExitStack) -> optuna.Study:
     """Return the study, new or with its trials so far. Raises ValueError if it is another search's, or no journal."""
+    import optuna
+
     if storage is not None:
         if "://" in str(storage):
             raise ValueError(f"storage is {storage!r}, but it must be the path of a file, or None.")
@@ -547,8 +564,7 @@ def _open(optuna, storage, name: str, space: _Space, data: dict, stack: ExitStac
         lock = stack.enter_context(reserve(path))
         read_lines(path, '{"op_code":', "line of Optuna's journal")
         try:
-            backend = optuna.storages.journal.JournalFileBackend(str(path), lock)
-            storage = optuna.storages.JournalStorage(backend)
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock))
         except Exception as error:
             raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
@@ -572,39 +588,42 @@ def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return [trial for trial in study.get_trials(deepcopy=False) if "result" in trial.user_attrs]
 
 
-def _jobs(optuna, study: optuna.Study, space: _Space, n_left: int, sampler, seed: int) -> Iterator[Job]:
+def _jobs(study: optuna.Study, space: _Space, n_left: int, sampler, seed: int) -> Iterator[tuple]:
     """Draw `n_left` trials. They run in memory; the study gets each in one piece when it has ended."""
-    pruner = optuna.pruners.MedianPruner(n_warmup_steps=2)  # the first look is early: rates are warming up
-    drawn = {trial.user_attrs.get("drawn", trial.number) for trial in _ended(study)}
-    memory = optuna.create_study(sampler=None if isinstance(sampler, str) else sampler)
+    from optuna import create_study, pruners, samplers, trial
+
+    pruner = pruners.MedianPruner(n_warmup_steps=2)  # the first look is early: rates are warming up
+    drawn = {ended.user_attrs.get("drawn", ended.number) for ended in _ended(study)}
+    memory = create_study(sampler=None if isinstance(sampler, str) else sampler)
     memory.add_trials(_ended(study))
     while n_left > 0:
         number = min(set(range(len(drawn) + 1)) - drawn)
         drawn.add(number)
         seeded = {"seed": int(np.random.SeedSequence((seed, number)).generate_state(1)[0])}
         if sampler == "random":
-            memory.sampler = optuna.samplers.RandomSampler(**seeded)
+            memory.sampler = samplers.RandomSampler(**seeded)
         elif sampler == "tpe":  # constant_liar: away from what is being tried just now
-            memory.sampler = optuna.samplers.TPESampler(constant_liar=True, **seeded)
-        trial = memory.ask(space.axes)
+            memory.sampler = samplers.TPESampler(constant_liar=True, **seeded)
+        asked = memory.ask(space.axes)
         try:
-            run = space.run(trial.params)
+            run = space.run(asked.params)
         except ValueError:  # rare, as none of many samples was like that: draw another
-            memory.tell(trial, state=optuna.trial.TrialState.FAIL)
+            memory.tell(asked, state=trial.TrialState.FAIL)
             continue
         n_left -= 1
-        trial.set_user_attr("drawn", number)
-        others = optuna.create_study(pruner=pruner)
+        asked.set_user_attr("drawn", number)
+        others = create_study(pruner=pruner)
         others.add_trials(_ended(study))
-        yield Job(run, partial(_keep, optuna, study, memory, trial), others if space.prune else None)
+        yield run, partial(_keep, study, memory, asked), others if space.prune else None
 
 
-def _keep(optuna, study: optuna.Study, memory: optuna.Study, trial: optuna.Trial, result: dict) -> None:
-    """Add a trial that has ended to the study."""
+def _keep(study: optuna.Study, memory: optuna.Study, asked: optuna.Trial, result: dict) -> None:
+    """Add a trial that has ended to the study. One that diverged is infinitely bad."""
+    from optuna.trial import TrialState
+
     for look, (_, loss) in enumerate(result.get("evaluations", []), start=1):
-        trial.report(loss, look)
-    trial.set_user_attr("result", {k: v for k, v in result.items() if k not in ("curve", "evaluations")})
-    states = {"pruned": optuna.trial.TrialState.PRUNED, "crashed": optuna.trial.TrialState.FAIL}
-    state = states.get(result["outcome"])
-    loss = math.inf if result["outcome"] == "diverged" else result.get("loss")
-    study.add_trial(memory.tell(trial, loss if state is None else None, state=state))
+        asked.report(loss, look)
+    asked.set_user_attr("result", {k: v for k, v in result.items() if k not in ("curve", "evaluations")})
+    state = {"pruned": TrialState.PRUNED, "crashed": TrialState.FAIL}.get(result["outcome"], TrialState.COMPLETE)
+    loss = {"finished": result.get("loss"), "diverged": math.inf}.get(result["outcome"])
+    study.add_trial(memory.tell(asked, loss, state=state))

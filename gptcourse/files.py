@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -62,15 +63,14 @@ def read_lines(path: Path, begin: str, kind: str) -> list[dict]:
     Raises ValueError for a file of another `kind`, and leaves it as it is.
     """
     *lines, rest = path.read_bytes().split(b"\n")
-    places = [f"Line {number}" for number in range(1, len(lines) + 1)] + ["The last line"]
-    objects = []
-    for place, line in zip(places, [*lines, rest], strict=True):
-        try:
-            if not line.startswith(begin.encode()[: len(line) if line is rest else None]):
-                raise ValueError(f"it does not begin with {begin}")
-            objects += [json.loads(line)] if line is not rest else []
-        except ValueError as error:
-            raise ValueError(f"{place} of {path} is no {kind}: choose another file.") from error
+    start, objects = begin.encode(), []
+    for number, line in enumerate(lines, start=1):
+        with suppress(ValueError):
+            objects += [json.loads(line)] if line.startswith(start) else []
+        if len(objects) < number:
+            raise ValueError(f"Line {number} of {path} is no {kind}: choose another file.")
+    if not start.startswith(rest[: len(start)]):
+        raise ValueError(f"The last line of {path} is no {kind}: choose another file.")
     if rest:
         os.truncate(path, path.stat().st_size - len(rest))
     return objects

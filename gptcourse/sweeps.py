@@ -36,11 +36,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from gptcourse.config import GPTConfig, TrainingConfig
+from gptcourse.data import check_tokens, fingerprint
 from gptcourse.files import append_line, read_lines, reserve
-from gptcourse.model import GPT, GPTConfig
-from gptcourse.training import DivergedError, History, TrainingConfig, choose_device, fingerprint, train
-from gptcourse.training import _checked as check_tokens
-from gptcourse.training import _ctrl_c as ctrl_c
+from gptcourse.model import GPT
+from gptcourse.training import DivergedError, History, choose_device, ctrl_c, train
 
 if TYPE_CHECKING:
     import optuna

@@ -1,9 +1,6 @@
-"""How to find a learning rate and a batch size: what GPT-3 chose, a range test, the curvature, the noise.
+"""How to find a learning rate and a batch size: GPT-3's choices, range test, sharpness, gradient noise scale.
 
-Every function takes the reader's own model too: a module whose forward(ids, targets) gives `.loss`, and for those that
-cut batches out of a text, whose `.config` has `vocab_size` and `n_positions`, as `train` wants it. The model is
-measured and left as it was: weights, gradients and mode. Only `coordinate_check` looks inside, and so needs GPTs.
-Sweeps and search are in `gptcourse.sweeps`.
+Every function takes any model that `train` takes, and leaves it as it was; `coordinate_check` needs GPTs.
 
 Sources: Brown et al. (2020), GPT-3, table 2.1 and appendix B; Smith (2017), "Cyclical Learning Rates for Training
 Neural Networks", section 3.3 (range test); Cohen et al. (2022), "Adaptive Gradient Methods at the Edge of Stability"
@@ -16,16 +13,20 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gptcourse import training
-from gptcourse.model import GPT3_TABLE, in_mode
+from gptcourse import distributed
+from gptcourse.config import GPT3_TABLE
+from gptcourse.data import check_tokens, get_batch, text_batches
+from gptcourse.distributed import choose_device
 from gptcourse.sweeps import search, sweep  # noqa: F401 - they belong to tuning, and are imported from here
+from gptcourse.training import DivergedError, History, Trainer, check_length, train
+from gptcourse.views import device_of, eval_view, unwrap
 
 # ---- Experience: what GPT-3 chose. Its schedule, betas, clipping and decay are the defaults of TrainingConfig.
 
@@ -93,6 +94,13 @@ class RangeTest:
         """Half the edge: the best rate is usually within a factor of two of the largest that works (Smith, 3.3)."""
         return self.edge / 2 if self.broke else None
 
+    def record(self, rate: float, loss: float, window: int, rise: float) -> None:
+        """Append one step; the loss has broken if the median of the last `window` rose by the share `rise`."""
+        self.rates.append(rate)
+        self.losses.append(loss)
+        self.smoothed.append(statistics.median(self.losses[-window:]))
+        self.broke = self.smoothed[-1] > (1 + rise) * min(self.smoothed)
+
     def __str__(self) -> str:
         last = f"a rate of {self.rates[-1]:.1e}"
         if self.broke:
@@ -117,40 +125,25 @@ def lr_range_test(
     """
     if not 0 < lowest < highest < math.inf or not rise > 0:
         raise ValueError("The rate must grow: choose lowest < highest, both above 0, and a rise above 0.")
-    settings = replace(config, lr_scheduler_type="constant", warmup_steps=0, decay_steps=None)
-    device = training.choose_device(device)
-    text = training._Text(model, tokens, None, settings, device)
-    run = training._Run(copy.deepcopy(model), text, settings, device)
-    test = RangeTest()
-    with in_mode(run.model, training=True), training._ctrl_c() as ctrl_c, training._progress_bar(run, progress) as show:
-        for rate in np.geomspace(lowest, highest, config.steps).tolist():
-            run.config = replace(run.config, learning_rate=rate)
-            _step(run, test, rise)
-            if test.broke:
-                break
-            show()
-            if callback is not None:
-                callback(run.model, run.optimizer)
-            if ctrl_c.is_set():
-                test.interrupted = True
-                break
-    return test
+    device, length = choose_device(device), check_length(model, config.sequence_length)
+    tokens = check_tokens(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
+    rates = np.geomspace(lowest, highest, config.steps).tolist()
+    batches, test = text_batches(tokens, config, length, distributed.world_size()), RangeTest()
+    trainer = Trainer(copy.deepcopy(unwrap(model)), batches, config, schedule=rates.__getitem__, device=device)
 
+    def after_step(history: History) -> bool:
+        test.record(history.learning_rate[-1], history.loss[-1], max(config.steps // 20, 3), rise)
+        if callback is not None and not test.broke:
+            callback(trainer.model, trainer.optimizer)
+        return test.broke
 
-def _step(run: training._Run, test: RangeTest, rise: float) -> None:
-    """Make one step of a range test, and write down what it measured and whether the loss broke."""
     try:
-        run.step()
-    except training.DivergedError:
-        test.broke = bool(test.losses)
-        if not test.broke:
+        test.interrupted = trainer.run(after_step, progress).stopped == "interrupted"
+    except DivergedError:
+        if not test.losses:
             raise
-        return
-    test.rates.append(run.config.learning_rate)
-    test.losses.append(run.history.loss[-1])
-    window = max(run.config.steps // 20, 3)
-    test.smoothed.append(statistics.median(test.losses[-window:]))
-    test.broke = test.smoothed[-1] > (1 + rise) * min(test.smoothed)
+        test.broke = True
+    return test
 
 
 # ---- Whether the rate fits every width
@@ -164,14 +157,14 @@ def coordinate_check(make_model, widths, tokens, config, *, device=None, progres
     parametrisation it grows with the width, under muP it does not (Yang et al. 2022, appendix D). Ctrl-C keeps the
     finished widths. Raises ValueError.
     """
-    changes, device = {}, training.choose_device(device)
+    changes, device = {}, choose_device(device)
     for width in widths:
         model = make_model(width).to(device)
-        length = training._sequence_length(model, config.sequence_length)
-        checked = training._checked(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
-        ids, _ = training.get_batch(checked, config.batch_size, length, config.seed, config.steps)
+        length = check_length(model, config.sequence_length)
+        checked = check_tokens(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
+        ids, _ = get_batch(checked, config.batch_size, length, config.seed, config.steps)
         before = _activations(model, ids)
-        if training.train(model, tokens, config, device=device, progress=progress).stopped:
+        if train(model, tokens, config, device=device, progress=progress).stopped:
             break
         pairs = {kind: zip(before[kind], after, strict=True) for kind, after in _activations(model, ids).items()}
         changes[width] = {k: statistics.fmean((a - b).abs().mean().item() for a, b in v) for k, v in pairs.items()}
@@ -181,15 +174,12 @@ def coordinate_check(make_model, widths, tokens, config, *, device=None, progres
 @torch.no_grad()
 def _activations(model, ids: Tensor) -> dict[str, list[Tensor]]:
     """Return the outputs of the parts of a GPT for ids (B, T), a tensor for each layer that has the part."""
-    seen = {"embeddings": [], "attention": [], "MLP": []}
-    hooks = [model.h[0].register_forward_pre_hook(lambda _, inputs: seen["embeddings"].append(inputs[0]))]
-    for block in model.h:
-        hooks.append(block.attn.register_forward_hook(lambda _, __, output: seen["attention"].append(output[0])))
-        hooks.append(block.mlp.register_forward_hook(lambda _, __, output: seen["MLP"].append(output)))
-    with in_mode(model, training=False):
-        seen["logits"] = [model(ids).logits]
-    for hook in hooks:
-        hook.remove()
+    seen, view = {"embeddings": [], "attention": [], "MLP": []}, eval_view(model)
+    view.h[0].register_forward_pre_hook(lambda _, inputs: seen["embeddings"].append(inputs[0]))
+    for block in view.h:
+        block.attn.register_forward_hook(lambda _, __, output: seen["attention"].append(output[0]))
+        block.mlp.register_forward_hook(lambda _, __, output: seen["MLP"].append(output))
+    seen["logits"] = [view(ids).logits]
     return seen
 
 
@@ -232,8 +222,7 @@ def sharpness(model: nn.Module, ids: Tensor, targets: Tensor, precondition=None,
     P⁻¹H. By Lanczos's method, up to 200 Hessian-vector products, until |Hv − λv| ≤ tolerance · |λ|: an eigenvalue is
     then at most that far away. Raises ValueError for a loss that is not finite, and when 200 products are not enough.
     """
-    with in_mode(model, training=False):
-        product = _hessian_product(model, ids, targets, precondition)
+    product = _hessian_product(eval_view(model), ids, targets, precondition)
     sizes = [parameter.numel() for parameter in _trained(model)]
     v = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0)).to(_trained(model)[0])
     v, before, beta = v / v.norm(), torch.zeros_like(v), 0.0
@@ -306,14 +295,11 @@ def gradient_noise_scale(
         raise ValueError(f"n_batches is {n_batches}, but the spread needs 2 or more: with few samples chance decides.")
     from tqdm.auto import tqdm
 
-    length = training._sequence_length(model, sequence_length)
-    tokens = training._checked(tokens, model.config.vocab_size, length + 1, "tokens to measure on")
-    tokens = tokens.to(_trained(model)[0].device)
-    found = []
-    with in_mode(model, training=False):
-        for step in tqdm(range(n_batches), unit="batch", disable=not progress, dynamic_ncols=True):
-            norms = _squared_norms(model, *training.get_batch(tokens, big, length, seed, step), small)
-            found.append(noise_scale_estimates(*norms, small, big))
+    length, view, found = check_length(model, sequence_length), eval_view(model), []
+    tokens = check_tokens(tokens, model.config.vocab_size, length + 1, "tokens to measure on").to(device_of(model))
+    for step in tqdm(range(n_batches), unit="batch", disable=not progress, dynamic_ncols=True):
+        norms = _squared_norms(view, *get_batch(tokens, big, length, seed, step), small)
+        found.append(noise_scale_estimates(*norms, small, big))
     found = np.array(found)  # (n_batches, 2)
     norm_squared, trace = found.mean(0).tolist()
     if not found.any():

@@ -38,9 +38,10 @@ import torch
 
 from gptcourse.config import GPTConfig, TrainingConfig
 from gptcourse.data import check_tokens, fingerprint
+from gptcourse.distributed import choose_device
 from gptcourse.files import append_line, read_lines, reserve
 from gptcourse.model import GPT
-from gptcourse.training import DivergedError, History, choose_device, ctrl_c, train
+from gptcourse.training import DivergedError, History, ctrl_c, train
 
 if TYPE_CHECKING:
     import optuna

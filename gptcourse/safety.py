@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gptcourse.evaluation import log_likelihoods
+from gptcourse.tokenizers import token_bytes
 
 NOISES = ("typos", "capitals", "no punctuation", "distractor")
 DISTRACTORS = (  # said before what the customer wants; none of it changes what that is
@@ -78,31 +79,6 @@ def _compiled(pattern):
     if compiled.search(b""):
         raise ValueError(f"{pattern!r} finds the empty text, so that nothing could be written: make it longer.")
     return compiled
-
-
-def token_bytes(tokenizer) -> list[bytes]:
-    """Return the bytes that each token writes, for our tokenizers and byte-level ones of transformers.
-
-    Reserved tokens write none. Raises ValueError for a tokenizer that is not made of bytes.
-    """
-    if hasattr(tokenizer, "characters"):
-        return [character.encode() for character in tokenizer.characters]
-    if hasattr(tokenizer, "token_id"):
-        reserved, names = set(range(3)), [tokenizer._tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)]
-    else:
-        reserved, names = set(tokenizer.all_special_ids), tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    signs = _byte_signs()
-    try:
-        return [b"" if i in reserved else bytes(signs[sign] for sign in name) for i, name in enumerate(names)]
-    except KeyError as error:
-        raise ValueError(f"This tokenizer is not made of bytes (it writes {error}): use a byte-level one.") from None
-
-
-def _byte_signs() -> dict[str, int]:
-    """Return the sign by which byte-level BPE shows each byte: printable ones themselves, the others from 256 on."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
 # ---- Personal data

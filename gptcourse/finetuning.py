@@ -305,9 +305,7 @@ def finetune(
         return callback is not None and callback(history)
 
     history = trainer.run(after_step, progress, checkpoint_dir, resume, data)
-    with torch.no_grad():
-        for name, value in trainer.best.items():
-            trainer.trainable[name].copy_(value)
+    trainer.restore_best()
     return history
 
 

@@ -175,6 +175,12 @@ class Trainer:
         self.optimizer.zero_grad()  # releases the gradients
         return history
 
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Put back the trainable parameters with the lowest validation loss, if any were kept."""
+        for name, value in self.best.items():
+            self.trainable[name].copy_(value)
+
     def _anywhere(self, flag: bool) -> bool:
         """Return whether the flag is set in any process: only together can they stop."""
         return distributed.all_reduce(flag, self.device) > 0

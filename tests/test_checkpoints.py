@@ -317,7 +317,7 @@ def test_a_second_run_in_the_same_directory_is_told_before_it_starts(tmp_path):
 
     def second(history):
         for resume in (True, False):
-            with pytest.raises(CheckpointError, match=r"^Another run writes to .*choose another checkpoint_dir\.$"):
+            with pytest.raises(CheckpointError, match=r"^.* is in use by another run: wait .*choose another\.$"):
                 run(tmp_path, model, resume=resume, seed=1)
         tried.append(history.step[-1])
 

@@ -55,8 +55,7 @@ def log_likelihoods(model: nn.Module, pairs: Sequence[tuple[Sequence[int], ...]]
     """Return, for each (context, continuation) of token ids, the log-probability of each token of the continuation.
 
     In nats, (len(continuation),) each. A context that several pairs share is read once. Raises ValueError for an empty
-    context or continuation, a pair longer than the model's window, ids outside the vocabulary, and a model that gives
-    NaN.
+    context or continuation, a pair longer than the window, ids outside the vocabulary, and a model that gives NaN.
     """
     pairs = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
     _check_pairs(model, pairs)
@@ -82,11 +81,9 @@ def _check_pairs(model, pairs):
     for context, continuation in pairs:
         if not context or not continuation:
             raise ValueError("A context and a continuation need at least one token each: begin a text with a newline.")
-        if len(context) + len(continuation) > window + 1:
-            raise ValueError(
-                f"Context and continuation have {len(context) + len(continuation)} tokens, but this model takes "
-                f"{window}: shorten the context, or give fewer examples."
-            )
+        if (n := len(context + continuation)) > window + 1:
+            advice = "shorten the context, or give fewer examples"
+            raise ValueError(f"Context and continuation have {n} tokens, but this model takes {window}: {advice}.")
         check_tokens(context + continuation, unwrap(model).config.vocab_size, 2, "tokens")
 
 
@@ -176,32 +173,28 @@ def classify(
     tokenizer,
     prompts: Sequence[str],
     labels: Sequence[str],
-    normalise="token",
-    prior_prompt="Answer:",
+    normalise: str = "token",
+    prior_prompt: str = "Answer:",
 ) -> Classification:
     """Choose for each prompt the label that the model finds most likely to follow it (Brown et al. 2020, section 2.4).
 
     A label's score is its log-probability: "token" divides by its number of tokens, "none" does not, "prior" subtracts
     its log-probability after `prior_prompt`. Prompts and labels are joined as they stand: mind the space between.
-    Raises ValueError for fewer than two labels, equal ones, and what `log_likelihoods` refuses.
+    Raises ValueError for no prompts, fewer than two labels, equal ones, and what `log_likelihoods` refuses.
     """
     if normalise not in NORMALISATIONS:
         raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {normalise!r}.")
     if len(set(labels)) < max(len(labels), 2):
         raise ValueError(f"Give two or more different labels to choose from, not {list(labels)}.")
-    scores = _label_scores(model, tokenizer, prompts, labels, normalise == "token")
-    if normalise == "prior":
-        scores = scores - _label_scores(model, tokenizer, [prior_prompt], labels, False)
-    return Classification([labels[i] for i in scores.argmax(-1).tolist()], scores)
-
-
-def _label_scores(model, tokenizer, prompts, labels, per_token):
-    contexts = [encode_text(tokenizer, prompt) for prompt in prompts]
+    check_lengths(prompts=prompts)
+    with_prior = [*prompts, prior_prompt] if normalise == "prior" else prompts
+    contexts = [encode_text(tokenizer, prompt) for prompt in with_prior]
     continuations = [encode_text(tokenizer, label, start=False) for label in labels]
-    pairs = [(context, continuation) for context in contexts for continuation in continuations]
-    rows = log_likelihoods(model, pairs)
-    scores = torch.stack([row.mean() if per_token else row.sum() for row in rows])
-    return scores.view(len(prompts), len(labels))
+    rows = log_likelihoods(model, [(context, label) for context in contexts for label in continuations])
+    scores = torch.stack([row.mean() if normalise == "token" else row.sum() for row in rows]).view(-1, len(labels))
+    if normalise == "prior":
+        scores = scores[:-1] - scores[-1]
+    return Classification([labels[i] for i in scores.argmax(-1).tolist()], scores)
 
 
 def few_shot(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def fsync(path: Path) -> None:
@@ -46,17 +50,44 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line in one piece, and fsync it before anything else happens."""
-    with path.open("ab", buffering=0) as file:
+    """Append one line in one piece, and fsync it before anything else happens. Raises OSError if it does not fit."""
+    with path.open("ab") as file:  # buffered: unbuffered, a full disk would take half a line without a word
         file.write(line.encode() + b"\n")
+        file.flush()
         os.fsync(file.fileno())
 
 
-def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file that `append_line` has written, and cut off a last one whose writer was killed."""
-    if not path.exists():
-        return []
+def read_lines(path: Path, begin: str, kind: str) -> list[dict]:
+    """Return the JSON objects in a file of lines that begin with `begin`, and cut off a last line that is half written.
+
+    Raises ValueError for a file of another `kind`, and leaves it as it is.
+    """
     *lines, rest = path.read_bytes().split(b"\n")
+    start, objects = begin.encode(), []
+    for number, line in enumerate(lines, start=1):
+        with suppress(ValueError):
+            objects += [json.loads(line)] if line.startswith(start) else []
+        if len(objects) < number:
+            raise ValueError(f"Line {number} of {path} is no {kind}: choose another file.")
+    if not start.startswith(rest[: len(start)]):
+        raise ValueError(f"The last line of {path} is no {kind}: choose another file.")
     if rest:
-        os.truncate(path, sum(len(line) + 1 for line in lines))
-    return [line.decode() for line in lines]
+        os.truncate(path, path.stat().st_size - len(rest))
+    return objects
+
+
+def reserve(path: Path):
+    """Make a file for lines, if there is none, and take it for this process; return the context that holds it so.
+
+    Raises ValueError if another process has it, or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+        return FileLock(path.with_name(f".{path.name}.lock"), thread_local=False).acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"{path} is in use by another run: wait until it has ended, or choose another file."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another file.") from error

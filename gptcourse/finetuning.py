@@ -55,9 +55,8 @@ GREEDY = Sampling(temperature=0)
 def encode_dialogue(tokenizer, message: str, reply: str) -> Example:
     """Return (ids, targets) of `<|user|>message<|assistant|>reply<|end|>`, or of what the chat template makes of it.
 
-    The end is part of the reply, or the model would never learn to stop; outside the reply the targets are -100. What
-    people type stays plain text: reserved tokens come from the format alone. Raises ValueError for a tokenizer without
-    a chat format.
+    Targets outside the reply and its end token are IGNORED. Special tokens come from the format alone, never from typed
+    text. Raises ValueError for a tokenizer without a chat format.
     """
     prompt, answer = _chat_ids(tokenizer, message, reply)
     return prompt + answer, [IGNORED] * (len(prompt) - 1) + answer + [IGNORED]
@@ -70,7 +69,7 @@ def encode_dialogues(tokenizer, dialogues: Iterable[Dialogue | tuple[str, str]])
 
 
 def encode_labelled(tokenizer, pairs: Iterable[tuple[str, str]], template: str = "{text}\n{label}") -> list[Example]:
-    """Return an example for each pair (text, label), of which the label and the end of its line are learned.
+    """Return an example for each pair (text, label); its targets are the label and the end of its line.
 
     The template is that of `evaluation.few_shot`: it ends with {label}, and what stands before is the prompt.
     """
@@ -82,18 +81,12 @@ def encode_labelled(tokenizer, pairs: Iterable[tuple[str, str]], template: str =
 
 
 def chat_prompt(tokenizer, message: str, earlier: Iterable[tuple[str, str]] = ()) -> list[int]:
-    """Return the ids after which the reply to `message` begins; `earlier` are the (message, reply) said before it.
-
-    Raises ValueError like `encode_dialogue`.
-    """
+    """Return the ids before the reply to `message`, after `earlier` pairs (message, reply). Raises ValueError."""
     return _chat_ids(tokenizer, message, "", earlier)[0]
 
 
 def eos_id(tokenizer) -> int:
-    """Return the token that ends a reply: the `eos_token_id` for `generate` and `stream`.
-
-    With a chat template it is the token that ends the assistant's turn, which need not be tokenizer.eos_token_id.
-    """
+    """Return the token that ends a reply, which in a chat template need not be tokenizer.eos_token_id."""
     if hasattr(tokenizer, "token_id") or getattr(tokenizer, "chat_template", None):
         return _chat_ids(tokenizer, "", "")[1][-1]
     return tokenizer.eos_token_id
@@ -125,23 +118,21 @@ def _chat_ids(tokenizer, message, reply, earlier=()):
 
 
 def text_examples(tokens, n: int, length: int, seed: int = 0) -> list[Example]:
-    """Return n pieces of plain text, every token of which is learned: mixed with dialogues, they keep it in memory."""
+    """Return n pieces of plain text with all targets: mixed with dialogues, they reduce forgetting."""
     tokens = check_tokens(tokens, math.inf, length + 1, "tokens to cut from")
     ids, targets = get_batch(tokens, n, length, seed, 0)
     return list(zip(ids.tolist(), targets.tolist(), strict=True))
 
 
 def pack(examples: Iterable[Example], length: int) -> list[Example]:
-    """Put several examples into one, each into the first of up to `length` tokens that has room for it.
+    """Concatenate examples into rows of up to `length` tokens, each into the first recent row with room for it.
 
     Attention crosses from a dialogue into those before it in its row. GPT-3 was trained in this way (Brown et al. 2020,
-    appendix B): the end token says that what stands before has no bearing any more, and the model learns to heed it.
+    appendix B): the end token tells the model that what stands before is unrelated.
     """
     rows: list[Example] = []
     for ids, targets in examples:
-        row = next(
-            (row for row in rows[-100:] if len(row[0]) + len(ids) <= length), None
-        )  # older ones are all but full
+        row = next((row for row in rows[-100:] if len(row[0]) + len(ids) <= length), None)
         if row is None:
             rows.append(row := ([], []))
         row[0].extend(ids)
@@ -154,11 +145,11 @@ def pack(examples: Iterable[Example], length: int) -> list[Example]:
 
 @torch.no_grad()
 def reinit_embeddings(model: GPT | PreTrainedModel, tokens: Sequence[int], seed: int = 0) -> None:
-    """Give these tokens fresh embeddings, each of its own: the mean of all others, and noise as wide as they spread.
+    """Give these tokens new embeddings: the mean of all others plus noise of their standard deviation.
 
-    A tied table pushes the tokens that never occur in one direction, step after step, until they are all alike; nothing
-    can be copied then. The same start serves tokens that are added: Hewitt (2021), "Initializing New Word Embeddings
-    for Pretrained Language Models". Raises ValueError for a token outside the vocabulary, and if no other is left.
+    Tokens that never occur in training are all pushed in one direction in a tied table, until they are alike. Hewitt
+    (2021), "Initializing New Word Embeddings for Pretrained Language Models", starts added tokens in this way. Raises
+    ValueError for a token outside the vocabulary, and if no other is left.
     """
     model = unwrap(model)
     table = (model.wte if isinstance(model, GPT) else model.get_input_embeddings()).weight  # (V, C)
@@ -184,9 +175,9 @@ def freeze_all_but_last(model: GPT | PreTrainedModel, n_layers: int) -> None:
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear map W and beside it a change of low rank that learns: W x + (alpha / rank) B A x.
+    """A frozen linear map W plus a trainable low-rank update: W x + (alpha / rank) B A x.
 
-    A starts random and B at zero, so that nothing changes at first (Hu et al. 2021, section 4.1).
+    A is random and B zero at first, so that the update is zero (Hu et al. 2021, section 4.1).
     """
 
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float):
@@ -211,10 +202,10 @@ class LoRALinear(nn.Module):
 def add_lora(
     model: GPT | PreTrainedModel, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] | None = None
 ) -> None:
-    """Freeze the model and give its linear maps named in `targets` a change of rank `rank` that learns.
+    """Freeze the model and add trainable updates of rank `rank` to its linear maps named in `targets`.
 
-    None means of our GPT `c_attn`, the queries, keys and values; of a transformers model what the library peft has for
-    its kind. Raises ValueError for an impossible rank, and where no linear map has such a name.
+    None: of our GPT `c_attn`, of a transformers model the library peft's choice for its architecture. Raises ValueError
+    for an impossible rank, and where no linear map has such a name.
     """
     model = unwrap(model)
     if not isinstance(model, GPT):
@@ -248,7 +239,7 @@ def _add_peft(model, rank, alpha, targets):
 def merge_lora(model: GPT | PreTrainedModel) -> None:
     """Add LoRA's updates to the weights and remove its layers: a plain model with the same logits.
 
-    An LM head that was tied to the embeddings gets a matrix of its own, as the update is not the embeddings'.
+    A tied LM head gets a matrix of its own, as the embeddings have no update.
     """
     model = unwrap(model)
     for parent in list(model.modules()):
@@ -291,10 +282,9 @@ def finetune(
     """Train `model` in place on examples, and return the history, in nats per target.
 
     All parameters are trained, unless `freeze_all_but_last` or `add_lora` was called before. A step draws `batch_size`
-    examples for each micro-batch; its loss is the mean over all its targets, wherever they stand.
-    With `validation` examples the weights with the lowest validation loss are put back at the end, and after `patience`
-    evaluations without a lower one the run stops ("early stopping"). All else is as in `train`; a checkpoint holds
-    only the trainable parameters. Raises ValueError, CheckpointError and DivergedError.
+    examples for each micro-batch; its loss is the mean over all its targets. With `validation` examples the weights
+    with the lowest validation loss are put back at the end, and after `patience` evaluations without a lower one the
+    run stops ("early stopping"). All else is as in `train`. Raises ValueError, CheckpointError and DivergedError.
     """
     if patience is not None and not (patience >= 1 and config.eval_steps and validation):
         raise ValueError("patience counts evaluations, 1 or more: give validation examples and set eval_steps.")
@@ -339,10 +329,10 @@ def _fingerprint(examples: list[Example]) -> str:
 
 
 def reply_loss(model: GPT | PreTrainedModel, examples: Sequence[Example], batch_size: int = 16) -> float:
-    """Return the loss on examples, in nats per token of the replies. Raises ValueError for those that do not fit.
+    """Return the mean loss on examples, in nats per target. Raises ValueError for those that do not fit.
 
-    Times `count_targets(examples) / len(examples)` it is the loss per reply, which no model can bring below the mean of
-    the dialogues' -log_prob: H(reply | message), see `support.reply_entropy`.
+    Times `count_targets(examples) / len(examples)` it is the loss per reply, whose minimum for any model is the mean of
+    the dialogues' -log_prob, H(reply | message): see `support.reply_entropy`.
     """
     return _mean_loss(model, _fitting(model, examples), batch_size)
 

@@ -107,10 +107,9 @@ class GPT(nn.Module):
         self.gradient_checkpointing = False
 
     def gradient_checkpointing_enable(self) -> None:
-        """Store in training only the input of each block, and compute the rest again in the backward pass.
+        """Store only the input of each block in training, and recompute the rest in the backward pass.
 
-        Less memory for a third more arithmetic: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost",
-        section 4. The method has the name that transformers' models give it.
+        Less memory for a third more arithmetic: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost".
         """
         self.gradient_checkpointing = True
 
@@ -151,7 +150,7 @@ class GPT(nn.Module):
             ids: (B, T) token ids, int64.
             targets: (B, T): targets[:, t] is the token that follows ids[:, t]; -100 is left out of the loss.
             cache: from `new_cache`: ids are then only the tokens that follow those already in it.
-            logits_to_keep: n computes the logits of the last n positions alone; 0 (transformers' deerror), of all.
+            logits_to_keep: n computes the logits of the last n positions alone; 0 (transformers' default), of all.
 
         Returns:
             GPTOutput: logits (B, T, V), or (B, n, V); with targets the loss, the mean over all targets of

@@ -45,9 +45,8 @@ class DivergedError(RuntimeError):
 class History:
     """What a run has measured: one entry a step, the first of which is step 1; losses in nats per token.
 
-    `loss` is measured on the step's batch before the update, `grad_norm` before clipping. Both losses are the
-    model's own, without label smoothing and z-loss, so that runs can be compared. `eval_loss` is measured after
-    the step of the same number. `stopped` is None, "interrupted", "callback" or, in fine-tuning, "early stopping".
+    `loss` is measured before the update, `grad_norm` before clipping, `eval_loss` after the step of the same number;
+    losses are without label smoothing and z-loss. `stopped` is None, "interrupted", "callback" or "early stopping".
     """
 
     step: list[int] = field(default_factory=list)
@@ -201,15 +200,14 @@ def train(
 ) -> History:
     """Train `model` in place on (n,) token ids, on `device` (None: the best there is), and return the history.
 
-    `callback(history)` is called after each step and returns True to stop the run. Ctrl-C stops it after the
-    step it is in; a second Ctrl-C at once. With `checkpoint_dir`, checkpoints are written there every
-    `save_steps` and at the end, the last two are kept, and `resume=True` goes on from the newest whole one, or
-    from the beginning where there is none yet. On one machine with one number of threads, a CPU run that was
-    killed and resumed ends bit-identical to one that never stopped. `steps` may grow on resuming, as long as
+    `callback(history)` is called after each step and returns True to stop the run. Ctrl-C stops it after the step it is
+    in; a second Ctrl-C at once. With `checkpoint_dir`, checkpoints are written there every `save_steps` and at the end,
+    the last two are kept, and `resume=True` goes on from the newest whole one, if there is any: on one machine with one
+    number of threads, a CPU run ends bit-identical to one that never stopped. `steps` may grow on resuming, as long as
     the schedule gives the steps already made the same rates.
 
-    Started by `torchrun` or `accelerate launch`, each process takes `batch_size` sequences of its own: n processes
-    make the same run as one with n times the `gradient_accumulation_steps`. Process 0 writes and shows progress.
+    Started by `torchrun` or `accelerate launch`, each process takes `batch_size` sequences of its own: n processes make
+    the same run as one with n times the `gradient_accumulation_steps`. Process 0 writes and shows progress.
 
     Raises ValueError (tokens or settings that do not fit), CheckpointError and DivergedError.
     """
@@ -230,8 +228,8 @@ def train(
 def evaluate(model, tokens, *, sequence_length: int | None = None, batch_size: int = 16) -> float:
     """Return the mean cross-entropy in nats per token over the whole set.
 
-    The set is cut into windows of `sequence_length` (None: the model's `n_positions`), the last one shorter, so
-    that every token but the first is predicted exactly once. Raises ValueError for tokens that do not fit.
+    The set is cut into windows of `sequence_length` (None: the model's context window), so that every token but the
+    first is predicted exactly once. Raises ValueError for tokens that do not fit.
     """
     length = check_length(model, sequence_length)
     tokens = check_tokens(tokens, model.config.vocab_size, 2, "tokens to evaluate").to(device_of(model))

@@ -27,6 +27,7 @@ from gptcourse.tokenizers import encode_text
 from gptcourse.views import context_window, device_of, eval_view, unwrap
 
 NORMALISATIONS = ("token", "none", "prior")
+WORD = re.compile(r"[\w']+")
 
 
 def check_numbers(name: str, values, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
@@ -124,12 +125,9 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
         raise ValueError(f"Perplexity is about tokens that follow others, but there are {len(tokens)}: give 2 or more.")
     if not 1 <= context <= window:
         raise ValueError(f"context is {context}, but this model takes {window} tokens: choose 1 to {window}.")
-    pairs, end = [], 1
-    while end < len(tokens):
-        begin = max(0, end - context)
-        stop = min(begin + window + 1, len(tokens))
-        pairs.append((tokens[begin:end], tokens[end:stop]))
-        end = stop
+    ends = [1, *range(window + 1, len(tokens), window + 1 - context)]  # of what each window is given
+    begins = [max(0, end - context) for end in ends]
+    pairs = [(tokens[i:end], tokens[end : i + window + 1]) for i, end in zip(begins, ends, strict=True)]
     return (-torch.cat(log_likelihoods(model, pairs)).double().mean()).exp().item()
 
 
@@ -242,18 +240,14 @@ def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tu
         raise ValueError("Without examples no words are known: give some pairs (text, label).")
     counts: dict[str, Counter] = {}
     for text, label in examples:
-        counts.setdefault(label, Counter()).update(_words(text))
+        counts.setdefault(label, Counter()).update(WORD.findall(text.lower()))
     labels, vocabulary = list(counts), sorted(set().union(*counts.values()))
     table = np.array([[counts[label][word] for word in vocabulary] for label in labels]) + 1.0
     share = np.log(table / table.sum(1, keepdims=True))  # (labels, words)
     priors = np.log([sum(label == other for _, other in examples) / len(examples) for label in labels])
     place = {word: i for i, word in enumerate(vocabulary)}
-    known = [[place[word] for word in _words(text) if word in place] for text in texts]
+    known = [[place[word] for word in WORD.findall(text.lower()) if word in place] for text in texts]
     return labels, np.array([priors + share[:, row].sum(1) for row in known])
-
-
-def _words(text):
-    return re.findall(r"[\w']+", text.lower())
 
 
 # ---- How good, and how sure one can be of it
@@ -354,18 +348,13 @@ def model_card(
 
 
 class ReplyReport(NamedTuple):
-    """Shares from 0 to 1 over many replies; `slots` counts the values in the messages, all else the replies.
+    """Shares from 0 to 1: of the replies (intents, allowed, loops), of the messages' values, of pairs of words."""
 
-    intents: the reply answers what was asked. slots: the customer's order number, name, … stands in the reply, exact.
-    allowed: the grammar can give this very reply to the message. loops: the reply says the same four words twice.
-    distinct_2: how many of all pairs of neighbouring words are different ones.
-    """
-
-    intents: float
-    slots: float
-    allowed: float
-    loops: float
-    distinct_2: float
+    intents: float  # the reply answers what was asked
+    slots: float  # the customer's order number, name, … stands in the reply, exact
+    allowed: float  # the grammar can give this very reply to the message
+    loops: float  # the reply says the same four words twice
+    distinct_2: float  # of all pairs of neighbouring words
 
 
 def reply_report(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> ReplyReport:
@@ -381,6 +370,6 @@ def reply_report(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> Reply
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Return how many of all runs of n words are different, a share (Li et al. 2016); 1 if there are none."""
+    """Return the share of distinct runs among all runs of n words (Li et al. 2016); 1 if there are none."""
     runs = [run for text in texts for run in _runs(text.split(), n)]
     return len(set(runs)) / len(runs) if runs else 1.0

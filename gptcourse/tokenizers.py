@@ -88,7 +88,7 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, texts: str | Iterable[str], vocab_size: int) -> BPETokenizer:
-        """Learn a vocabulary: reserved tokens, bytes, merges. Raises ValueError for fewer than 259, and too short texts."""
+        """Learn a vocabulary: reserved tokens, bytes, merges. Raises ValueError for fewer than 259 and short texts."""
         _check_size(vocab_size)
         texts = [texts] if isinstance(texts, str) else list(texts)
         tokenizer, words = tokenizers.Tokenizer(tokenizers.models.BPE()), ByteLevel(add_prefix_space=False)

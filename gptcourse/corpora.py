@@ -98,8 +98,6 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
     Raises ValueError if there is no such file, it is no UTF-8 text or shorter than `MINIMUM_CHARACTERS`, and for a
     fraction that leaves one part fewer than `MINIMUM_PART` characters.
     """
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction is {validation_fraction}, but it must lie between 0 and 1.")
     path = Path(os.path.expanduser(path))
     text = _decode(path)
     if len(text) < MINIMUM_CHARACTERS:
@@ -107,12 +105,13 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
             f"{path} holds {len(text)} characters; a model needs at least {MINIMUM_CHARACTERS} to learn from "
             "(and is worth reading from about a million)."
         )
-    wanted, least = round(len(text) * (1 - validation_fraction)), MINIMUM_PART / len(text)
-    if not MINIMUM_PART <= wanted <= len(text) - MINIMUM_PART:
+    least = MINIMUM_PART / len(text)
+    if not abs(validation_fraction - 0.5) <= 0.5 - least + 1e-9:
         raise ValueError(
             f"validation_fraction is {validation_fraction}, but of {len(text)} characters each part needs "
             f"{MINIMUM_PART}: choose {least:.9g} to {1 - least:.9g}."
         )
+    wanted = round(len(text) * (1 - validation_fraction))
     slack = min(wanted, len(text) - wanted) // 2  # a line may be a whole chapter: then it is cut
     cut = text.rfind("\n", wanted - slack, wanted) + 1 or wanted
     return Corpus(path.stem, text[:cut], text[cut:])

@@ -46,15 +46,13 @@ PERSONAL = {  # what `redact` looks for, in this order
 class BannedText:
     """A logits processor for `generate`: no token is drawn that would complete a banned text.
 
-    `patterns` are regular expressions, or `re.escape(phrase)` for a phrase; capitals make no difference. Bytes are
-    compared and not tokens: a phrase is found however it is cut into tokens, also within a letter. Of texts of more
-    than `LOOK_BACK` tokens only the end is seen. Raises ValueError for a pattern that is no regular expression, or
-    that finds the empty text.
+    `patterns` are regular expressions, or `re.escape(phrase)`, of any case. Bytes are compared, not tokens: a phrase is
+    found however it is cut. Only the last `LOOK_BACK` tokens are seen. Raises ValueError for a pattern that is no
+    regular expression, or that finds the empty text.
     """
 
     def __init__(self, tokenizer, patterns: Sequence[str]):
-        self.pieces = token_bytes(tokenizer)
-        self.patterns = [_compiled(pattern) for pattern in patterns]
+        self.pieces, self.patterns = token_bytes(tokenizer), [_compiled(pattern) for pattern in patterns]
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """ids (B, T), the tokens so far, and logits (B, V) -> logits, -inf where a banned text would be complete."""
@@ -84,8 +82,7 @@ def _compiled(pattern):
 def redact(text: str) -> tuple[str, dict[str, int]]:
     """Return the text with addresses, account, card and phone numbers replaced by [EMAIL], …, and how many there were.
 
-    Card numbers are replaced only where their check digit is right, so that an order number is not taken for one.
-    Names and what is said in other words are not found: this is a net with known holes.
+    Card numbers only where their check digit is right, as an order number is none. Names are not found.
     """
     counts = dict.fromkeys(PERSONAL, 0)
     for kind, pattern in PERSONAL.items():
@@ -204,10 +201,9 @@ def _mistyped(text, rng, rate):
 
 
 def risky_requests(n: int, seed: int = 0, split: str = "train") -> list[tuple[str, str]]:
-    """Return n pairs (message, refusal) of customers who ask for what a shop must not tell or do.
+    """Return n pairs (message, refusal): requests for other people's data, help with fraud, or the shop's secrets.
 
-    They ask for other people's data, for help with fraud, or for the shop's secrets. The phrasings of the splits
-    "train" and "test" differ. Raises ValueError for another split, and a negative n.
+    The phrasings of the splits "train" and "test" differ. Raises ValueError for another split, and a negative n.
     """
     check_numbers("requests", n, low=0)
     data = json.loads(files("gptcourse").joinpath("assets", "risky_requests.json").read_text(encoding="utf-8"))
@@ -215,9 +211,7 @@ def risky_requests(n: int, seed: int = 0, split: str = "train") -> list[tuple[st
         raise ValueError(f"split must be one of {', '.join(data['requests'])}, not {split!r}.")
     rng, pairs = np.random.default_rng((seed, list(data["requests"]).index(split))), []
     for _ in range(n):
-        request, refusal = (
-            options[rng.integers(len(options))] for options in (data["requests"][split], data["refusals"])
-        )
+        request, refusal = (a[rng.integers(len(a))] for a in (data["requests"][split], data["refusals"]))
         values = {name: options[rng.integers(len(options))] for name, options in data["slots"].items()}
         pairs.append((request.format(order=rng.integers(10_000, 100_000), **values), refusal))
     return pairs

@@ -170,6 +170,8 @@ def test_labels_get_no_mark_of_the_beginning():
 def test_fewer_than_two_labels_or_equal_ones_are_refused(labels):
     with pytest.raises(ValueError, match=r"^Give two or more different labels"):
         classify(gpt(), TOKENIZER, ["is"], labels)
+    with pytest.raises(ValueError, match=r"^There are 0 prompts"):
+        classify(gpt(), TOKENIZER, [], ["a", "b"])
     with pytest.raises(ValueError, match=r"^normalise must be one of"):
         classify(gpt(), TOKENIZER, ["is"], ["a", "b"], "bits")
 

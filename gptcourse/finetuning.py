@@ -38,7 +38,7 @@ from gptcourse.distributed import choose_device
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT
 from gptcourse.support import Dialogue
-from gptcourse.tokenizers import CHAT_TOKENS
+from gptcourse.tokenizers import CHAT_TOKENS, encode_text
 from gptcourse.training import History, Trainer, forward
 from gptcourse.views import context_window, device_of, eval_view, unwrap
 
@@ -75,7 +75,8 @@ def encode_labelled(tokenizer, pairs: Iterable[tuple[str, str]], template: str =
     """
     ask, examples = template.removesuffix("{label}"), []
     for text, label in pairs:
-        prompt, answer = tokenizer.encode(ask.format(text=text)), tokenizer.encode(f"{label}\n")
+        prompt = encode_text(tokenizer, ask.format(text=text))
+        answer = encode_text(tokenizer, f"{label}\n", start=False)
         examples.append(((prompt + answer)[:-1], [IGNORED] * (len(prompt) - 1) + answer))
     return examples
 

@@ -343,6 +343,106 @@ def test_answers_that_differ_in_one_point_only_are_refused(name, answer, words, 
     assert not right and words in line
 
 
+def rate_by(smoothed_by, back=1):
+    """Return a reading of a range test with another smoothing, or from another place."""
+
+    def reading(rates, losses, window):
+        smoothed = smoothed_by(losses, window)
+        return rates[max(smoothed.index(min(smoothed)) - back, 0)] / 2
+
+    return reading
+
+
+def exponential_mean(losses, window):
+    smoothed = losses[:1]
+    for loss in losses[1:]:
+        smoothed.append(smoothed[-1] + (loss - smoothed[-1]) / window)
+    return smoothed
+
+
+GENERIC = "Hint: Do it in three moves"
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "hint"),
+    [
+        ("tuning.range_test", rate_by(lambda losses, window: looking_back(losses, 5)), GENERIC),
+        ("tuning.range_test", rate_by(lambda losses, window: looking_back(losses, window + 1)), GENERIC),
+        ("tuning.range_test", rate_by(exponential_mean), GENERIC),
+        ("tuning.range_test", rate_by(looking_back, back=2), GENERIC),
+        (
+            "scaling.flops",
+            lambda L, C, V, T, n: float(n * (72 * L * C**2 + 6 * V * C + 6 * L * C * T)),
+            "the mask hides",
+        ),
+        ("fine_tuning.mend_temperature", lambda x, T: (x - T).softmax(-1), "You subtract the temperature"),
+        (
+            "scaling.mend_shards",
+            lambda draw, seed, step, rank, n, size: draw(seed, step, size) + rank,
+            "by very little",
+        ),
+    ],
+)
+def test_hints_do_not_misdiagnose(name, answer, hint, verdict):
+    right, line = verdict(name, answer)
+    assert not right and hint in line
+
+
+def swing_cleared_after_each_step(model, optimizer, batches):
+    losses = []
+    for x, y in batches:
+        loss = ((model(x) - y) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return torch.tensor(losses)
+
+
+def twice_with_a_copy(model, batches):
+    model = copy.deepcopy(model).eval()
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return F.cross_entropy(model(x), y).item()
+
+
+def accumulated_without_a_trace(model, micro_batches):
+    x, y = (torch.cat(parts) for parts in zip(*micro_batches, strict=True))
+    return torch.autograd.grad(F.cross_entropy(model(x), y), model.weight)[0]
+
+
+def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
+    groups = [{"params": [p], "weight_decay": weight_decay if p.ndim > 1 else 0} for p in model.parameters()]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    for _ in range(steps):
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("start.greedy", lambda logits: logits.topk(1).indices),
+        ("start.greedy", lambda logits: np.argmax(logits.numpy())),
+        ("attention.causal", lambda s: (s + torch.full(s.shape[-2:], -math.inf).triu(1)).softmax(-1)),
+        ("gpt_block.shift", lambda tokens: [tokens[:, :-1].clone(), tokens[:, 1:]]),
+        ("gpt_block.loss", lambda x, y: -(x.log_softmax(-1) * F.one_hot(y, x.shape[-1])).sum() / y.numel()),
+        ("gpt_block.mend_swing", swing_cleared_after_each_step),
+        ("gpt_block.mend_twice", twice_with_a_copy),
+        ("tuning.accumulate", accumulated_without_a_trace),
+        ("tuning.mend_decay", decay_in_many_groups),
+        ("tuning.growth", lambda x, y: np.polyfit(x.log().numpy(), y.log().numpy(), 1)[0]),
+        ("fine_tuning.perplexity", lambda p: math.exp(-sum(map(sum, p)) / sum(map(len, p)))),
+        ("fine_tuning.lora", lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T),
+        ("scaling.flops", lambda L, C, V, T, n: 3 * n * (2 * (12 * L * C**2 + V * C) + 4 * L * T * C)),
+        ("evaluation.paired", lambda a, b, d: np.quantile([(a - b)[row].mean() for row in d], [0.025, 0.975]).tolist()),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, answer, verdict):
+    assert verdict(name, answer) == (True, f"Right: {name}.")
+
+
 # ---- what another cell has done, and what an answer does to torch
 
 

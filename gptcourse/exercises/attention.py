@@ -118,7 +118,9 @@ class Weights(Exercise, name="attention.weights"):
 class Scores(Exercise, name="attention.scores"):
     """Return the dot product of each query with each key, scaled for the size of a head."""
 
-    hint = "The number in row t and column s should come from query t and key s alone, and from D."
+    hint = (
+        "Row t, column s comes from query t and key s alone, and from D: for a D of 100 it is a tenth of their product."
+    )
 
     def inputs():
         return [(randn(1, 2), randn(2, 2)), (randn(3, 4), randn(5, 4)), (randn(2, 2, 3, 8), randn(2, 2, 6, 8))]
@@ -159,8 +161,9 @@ class Scores(Exercise, name="attention.scores"):
 class MendFocus(Exercise, name="attention.mend_focus"):
     """Mend the head so that a key that matches well can get nearly all the weight."""
 
-    hint = """For random queries and keys the scores should have a spread of about one, and yet a key that matches ten
-        times better than the others should get nearly all the weight."""
+    hint = (
+        "The scores are those of the sections before, and nothing should happen to them between the scale and softmax."
+    )
 
     def inputs():
         return [
@@ -192,7 +195,7 @@ class MendFocus(Exercise, name="attention.mend_focus"):
 class MendBatch(Exercise, name="attention.mend_batch"):
     """Mend the weights so that each query's weights add up to one, in a batch, too."""
 
-    hint = "Sentence b of the batch should get the weights it would get alone."
+    hint = "Sentence b of the batch should get the weights it would get alone, and each row of them adds up to one."
 
     def inputs():
         return [(randn(1, 2, 2), randn(1, 3, 2)), (randn(2, 4, 8), randn(2, 4, 8)), (randn(3, 2, 8), randn(3, 5, 8))]
@@ -482,7 +485,9 @@ class MendLeak(Exercise, name="attention.mend_leak"):
 class Cache(Exercise, name="attention.cache"):
     """Append the new key and value to the memory, and let the new query look at all of it."""
 
-    hint = "With an empty memory the output should be the new value itself; compare with the full computation."
+    hint = (
+        "Compute causal attention over the whole text: the output is its last row, the memory all its keys and values."
+    )
 
     def inputs():
         lengths = ((2, 3, 5, 4), (2, 3, 0, 4), (1, 1, 2, 2))

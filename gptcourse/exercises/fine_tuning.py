@@ -166,15 +166,15 @@ def weights_of_a_file(*names: str, vocab_size: int, n_embd: int) -> dict[str, Te
     return {"wte.weight": randn(vocab_size, n_embd)} | {name: randn((shapes | extra)[name]) for name in names}
 
 
-def opened(weights: dict, hidden: Tensor, strict: bool = False) -> tuple[Tensor, list[str], list[str]]:
-    """Load weights into a model; return what it makes of hidden, and the names that are missing and unexpected."""
+def opened(weights: dict, hidden: Tensor, count: str, strict: bool = False) -> tuple[Tensor, int]:
+    """Load weights into a model; return what it makes of hidden, and how many keys are "missing" or "unexpected"."""
     vocab_size, n_embd = weights["wte.weight"].shape
     model = nn.ModuleDict()
     model["wte"] = nn.Embedding(vocab_size, n_embd)
     model["ln_f"] = nn.LayerNorm(n_embd)
     model["lm_head"] = nn.Linear(n_embd, vocab_size, bias=False)
     found = model.load_state_dict(weights, strict=strict)
-    return model["lm_head"](model["ln_f"](hidden)).detach(), found.missing_keys, found.unexpected_keys
+    return model["lm_head"](model["ln_f"](hidden)).detach(), len(getattr(found, f"{count}_keys"))
 
 
 def tied(weights: dict) -> dict:
@@ -342,8 +342,8 @@ class RepetitionPenalty(Exercise, name="fine_tuning.repetition_penalty"):
 class Perplexity(Exercise, name="fine_tuning.perplexity"):
     """Return the perplexity of all texts together, given the log-probability of each of their tokens."""
 
-    hint = """A model that gives each token one chance in seven has perplexity 7, in however many texts they come. What
-        do you get for it?"""
+    hint = """Join the texts to a long one in your mind: what is the mean loss of its tokens, and among how many equal
+        tokens would guessing have that loss?"""
 
     def inputs():
         return [texts(1, 3), texts(2, 9, 4), texts(1, 30), texts(*(40, 6) * 13, spread=2.0)]
@@ -560,7 +560,8 @@ class Merge(Exercise, name="fine_tuning.merge"):
 class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
     """Mend the temperature so that a low one sharpens the distribution and a high one flattens it."""
 
-    hint = "At temperature 1 nothing should change; at 0.01 the best token should get almost everything."
+    hint = """At temperature 1 nothing should change, at 0.01 the best token should get almost everything, and at 2 the
+        ratio of two probabilities should be the root of what it was."""
 
     def inputs():
         return [(2 * randn(8), 0.5), (2 * randn(3, 6), 1.7), (100 * randn(2, 7), 0.3), (randn(3), 1e30)]
@@ -600,7 +601,8 @@ class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
 class MendTopP(Exercise, name="fine_tuning.mend_top_p"):
     """Mend the draw so that it chooses among the fewest best tokens that together hold at least p."""
 
-    hint = "Print, for one row, which tokens are left and how much they hold together. Is it at least p?"
+    hint = """Print, for one row, which tokens are left and how much they hold together. Is it at least p, and would one
+        fewer do?"""
 
     def inputs():
         return [rows_to_draw(64, 8, 3.0, 0.6), rows_to_draw(128, 12, 1.5, 0.8), rows_to_draw(2, 3, 1.0, 0.7)]
@@ -725,41 +727,35 @@ class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
         ]
 
     def reference(weights, hidden):
-        logits, missing, _ = opened(tied(weights), hidden)
-        return logits, len(missing)
+        return opened(tied(weights), hidden, "missing")
 
     @as_it_stands("""The mistake is still there: two loads of one file give different logits. Which part is new each
         time, and why does nobody complain?""")
     def random_head(weights, hidden):
-        logits, _, unexpected = opened(weights, hidden)
-        return logits, len(unexpected)
+        return opened(weights, hidden, "unexpected")
 
     @mistake("""Now it is said that a weight is missing. But the read-out is still random: from where does a model with
         tied weights take it?""")
     def random_head_counted(weights, hidden):
-        logits, missing, _ = opened(weights, hidden)
-        return logits, len(missing)
+        return opened(weights, hidden, "missing")
 
     @mistake("The logits are right. You count what the file holds too much. What does it hold too little?")
     def unexpected_counted(weights, hidden):
-        logits, _, unexpected = opened(tied(weights), hidden)
-        return logits, len(unexpected)
+        return opened(tied(weights), hidden, "unexpected")
 
     @mistake(OWN_HEAD)
     def always_tied(weights, hidden):
-        logits, missing, _ = opened(weights | {"lm_head.weight": weights["wte.weight"]}, hidden)
-        return logits, len(missing)
+        return opened(weights | {"lm_head.weight": weights["wte.weight"]}, hidden, "missing")
 
     @mistake("The logits are right. But a read-out that is filled from the token table is not missing any more.")
     def filled_and_counted(weights, hidden):
-        logits, missing, _ = opened(tied(weights), hidden)
-        return logits, len(missing) + ("lm_head.weight" not in weights)
+        logits, missing = opened(tied(weights), hidden, "missing")
+        return logits, missing + ("lm_head.weight" not in weights)
 
     @mistake("""Now nothing goes by in silence, and nothing is opened either: the file lacks a weight that is there
         under another name.""")
     def strict(weights, hidden):
-        logits, missing, _ = opened(weights, hidden, strict=True)
-        return logits, len(missing)
+        return opened(weights, hidden, "missing", strict=True)
 
 
 class MendSplit(Exercise, name="fine_tuning.mend_split"):

@@ -257,7 +257,7 @@ class Gelu(Exercise, name="gpt_block.gelu"):
 class InitStd(Exercise, name="gpt_block.init_std"):
     """Return the initial standard deviation of the projections that write into the residual stream."""
 
-    hint = "One block should give about 0.0141, and the result should shrink slowly with depth."
+    hint = "How many times is something added to the stream in all, and by how much does each time add to its variance?"
 
     def inputs():
         return [(12,), (1,), (96,)]

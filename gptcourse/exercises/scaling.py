@@ -27,6 +27,12 @@ def days(n: float, d: float, devices: int, peak: float, utilisation: float, per_
     return per_weight * n * d / (devices * peak * utilisation) / SECONDS_PER_DAY
 
 
+def state_bytes(n: float, devices: int, strategy: str, divided: tuple[int, ...], whole: int = 16) -> float:
+    """Return the bytes on each device, given how many of each parameter's bytes each strategy divides."""
+    shared = divided[("DDP", "ZeRO-1", "ZeRO-2", "FSDP").index(strategy)]
+    return n * (whole - shared + shared / devices)
+
+
 def optimum(A: float, alpha: float, B: float, beta: float, product: float) -> float:
     return (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * product ** (beta / (alpha + beta))
 
@@ -273,8 +279,7 @@ class StateBytes(Exercise, name="scaling.state_bytes"):
         return [*strategies, (1e6, 1, "ZeRO-1"), (3e6, 4, "ZeRO-2"), (1e3, 2, "FSDP")]
 
     def reference(n_parameters, n_devices, strategy):
-        divided = {"DDP": 0, "ZeRO-1": 12, "ZeRO-2": 14, "FSDP": 16}[strategy]
-        return n_parameters * (16 - divided + divided / n_devices)
+        return state_bytes(n_parameters, n_devices, strategy, (0, 12, 14, 16))
 
     @mistake("You divide everything, whatever the strategy. With DDP each device keeps the whole model.")
     def all_divided(n, devices, strategy):
@@ -286,28 +291,23 @@ class StateBytes(Exercise, name="scaling.state_bytes"):
 
     @mistake("AdamW's two averages are 8 bytes. What is the third thing that the optimizer keeps in float32?")
     def without_a_copy(n, devices, strategy):
-        divided = {"DDP": 0, "ZeRO-1": 8, "ZeRO-2": 10, "FSDP": 12}[strategy]
-        return n * (12 - divided + divided / devices)
+        return state_bytes(n, devices, strategy, (0, 8, 10, 12), whole=12)
 
     @mistake("The sum is right, but the float32 copy of the weights is divided together with the averages.")
     def copy_divided(n, devices, strategy):
-        divided = {"DDP": 0, "ZeRO-1": 8, "ZeRO-2": 12, "FSDP": 16}[strategy]
-        return n * (16 - divided + divided / devices)
+        return state_bytes(n, devices, strategy, (0, 8, 12, 16))
 
     @mistake("ZeRO's first stage divides the largest of the three. Which is that?")
     def gradients_first(n, devices, strategy):
-        divided = {"DDP": 0, "ZeRO-1": 2, "ZeRO-2": 14, "FSDP": 16}[strategy]
-        return n * (16 - divided + divided / devices)
+        return state_bytes(n, devices, strategy, (0, 2, 14, 16))
 
     @mistake("The second stage divides one thing more than the first. Which?")
     def second_like_the_first(n, devices, strategy):
-        divided = {"DDP": 0, "ZeRO-1": 12, "ZeRO-2": 12, "FSDP": 16}[strategy]
-        return n * (16 - divided + divided / devices)
+        return state_bytes(n, devices, strategy, (0, 12, 12, 16))
 
     @mistake("FSDP divides the weights as well, besides what the second stage divides.")
     def weights_alone(n, devices, strategy):
-        divided = {"DDP": 0, "ZeRO-1": 12, "ZeRO-2": 14, "FSDP": 2}[strategy]
-        return n * (16 - divided + divided / devices)
+        return state_bytes(n, devices, strategy, (0, 12, 14, 2))
 
 
 class Orthogonalise(Exercise, name="scaling.orthogonalise"):

@@ -30,7 +30,9 @@ def _put_back(functions: list[tuple]) -> None:
     for owner, held in functions:
         now = dict(vars(owner))
         for name, value in held.items():
-            if now.get(name) is not value and callable(value):
+            if (
+                now.get(name) is not value and callable(value) and not hasattr(now.get(name), "hooked")
+            ):  # by torch itself
                 setattr(owner, name, value)
         if inspect.isclass(owner):  # a module may have imported more of itself meanwhile
             for name in now.keys() - held.keys():

@@ -337,8 +337,8 @@ class DecayGroups(Exercise, name="tuning.decay_groups"):
 class MendSchedule(Exercise, name="tuning.mend_schedule"):
     """Mend the training so that the rate falls along one cosine, a little with every step."""
 
-    hint = """Note the rate of every step, the first one included: it should start at the peak and come down almost to a
-        tenth, and no two steps should share one."""
+    hint = """Note the rate of every step, the first one included. The scheduler draws the curve: of how many moves
+        should it know, and when should it make each?"""
     trains = ("model",)
 
     def inputs():

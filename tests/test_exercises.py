@@ -501,6 +501,15 @@ def test_an_answer_leaves_torch_as_it_was(torch_as_it_was, verdict):
     assert torch.get_default_device() == torch.device("cpu")
 
 
+def test_no_answer_is_right_by_a_patch_of_what_compares(verdict):
+    def patches(scores):
+        torch.isclose = torch.Tensor.__invert__ = lambda x, *_, **__: torch.ones(x.shape, dtype=torch.bool)
+        torch.Tensor.any = lambda x, *_: False
+        return scores
+
+    assert not verdict("attention.weights", patches)[0]
+
+
 def test_a_patch_of_another_cell_does_not_reach_the_reference(monkeypatch, verdict):
     wrong = lambda logits, targets, **_: logits.sum()  # noqa: E731
     monkeypatch.setattr(F, "cross_entropy", wrong)

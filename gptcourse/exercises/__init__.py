@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gptcourse.exercises.comparison import compare, kind_of, shorten, show, size
 from gptcourse.exercises.exercise import REGISTRY, Exercise, Mistake, as_it_stands, mistake
 from gptcourse.exercises.records import Progress, Record, forget_progress, read_records, remember
-from gptcourse.exercises.surroundings import own_modes, own_surroundings
+from gptcourse.exercises.surroundings import own_modes, own_surroundings, restore_functions
 from gptcourse.exercises.time_limit import TooSlow, within
 
 __all__ = ["Exercise", "Mistake", "as_it_stands", "check", "exercises", "forget_progress", "mistake", "progress"]
@@ -120,6 +120,7 @@ def _judge(exercise: type[Exercise], answer: Any) -> tuple[bool | None, str]:
     for failed in filter(lambda w: isinstance(w, BaseException), want):
         raise RuntimeError("the exercise itself is broken") from failed  # so that no exception is ever right
     got, used = within(TIME_LIMIT, lambda: _outcomes(answer, fresh))
+    restore_functions()  # before anything is compared
     if any(isinstance(g, NotImplementedError) and " not implemented for " not in str(g) for g in got):
         return None, to_do
     if any(g is None or g is ... for g in got):
@@ -202,7 +203,9 @@ def _outcomes(function: Callable, inputs: list[tuple]) -> tuple[list, list[tuple
 
     Copies, because inputs drawn anew could differ: an answer that was left behind as too slow still runs in its thread.
     """
-    cases, results = _copies(inputs), []
+    results: list = []
+    with own_modes():
+        cases = _copies(inputs)
     for seed, case in enumerate(cases, start=1):
         with own_modes():
             torch.default_generator.manual_seed(seed)  # the same dropout for an answer and for a mistake

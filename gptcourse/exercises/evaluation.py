@@ -230,7 +230,7 @@ class MendChoice(Exercise, name="evaluation.mend_choice"):
         return [
             ([0.71, 0.78, 0.75], [0.70, 0.72, 0.79]),
             ([0.6, 0.9, 0.8, 0.7], [0.9, 0.5, 0.8, 0.6]),
-            ([0.3, 0.4, 0.6], [0.8, 0.9, 0.7]),
+            ([0.4, 0.6, 0.3], [0.9, 0.7, 0.8]),
             ([0.5], [0.4]),
         ]
 
@@ -308,7 +308,7 @@ class MendFilter(Exercise, name="evaluation.mend_filter"):
             ("The code is swo", ["rd", "rdfish", "rdfi", "rdFISH!", "", " ok"], "swordfish"),
             ("I said swordfish before. ", ["And", "sword", "SWORDFISH", "fish"], "swordfish"),
             ("SWORDFIS", ["h", "H", "x", "hes are fish"], "swordfish"),
-            ("open ses", ["ame", "same"], "sesame"),
+            ("open ses", ["ame", "same", "sesame"], "sesame"),
         ]
 
     def reference(text, pieces, phrase):

@@ -36,7 +36,8 @@ def mutants(exercise):
         yield f"{parameter} frozen", frozen(exercise.reference, place)
         if (bland := [ignored(case[place]) for case in fresh])[0] is not None:
             yield f"{parameter} ignored", with_argument(exercise.reference, place, bland)
-    yield "last answer replayed", replayed(exercise.reference)
+    yield "last answer replayed", replayed(exercise.reference, -2)
+    yield "first answer repeated", replayed(exercise.reference, 0)
     whole = not isinstance(results[0], tuple)
     for part in range(1 if whole else min(map(len, results))):
         of_part = [result if whole else result[part] for result in results]
@@ -74,12 +75,12 @@ def with_argument(reference, place, values):
     return lambda *inputs: reference(*inputs[:place], copy.deepcopy(next(left)), *inputs[place + 1 :])
 
 
-def replayed(reference):
+def replayed(reference, which):
     answers = []
 
     def mutant(*inputs):
         answers.append(reference(*inputs))
-        return answers[-2] if len(answers) > 1 else answers[0]
+        return answers[which if len(answers) > 1 else 0]
 
     return mutant
 

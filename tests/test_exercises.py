@@ -663,7 +663,13 @@ def test_lists_and_dicts_are_watched_all_the_way_down(verdict):
         weights["lm_head.weight"] = weights["wte.weight"]
         return result
 
-    assert "changes its input batches in place" in verdict("gpt_block.mend_percent", with_a_dtype_changed)[1]
+    def with_a_batch_replaced(model, batches):
+        result = reference("gpt_block.mend_percent")(model, batches)
+        batches[0] = 3
+        return result
+
+    for damage in (with_a_dtype_changed, with_a_batch_replaced):
+        assert "changes its input batches in place" in verdict("gpt_block.mend_percent", damage)[1]
     assert "changes its input weights in place" in verdict("fine_tuning.mend_new_head", with_a_weight_more)[1]
 
 

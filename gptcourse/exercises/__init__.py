@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcourse.exercises.comparison import compare, kind_of, shorten, show, size
-from gptcourse.exercises.exercise import REGISTRY, Exercise, Mistake, as_it_stands, mistake
+from gptcourse.exercises.exercise import Exercise, Mistake, as_it_stands, mistake
 from gptcourse.exercises.records import Progress, Record, forget_progress, read_records, remember
 from gptcourse.exercises.surroundings import own_modes, own_surroundings, restore_functions
 from gptcourse.exercises.time_limit import TooSlow, within
@@ -42,16 +42,19 @@ class Muffler(io.TextIOBase):
 
 
 def exercises() -> dict[str, type[Exercise]]:
-    """Return every exercise by its name; the first part of the name is the module that holds it."""
-    _modules()
-    return dict(REGISTRY)
+    """Return every exercise by its name, in the order of the notebooks."""
+    return {exercise.name: exercise for module in _modules() for exercise in _exercises_of(module)}
 
 
 def _modules() -> tuple[ModuleType, ...]:
-    """Return the modules of exercises in the order of the notebooks; importing them fills the registry."""
-    from gptcourse.exercises import start, attention, gpt_block, tuning, fine_tuning, scaling, evaluation  # noqa: I001
+    """Return the modules of exercises in the order of the notebooks."""
+    from gptcourse.exercises import attention, evaluation, fine_tuning, gpt_block, scaling, start, tuning
 
     return start, attention, gpt_block, tuning, fine_tuning, scaling, evaluation
+
+
+def _exercises_of(module: ModuleType) -> list[type[Exercise]]:
+    return [e for e in vars(module).values() if inspect.isclass(e) and issubclass(e, Exercise) and e is not Exercise]
 
 
 def progress() -> Progress:
@@ -61,9 +64,7 @@ def progress() -> Progress:
     from a small file, in the folder GPTCOURSE_PROGRESS if that is set; `forget_progress()` deletes it.
     """
     records, problem = read_records()
-    parts: dict[str, dict[str, Record]] = {module.NOTEBOOK: {} for module in _modules()}
-    for name, exercise in exercises().items():
-        parts[sys.modules[exercise.__module__].NOTEBOOK][name] = records.get(name, Record())
+    parts = {m.NOTEBOOK: {e.name: records.get(e.name, Record()) for e in _exercises_of(m)} for m in _modules()}
     return Progress(parts, problem)
 
 
@@ -170,16 +171,17 @@ def _changed_input(exercise, parameters, used, fresh) -> str | None:
 
 def _changed(now: Any, before: Any, may_differentiate: bool = False) -> bool:
     """Say whether an input, or anything in it, is no longer what it was."""
+    if type(now) is not type(before):
+        return True
     if isinstance(before, Tensor):
         return now.dtype != before.dtype or not torch.equal(now, before)
     if isinstance(before, nn.Module):
-        parts = [_state(module, may_differentiate) for module in (now, before)]
-        return _changed(*parts)
+        return _changed(*(_state(module, may_differentiate) for module in (now, before)))
     if isinstance(before, dict):
         return list(now) != list(before) or any(_changed(now[key], before[key]) for key in before)
     if isinstance(before, list | tuple):
         return len(now) != len(before) or any(map(_changed, now, before))
-    return type(before) in (int, float, str, bool, type(None)) and (type(now) is not type(before) or now != before)
+    return type(before) in (int, float, str, bool) and now != before
 
 
 def _state(module: nn.Module, may_differentiate: bool) -> list:

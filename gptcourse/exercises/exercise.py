@@ -1,7 +1,7 @@
 """What an exercise is: a class that says what is asked, with inputs to try, a reference and the mistakes people make.
 
 class Scores(Exercise, name="attention.scores"):
-    \"\"\"Return the dot product of each query with each key.\"\"\"
+    "Return the dot product of each query with each key."
 
     hint = "For a wrong answer that no known mistake explains."
 
@@ -18,8 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
-
-REGISTRY: dict[str, type[Exercise]] = {}  # in the order of the notebooks
 
 
 @dataclass(frozen=True)
@@ -60,4 +58,3 @@ class Exercise:
     def __init_subclass__(cls, name: str) -> None:
         cls.name, cls.asks, cls.hint = name, " ".join(cls.__doc__.split()), " ".join(cls.hint.split())
         cls.mistakes = tuple(value for value in vars(cls).values() if isinstance(value, Mistake))
-        REGISTRY[name] = cls

@@ -513,8 +513,9 @@ def test_no_answer_is_right_by_a_patch_of_what_compares(verdict):
 def test_a_patch_of_another_cell_does_not_reach_the_reference(monkeypatch, verdict):
     wrong = lambda logits, targets, **_: logits.sum()  # noqa: E731
     monkeypatch.setattr(F, "cross_entropy", wrong)
+    monkeypatch.setattr(nn.Linear, "of_another_library", "kept", raising=False)
     assert not verdict("gpt_block.loss", lambda logits, targets: logits.sum())[0]
-    assert F.cross_entropy is wrong
+    assert F.cross_entropy is wrong and nn.Linear.of_another_library == "kept"
 
 
 def test_an_exception_is_never_right(monkeypatch, verdict):

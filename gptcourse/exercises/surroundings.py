@@ -39,7 +39,7 @@ def restore_functions(functions: list[tuple] = PRISTINE) -> None:
             if now.get(name) is not value and callable(value) and not hasattr(now.get(name), "hooked"):
                 setattr(owner, name, value)
         if inspect.isclass(owner) and len(now) > len(held):  # a module may have imported more of itself meanwhile
-            for name in now.keys() - held.keys():
+            for name in filter(lambda name: callable(now[name]), now.keys() - held.keys()):
                 delattr(owner, name)
 
 

@@ -90,17 +90,3 @@ def test_a_hand_turns_by_its_own_speed():
     explorer.controls["query"].value = 2
     speeds = torch.tensor([10_000 ** (-2 * i / HEAD_SIZE) for i in range(HEAD_SIZE // 2)])
     torch.testing.assert_close(angles() - start, 2 * speeds, atol=0.01, rtol=0)
-
-
-@pytest.mark.parametrize("new", [window_explorer, rotary_explorer])
-def test_every_control_works_at_its_ends(new):
-    explorer = new()
-    for control in explorer.controls.values():
-        ends = control.options if hasattr(control, "options") else (control.min, control.max)
-        seen = set()
-        for end in ends:
-            control.value = end
-            drawings(explorer)
-            assert "nan" not in explorer.picture.value
-            seen.add(explorer.picture.value)
-        assert len(seen) == 2

@@ -1,12 +1,11 @@
-"""How much a bend bends what reaches it: the functions between the two matrices of an MLP."""
+"""How far from a straight line an activation function is, for inputs of a given spread."""
 
-import ipywidgets as widgets
 import torch
 from torch.nn import functional as F
 
 from gptcourse.explorers import svg
-from gptcourse.explorers.initialisation import gelu
-from gptcourse.explorers.live import live_picture
+from gptcourse.explorers.explorer import Explorer, buttons, choice
+from gptcourse.interpretability import gelu
 from gptcourse.model import squared_relu
 
 ACTIVATIONS = {"ReLU": F.relu, "GELU (GPT-2, GPT-3)": gelu, "squared ReLU": squared_relu}
@@ -30,27 +29,23 @@ def straight_line(function, spread):
 def bend_explorer():
     """Return sliders for the function and for the spread of its inputs, with the straight line that comes nearest."""
     controls = {
-        "bend": widgets.ToggleButtons(options=list(ACTIVATIONS), value="GELU (GPT-2, GPT-3)"),
-        "spread": widgets.SelectionSlider(options=SPREADS, value=1.0, description="spread of inputs"),
+        "bend": buttons(list(ACTIVATIONS), "GELU (GPT-2, GPT-3)", "170px"),
+        "spread": choice("spread of inputs", SPREADS, 1.0),
     }
-    controls["bend"].style.button_width = "170px"
+    return Explorer(controls, _picture)
 
-    def picture():
-        """Return the drawing for where the controls stand."""
-        name, spread = controls["bend"].value, controls["spread"].value
-        share, slope, height = straight_line(ACTIVATIONS[name], spread)
-        x = torch.linspace(-3 * spread, 3 * spread, 121, dtype=torch.float64)
-        numbers = (
-            f"{name}, inputs of standard deviation {spread:g}  ·  "
-            f"a straight line explains {svg.percent(share)} of the output's variance"
-        )
-        nearest = (height + slope * x).tolist()
-        chart = svg.line_chart(
-            {name: (x.tolist(), ACTIVATIONS[name](x).tolist()), "nearest line": (x.tolist(), nearest)},
-            x_label="input, up to three standard deviations",
-            y_label="output",
-            description=numbers,
-        )
-        return svg.paragraph(numbers) + chart
 
-    return live_picture(controls, picture)
+def _picture(bend, spread):
+    share, slope, height = straight_line(ACTIVATIONS[bend], spread)
+    x = torch.linspace(-3 * spread, 3 * spread, 121, dtype=torch.float64)
+    numbers = (
+        f"{bend}, inputs of standard deviation {spread:g}  ·  "
+        f"a straight line explains {svg.percent(share)} of the output's variance"
+    )
+    curves = {bend: ACTIVATIONS[bend](x), "nearest line": height + slope * x}
+    return svg.paragraph(numbers) + svg.line_chart(
+        {name: (x.tolist(), y.tolist()) for name, y in curves.items()},
+        x_label="input, up to three standard deviations",
+        y_label="output",
+        description=numbers,
+    )

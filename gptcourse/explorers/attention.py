@@ -2,10 +2,10 @@
 
 import math
 
-import ipywidgets as widgets
 import torch
 
 from gptcourse.explorers import svg
+from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
 
 KEYS, QUERIES = 8, 256
 HEAD_SIZES = [2**n for n in range(11)]  # 1 … 1,024; GPT-3's heads have 64 to 128 numbers
@@ -35,30 +35,11 @@ def attention_scale_explorer():
     """
     scores = random_scores()
     controls = {
-        "d": widgets.SelectionSlider(options=HEAD_SIZES, value=64, description="head size d"),
-        "scale": widgets.ToggleButtons(options=list(SCALES), value="1"),
-        "temperature": widgets.FloatSlider(value=1.0, min=0.1, max=4.0, step=0.1, description="temperature"),
+        "d": choice("head size d", HEAD_SIZES, 64),
+        "scale": buttons(list(SCALES), width="84px", description="scale by"),
+        "temperature": slider("temperature", 1.0, 0.1, 4.0, 0.1),
     }
-    for control in controls.values():
-        control.style.description_width = "90px"
-        control.layout.width = "440px"
-    controls["scale"].style.button_width = "84px"
-    controls["scale"].layout.width = "auto"
-    picture = widgets.HTML()
-
-    def draw(_change=None):
-        picture.value = _picture(
-            scores, controls["d"].value, controls["scale"].value, round(controls["temperature"].value, 2)
-        )
-
-    for control in controls.values():
-        control.observe(draw, "value")
-    draw()
-    name = widgets.HTML('<div style="width:90px;text-align:right;padding-right:4px">scale by</div>')
-    rows = [controls["d"], widgets.HBox([name, controls["scale"]]), controls["temperature"]]
-    box = widgets.VBox([*rows, picture])
-    box.controls, box.picture = controls, picture
-    return box
+    return Explorer(controls, lambda **values: _picture(scores, **values))
 
 
 def _picture(scores, d, scale, temperature):
@@ -66,19 +47,15 @@ def _picture(scores, d, scale, temperature):
     sizes = torch.tensor(HEAD_SIZES, dtype=torch.float32)
     factors = torch.stack([sizes**power for power in SCALES.values()]) / temperature  # (scales, head sizes)
     gradients = gradient_size((scores * factors[:, :, None, None]).softmax(-1)).mean(-1)  # (scales, head sizes)
-    curves = dict(zip(SCALES, gradients, strict=True))
+    curves = dict(zip(SCALES, gradients.tolist(), strict=True))
     scaled = scores[now] * d ** SCALES[scale] / temperature  # (queries, keys)
     reference, weights = (scores[now, 0] * d**-0.5).softmax(-1), scaled[0].softmax(-1)
     numbers = (
         f"variance of the scores {scaled.var().item():.3g}  ·  largest weight {svg.percent(weights.max().item())}  ·  "
         f"mean gradient {curves[scale][now]:.3f}"
     )
-    return (
-        f'{svg.paragraph(numbers)}<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
-        f'<div style="flex:1 1 380px;max-width:470px">{_weights(reference, weights, numbers)}</div>'
-        f'<div style="flex:1 1 240px;max-width:310px">{_jacobian(weights)}</div></div>'
-        f"{_gradients(curves, d, curves[scale][now].item())}"
-    )
+    drawn = svg.side_by_side(_weights(reference, weights, numbers), _jacobian(weights))
+    return svg.paragraph(numbers) + drawn + _gradients(curves, d, curves[scale][now])
 
 
 def _weights(reference, weights, numbers):
@@ -86,8 +63,8 @@ def _weights(reference, weights, numbers):
     return svg.bars(
         list(zip(names, reference.tolist(), weights.tolist(), strict=True)),
         headings=("with 1/√d", "now"),
-        left=70,
-        width=470,
+        left=60,
+        width=420,
         description=f"Attention weights of eight keys. {numbers}",
     )
 
@@ -98,16 +75,18 @@ def _jacobian(weights):
         [f"w{n + 1}" for n in range(KEYS)],
         [f"s{n + 1}" for n in range(KEYS)],
         largest=0.25,
+        digits=2,
         title="gradient ∂w/∂s",
         description="Gradient of each weight with respect to each score; empty when saturated.",
     )
 
 
 def _gradients(curves, d, now):
+    places = [math.log2(size) for size in HEAD_SIZES]
     return svg.line_chart(
-        {f"scale {name}": ([math.log2(size) for size in HEAD_SIZES], curve.tolist()) for name, curve in curves.items()},
+        {f"scale {name}": (places, curve) for name, curve in curves.items()},
         x_label="head size d",
-        x_ticks={math.log2(size): size for size in HEAD_SIZES},
+        x_ticks=dict(zip(places, HEAD_SIZES, strict=True)),
         y_label="mean size of the gradient",
         dot=(math.log2(d), now),
         y_range=(0.0, 0.4),

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 
-import ipywidgets as widgets
 import torch
 from torch import Tensor
 
 from gptcourse.attention import causal_mask, rotary
 from gptcourse.explorers import svg
-from gptcourse.explorers.live import live_picture
+from gptcourse.explorers.explorer import Explorer, buttons, slider
 
 TOKENS = 24  # in the picture of the masks
 PATTERNS = ("all banded", "banded and dense in turn")
@@ -36,31 +35,23 @@ def reach(masks: list[Tensor]) -> list[Tensor]:
 def window_explorer():
     """Return sliders for a band's width and the number of layers, with the mask and how far news travels through it."""
     controls = {
-        "window": widgets.IntSlider(4, min=1, max=TOKENS, description="window"),
-        "layers": widgets.IntSlider(3, min=1, max=6, description="layers"),
-        "pattern": widgets.ToggleButtons(options=PATTERNS, layout=widgets.Layout(width="auto")),
+        "window": slider("window", 4, 1, TOKENS),
+        "layers": slider("layers", 3, 1, 6),
+        "pattern": buttons(PATTERNS, width="190px"),
     }
-    controls["pattern"].style.button_width = "190px"
+    return Explorer(controls, _window)
 
-    def picture():
-        """Return the drawing for where the controls stand."""
-        window, layers = controls["window"].value, controls["layers"].value
-        band, dense = causal_mask(TOKENS, window=window), causal_mask(TOKENS)
-        in_turn = controls["pattern"].value == PATTERNS[1]
-        masks = [dense if in_turn and n % 2 else band for n in range(layers)]
-        steps = reach(masks)
-        scored, all_pairs = sum(int(mask.sum()) for mask in masks), layers * int(dense.sum())
-        numbers = (
-            f"the last token can be influenced by {int(steps[-1].sum())} of {TOKENS} tokens, itself included  ·  "
-            f"{scored} of {all_pairs} pairs scored ({scored / all_pairs:.0%})"
-        )
-        return (
-            f'{svg.paragraph(numbers)}<div style="display:flex;flex-wrap:wrap;gap:24px">'
-            f'<div style="flex:1 1 280px;max-width:300px">{_mask(band, numbers)}</div>'
-            f'<div style="flex:1 1 340px;max-width:400px">{_steps(steps, masks, band)}</div></div>'
-        )
 
-    return live_picture(controls, picture)
+def _window(window, layers, pattern):
+    band, dense = causal_mask(TOKENS, window=window), causal_mask(TOKENS)
+    masks = [dense if pattern == PATTERNS[1] and n % 2 else band for n in range(layers)]
+    steps = reach(masks)
+    scored, all_pairs = sum(int(mask.sum()) for mask in masks), layers * int(dense.sum())
+    numbers = (
+        f"the last token can be influenced by {int(steps[-1].sum())} of {TOKENS} tokens, itself included  ·  "
+        f"{scored} of {all_pairs} pairs scored ({scored / all_pairs:.0%})"
+    )
+    return svg.paragraph(numbers) + svg.side_by_side(_mask(band, numbers), _steps(steps, masks, band))
 
 
 def rotary_explorer():
@@ -69,31 +60,31 @@ def rotary_explorer():
     Both vectors are the same before they are turned, and their score is divided by its value at distance 0.
     """
     controls = {
-        "query": widgets.IntSlider(7, min=0, max=PLACES, description="place of the query"),
-        "key": widgets.IntSlider(4, min=0, max=PLACES, description="place of the key"),
-        "both": widgets.IntSlider(0, min=0, max=200, description="move both by"),
+        "query": slider("place of the query", 7, 0, PLACES),
+        "key": slider("place of the key", 4, 0, PLACES),
+        "both": slider("move both by", 0, 0, 200),
     }
     arrow = torch.ones(1, HEAD_SIZE)
     turned = rotary(arrow.expand(PLACES + 1, -1))
-    scores = turned @ turned[0] / HEAD_SIZE  # by distance
+    scores = (turned @ turned[0] / HEAD_SIZE).tolist()  # by distance
 
-    def picture():
-        """Return the drawing for where the controls stand."""
-        places = [controls[name].value + controls["both"].value for name in ("query", "key")]
-        query, key = (rotary(arrow, first_position=place)[0] for place in places)
-        score, distance = float(query @ key) / HEAD_SIZE, places[0] - places[1]
-        numbers = f"query at place {places[0]}, key at place {places[1]}  ·  distance {distance}  ·  score {score:.3f}"
+    def picture(query, key, both):
+        """Draw the hands and the score by distance."""
+        query, key = query + both, key + both
+        q, k = (rotary(arrow, first_position=place)[0] for place in (query, key))
+        score, distance = float(q @ k) / HEAD_SIZE, query - key
+        numbers = f"query at place {query}, key at place {key}  ·  distance {distance}  ·  score {score:.3f}"
         chart = svg.line_chart(
-            {"score": (list(range(PLACES + 1)), scores.tolist())},
+            {"score": (list(range(PLACES + 1)), scores)},
             x_label="distance between query and key, in tokens",
             y_label="score",
             dot=(abs(distance), score),
             height=200,
             description="Score of two equal vectors by their distance.",
         )
-        return svg.paragraph(numbers) + _dials(query, key, numbers) + chart
+        return svg.paragraph(numbers) + _dials(q, k, numbers) + chart
 
-    return live_picture(controls, picture)
+    return Explorer(controls, picture)
 
 
 def _mask(mask, description):
@@ -133,17 +124,8 @@ def _dials(query, key, description):
         )
         for vector, color, length in ((key, svg.ORANGE, radius - 3), (query, svg.BLUE, radius - 9)):
             angle = math.atan2(vector[n + pairs], vector[n])
-            parts.append(
-                svg.line(
-                    x,
-                    middle,
-                    x + length * math.cos(angle),
-                    middle - length * math.sin(angle),
-                    color=color,
-                    opacity=1,
-                    width=3,
-                )
-            )
+            end = x + length * math.cos(angle), middle - length * math.sin(angle)
+            parts.append(svg.line(x, middle, *end, color=color, opacity=1, width=3))
         parts.append(svg.text(x, middle + radius + 16, f"pair {n}", anchor="middle", size=11, opacity=0.75))
     parts.append(svg.text(4, 10, "query", color=svg.BLUE, size=11, bold=True))
     parts.append(svg.text(48, 10, "key", color=svg.ORANGE, size=11, bold=True))

@@ -25,11 +25,15 @@ STYLE = {
     "figure.dpi": 96,
 }
 SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"
-FALLBACKS = (  # for the letters that DejaVu lacks: those that are installed are used
-    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB"),
-    *("Microsoft YaHei", "SimHei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans Arabic"),
-    *("Noto Sans Devanagari", "Noto Emoji", "Segoe UI Emoji", "Symbola"),
-)
+# For the letters that DejaVu lacks: those that are installed are used, on Linux, macOS and Windows.
+FALLBACKS = {
+    "Noto Sans CJK SC",
+    "WenQuanYi Zen Hei",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "Noto Emoji",
+    "Segoe UI Emoji",
+}
 
 
 @cache
@@ -37,8 +41,7 @@ def _fonts():
     """Return the names of the fonts to use and the set of all code points that one of them draws."""
     from matplotlib import font_manager, ft2font
 
-    installed = font_manager.fontManager.get_font_names()
-    names = [SANS, MONO, *(name for name in FALLBACKS if name in installed)]
+    names = [SANS, MONO, *sorted(FALLBACKS.intersection(font_manager.fontManager.get_font_names()))]
     return names, set().union(*(ft2font.FT2Font(font_manager.findfont(name)).get_charmap() for name in names))
 
 
@@ -80,15 +83,12 @@ def _figure(width=7.0, height=3.6, rows=1, columns=1):
             plt.close(figure)
 
 
-def _label(axes, title, x_label, y_label):
+def _finish(axes, title, x_label, y_label, floor=None):
+    """Label the axes, draw ``floor``, (value, label), as a dashed line, and the key if there is more than one curve."""
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
-
-
-def _floor(axes, floor):
-    """Draw ``floor``, (value, label), as a dashed line, and the key if there is more than one line."""
     if floor is not None:
         axes.axhline(floor[0], color="black", linestyle="--", linewidth=1.2, label=floor[1])
-    if len([line for line in axes.get_lines() if not line.get_label().startswith("_")]) > 1:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend()
 
 
@@ -105,8 +105,7 @@ def lines(x, curves, *, title, x_label, y_label, log_x=False, log_y=False, marke
             if dots and name in dots:
                 axes.plot(*dots[name], "o", color=drawn.get_color())
         axes.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
-        _label(axes, title, x_label, y_label)
-        _floor(axes, floor)
+        _finish(axes, title, x_label, y_label, floor)
     return figure
 
 
@@ -142,8 +141,7 @@ def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per tok
             axes.set_xticks(range(len(values)), [_drawable(value) for value in values])
         elif min(values) > 0 and max(values) >= 10 * min(values):
             axes.set_xscale("log")
-        _label(axes, title, x_label, y_label)
-        _floor(axes, floor)
+        _finish(axes, title, x_label, y_label, floor)
     return figure
 
 
@@ -185,7 +183,6 @@ def token_bars(tokens, before, after=None, *, labels=("before", "after"), title=
         axes.barh(rows - (0.4 - thick / 2), np.asarray(before), thick, label=labels[0], color="#9a9a9a")
         if after is not None:
             axes.barh(rows + 0.2, np.asarray(after), thick, label=labels[1], color=COLORS[0])
-            axes.legend(loc="lower right")
         _token_ticks(axes.yaxis, tokens)
         _rows_down(axes, title, "probability")
     return figure
@@ -194,7 +191,7 @@ def token_bars(tokens, before, after=None, *, labels=("before", "after"), title=
 def _rows_down(axes, title, x_label):
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    _label(axes, title, x_label, "")
+    _finish(axes, title, x_label, "")
 
 
 def heat_map(
@@ -227,7 +224,7 @@ def heat_map(
             _token_ticks(panel.yaxis, queries)
             panel.tick_params(axis="x", rotation=90)
             panel.grid(visible=False)
-            _label(panel, name, axis_labels[0], "" if number % columns else axis_labels[1])
+            _finish(panel, name, axis_labels[0], "" if number % columns else axis_labels[1])
         if several:
             figure.suptitle(title, fontweight="bold")
         figure.colorbar(image, ax=panels.tolist(), label=axis_labels[2], shrink=0.8)
@@ -241,8 +238,7 @@ def histograms(samples, *, title, x_label, bins=60):
     with _figure() as (figure, axes):
         for name, values in arrays.items():
             axes.hist(values, edges, density=True, histtype="stepfilled", alpha=0.45, label=name)
-        _label(axes, title, x_label, "density")
-        axes.legend()
+        _finish(axes, title, x_label, "density")
     return figure
 
 
@@ -253,5 +249,5 @@ def points(positions, labels, *, title, x_label="first component", y_label="seco
         for place, label in zip(np.asarray(positions), labels, strict=True):
             style = {"xytext": (4, 3), "textcoords": "offset points", "family": [MONO, *_fonts()[0]]}
             axes.annotate(visible(label).replace("$", r"\$"), place, **style)
-        _label(axes, title, x_label, y_label)
+        _finish(axes, title, x_label, y_label)
     return figure

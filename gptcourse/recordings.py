@@ -29,7 +29,6 @@ CONTEXT = 64
 TOKENS = 24_576  # each run reads so many, whatever its batch
 HELD_OUT_TOKENS = 4_097  # the beginning of the held-out plays: 4,096 predictions
 POINTS = 48  # of a curve, each the mean loss over as many tokens
-PARAMETRISATIONS = ("standard", "muP")
 
 Point = dict[str, Any]
 

@@ -6,6 +6,7 @@ browser at all. ``import gptcourse`` does not import this package, and with it i
 needs it.
 """
 
+# ruff: noqa: F401
 from gptcourse.explorers.activations import bend_explorer
 from gptcourse.explorers.atlas import atlas_explorer
 from gptcourse.explorers.attention import attention_scale_explorer
@@ -23,27 +24,3 @@ from gptcourse.explorers.size import size_explorer
 from gptcourse.explorers.threshold import threshold_explorer
 from gptcourse.explorers.time_machine import time_machine_explorer
 from gptcourse.explorers.upload import upload_text
-
-__all__ = [
-    "TrainingMonitor",
-    "atlas_explorer",
-    "attention_explorer",
-    "attention_scale_explorer",
-    "bend_explorer",
-    "bpe_explorer",
-    "chat_panel",
-    "compare_settings",
-    "decoding_explorer",
-    "device_explorer",
-    "initialisation_explorer",
-    "law_explorer",
-    "predict",
-    "rotary_explorer",
-    "schedule_explorer",
-    "size_explorer",
-    "threshold_explorer",
-    "time_machine_explorer",
-    "upload_text",
-    "window_explorer",
-    "writing_panel",
-]

@@ -89,12 +89,9 @@ def rotary_explorer():
 
 def _mask(mask, description):
     side, left, top = 10, 4, 22
-    end = side * len(mask)
+    end = side * TOKENS
     parts = [svg.text(left, 14, "the mask of a banded layer", size=12, bold=True)]
-    parts.append(svg.rect(left, top, end, end, "currentColor", 0.06))
-    parts += [
-        svg.rect(left + side * j, top + side * i, side - 1, side - 1, svg.BLUE) for i, j in mask.nonzero().tolist()
-    ]
+    parts += [svg.rect(left, top, end, end, "currentColor", 0.06), *svg.cells(mask.tolist(), left, top, side)]
     parts.append(svg.text(left, top + end + 15, "row: who looks, column: who may be seen", size=11, opacity=0.75))
     return svg.picture(parts, top + end + 22, description, width=end + 2 * left)
 
@@ -107,9 +104,8 @@ def _steps(steps, masks, band):
     for row, (seen, name) in enumerate(zip(steps, [*reversed(names), "the input"], strict=True)):
         y = top + step * row
         parts.append(svg.text(left - 8, y + 9, name, anchor="end", size=11))
-        for n, reached in enumerate(seen.tolist()):
-            color, ink = (svg.BLUE, 1.0) if reached else ("currentColor", 0.1)
-            parts.append(svg.rect(left + side * n, y, side - 1, side, color, ink))
+        parts.append(svg.rect(left, y, side * TOKENS, side, "currentColor", 0.06))
+        parts += svg.cells([seen.tolist()], left, y, side)
     return svg.picture(parts, top + step * len(masks) + 16, "Tokens that reach the last one", left + side * TOKENS + 4)
 
 

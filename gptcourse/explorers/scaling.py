@@ -16,7 +16,7 @@ from gptcourse.scaling import SHARDED, device_memory
 DEVICE = 80e9  # bytes of a large GPU
 DEVICES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 BATCHES = [1, 2, 4, 8, 16, 32]
-SPAN = 3.0  # powers of ten to each side of the best size that the picture of a law shows
+SPAN = 2.0  # powers of ten to each side of the best size that the picture of a law shows
 COUNT = partial(svg.short, names=("k", "M", "B", "T"))
 
 

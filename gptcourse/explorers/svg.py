@@ -178,7 +178,7 @@ def heat_map(weights, rows, columns, *, description, title="", subtitle="", larg
     ``weights`` is a nested sequence (len(rows), len(columns)); ``largest`` is the size drawn in full colour, and what
     is not nearly 0 has its number in the cell, with so many ``digits``.
     """
-    left, top = 18 + 7 * max(map(len, rows)), 44 + 6 * max(map(len, columns))
+    left, top = 18 + 7 * max(map(len, rows)), 50 + 6 * max(map(len, columns))
     width, height = max(left + side * len(columns) + 50, 240), top + side * len(rows) + 8
     parts = [text(0, 14, title, size=12, bold=True), text(0, 30, subtitle, size=11, opacity=0.75)]
     for i, label in enumerate(rows):
@@ -279,7 +279,8 @@ def _curves(frame, drawn):
     parts, right = [], frame.right
     for name, (xs, *curves), color, opacity in drawn:
         parts += [frame.curve(xs, ys, color, 2 if len(curves) == 1 else 1.4, opacity) for ys in curves]
-        parts.append(text(right, frame.top - 12, name, anchor="end", color=color, size=12, bold=True))
+        ink = max(opacity, 0.6)
+        parts.append(text(right, frame.top - 12, name, anchor="end", color=color, opacity=ink, size=12, bold=True))
         right -= 8 * len(name) + 18 if name else 0
     return parts
 

@@ -52,7 +52,7 @@ def time_machine_explorer(prompt: str = PROMPT, recording: Recording | None = No
         patterns, probabilities, new = readings[recording.steps.index(step)]
         return (
             svg.paragraph(_numbers(recording.records[step]))
-            + svg.side_by_side(_loss_chart(recording, step), _score_chart(recording, step, layer, head))
+            + _charts(recording, step, layer, head)
             + svg.cut_note(SHOWN, len(typed), "tokens")
             + draw_pattern(patterns[layer, head].tolist(), labels, layer, head, side=18)
             + _next_tokens(tokenizer, readings[-1][1], probabilities)
@@ -86,43 +86,36 @@ def _numbers(record):
     )
 
 
-def _chart(recording, step, series, value, **options):
-    """Draw curves over the kept steps, which stand side by side at equal distances."""
-    places = list(range(len(recording.steps)))
-    return svg.line_chart(
-        {name: (places, curve) for name, curve in series.items()},
-        x_label="step (not to scale)",
-        x_ticks={place: svg.short(recording.steps[place]) for place in places[:: -(-len(places) // 6)]},
-        dot=(recording.steps.index(step), value),
-        width=svg.HALF,
-        height=205,
-        **options,
-    )
-
-
-def _loss_chart(recording, step):
-    vocab_size, value = recording.tokenizer.vocab_size, recording.records[step]["held_out_loss"]
-    return _chart(
-        recording,
-        step,
-        {"training": recording.series("training_loss"), "held-out": recording.series("held_out_loss")},
-        value,
+def _charts(recording, step, layer, head):
+    """Draw the losses and the induction scores over the kept steps, which stand side by side at equal distances."""
+    places, now, vocab_size = list(range(len(recording.steps))), recording.records[step], recording.tokenizer.vocab_size
+    scores = torch.tensor(recording.series("induction"))  # (steps, L, H)
+    name, score, loss = f"layer {layer}, head {head}", now["induction"][layer][head], now["held_out_loss"]
+    here = recording.steps.index(step)
+    axis = {
+        "x_label": "step (not to scale)",
+        "x_ticks": {place: svg.short(recording.steps[place]) for place in places[:: -(-len(places) // 6)]},
+        "width": svg.HALF,
+        "height": 205,
+    }
+    losses = svg.line_chart(
+        {
+            "training": (places, recording.series("training_loss")),
+            "held-out": (places, recording.series("held_out_loss")),
+        },
         y_label="loss",
         floor=(math.log(vocab_size), f"ln {vocab_size}"),
-        description=f"Loss by step; held-out {value:.2f} at step {step}",
+        dot=(here, loss),
+        description=f"Loss by step; held-out {loss:.2f} at step {step}",
+        **axis,
     )
-
-
-def _score_chart(recording, step, layer, head):
-    scores = torch.tensor(recording.series("induction"))  # (steps, L, H)
-    value = scores[recording.steps.index(step), layer, head].item()
-    return _chart(
-        recording,
-        step,
-        {f"layer {layer}, head {head}": scores[:, layer, head].tolist()},
-        value,
-        pale={"": (range(len(scores)), *scores.flatten(1).T.tolist())},
+    inductions = svg.line_chart(
+        {name: (places, scores[:, layer, head].tolist())},
+        pale={"": (places, *scores.flatten(1).T.tolist())},
         y_label="induction score",
         y_range=(0.0, 1.0),
-        description=f"Induction score by step; layer {layer}, head {head} has {value:.2f} at step {step}",
+        dot=(here, score),
+        description=f"Induction score by step; {name} has {score:.2f} at step {step}",
+        **axis,
     )
+    return svg.side_by_side(losses, inductions)

@@ -13,6 +13,7 @@ Shapes: L layers, H heads, B pieces of text, T tokens in each.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -91,7 +92,7 @@ def head_scores(model, ids, seed: int = 0) -> HeadScores:
 def even_scores(model, n_tokens: int) -> HeadScores:
     """Return the three scores, as tensors (), of a head with uniform attention, on pieces of `n_tokens` tokens."""
     text = _uniform(n_tokens)
-    repeated = torch.stack([_induction(_uniform(2 * n + 1)) for n in _lengths(model)])
+    repeated = torch.stack([_induction(_uniform(2 * n + 1)) for n in _lengths(_view(model))])
     return HeadScores(previous_token_score(text), first_token_score(text), repeated.mean())
 
 
@@ -159,9 +160,7 @@ def handmade_model(vocab_size: int = 64) -> GPT:
     return model.eval()
 
 
-def gelu(x: Tensor) -> Tensor:
-    """Return the GELU of GPT-2 and GPT-3, the tanh approximation."""
-    return F.gelu(x, approximate="tanh")
+gelu = partial(F.gelu, approximate="tanh")  # of GPT-2 and GPT-3
 
 
 def hermite_squares(function, spread: float) -> np.ndarray:

@@ -55,13 +55,9 @@ class DecodingExplorer(Writer):
         super().moved(control)
 
     def draw_picture(self, prompt, **values):
-        """Draw the probabilities before the sliders' work and after it, from logits computed once for a prompt."""
+        """Draw the probabilities before the sliders' work and after it."""
         if self.read != prompt:
-            self.ids, self.new = None, []
-            self.continuation.value = self.alternatives.value = ""
-            self.ids, self.read = torch.tensor([self.encoded(prompt)], device=self.model.device), prompt
-            with torch.inference_mode():
-                self.logits = eval_view(self.model)(self.ids).logits[:, -1].float()
+            self._read(prompt)
         sampling, before = sampling_of(values), self.logits.softmax(-1)[0]
         # What top-k, top-p and min-p choose from: the distribution that they have not cut yet.
         uncut = Sampling(temperature=sampling.temperature, repetition_penalty=sampling.repetition_penalty)
@@ -73,6 +69,14 @@ class DecodingExplorer(Writer):
             f"probability  ·  entropy {_entropy(before):.2f} → {_entropy(after):.2f} bits  ·  ◀ the token drawn"
         )
         return svg.paragraph(numbers) + self._bars(before, after, kept, sampling.seed, numbers)
+
+    @torch.inference_mode()
+    def _read(self, prompt):
+        """Compute the next token's logits, once for all positions of the sliders."""
+        self.ids, self.new = None, []
+        self.continuation.value = self.alternatives.value = ""
+        self.ids = torch.tensor([self.encoded(prompt)], device=self.model.device)
+        self.logits, self.read = eval_view(self.model)(self.ids).logits[:, -1].float(), prompt
 
     def _bars(self, before, after, kept, seed, numbers):
         top = before.topk(min(ROWS, len(before))).indices
@@ -182,7 +186,7 @@ def _span(token, probability):
 
 
 def compare_settings(model, tokenizer, prompt, first=Sampling(), second=Sampling(temperature=0.7), max_new_tokens=40):
-    """Return two columns of sliders, and what each setting writes with the same seed, that of ``first``.
+    """Return two columns of sliders, and what each setting writes with the same seed.
 
     Both settings draw with the same noise. So the two texts are equal for as long as both distributions choose the
     same tokens; where they part, one of the sliders did it, and not the dice. Raises ValueError for two seeds.

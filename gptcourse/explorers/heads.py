@@ -1,6 +1,6 @@
 """What each attention head looks at in a sentence, and the loss without it: see `gptcourse.interpretability`."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import ipywidgets as widgets
 
@@ -19,6 +19,7 @@ from gptcourse.interpretability import (
     previous_token_score,
     text_loss,
 )
+from gptcourse.model import unwrap
 
 LONGEST_SAMPLE = 512  # tokens of held-out text that are read
 SHOWN = 24  # tokens in the picture: more would be too small to read
@@ -51,13 +52,14 @@ class Reading:
     """What a model makes of the held-out text and of the sentence typed last; losses and weights are computed once."""
 
     def __init__(self, model, tokenizer, held_out):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = unwrap(model), tokenizer
         self.induction = induction_scores(model)
-        self.sample, self.window = None, context_window(model)
+        self.sample, self.window = None, context_window(self.model)
         if held_out is not None:
             self.sample = tuple(tokenizer.encode(held_out))[:LONGEST_SAMPLE]
             self.scores = head_scores(model, self.sample)
         self.weights, self.loss = lru_cache(1)(self.weights), lru_cache(1_000)(self.loss)
+        self.even_scores = lru_cache(1)(partial(even_scores, self.model))
 
     def weights(self, ids):
         """Return the attention weights (L, H, T, T) of a sentence."""
@@ -78,7 +80,7 @@ class Reading:
             scores = HeadScores(previous_token_score(weights), first_token_score(weights), self.induction)
         else:
             scores = self.scores
-        even = even_scores(self.model, min(PIECE, self.window, len(self.sample or ids)))
+        even = self.even_scores(min(PIECE, self.window, len(self.sample or ids)))
         measured_on = "this sentence" if self.sample is None else "held-out text"
         return (
             svg.cut_note(len(ids), len(typed), "tokens")

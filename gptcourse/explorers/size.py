@@ -83,11 +83,12 @@ def _shares(parts, top):
 
 
 def _ruler(top, name, value, low, high, marks, label):
-    """Draw a logarithmic ruler from 10^low to 10^high, with ``marks`` above it and ``value`` as a dot."""
-    left, right, y = 24, svg.WIDTH - 24, top + 60
+    """Draw a logarithmic ruler from 10^low to 10^high, or to ``value``, a dot on it, with ``marks`` above it."""
+    left, right, y, power = 24, svg.WIDTH - 24, top + 60, math.log10(value)
+    low, high = min(low, math.floor(power)), max(high, math.ceil(power))
 
     def place(number):
-        return left + (right - left) * min(max((math.log10(number) - low) / (high - low), 0.0), 1.0)
+        return left + (right - left) * (math.log10(number) - low) / (high - low)
 
     parts = [svg.text(left, top + 14, name, size=13, bold=True), svg.line(left, y, right, y, opacity=0.6)]
     for power in range(low, high + 1):

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from gptcourse.explorers import svg
 from gptcourse.explorers.explorer import Explorer, slider
 from gptcourse.generation import Sampling, context_window, stream
-from gptcourse.model import eval_view
+from gptcourse.model import eval_view, unwrap
 
 SLIDERS = {  # name: (least, most, step, description)
     "temperature": (0.0, 3.0, 0.05, "temperature"),
@@ -38,7 +38,7 @@ class Writer(Explorer):
     seconds_to_stand_still = 0.25
 
     def __init__(self, model, tokenizer, max_new_tokens: int, controls, **layout):
-        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+        self.model, self.tokenizer, self.max_new_tokens = unwrap(model), tokenizer, max_new_tokens
         self.turn, self.timer = 0, None
         super().__init__(controls, self.draw_picture, **layout)
         self.write(self.turn)

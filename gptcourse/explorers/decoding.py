@@ -73,7 +73,7 @@ class DecodingExplorer(Writer):
     @torch.inference_mode()
     def _read(self, prompt):
         """Compute the next token's logits, once for all positions of the sliders."""
-        self.ids, self.new = None, []
+        self.ids, self.read, self.new = None, None, []
         self.continuation.value = self.alternatives.value = ""
         self.ids = torch.tensor([self.encoded(prompt)], device=self.model.device)
         self.logits, self.read = eval_view(self.model)(self.ids).logits[:, -1].float(), prompt

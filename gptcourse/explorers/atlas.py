@@ -16,14 +16,8 @@ from gptcourse.pretrained import PretrainedError
 from gptcourse.recordings import POINTS, TOKENS, Atlas, Point, binned, load_atlas, settings_of, train_point
 from gptcourse.training import DivergedError, History
 
-ORDER = {
-    "rate": "learning rate",
-    "batch": "batch size",
-    "warmup": "warm-up",
-    "schedule": "schedule",
-    "width": "width",
-    "parametrisation": "parametrisation",
-}
+ORDER = ("rate", "batch", "warmup", "schedule", "width", "parametrisation")
+NAMES = {"rate": "learning rate", "batch": "batch size", "warmup": "warm-up"}
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -71,8 +65,8 @@ class AtlasExplorer(Explorer):
         start, _ = atlas.best(width=atlas.axes["width"][-1], parametrisation=atlas.axes["parametrisation"][0])
         label = {"rate": _power, "warmup": "{:.0%}".format}  # there is room for few letters
         controls = {
-            axis: choice(name, [(label.get(axis, str)(value), value) for value in atlas.axes[axis]], start[axis])
-            for axis, name in ORDER.items()
+            axis: choice(NAMES.get(axis, axis), [(label.get(axis, str)(v), v) for v in atlas.axes[axis]], start[axis])
+            for axis in ORDER
         }
         super().__init__(controls, self._picture, below=[widgets.HBox([self.button, self.message])])
 

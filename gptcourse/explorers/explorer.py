@@ -1,6 +1,6 @@
 """Controls above one picture that follows them: what every explorer is."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 
 import ipywidgets as widgets
@@ -8,7 +8,7 @@ import ipywidgets as widgets
 from gptcourse.explorers import svg
 
 NAME_WIDTH = "125px"
-LONGEST_SEED = 2**53 - 1  # JavaScript counts no further
+LARGEST = 2**53 - 1  # JavaScript counts no further
 
 
 class Explorer(widgets.VBox):
@@ -19,14 +19,7 @@ class Explorer(widgets.VBox):
     what stands under the picture. The controls stay in ``.controls``, the drawing in ``.picture.value``.
     """
 
-    def __init__(
-        self,
-        controls: dict[str, widgets.Widget],
-        picture: Callable[..., str],
-        *,
-        hint: str = "",
-        below: Iterable[widgets.Widget] = (),
-    ):
+    def __init__(self, controls: dict[str, widgets.Widget], picture: Callable[..., str], *, hint="", below=()):
         self.controls, self.drawing, self.picture, self.moving = controls, picture, widgets.HTML(), False
         grid = widgets.GridBox(list(controls.values()))
         grid.layout.grid_template_columns, grid.layout.max_width = "repeat(auto-fit, 340px)", "700px"
@@ -72,12 +65,12 @@ def _exact(value):
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
-def slider(description: str, value: float, low: float, high: float, step: float = 1, **options) -> widgets.Widget:
+def slider(description: str, value: float, low: float, high: float, step: float = 1) -> widgets.Widget:
     """Return a slider from `low` to `high`, or as far as its start value asks for. Raises ValueError."""
-    if not isinstance(value, Real) or not -LONGEST_SEED <= value <= LONGEST_SEED:
+    if not isinstance(value, Real) or not -LARGEST <= value <= LARGEST:
         raise ValueError(f"The slider “{description}” cannot stand at {value!r}: give a number below 2**53.")
     kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
-    return _named(kind(value, min=min(low, value), max=max(high, value), step=step, **options), description)
+    return _named(kind(value, min=min(low, value), max=max(high, value), step=step), description)
 
 
 def choice(description: str, options: Sequence, value=None) -> widgets.SelectionSlider:

@@ -160,10 +160,7 @@ def _band(axes, name, x, median, low, high, named):
 
 
 def importance_bars(
-    importances,
-    *,
-    title="How much of the loss's spread each setting explains",
-    x_label="importance (all together: 1)",
+    importances, *, title="How much of the loss's spread each setting explains", x_label="importance (all together: 1)"
 ):
     """Draw shares as horizontal bars; ``importances`` maps names to shares, the first on top."""
     rows = np.arange(len(importances))

@@ -9,9 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from gptcourse.explorers import bend_explorer, bpe_explorer, initialisation_explorer, svg
-from gptcourse.explorers.activations import ACTIVATIONS, straight_line
+from gptcourse.explorers.activations import ACTIVATIONS, ALIKE, BLOCKS, RULE, STDS, WIDTHS, straight_line
 from gptcourse.explorers.bpe import LONGEST
-from gptcourse.explorers.initialisation import ALIKE, BLOCKS, RULE, STDS, WIDTHS
 from gptcourse.interpretability import expected_spread, gelu
 from gptcourse.tokenizers import BPETokenizer
 

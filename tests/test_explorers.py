@@ -125,7 +125,7 @@ def test_every_control_of_every_explorer_changes_what_is_shown_and_back_again(ev
             assert not re.search(r'[="( ](nan|inf)[", )]', every.picture.value)
         assert len(shown) > 1 or "top_k" in name, name  # 100 are more than this vocabulary has
         control.value = before
-        if isinstance(every, explorers.size.SizeExplorer) and name == "preset":
+        if isinstance(every, explorers.scaling.SizeExplorer) and name == "preset":
             return  # "yours" is where the sliders stand
         assert wait_for(every) == first, name
     assert every.children == children

@@ -9,7 +9,7 @@ import torch
 
 from gptcourse.attention import causal_mask
 from gptcourse.explorers import rotary_explorer, svg, window_explorer
-from gptcourse.explorers.positions import HEAD_SIZE, PATTERNS, TOKENS, reach
+from gptcourse.explorers.attention import HEAD_SIZE, PATTERNS, TOKENS, reach
 
 
 def drawings(explorer):

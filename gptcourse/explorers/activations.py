@@ -1,15 +1,21 @@
-"""How far from a straight line an activation function is, for inputs of a given spread."""
+"""How far from a straight line an activation function is, and how activations grow through an untrained GPT."""
+
+import math
 
 import torch
 from torch.nn import functional as F
 
 from gptcourse.explorers import svg
 from gptcourse.explorers.explorer import Explorer, buttons, choice
-from gptcourse.interpretability import gelu
+from gptcourse.interpretability import expected_spread, gelu
 from gptcourse.model import squared_relu
 
 ACTIVATIONS = {"ReLU": F.relu, "GELU (GPT-2, GPT-3)": gelu, "squared ReLU": squared_relu}
 SPREADS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]
+BLOCKS = [2, 4, 6, 12, 24, 48, 96]
+WIDTHS = [64, 128, 256, 512, 768, 1024]
+STDS = [0.005, 0.01, 0.02, 0.04]
+ALIKE, RULE = "all matrices alike", "GPT-2's rule"
 
 
 def straight_line(function, spread):
@@ -47,5 +53,43 @@ def _picture(bend, spread):
         {name: (x.tolist(), y.tolist()) for name, y in curves.items()},
         x_label="input, up to three standard deviations",
         y_label="output",
+        description=numbers,
+    )
+
+
+def initialisation_explorer():
+    """Return sliders for depth, width and standard deviation, with the growth of an untrained model's stream.
+
+    Two curves: all matrices alike, and GPT-2's rule, which makes those that write into the stream smaller.
+    """
+    controls = {
+        "blocks": choice("blocks", BLOCKS, 48),
+        "width": choice("model width", WIDTHS, 128),
+        "std": choice("deviation", STDS, 0.02),
+    }
+    return Explorer(controls, _growth)
+
+
+def _growth(blocks, width, std):
+    """Draw the curves over a range that never moves, so that a slider's doing can be seen."""
+    growth = {}
+    for name in (ALIKE, RULE):
+        spreads = expected_spread(blocks, width, std, scaled=name == RULE)
+        growth[name] = [spread / spreads[0] for spread in spreads]
+    numbers = (
+        f"{blocks} blocks  ·  the stream at the end, in sizes of the embeddings: {growth[ALIKE][-1]:.1f} with all "
+        f"matrices at {std:g}, {growth[RULE][-1]:.1f} with writers at {std / math.sqrt(2 * blocks):.2g}"
+    )
+    depth = list(range(blocks + 1))
+    return svg.paragraph(numbers) + svg.line_chart(
+        {name: (depth, [math.log10(times) for times in curve]) for name, curve in growth.items()},
+        x_label="blocks passed",
+        y_label="size of the stream (embeddings = 1)",
+        x_range=(0, BLOCKS[-1]),
+        x_ticks={n: n for n in range(0, BLOCKS[-1] + 1, 12)},
+        y_range=(0, 3),
+        y_ticks={n: f"{10**n:,}" for n in range(4)},
+        dot=(blocks, math.log10(growth[RULE][-1])),
+        height=270,
         description=numbers,
     )

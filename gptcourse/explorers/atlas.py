@@ -30,17 +30,6 @@ def _power(rate: float) -> str:
     return f"2{str(round(math.log2(rate))).translate(SUPERSCRIPTS)}"
 
 
-def atlas_explorer(atlas: Atlas | None = None) -> AtlasExplorer:
-    """Return sliders for every axis of the atlas, with the recorded run under them and a button that trains it again.
-
-    Left: the training loss of the chosen point, a thin line for each seed, before the best of its width in grey.
-    Right: how the held-out loss at the end depends on the learning rate, all else as the sliders say. The button
-    trains the point with the first seed, on this machine, and draws it on top; while it trains, the same button stops
-    it. `.training` is the thread in which the last live run was made, None before the first.
-    """
-    return AtlasExplorer(load_atlas() if atlas is None else atlas)
-
-
 @dataclass
 class LiveRun:
     """A run that is made now, or was the last to be."""
@@ -51,12 +40,18 @@ class LiveRun:
 
 
 class AtlasExplorer(Explorer):
-    """The widget that ``atlas_explorer`` returns; what is live is kept between two pictures."""
+    """Sliders for every axis of the atlas, with the recorded run under them and a button that trains it again.
+
+    Left: the training loss of the chosen point, a thin line for each seed, before the best of its width in grey.
+    Right: how the held-out loss at the end depends on the learning rate, all else as the sliders say. The button
+    trains the point with the first seed, on this machine, and draws it on top; while it trains, the same button stops
+    it. `.training` is the thread in which the last live run was made, None before the first.
+    """
 
     seconds_between_pictures = 0.1
 
-    def __init__(self, atlas: Atlas):
-        self.atlas = atlas
+    def __init__(self, atlas: Atlas | None = None):
+        self.atlas = atlas = atlas or load_atlas()
         self.button, self.message = widgets.Button(layout=widgets.Layout(width="200px")), widgets.HTML()
         self.training: threading.Thread | None = None
         self.live: LiveRun | None = None

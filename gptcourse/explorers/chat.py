@@ -18,22 +18,18 @@ BUBBLE = (
 ASKED, ANSWERED = "background:rgba(128,128,128,0.18);margin-left:auto", "background:rgba(10,123,191,0.16)"
 
 
-def chat_panel(model, tokenizer, message, sampling=Sampling(temperature=0), remember=0, max_new_tokens=100):
-    """Return decoding sliders, the replies of ``model`` as they are written, and a box to type messages in.
+class ChatPanel(Writer):
+    """Decoding sliders, the replies of ``model`` as they are written, and a box to type messages in.
 
     ``message`` is the first message, ``sampling`` where the sliders begin. When a slider has moved, the last message
     is answered again with the same seed. The model is shown the last ``remember`` exchanges; 0 suits a model that
-    has learned from single messages. What is typed is shown as text. Call ``.wait()`` for a reply that is under way.
+    has learned from single messages. What is typed is shown as text. ``.exchanges`` lists each [message, reply]; call
+    ``.wait()`` for a reply that is under way.
     """
-    if remember < 0:
-        raise ValueError(f"remember is {remember}, but a model remembers 0 exchanges or more.")
-    return ChatPanel(model, tokenizer, message, sampling, remember, max_new_tokens)
 
-
-class ChatPanel(Writer):
-    """The widget that ``chat_panel`` returns; ``.exchanges`` lists each [message, reply]."""
-
-    def __init__(self, model, tokenizer, message, sampling, remember, max_new_tokens):
+    def __init__(self, model, tokenizer, message, sampling=Sampling(temperature=0), remember=0, max_new_tokens=100):
+        if remember < 0:
+            raise ValueError(f"remember is {remember}, but a model remembers 0 exchanges or more.")
         self.remember, self.exchanges = remember, [[message, ""]]
         self.message = widgets.Text(
             placeholder="your message; send it with the Enter key",
@@ -98,19 +94,14 @@ class ChatPanel(Writer):
         return f'<div style="max-width:680px">{"".join(bubbles)}</div>'
 
 
-def writing_panel(model, tokenizer, text, sampling=Sampling(temperature=0.8, top_p=0.95), max_new_tokens=40):
-    """Return a text, three continuations of it side by side, and decoding sliders: choose one, and write on.
-
-    The text can be changed by hand, too, and *back* takes the last choice away. Call ``.wait()`` for continuations
-    that are under way.
-    """
-    return WritingPanel(model, tokenizer, text, sampling, max_new_tokens)
-
-
 class WritingPanel(Writer):
-    """The widget that ``writing_panel`` returns; ``.choices`` are the three buttons, ``.continuations`` the texts."""
+    """A text, three continuations of it side by side, and decoding sliders: choose one, and write on.
 
-    def __init__(self, model, tokenizer, text, sampling, max_new_tokens):
+    The text can be changed by hand, too, and *back* takes the last choice away. ``.choices`` are the three buttons,
+    ``.continuations`` the texts; call ``.wait()`` for continuations that are under way.
+    """
+
+    def __init__(self, model, tokenizer, text, sampling=Sampling(temperature=0.8, top_p=0.95), max_new_tokens=40):
         self.continuations, self.earlier = ["", "", ""], []
         self.choices = [widgets.Button(description=f"go on with {letter}") for letter in "ABC"]
         self.back = widgets.Button(description="back", disabled=True)

@@ -24,22 +24,17 @@ LEGEND = (0.5, 0.1, 0.01, 0.001)
 HEADINGS = ("the model", "now")
 
 
-def decoding_explorer(model, tokenizer, prompt, max_new_tokens=40):
-    """Return the decoding microscope: sliders, the next token's probabilities, and a whole continuation.
+class DecodingExplorer(Writer):
+    """The decoding microscope: sliders, the next token's probabilities, and a whole continuation.
 
     ``model`` is ours or a transformers model; ``tokenizer`` has ``encode`` and ``decode``. The logits are computed
     once for a prompt. The bars follow a slider at once; the continuation, which takes many forward passes, follows
     when the slider has stood still. Its tokens are coloured by the probability that the model gave them, and the
     slider ``token`` shows what else might have stood there. The draws are fixed by the seed, so what moves is the
-    slider's doing. Call ``.wait()`` on the returned widget for a continuation that is under way.
+    slider's doing. Call ``.wait()`` for a continuation that is under way.
     """
-    return DecodingExplorer(model, tokenizer, prompt, max_new_tokens)
 
-
-class DecodingExplorer(Writer):
-    """The widget that ``decoding_explorer`` returns."""
-
-    def __init__(self, model, tokenizer, prompt, max_new_tokens):
+    def __init__(self, model, tokenizer, prompt, max_new_tokens=40):
         self.continuation, self.alternatives = widgets.HTML(), widgets.HTML()
         self.ids, self.read, self.new = None, None, []
         token = slider("token (0: none)", 0, 0, max_new_tokens)
@@ -185,21 +180,17 @@ def _span(token, probability):
     )
 
 
-def compare_settings(model, tokenizer, prompt, first=Sampling(), second=Sampling(temperature=0.7), max_new_tokens=40):
-    """Return two columns of sliders, and what each setting writes with the same seed.
+class SettingsComparison(Writer):
+    """Two columns of sliders, and what each setting writes with the same seed.
 
     Both settings draw with the same noise. So the two texts are equal for as long as both distributions choose the
-    same tokens; where they part, one of the sliders did it, and not the dice. Raises ValueError for two seeds.
+    same tokens; where they part, one of the sliders did it, and not the dice. The sliders are named as in ``first
+    temperature``. Raises ValueError for two seeds.
     """
-    if None not in (first.seed, second.seed) and first.seed != second.seed:
-        raise ValueError(f"Both settings draw with one seed, but they ask for {first.seed} and {second.seed}.")
-    return SettingsComparison(model, tokenizer, prompt, first, second, max_new_tokens)
 
-
-class SettingsComparison(Writer):
-    """The widget that ``compare_settings`` returns; its sliders are named as in ``first temperature``."""
-
-    def __init__(self, model, tokenizer, prompt, first, second, max_new_tokens):
+    def __init__(self, model, tokenizer, prompt, first=Sampling(), second=Sampling(temperature=0.7), max_new_tokens=40):
+        if None not in (first.seed, second.seed) and first.seed != second.seed:
+            raise ValueError(f"Both settings draw with one seed, but they ask for {first.seed} and {second.seed}.")
         self.texts = None  # of both settings, as tokens
         sides = {"first": sliders(first, "1: "), "second": sliders(second, "2: ")}
         controls = {"prompt": text_box("prompt", prompt, rows=2)}

@@ -666,16 +666,14 @@ def test_the_monitor_survives_a_loss_that_is_not_a_number(model):
             [(label, 0.5, 0.2)], description=label, headings=(label, label), cut_after=1, cut_label=label
         ),
         lambda label: svg.heat_map([[0.5, -0.2]], [label], ["a", label], description=label, title=label),
-        lambda label: svg.line_chart(
-            {label: ([0, 1], [2, 3])}, x_label=label, y_label=label, description=label, floor=(2, label)
-        ),
+        lambda label: svg.line_chart({label: ([0, 1], [2, 3])}, labels=(label, label), floor=(2, label)),
     ],
 )
 def test_every_label_of_every_picture_is_escaped(draw):
     picture = draw(ATTACK)
     assert "<script" not in picture
     assert ATTACK in texts(picture)
-    assert ElementTree.fromstring(picture).get("aria-label") == ATTACK
+    assert ElementTree.fromstring(picture).get("aria-label").startswith(ATTACK)
 
 
 def test_bars_are_as_long_as_the_numbers():
@@ -693,9 +691,7 @@ def test_heat_map_cells_are_as_strong_as_the_numbers():
 
 
 def test_a_curve_passes_through_its_points():
-    picture = svg.line_chart(
-        {"c": ([0, 1, 2], [0.0, 10.0, 5.0])}, x_label="", y_label="", description="", y_range=(0, 10)
-    )
+    picture = svg.line_chart({"c": ([0, 1, 2], [0.0, 10.0, 5.0])}, labels=("", ""), y_range=(0, 10))
     points = [
         tuple(map(float, p.split(",")))
         for p in ElementTree.fromstring(picture).find(".//polyline").get("points").split()

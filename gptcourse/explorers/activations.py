@@ -51,9 +51,7 @@ def _picture(bend, spread):
     curves = {bend: ACTIVATIONS[bend](x), "nearest line": height + slope * x}
     return svg.paragraph(numbers) + svg.line_chart(
         {name: (x.tolist(), y.tolist()) for name, y in curves.items()},
-        x_label="input, up to three standard deviations",
-        y_label="output",
-        description=numbers,
+        labels=("input, up to three standard deviations", "output"),
     )
 
 
@@ -83,13 +81,11 @@ def _growth(blocks, width, std):
     depth = list(range(blocks + 1))
     return svg.paragraph(numbers) + svg.line_chart(
         {name: (depth, [math.log10(times) for times in curve]) for name, curve in growth.items()},
-        x_label="blocks passed",
-        y_label="size of the stream (embeddings = 1)",
+        labels=("blocks passed", "size of the stream (embeddings = 1)"),
         x_range=(0, BLOCKS[-1]),
         x_ticks={n: n for n in range(0, BLOCKS[-1] + 1, 12)},
         y_range=(0, 3),
         y_ticks={n: f"{10**n:,}" for n in range(4)},
         dot=(blocks, math.log10(growth[RULE][-1])),
         height=270,
-        description=numbers,
     )

@@ -117,7 +117,7 @@ class AtlasExplorer(Explorer):
             f"place {rank} of {of} at width {point['width']}; the best has {best_loss:.3f} with {_words(best)}"
         )
         live = self.live if self.live is not None and self.live.point == point else None
-        charts = _curves(atlas, run, atlas.run(best), live, said), _valley(atlas, point, loss, said)
+        charts = _curves(atlas, run, atlas.run(best), live), _valley(atlas, point, loss)
         return svg.paragraph(said) + svg.side_by_side(*charts)
 
 
@@ -127,7 +127,7 @@ def _words(point: Point) -> str:
     return f"rate {_power(point['rate'])}, batch {point['batch']}, {where}"
 
 
-def _curves(atlas: Atlas, run, best, live: LiveRun | None, description: str) -> str:
+def _curves(atlas: Atlas, run, best, live: LiveRun | None) -> str:
     """Draw the loss against the tokens: pale the best of this width, blue the chosen, orange the live run."""
     nothing, top = math.log(atlas.vocab_size), math.log(atlas.vocab_size) + 0.4
     series = {"this run": (run.tokens, *_to_the_edge(run.curves, top))}
@@ -137,19 +137,17 @@ def _curves(atlas: Atlas, run, best, live: LiveRun | None, description: str) -> 
     return svg.line_chart(
         series,
         pale={"best of this width": (best.tokens, _to_the_edge(best.curves.mean(0), top))},
-        x_label="tokens read",
-        y_label="training loss",
+        labels=("tokens read", "training loss"),
         x_range=(0, TOKENS),
         x_ticks={tick: svg.short(tick) for tick in range(0, TOKENS, 5_000)},
         y_range=(math.floor(5 * float(atlas.held_out.min())) / 5 - 0.2, top),
         floor=(nothing, f"every character equally likely: ln {atlas.vocab_size}"),
-        description=description,
         width=svg.HALF,
         height=300,
     )
 
 
-def _valley(atlas: Atlas, point: Point, loss: float, description: str) -> str:
+def _valley(atlas: Atlas, point: Point, loss: float) -> str:
     """Draw the held-out loss against the rate, all else as chosen, before the best of the width at each rate."""
     rates, top = np.log2(atlas.axes["rate"]), math.log(atlas.vocab_size) + 0.2
     valley = atlas.held_out[atlas.index({name: value for name, value in point.items() if name != "rate"})]  # (R, S)
@@ -157,13 +155,11 @@ def _valley(atlas: Atlas, point: Point, loss: float, description: str) -> str:
     return svg.line_chart(
         {"this run": (rates, *_to_the_edge(valley.T, top))},
         pale={"best of this width": (rates, _to_the_edge(envelope, top))},
-        x_label="learning rate",
-        y_label="held-out loss at the end",
+        labels=("learning rate", "held-out loss at the end"),
         x_range=(rates[0] - 0.4, rates[-1] + 0.4),
         x_ticks={rate: _power(2.0**rate) for rate in rates[:: 1 + len(rates) // 6]},
         y_range=(float(atlas.held_out.min()) - 0.1, top),
         dot=(math.log2(point["rate"]), min(loss, top)),
-        description=description,
         width=svg.HALF,
         height=300,
     )

@@ -65,19 +65,16 @@ def _scale(scores, d, scale, temperature):
         f"variance of the scores {scaled.var().item():.3g}  ·  largest weight {svg.percent(weights.max().item())}  ·  "
         f"mean gradient {curves[scale][now]:.3f}"
     )
-    drawn = svg.side_by_side(_weights(reference, weights, numbers), _jacobian(weights))
-    return svg.paragraph(numbers) + drawn + _gradients(curves, d, curves[scale][now])
-
-
-def _weights(reference, weights, numbers):
     names = [f"key {n + 1}" for n in range(KEYS)]
-    return svg.bars(
+    bars = svg.bars(
         list(zip(names, reference.tolist(), weights.tolist(), strict=True)),
         headings=("with 1/√d", "now"),
         left=60,
         width=420,
         description=f"Attention weights of eight keys. {numbers}",
     )
+    gradients = _gradients(curves, d, curves[scale][now])
+    return svg.paragraph(numbers) + svg.side_by_side(bars, _jacobian(weights)) + gradients
 
 
 def _jacobian(weights):
@@ -96,13 +93,11 @@ def _gradients(curves, d, now):
     places = [math.log2(size) for size in HEAD_SIZES]
     return svg.line_chart(
         {f"scale {name}": (places, curve) for name, curve in curves.items()},
-        x_label="head size d",
+        labels=("head size d", "mean size of the gradient"),
         x_ticks=dict(zip(places, HEAD_SIZES, strict=True)),
-        y_label="mean size of the gradient",
         dot=(math.log2(d), now),
         y_range=(0.0, 0.4),
         height=210,
-        description="Mean gradient against head size for three scales.",
     )
 
 
@@ -161,11 +156,9 @@ def rotary_explorer():
         numbers = f"query at place {query}, key at place {key}  ·  distance {distance}  ·  score {score:.3f}"
         chart = svg.line_chart(
             {"score": (list(range(PLACES + 1)), scores)},
-            x_label="distance between query and key, in tokens",
-            y_label="score",
+            labels=("distance between query and key, in tokens", "score"),
             dot=(abs(distance), score),
             height=200,
-            description="Score of two equal vectors by their distance.",
         )
         return svg.paragraph(numbers) + _dials(q, k, numbers) + chart
 

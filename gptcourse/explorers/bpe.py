@@ -37,7 +37,7 @@ def bpe_explorer(tokenizer, text="What's in a name? That which we call a rose by
         if vocabulary > sizes[0]:
             numbers += f"  ·  the newest token is “{svg.visible(cut.decode([vocabulary - 1]))}”"
         note = svg.cut_note(LONGEST, len(text), "characters")
-        return svg.paragraph(numbers) + note + _tiles(pieces) + _curve(sizes, counts, vocabulary, numbers)
+        return svg.paragraph(numbers) + note + _tiles(pieces) + _curve(sizes, counts, vocabulary)
 
     return Explorer(controls, picture)
 
@@ -52,16 +52,14 @@ def _tiles(pieces):
     return f'<div style="font-family:{svg.MONO};line-height:1.6;max-width:680px;margin:6px 0">{"".join(tiles)}</div>'
 
 
-def _curve(sizes, counts, now, description):
+def _curve(sizes, counts, now):
     places = [math.log10(size) for size in sizes]
     return svg.line_chart(
         {"this sentence": (places, counts)},
-        x_label="size of the vocabulary",
+        labels=("size of the vocabulary", "pieces"),
         x_range=(places[0], places[-1] + 0.02 * (places[-1] - places[0]) + 0.01),  # room for the last label
         x_ticks={math.log10(size): f"{size:,}" for size in sizes if size in LABELLED},
-        y_label="pieces",
         y_range=(0, max(counts) * 1.05),
         dot=(math.log10(now), counts[sizes.index(now)]),
         height=210,
-        description=description,
     )

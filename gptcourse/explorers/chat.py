@@ -153,10 +153,10 @@ class WritingPanel(Writer):
     def draw_picture(self, **_values):
         """Show the continuations side by side."""
         columns = [
-            f'<div style="flex:0 0 220px"><b>{letter}</b>{prose("", text)}</div>'
+            f'<div style="width:220px"><b>{letter}</b>{prose("", text)}</div>'
             for letter, text in zip("ABC", self.continuations, strict=True)
         ]
-        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(columns)}</div>'
+        return svg.side_by_side(*columns)
 
 
 def seeded(sampling, number):

@@ -221,11 +221,11 @@ class SettingsComparison(Writer):
         first, second = self.texts
         n_same = next((i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b), len(first))
         what = "part" if n_same < len(first) else "end"
-        columns = ""
+        columns = []
         for new in self.texts:
             parts = pieces(self.tokenizer, new)
             same, other = "".join(parts[:n_same]), "".join(parts[n_same:])
             mark = f'<span style="background:rgba(217,115,13,0.2)">{svg.escape(other)}</span>'
-            columns += f'<div style="flex:0 0 {svg.HALF}px">{prose(self.read, same, mark)}</div>'
+            columns.append(f'<div style="width:{svg.HALF}px">{prose(self.read, same, mark)}</div>')
         said = svg.paragraph(f"Both write the same {n_same} tokens; then they {what}.")
-        return f'{said}<div style="display:flex;flex-wrap:wrap;gap:8px">{columns}</div>'
+        return said + svg.side_by_side(*columns)

@@ -28,12 +28,10 @@ def clicks_arrive_while_a_cell_runs():
 class TrainingMonitor(widgets.VBox):
     """Draw the loss while ``train`` runs: display it, then pass it as ``train(…, callback=monitor)``.
 
-    ``model`` and ``config`` (a ``TrainingConfig``) are the ones given to ``train``. ``floor`` is (loss, label),
-    drawn as a dashed line. ``sample`` is a function without arguments that returns text; it is called every
-    ``sample_steps`` steps (ValueError below 1) and the last three texts stay in view. The picture is drawn again at
-    most five times a second and at the last step. The stop button is hidden where a click could not arrive before the
-    training ends, and when the cell has ended; interrupting the kernel works everywhere. The same monitor may watch
-    several runs, one after the other: a stop ends one of them.
+    ``model`` and ``config`` are the ones given to ``train``. ``floor`` is (loss, label), drawn as a dashed line.
+    ``sample()`` returns text; it is called every ``sample_steps`` steps, and the last three texts stay in view. The
+    picture is drawn at most five times a second and at the last step. The stop button is there while a click can
+    arrive; interrupting the kernel works everywhere. One monitor may watch several runs in turn: a stop ends one.
     """
 
     seconds_between_pictures = 0.2
@@ -95,12 +93,7 @@ class TrainingMonitor(widgets.VBox):
         if history.eval_loss:
             series["validation"] = (history.eval_step, history.eval_loss)
         self.picture.value = svg.line_chart(
-            series,
-            x_label="step",
-            y_label="loss (nats per token)",
-            floor=self.floor,
-            x_range=(0, max(self.config.steps, 1)),
-            description=", ".join(numbers),
+            series, labels=("step", "loss (nats per token)"), floor=self.floor, x_range=(0, max(self.config.steps, 1))
         )
 
     def _show_stop(self, running):

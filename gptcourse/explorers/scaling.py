@@ -164,9 +164,7 @@ def _law(law, flops):
     shown = [power for power in range(-3, 30) if powers_of_n[0] <= power <= powers_of_n[-1]]
     return svg.paragraph(numbers) + svg.line_chart(
         {"loss at this budget": (powers_of_n, [law.loss(10**power, flops / 6 / 10**power) for power in powers_of_n])},
-        x_label="parameters",
-        y_label="loss",
-        description=numbers,
+        labels=("parameters", "loss"),
         dot=(best, lowest),
         floor=(law.E, "floor"),
         x_range=(powers_of_n[0], powers_of_n[-1]),

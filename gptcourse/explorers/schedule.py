@@ -48,8 +48,6 @@ def _picture(peak, **shape):
     )
     return svg.paragraph(numbers) + svg.line_chart(
         {"yours": (steps, rates), "GPT-3's shape": (steps, schedule(peak))},
-        x_label="step",
-        y_label="learning rate",
-        description=numbers,
+        labels=("step", "learning rate"),
         y_range=(0.0, 1.05 * peak),
     )

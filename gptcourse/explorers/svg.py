@@ -7,7 +7,6 @@ escaped: what a learner types is shown as text, never read as HTML.
 """
 
 import math
-import re
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -56,19 +55,15 @@ def point(x, y):
 def picture(parts, height, description, width=WIDTH):
     """Return a whole SVG made of ``parts``; ``description`` is what a screen reader says."""
     return (
-        f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(description)}" '
-        f'font-family="{SANS}" style="display:block;width:100%;max-width:{width}px;height:auto">{"".join(parts)}</svg>'
+        f'<svg width="{width:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'aria-label="{escape(description)}" font-family="{SANS}" '
+        f'style="display:block;max-width:100%;height:auto">{"".join(parts)}</svg>'
     )
 
 
-def side_by_side(*pictures):
-    """Return pictures beside one another at their own size; what does not fit goes below."""
-    widths = [re.search(r'viewBox="0 0 ([\d.]+)', drawn)[1] for drawn in pictures]
-    columns = "".join(
-        f'<div style="flex:0 0 {width}px;max-width:100%">{drawn}</div>'
-        for width, drawn in zip(widths, pictures, strict=True)
-    )
-    return f'<div style="display:flex;flex-wrap:wrap;gap:8px;max-width:{WIDTH}px;margin-top:6px">{columns}</div>'
+def side_by_side(*parts):
+    """Return pieces of HTML beside one another at their own size; what does not fit goes below."""
+    return f'<div style="display:flex;flex-wrap:wrap;gap:8px;max-width:{WIDTH}px">{"".join(parts)}</div>'
 
 
 def paragraph(string, *, opacity=0.85, mono=False):
@@ -150,16 +145,15 @@ def divided_bar(amounts, top, scale, height=12):
 
 def cells(rows, left, top, side, largest=1.0):
     """Return squares, blue above 0 and orange below, the fuller the nearer to ``largest``, for a nested sequence."""
-    size = f"{side - 1:.1f}"
+    square = f"h{side - 1:.1f}v{side - 1:.1f}h-{side - 1:.1f}z"
     return by_shade(
-        ((BLUE if value > 0 else ORANGE, abs(value) / largest), _corner(left + side * j, top + side * i, size))
+        (
+            (BLUE if w > 0 else ORANGE, abs(w) / largest),
+            f"M{left + side * j + 0.5:.1f} {top + side * i + 0.5:.1f}{square}",
+        )
         for i, row in enumerate(rows)
-        for j, value in enumerate(row)
+        for j, w in enumerate(row)
     )
-
-
-def _corner(x, y, size):
-    return f"M{x + 0.5:.1f} {y + 0.5:.1f}h{size}v{size}h-{size}z"
 
 
 def by_shade(marks, style='fill="{}" fill-opacity="{:g}"'):
@@ -238,9 +232,7 @@ class Frame:
 def line_chart(
     series,
     *,
-    x_label,
-    y_label,
-    description,
+    labels,
     floor=None,
     dot=None,
     x_range=None,
@@ -251,13 +243,14 @@ def line_chart(
     width=WIDTH,
     height=250,
 ):
-    """Draw curves with axes.
+    """Draw curves with axes, ``labels`` the names of x and y.
 
     ``series`` maps a name to (xs, ys), or to (xs, ys, ys, …) for several curves of one colour; ``pale`` likewise, for
     comparison. ``floor`` is (value, label): a dashed line. ``dot`` is (x, y), the point of now. ``x_ticks`` and
     ``y_ticks`` map places on an axis to labels, where plain numbers will not do. Values that are not finite or outside
     ``y_range`` are left out.
     """
+    x_label, y_label = labels
     drawn = [(name, curves, "currentColor", 0.35) for name, curves in (pale or {}).items()]
     drawn += [(*curve, color, 1.0) for curve, color in reversed(list(zip(series.items(), COLORS, strict=False)))]
     x_range = x_range or _limits([x for _, (xs, *_), *_ in drawn for x in xs])
@@ -271,7 +264,7 @@ def line_chart(
     parts += _curves(frame, drawn)
     parts += _floor(frame, *floor) if floor else []
     parts += [point(*frame.place(*dot))] if dot else []
-    return picture(parts, height, description, width)
+    return picture(parts, height, f"{y_label} by {x_label}: {', '.join(filter(None, series))}", width)
 
 
 def _curves(frame, drawn):

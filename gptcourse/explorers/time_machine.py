@@ -88,34 +88,27 @@ def _numbers(record):
 
 def _charts(recording, step, layer, head):
     """Draw the losses and the induction scores over the kept steps, which stand side by side at equal distances."""
-    places, now, vocab_size = list(range(len(recording.steps))), recording.records[step], recording.tokenizer.vocab_size
+    steps, now, x_label = recording.steps, recording.records[step], "step (not to scale)"
+    places, here = list(range(len(steps))), steps.index(step)
+    ticks = {place: svg.short(steps[place]) for place in places[:: -(-len(places) // 6)]}
+    frame = {"x_ticks": ticks, "width": svg.HALF, "height": 205}
+    losses = {"training": recording.series("training_loss"), "held-out": recording.series("held_out_loss")}
+    floor = math.log(recording.tokenizer.vocab_size), f"ln {recording.tokenizer.vocab_size}"
     scores = torch.tensor(recording.series("induction"))  # (steps, L, H)
-    name, score, loss = f"layer {layer}, head {head}", now["induction"][layer][head], now["held_out_loss"]
-    here = recording.steps.index(step)
-    axis = {
-        "x_label": "step (not to scale)",
-        "x_ticks": {place: svg.short(recording.steps[place]) for place in places[:: -(-len(places) // 6)]},
-        "width": svg.HALF,
-        "height": 205,
-    }
-    losses = svg.line_chart(
-        {
-            "training": (places, recording.series("training_loss")),
-            "held-out": (places, recording.series("held_out_loss")),
-        },
-        y_label="loss",
-        floor=(math.log(vocab_size), f"ln {vocab_size}"),
-        dot=(here, loss),
-        description=f"Loss by step; held-out {loss:.2f} at step {step}",
-        **axis,
+    return svg.side_by_side(
+        svg.line_chart(
+            {name: (places, curve) for name, curve in losses.items()},
+            labels=(x_label, "loss"),
+            floor=floor,
+            dot=(here, now["held_out_loss"]),
+            **frame,
+        ),
+        svg.line_chart(
+            {f"layer {layer}, head {head}": (places, scores[:, layer, head].tolist())},
+            pale={"": (places, *scores.flatten(1).T.tolist())},
+            labels=(x_label, "induction score"),
+            y_range=(0.0, 1.0),
+            dot=(here, now["induction"][layer][head]),
+            **frame,
+        ),
     )
-    inductions = svg.line_chart(
-        {name: (places, scores[:, layer, head].tolist())},
-        pale={"": (places, *scores.flatten(1).T.tolist())},
-        y_label="induction score",
-        y_range=(0.0, 1.0),
-        dot=(here, score),
-        description=f"Induction score by step; {name} has {score:.2f} at step {step}",
-        **axis,
-    )
-    return svg.side_by_side(losses, inductions)

@@ -32,7 +32,7 @@ from tuning_experiments import (
 )
 
 from gptcourse.scaling import flops_per_token
-from gptcourse.sweeps.grids import configured
+from gptcourse.sweeps import configured
 
 ASSET = Path(__file__).parents[1] / "gptcourse" / "assets" / "scaling"
 TUNING = ASSET.with_name("tuning")

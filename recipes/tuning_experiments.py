@@ -30,8 +30,7 @@ from torch import Tensor
 
 from gptcourse.corpora import shakespeare
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.sweeps import search, sweep
-from gptcourse.sweeps.grids import label
+from gptcourse.sweeps import label, search, sweep
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import DivergedError, TrainingConfig, train
 from gptcourse.tuning import BatchTradeOff, gradient_noise_scale
@@ -428,7 +427,7 @@ def searches(text: Text, processes: int | None) -> dict:
         for method, prune in (("random", False), ("tpe", True)):
             found = search_until(text, watched, config, method, prune, seed, budget, processes)
             runs.append(within_budget(method, seed, *found.best_so_far(), budget))
-            runs[-1]["chosen"] = {name: rounded(found.best()[name]) for name in found.table.axes}
+            runs[-1]["chosen"] = {name: rounded(found.best()[name]) for name in found.axes}
             runs[-1]["importances"] = {name: rounded(share) for name, share in found.importances().items()}
     names = {name: list(values) for name, values in GRID.items()}
     return {"model": asdict(SMALL), "run_tokens": SEARCH_TOKENS, "budget": budget, "grid": names, "runs": runs}
@@ -465,7 +464,7 @@ def search_until(text: Text, watched: Tensor, config, method: str, prune: bool, 
             processes=processes,
             **options,
         )
-        if len(found.table.rows) < n_trials:
+        if len(found.rows) < n_trials:
             raise SystemExit("The search was stopped. Start the recipe again, and it goes on.")
         # Whole runs are a little shorter than SEARCH_TOKENS where the batch does not divide them.
         if (left := budget - found.tokens) < SEARCH_TOKENS / 10:

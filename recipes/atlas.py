@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gptcourse.corpora import HELD_OUT
-from gptcourse.explorers.atlas import (
+from gptcourse.recordings import (
     BASE_WIDTH,
     CONTEXT,
     HEAD_SIZE,

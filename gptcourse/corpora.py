@@ -226,7 +226,7 @@ def _hub_rows(name, label, split):
     except Exception as error:  # of no one family
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"{name} did not open ({said}): check its name, the split and the connection.") from error
-    names = getattr(data.features.get(label), "names", None)  # of a ClassLabel; -1 stands for none
+    names = getattr((data.features or {}).get(label), "names", None)  # of a ClassLabel; -1 stands for none
     for number, row in enumerate(data, start=1):
         if names is not None and isinstance(row.get(label), int):
             row = row | {label: names[row[label]] if 0 <= row[label] < len(names) else None}

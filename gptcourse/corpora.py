@@ -83,13 +83,10 @@ def _plain(markdown: str) -> str:
     text = re.sub(r"\n\n(?!EPILOGUE)([A-Z][A-Z ]+|Ghosts?)\n\n\*\*", r"\n\n**\1 ", text)
     text = re.sub(r"^\*\*(.+)\*\*$", r"\1:", text, flags=re.MULTILINE)
     text = re.sub(r" _+\[ *([^_\[\]]*)\]_", r" \1", text)  # words an editor supplied within a line
-    text = re.sub(r"^(?:_+\[?|\[)([^_\[\]]+)\]?_+$", _direction, text, flags=re.MULTILINE)
+    direction = r"^(?:_+\[?|\[)([^_\[\]]+)\]?_+$"
+    text = re.sub(direction, lambda m: f"[{' '.join(m[1].split()).rstrip('.')}]", text, flags=re.MULTILINE)
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _direction(match: re.Match) -> str:
-    return "[" + " ".join(match[1].split()).rstrip(".") + "]"
 
 
 def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
@@ -140,9 +137,7 @@ def _decode(path: Path) -> str:
 # ---- Labelled examples
 
 
-def labelled(
-    source: str | Path, text: str = "text", label: str = "label", split: str = "train"
-) -> list[tuple[str, str]]:
+def labelled(source: str | Path, text="text", label="label", split="train") -> list[tuple[str, str]]:
     """Return the pairs (text, label) of a table: a file of yours, or a data set of the Hugging Face hub.
 
     A file ends in .csv, .tsv or .jsonl and names its columns in its first line, or in each; `split` means nothing for
@@ -187,10 +182,8 @@ def _csv_rows(path, delimiter):
     try:
         for fields in reader:
             if fields and names and len(fields) != len(names):
-                raise ValueError(
-                    f"{path}, line {line}, has {len(fields)} fields instead of {len(names)}: put a text that holds a "
-                    f'{delimiter!r} between double quotes (").'
-                )
+                advice = f'put a text that holds a {delimiter!r} between double quotes (")'
+                raise ValueError(f"{path}, line {line}, has {len(fields)} fields instead of {len(names)}: {advice}.")
             if fields and names:
                 yield f"line {line}", list(zip(names, fields, strict=True))
             names, line = names or fields, reader.line_num + 1
@@ -226,7 +219,7 @@ def _hub_rows(name, label, split):
     except Exception as error:  # of no one family
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"{name} did not open ({said}): check its name, the split and the connection.") from error
-    names = getattr(data.features.get(label), "names", None)  # of a ClassLabel; -1 stands for none
+    names = getattr((data.features or {}).get(label), "names", None)  # of a ClassLabel; -1 stands for none
     for number, row in enumerate(data, start=1):
         if names is not None and isinstance(row.get(label), int):
             row = row | {label: names[row[label]] if 0 <= row[label] < len(names) else None}

@@ -32,19 +32,19 @@ WORD = re.compile(r"[\w']+")
 
 def check_numbers(name: str, values, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
     """Return numbers as a float64 array (n,). Raises ValueError for none, NaN, infinity, and one outside low..high."""
-    array = torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy().reshape(-1)
-    wrong = [x for x in array.tolist() if not (math.isfinite(x) and low <= x <= high)]
-    if wrong or not len(array):
-        found = wrong[0] if wrong else "none"
+    values = values.detach().cpu() if isinstance(values, Tensor) else values
+    array = np.asarray(values, dtype=float).reshape(-1)
+    wrong = array[~(np.isfinite(array) & (low <= array) & (array <= high))]
+    if len(wrong) or not len(array):
+        found = wrong[0] if len(wrong) else "none"
         raise ValueError(f"The {name} must be finite numbers from {low:g} to {high:g}, but there is {found}.")
     return array
 
 
 def check_lengths(**parts: Sequence) -> None:
-    """Raise ValueError if there are none, or not as many of one as of the other."""
-    sizes = {name: len(part) for name, part in parts.items()}
-    if len(set(sizes.values())) > 1 or 0 in sizes.values():
-        counts = " and ".join(f"{size} {name}" for name, size in sizes.items())
+    """Raise ValueError unless there are as many of each, and not none."""
+    if len(sizes := {len(part) for part in parts.values()}) > 1 or 0 in sizes:
+        counts = " and ".join(f"{len(part)} {name}" for name, part in parts.items())
         raise ValueError(f"There are {counts}: give one for each.")
 
 
@@ -262,10 +262,9 @@ class ClassificationReport(NamedTuple):
 
 
 def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence) -> ClassificationReport:
-    """Return accuracy, macro-F1 and the confusion matrix, counted over examples and not over batches.
+    """Return accuracy, the confusion matrix and macro-F1: the mean over labels of 2 TP / (2 TP + FP + FN), or 0.
 
-    The F1 of a label is 2 TP / (2 TP + FP + FN), 0 if it is neither there nor predicted; macro-F1 is the mean over
-    labels. Raises ValueError for lengths that differ, for none, and for a label that `labels` does not list once.
+    Raises ValueError for lengths that differ, for none, and for a label that `labels` does not list once.
     """
     check_lengths(**{"true labels": truth, "predicted ones": predicted})
     place = {label: i for i, label in enumerate(labels)}
@@ -297,8 +296,8 @@ def bootstrap_interval(values: Sequence[float], level=0.95, n=10_000, seed=0) ->
 def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10) -> float:
     """Return the expected calibration error: the mean gap between confidence and accuracy (Guo et al. 2017, section 2).
 
-    The answers are sorted into bins of equal width by their confidence, and the gaps of the bins weighted by their
-    sizes. Raises ValueError for lengths that differ, for none, and for confidences that are no probabilities.
+    Bins of equal width in confidence, weighted by their sizes. Raises ValueError for lengths that differ, for none, and
+    for confidences that are no probabilities.
     """
     check_lengths(confidences=confidence, answers=correct)
     confidence = check_numbers("confidences (take the softmax of scores)", confidence, 0, 1)

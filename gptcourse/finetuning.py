@@ -301,7 +301,7 @@ def finetune(
     trainer = Trainer(model, batches, config, validate=validate, keep_best=validation is not None, device=device)
 
     def after_step(history: History) -> bool:
-        if patience is not None and _is_late(history.eval_loss, patience):
+        if patience is not None and stops_early(history.eval_loss, patience):
             history.stopped = "early stopping"
         return callback is not None and callback(history)
 
@@ -310,7 +310,7 @@ def finetune(
     return history
 
 
-def _is_late(losses: list[float], patience: int) -> bool:
+def stops_early(losses: list[float], patience: int) -> bool:
     """Return whether the lowest of the losses has been followed by `patience` others."""
     return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 

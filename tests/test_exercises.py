@@ -16,7 +16,6 @@ import threading
 from collections import Counter, defaultdict
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,7 +40,7 @@ from gptcourse.exercises import check, exercises, forget_progress, progress
 from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, remember
 from gptcourse.exercises.time_limit import within
 from gptcourse.exercises.tuning import looking_back
-from gptcourse.finetuning import LoRALinear, _stop_early, chat_prompt, encode_dialogue
+from gptcourse.finetuning import LoRALinear, chat_prompt, encode_dialogue, stops_early
 from gptcourse.generation import apply_repetition_penalty, keep_top_p
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.optimizers import decay_groups, learning_rate_at
@@ -229,9 +228,7 @@ def test_references_of_fine_tuning_agree_with_the_package():
         torch.testing.assert_close(ours, apply_repetition_penalty(logits, ids, penalty))
     for losses, patience in exercises()["fine_tuning.stop_rule"].inputs():
         for n in range(1, len(losses) + 1):
-            history = SimpleNamespace(eval_loss=losses[:n], stopped=None)
-            _stop_early(history, patience)
-            if history.stopped:
+            if stops_early(losses[:n], patience):
                 break
         assert reference("fine_tuning.stop_rule")(losses, patience) == (n - 1, losses.index(min(losses[:n])))
 

@@ -8,8 +8,8 @@ import ipywidgets as widgets
 
 from gptcourse.explorers import svg
 from gptcourse.explorers.explorer import Explorer, slider
-from gptcourse.generation import Sampling, context_window, stream
-from gptcourse.model import eval_view, unwrap
+from gptcourse.generation import Sampling, stream
+from gptcourse.views import context_window, eval_view, unwrap
 
 SLIDERS = {  # name: (least, most, step, description)
     "temperature": (0.0, 3.0, 0.05, "temperature"),

@@ -292,11 +292,9 @@ def finetune(
     device = choose_device(device)
     distributed.init(device)
     examples = _fitting(model, examples)
-    validate, data = None, {"the examples": _fingerprint(examples)}
-    if validation is not None:
-        validation = _fitting(model, validation)
-        validate = partial(_mean_loss, examples=validation, batch_size=config.batch_size)
-        data["the validation examples"] = _fingerprint(validation)
+    validation = None if validation is None else _fitting(model, validation)
+    validate = validation and partial(_mean_loss, examples=validation, batch_size=config.batch_size)
+    data = {"the examples": _fingerprint(examples), "the validation examples": _fingerprint(validation or [])}
     batches = example_batches(examples, config, distributed.world_size())
     trainer = Trainer(model, batches, config, validate=validate, keep_best=validation is not None, device=device)
 

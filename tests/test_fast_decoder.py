@@ -19,6 +19,11 @@ SHAPE = {"vocab_size": 31, "n_positions": 12, "n_embd": 24, "n_layer": 3, "n_hea
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 
+def read(decoder, token, cache):
+    """Return the logits (V,) after one more token."""
+    return decoder(torch.tensor([[token]]), cache=cache).logits[0, 0]
+
+
 def model_of(**changes):
     """Return a model in which every weight matters: nothing is zero or one."""
     torch.manual_seed(0)
@@ -44,7 +49,7 @@ def test_the_logits_and_the_cache_are_the_models_own(changes):
     with torch.inference_mode():
         truth, cache, other = model(torch.tensor([IDS])).logits[0], model.new_cache(), model.new_cache()
         decoder = Decoder(model)
-        logits = np.stack([decoder(token, cache) for token in IDS])
+        logits = np.stack([read(decoder, token, cache) for token in IDS])
         model(torch.tensor([IDS]), cache=other)
     np.testing.assert_allclose(logits, truth, rtol=1e-4, atol=1e-4)
     for layer, layer_of_model in zip(cache, other, strict=True):
@@ -61,10 +66,10 @@ def test_model_and_decoder_take_turns_on_one_cache_and_one_decoder_serves_severa
         for _ in range(2):
             cache = model.new_cache()
             model(torch.tensor([IDS[:4]]), cache=cache)
-            np.testing.assert_allclose(decoder(IDS[4], cache), truth[4], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(read(decoder, IDS[4], cache), truth[4], rtol=1e-4, atol=1e-4)
             again = model(torch.tensor([IDS[5:7]]), cache=cache).logits[0]
             torch.testing.assert_close(again, truth[5:7], rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(decoder(IDS[7], cache), truth[7], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(read(decoder, IDS[7], cache), truth[7], rtol=1e-4, atol=1e-4)
 
 
 def test_a_full_cache_is_named():
@@ -72,9 +77,9 @@ def test_a_full_cache_is_named():
     with torch.inference_mode():
         decoder, cache = Decoder(model), model.new_cache()
         for token in range(SHAPE["n_positions"]):
-            decoder(token, cache)
-        with pytest.raises(ValueError, match="holds 12 tokens and has room for no more"):
-            decoder(0, cache)
+            read(decoder, token, cache)
+        with pytest.raises(ValueError, match="13 tokens do not fit"):
+            read(decoder, 0, cache)
 
 
 def test_the_model_itself_stays_as_it_was():
@@ -136,9 +141,9 @@ def counted(monkeypatch):
     tokens = []
 
     class Counted(Decoder):
-        def __call__(self, token, cache):
+        def _read(self, token, position):
             tokens.append(token)
-            return super().__call__(token, cache)
+            return super()._read(token, position)
 
     monkeypatch.setattr(generation, "Decoder", Counted)
     return tokens
@@ -172,7 +177,7 @@ def test_what_overflows_is_as_in_torch_and_says_nothing():
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("error")
         decoder, cache = Decoder(model), model.new_cache()
-        logits = [decoder(token, cache) for token in IDS][-1]
+        logits = [read(decoder, token, cache) for token in IDS][-1]
         np.testing.assert_allclose(logits, model(torch.tensor([IDS])).logits[0, -1], rtol=1e-4, atol=1e-4)
 
 

@@ -6,13 +6,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcourse import generation
-from gptcourse.fast_decoder import Decoder, can_decode
+from gptcourse.fast_decoder import Decoder, can_decode, one_blas_thread
 from gptcourse.finetuning import add_lora
-from gptcourse.generation import Sampling, generate
+from gptcourse.generation import Sampling, generate, stream
 from gptcourse.model import GPT, GPTConfig
 
 SHAPE = {"vocab_size": 31, "n_positions": 12, "n_embd": 24, "n_layer": 3, "n_head": 4}
@@ -188,3 +189,31 @@ def test_a_model_that_diverged_is_named(value):
         model.h[2].mlp.c_proj.weight[3] = value
     with pytest.raises(ValueError, match="NaN or infinity"):
         generate(model, [1], 20)
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_the_number_of_blas_threads_is_as_before_while_a_stream_is_suspended_or_abandoned():
+    model = model_of()
+    with threadpool_limits(2, "blas"):
+        first, second = stream(model, IDS[:3], 30), stream(model, IDS[:3], 30)
+        for tokens in (first, second, first, first, second):
+            next(tokens), next(tokens)
+            assert set(blas_threads()) == {2}
+        first.close()
+        assert set(blas_threads()) == {2}
+
+
+def test_while_it_reads_blas_has_one_thread_and_whoever_leaves_last_restores_the_number():
+    with threadpool_limits(2, "blas"):
+        one_blas_thread.__enter__()
+        with one_blas_thread:
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {1}, "restored while somebody is still inside"
+        one_blas_thread.__exit__()
+        assert set(blas_threads()) == {2}
+        with pytest.raises(ZeroDivisionError), one_blas_thread:
+            1 / 0  # noqa: B018
+        assert set(blas_threads()) == {2}

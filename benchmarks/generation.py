@@ -12,10 +12,11 @@ import sys
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from benchmarks.timing import measure, rate, ratio, setting
-from gptcourse.fast_decoder import Decoder, one_blas_thread
+from gptcourse.fast_decoder import Decoder
 from gptcourse.generation import Sampling, generate, stream
 from gptcourse.pretrained import load_pretrained
 
@@ -50,7 +51,7 @@ def read(model):
 def multiply(matrices):
     """Do only the products of one vector with each matrix (in, out), as often as for TOKENS tokens."""
     vectors = {len(matrix): np.ones(len(matrix), np.float32) for matrix in matrices}
-    with one_blas_thread:
+    with threadpool_limits(1, "blas"):
         for _ in range(TOKENS):
             for matrix in matrices:
                 vectors[len(matrix)] @ matrix

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import threading
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,6 +28,8 @@ from torch import Tensor, nn
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
 from gptcourse.model import GPT, MLP, Block, GPTOutput
 
+BLAS = ThreadpoolController().select(user_api="blas")  # NumPy's
+ONE_AT_A_TIME = threading.Lock()  # BLAS's number of threads is the process's: a second reader would restore the first's
 # What the decoder computes is what these parts compute; a model with any other is left to torch.
 PARTS = (GPT, Block, CausalSelfAttention, MLP, nn.ModuleList, nn.Embedding, nn.LayerNorm, nn.Linear, nn.GELU)
 
@@ -70,7 +71,8 @@ class Decoder:
         if cache is not self.cache:  # as arrays that share its memory, (H, n_positions, D)
             self.cache = cache
             self.arrays = [(layer.keys[0].numpy(), layer.values[0].numpy()) for layer in cache]
-        with one_blas_thread, np.errstate(all="ignore"):  # as in torch: what overflows ends as infinity or 0
+        # As in torch, what overflows ends as infinity or 0.
+        with ONE_AT_A_TIME, BLAS.limit(limits=1), np.errstate(all="ignore"):
             logits = self._read(int(ids), cache[0].length)
         for layer in cache:
             layer.length += 1
@@ -89,35 +91,6 @@ class Decoder:
         for block, (keys, values) in zip(self.blocks, self.arrays, strict=True):
             block(x, keys, values, position)
         return self.lm_head(x)
-
-
-class _OneBlasThread:
-    """Give NumPy's BLAS one thread while anybody is inside, and then as many again as it had before.
-
-    The limit holds for the whole process, hence the count: whoever leaves last restores it.
-    """
-
-    def __init__(self):
-        self.lock, self.inside = threading.Lock(), 0
-
-    @cached_property
-    def blas(self):
-        return ThreadpoolController().select(user_api="blas")
-
-    def __enter__(self):
-        with self.lock:
-            if self.inside == 0:
-                self.limit = self.blas.limit(limits=1)
-            self.inside += 1
-
-    def __exit__(self, *_):
-        with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
-                self.limit.restore_original_limits()
-
-
-one_blas_thread = _OneBlasThread()
 
 
 class _Block:

@@ -89,18 +89,19 @@ def generate(
     type too small to hold them all, and for a model of unknown window.
     """
     rows = _check(model, ids, max_new_tokens, eos_token_id)
-    _check_room(ids, _config(model).vocab_size)
+    vocab_size = _config(model).vocab_size
+    if isinstance(ids, Tensor | np.ndarray) and vocab_size - 1 > np.iinfo(str(ids.dtype).removeprefix("torch.")).max:
+        raise ValueError(f"ids are {ids.dtype}, which cannot hold token {vocab_size - 1}: convert them to int64.")
     noise = _noise(sampling)
     for tokens in _write(model, rows, max_new_tokens, sampling, noise, eos_token_id, use_cache, logits_processor):
         for row, token in zip(rows, tokens, strict=True):
             row += [] if token is None else [token]
-    if isinstance(ids, Tensor | np.ndarray):
-        longest = max(map(len, rows))
-        rows = [row + [eos_token_id] * (longest - len(row)) for row in rows]
-    rows = rows if isinstance(_as_list(ids[0]), list) else rows[0]
-    if isinstance(ids, np.ndarray):
-        return np.array(rows, dtype=ids.dtype)
-    return ids.new_tensor(rows) if isinstance(ids, Tensor) else rows
+    one = not isinstance(_as_list(ids[0]), list)
+    if not isinstance(ids, Tensor | np.ndarray):
+        return rows[0] if one else rows
+    longest = max(map(len, rows))
+    rows = np.array([row + [eos_token_id] * (longest - len(row)) for row in rows])[0 if one else slice(None)]
+    return rows.astype(ids.dtype) if isinstance(ids, np.ndarray) else ids.new_tensor(rows)
 
 
 def stream(
@@ -117,8 +118,8 @@ def stream(
     if len(rows) > 1:
         raise ValueError(f"stream writes one text, but there are {len(rows)} prompts: use generate for a batch.")
     noise = _noise(sampling)
-    steps = _write(model, rows, max_new_tokens, sampling, noise, eos_token_id, use_cache, logits_processor)
-    return (token for (token,) in steps)
+    texts = _write(model, rows, max_new_tokens, sampling, noise, eos_token_id, use_cache, logits_processor)
+    return (token for (token,) in texts)
 
 
 @torch.inference_mode()  # which torch leaves at each yield
@@ -162,12 +163,11 @@ class _Reader:
 
     def __init__(self, model, use_cache):
         self.model, self.use_cache = model, use_cache
+        self.window, self.start, self.n_read, self.cache = context_window(model), 0, 0, None
         self.ours = hasattr(model, "new_cache")  # otherwise a model of transformers
-        self.window = context_window(model)
-        self.start, self.n_read, self.cache = 0, 0, None
-        # Logits of other positions than the last would be computed for nothing.
-        last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.options = {"logits_to_keep": 1} if last_only else {}
+        self.options = {} if self.ours else {"use_cache": use_cache}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            self.options["logits_to_keep"] = 1  # those of other positions would be computed for nothing
 
     def __call__(self, ids):
         """Return the logits (B, V) of the token after ids (B, T)."""
@@ -176,11 +176,10 @@ class _Reader:
             self.start = self.n_read = start
             self.cache = self.model.new_cache(len(ids)) if self.ours and self.use_cache else None
         new, self.n_read = ids[:, self.n_read :].to(self.model.device), ids.shape[1]
-        if self.ours:
-            return self.model(new, cache=self.cache, **self.options).logits[:, -1]
-        cache = {} if self.cache is None else {"past_key_values": self.cache}
-        output = self.model(new, use_cache=self.use_cache, **cache, **self.options)
-        self.cache = getattr(output, "past_key_values", None)  # None: read everything anew, as without a cache
+        cache = {} if self.cache is None else {"cache" if self.ours else "past_key_values": self.cache}
+        output = self.model(new, **cache, **self.options)
+        if not self.ours:
+            self.cache = getattr(output, "past_key_values", None)  # None: everything is read anew
         return output.logits[:, -1]
 
 
@@ -196,10 +195,7 @@ def first_kept(length: int, window: int) -> int:
 
 
 def context_window(model: GPT | PreTrainedModel) -> int:
-    """Return how many tokens the model, ours or one of transformers, can look at.
-
-    Raises ValueError for a model whose config names no limit.
-    """
+    """Return how many tokens the model, ours or one of transformers, can look at; ValueError if its config says not."""
     config = _config(model)
     for name in WINDOW_NAMES:
         if getattr(config, name, None):
@@ -325,10 +321,7 @@ def only_tokens_of(tokenizer) -> LogitsProcessor:
 
 
 def _noise(sampling):
-    """Return what gives the noise of each draw, from a generator of this call alone.
-
-    Without a seed it takes one from torch's global generator at once, so that nothing which others draw later counts.
-    """
+    """Return what gives the noise of each draw, from this call's own generator; a missing seed is drawn at once."""
     if sampling.temperature == 0:
         return lambda shape: 1.0
     seed = sampling.seed
@@ -366,11 +359,3 @@ def _check(model, ids, max_new_tokens, eos_token_id):
         if not 0 <= token < vocab_size:
             raise ValueError(f"Token {token} is outside the vocabulary: this model knows 0 to {vocab_size - 1}.")
     return [[int(token) for token in row] for row in rows]
-
-
-def _check_room(ids, vocab_size):
-    """Raise a ValueError, before anything is written, if a tensor or array could not hold what may be written."""
-    if isinstance(ids, Tensor | np.ndarray):
-        info = torch.iinfo(ids.dtype) if isinstance(ids, Tensor) else np.iinfo(ids.dtype)
-        if info.max < vocab_size - 1:
-            raise ValueError(f"ids are {ids.dtype}, which cannot hold token {vocab_size - 1}: convert them to int64.")

@@ -1,17 +1,17 @@
 """The decoder in NumPy gives the model's own logits, for every model that it takes; the others it leaves alone."""
 
 import copy
+import threading
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcourse import generation
-from gptcourse.fast_decoder import Decoder, can_decode, one_blas_thread
+from gptcourse.fast_decoder import BLAS, Decoder, can_decode
 from gptcourse.finetuning import add_lora
 from gptcourse.generation import Sampling, generate, stream
 from gptcourse.model import GPT, GPTConfig
@@ -192,28 +192,54 @@ def test_a_model_that_diverged_is_named(value):
 
 
 def blas_threads():
-    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    return [library["num_threads"] for library in BLAS.info()]
 
 
-def test_the_number_of_blas_threads_is_as_before_while_a_stream_is_suspended_or_abandoned():
+@pytest.fixture
+def two_blas_threads():
+    """Let BLAS have two threads, as on a learner's machine, set by a thread that is gone and so controls no others."""
+
+    def in_a_thread(count):
+        thread = threading.Thread(target=lambda: BLAS.limit(limits=count))
+        thread.start()
+        thread.join()
+
+    before = blas_threads()[0]
+    in_a_thread(2)
+    yield
+    in_a_thread(before)
+
+
+def test_the_number_of_blas_threads_is_as_before_while_a_stream_is_suspended_or_abandoned(two_blas_threads):
     model = model_of()
-    with threadpool_limits(2, "blas"):
-        first, second = stream(model, IDS[:3], 30), stream(model, IDS[:3], 30)
-        for tokens in (first, second, first, first, second):
-            next(tokens), next(tokens)
-            assert set(blas_threads()) == {2}
-        first.close()
+    first, second = stream(model, IDS[:3], 30), stream(model, IDS[:3], 30)
+    for tokens in (first, second, first, first, second):
+        next(tokens), next(tokens)
         assert set(blas_threads()) == {2}
+    first.close()
+    assert set(blas_threads()) == {2}
 
 
-def test_while_it_reads_blas_has_one_thread_and_whoever_leaves_last_restores_the_number():
-    with threadpool_limits(2, "blas"):
-        one_blas_thread.__enter__()
-        with one_blas_thread:
-            assert set(blas_threads()) == {1}
-        assert set(blas_threads()) == {1}, "restored while somebody is still inside"
-        one_blas_thread.__exit__()
-        assert set(blas_threads()) == {2}
-        with pytest.raises(ZeroDivisionError), one_blas_thread:
-            1 / 0  # noqa: B018
-        assert set(blas_threads()) == {2}
+def test_blas_has_one_thread_while_a_token_is_read_and_readers_at_once_restore_the_number(
+    two_blas_threads, monkeypatch
+):
+    model, seen, texts = model_of(), [], []
+    read_alone = Decoder._read
+
+    def write():
+        texts.append(generate(model, IDS[:3], 60, Sampling(seed=0)))
+
+    monkeypatch.setattr(Decoder, "_read", lambda *args: seen.extend(blas_threads()) or read_alone(*args))
+    readers = [threading.Thread(target=write) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert set(blas_threads()) == {2} and set(seen) == {1} and texts == texts[:1] * 3
+
+
+def test_an_error_while_a_token_is_read_restores_the_number_of_blas_threads(two_blas_threads, monkeypatch):
+    monkeypatch.setattr(Decoder, "_read", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(model_of(), IDS[:3], 30)
+    assert set(blas_threads()) == {2}

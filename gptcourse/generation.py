@@ -24,8 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from gptcourse.config import require_number
 from gptcourse.fast_decoder import Decoder, can_decode
-from gptcourse.model import GPT, eval_view, require_number, unwrap
+from gptcourse.model import GPT
+from gptcourse.views import eval_view, unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
+from itertools import chain
 
 import torch
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside the wrappers of torch.compile and DistributedDataParallel."""
-    while isinstance(inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None), nn.Module):
-        model = inner
-    return model
+    """Return the model inside the wrappers of torch.compile, DistributedDataParallel and DataParallel."""
+    if isinstance(model, DistributedDataParallel | DataParallel):
+        return unwrap(model.module)
+    compiled = model._modules.get("_orig_mod")
+    return model if compiled is None else unwrap(compiled)
 
 
 def eval_view(model: nn.Module) -> nn.Module:
@@ -29,10 +32,11 @@ def eval_view(model: nn.Module) -> nn.Module:
         module = unwrap(module)
         if module not in views:
             views[module] = view = module.__new__(type(module))
-            view.__dict__ = module.__dict__ | {"training": False}
-            for name in ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
-                view.__dict__[name] = module.__dict__[name].copy()
-            view._modules = {name: child and view_of(child) for name, child in module._modules.items()}
+            # Hooks, parameters and buffers lie in dicts: with its own, the view can take others.
+            own = {name: value.copy() for name, value in vars(module).items() if isinstance(value, dict)}
+            view.__dict__ = vars(module) | own | {"training": False}
+            for name, child in module._modules.items():
+                view._modules[name] = None if child is None else view_of(child)
         return views[module]
 
     return view_of(model)
@@ -69,26 +73,14 @@ def is_transformers(model: nn.Module) -> bool:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter."""
-    return next(model.parameters()).device
+    """Return the device of a model's first parameter or buffer."""
+    return next(chain(model.parameters(), model.buffers())).device
 
 
 def context_window(model: nn.Module) -> int:
     """Return the number of tokens that the model, ours or one of transformers, can attend to. Raises ValueError."""
-    config = unwrap(model).config
+    config = getattr(unwrap(model), "config", None)
     for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "seq_length"):
         if isinstance(size := getattr(config, name, None), int):
             return size
     raise ValueError("This model's config does not say how long its texts may be: set config.max_position_embeddings.")
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool):
-    """Temporary."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training

@@ -50,6 +50,33 @@ def test_a_hook_on_a_view_is_on_the_view_alone_and_those_of_the_model_are_on_bot
     assert seen == ["model", "model", "view"]
 
 
+class Odd(torch.nn.Module):
+    """A model with a child named `module`, an empty container, a missing child, and notes in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.module, self.extra = torch.nn.Linear(2, 2), torch.nn.ModuleList()
+        self.register_module("missing", None)
+        self.norm, self.drop, self.notes = torch.nn.BatchNorm1d(2), torch.nn.Dropout(0.5), {}
+
+    def forward(self, x):
+        self.notes["seen"] = len(x)
+        return self.drop(self.norm(self.module(x)))
+
+
+def test_a_view_of_an_odd_model_is_whole_and_leaves_every_part_of_it_alone():
+    model, x = Odd().train(), torch.randn(4, 2)
+    view = eval_view(model)
+    assert unwrap(model) is model and type(view) is Odd and type(view.module) is torch.nn.Linear
+    assert view.extra is not model.extra and not view.extra.training and view.missing is None
+    found = view(x)
+    view.norm.running_mean = torch.ones(2)
+    view.register_full_backward_hook(lambda *_: None)
+    assert model.notes == {} and model.norm.num_batches_tracked == 0 and not model._backward_hooks
+    assert model.norm.running_mean.tolist() == [0, 0]
+    assert torch.equal(found, model.eval()(x))
+
+
 READERS = {
     "evaluate": lambda model: evaluate(model, TOKENS[:50]),
     "perplexity": lambda model: perplexity(model, TOKENS[:50]),
@@ -118,5 +145,9 @@ def test_the_window_and_the_device_of_any_model():
     assert device_of(gpt2()) == torch.device("cpu")
     model = torch.nn.Linear(1, 1)
     model.config = SimpleNamespace(vocab_size=17)
-    with pytest.raises(ValueError, match=r"^This model's config does not say how long .*\.$"):
-        context_window(model)
+    for silent in (model, torch.nn.Linear(1, 1)):
+        with pytest.raises(ValueError, match=r"^This model's config does not say how long .*\.$"):
+            context_window(silent)
+    counts = torch.nn.Module()
+    counts.register_buffer("counts", torch.zeros(3))
+    assert device_of(counts) == torch.device("cpu")

@@ -22,9 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gptcourse import hf
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
-from gptcourse.config import GPT3_TABLE, GPTConfig, require_number  # noqa: F401
+from gptcourse.config import GPT3_TABLE, GPTConfig
 from gptcourse.tokenizers import save_tokenizer
-from gptcourse.views import eval_view, in_mode, unwrap  # noqa: F401
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

@@ -269,7 +269,7 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(logits, p):
 @pytest.mark.parametrize(
     "wrong",
     [{"temperature": v} for v in (-0.1, math.nan, math.inf, "1", None, True)]
-    + [{"top_k": v} for v in (-1, 2.0, None)]
+    + [{"top_k": v} for v in (-1, 2.5, None)]
     + [{name: v} for name in ("top_p", "min_p") for v in (-0.1, 1.1, math.nan, None)]
     + [{"repetition_penalty": v} for v in (0, -1, math.inf, math.nan)]
     + [{"seed": v} for v in (0.5, "a", -1, 2**64, True, np.int64(-1), np.float64(3))],

@@ -272,7 +272,7 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(logits, p):
     + [{"top_k": v} for v in (-1, 2.5, None)]
     + [{name: v} for name in ("top_p", "min_p") for v in (-0.1, 1.1, math.nan, None)]
     + [{"repetition_penalty": v} for v in (0, -1, math.inf, math.nan)]
-    + [{"seed": v} for v in (0.5, "a", -1, 2**64, True, np.int64(-1), np.float64(3))],
+    + [{"seed": v} for v in (0.5, "a", -1, 2**64, True, np.int64(-1), np.float64(3.5))],
 )
 def test_sampling_refuses_values_out_of_range(wrong):
     (name,) = wrong

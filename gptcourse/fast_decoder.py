@@ -31,7 +31,18 @@ from gptcourse.model import GPT, MLP, Block, GPTOutput
 BLAS = ThreadpoolController().select(user_api="blas")  # NumPy's
 ONE_AT_A_TIME = threading.Lock()  # BLAS's number of threads is the process's: a second reader would restore the first's
 # What the decoder computes is what these parts compute; a model with any other is left to torch.
-PARTS = (GPT, Block, CausalSelfAttention, MLP, nn.ModuleList, nn.Embedding, nn.LayerNorm, nn.Linear, nn.GELU)
+PARTS = (
+    GPT,
+    Block,
+    CausalSelfAttention,
+    MLP,
+    nn.Dropout,
+    nn.ModuleList,
+    nn.Embedding,
+    nn.LayerNorm,
+    nn.Linear,
+    nn.GELU,
+)
 
 
 def can_decode(model: nn.Module) -> bool:

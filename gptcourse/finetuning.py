@@ -35,7 +35,7 @@ from gptcourse.data import (
     pad,
 )
 from gptcourse.distributed import choose_device
-from gptcourse.generation import Sampling, generate
+from gptcourse.generation import Sampling, generate, only_tokens_of
 from gptcourse.model import GPT
 from gptcourse.support import Dialogue
 from gptcourse.tokenizers import CHAT_TOKENS, encode_text
@@ -354,6 +354,7 @@ def generate_replies(
     """Return the model's reply to each message; a reply that needs more than `max_new_tokens` is cut off."""
     prompts = [chat_prompt(tokenizer, message) for message in messages]
     end = eos_id(tokenizer)
-    rows = generate(model, prompts, max_new_tokens, sampling, eos_token_id=end)
+    rule = only_tokens_of(tokenizer)
+    rows = generate(model, prompts, max_new_tokens, sampling, eos_token_id=end, logits_processor=rule)
     replies = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
     return [tokenizer.decode([token for token in reply if token != end]) for reply in replies]

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,9 +25,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from gptcourse.config import require_number
+from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.model import GPT
-from gptcourse.views import eval_view, unwrap
+from gptcourse.views import context_window, eval_view, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 LogitsProcessor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Prompts: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
 WORTH_A_DECODER = 20  # new tokens: for fewer, its copy of the weights takes longer than it saves
-WINDOW_NAMES = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "context_length", "seq_length")
-global_random = threading.RLock()  # held by whoever seeds or reads torch's global generator while others may draw
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def generate(
     type too small to hold them all, and for a model of unknown window.
     """
     rows = _check(model, ids, max_new_tokens, eos_token_id)
-    vocab_size = _config(model).vocab_size
+    vocab_size = text_config(model).vocab_size
     if isinstance(ids, Tensor | np.ndarray) and vocab_size - 1 > np.iinfo(str(ids.dtype).removeprefix("torch.")).max:
         raise ValueError(f"ids are {ids.dtype}, which cannot hold token {vocab_size - 1}: convert them to int64.")
     noise = _noise(sampling)
@@ -196,24 +195,6 @@ def first_kept(length: int, window: int) -> int:
     return dropped * math.ceil(max(0, length - window) / dropped)
 
 
-def context_window(model: GPT | PreTrainedModel) -> int:
-    """Return how many tokens the model, ours or one of transformers, can look at; ValueError if its config says not."""
-    config = _config(model)
-    for name in WINDOW_NAMES:
-        if getattr(config, name, None):
-            return getattr(config, name)
-    raise ValueError(
-        f"The config of this {type(unwrap(model)).__name__} names no context window: set "
-        "model.config.max_position_embeddings to the number of tokens that it shall look at."
-    )
-
-
-def _config(model):
-    """Return the settings of the language model, which transformers keeps in a part where a model reads images too."""
-    config = unwrap(model).config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
 def apply_repetition_penalty(logits: Tensor, previous_ids: Sequence | Tensor, penalty: float) -> Tensor:
     """Make tokens that already occur less likely: divide their logits by `penalty`, or multiply where negative.
 
@@ -314,10 +295,14 @@ def only_tokens_of(tokenizer) -> LogitsProcessor:
     vocabulary = tokenizer.get_vocab().values() if hasattr(tokenizer, "get_vocab") else range(tokenizer.vocab_size)
     known = torch.tensor(sorted(vocabulary))
 
+    @cache
+    def padded(size: int, device: torch.device) -> Tensor:
+        mask = torch.ones(size, dtype=torch.bool)
+        mask[known[known < size]] = False
+        return mask.to(device)
+
     def rule_out(_ids: Tensor, logits: Tensor) -> Tensor:
-        padded = torch.ones(logits.shape[-1], dtype=torch.bool)
-        padded[known[known < len(padded)]] = False
-        return logits.masked_fill(padded.to(logits.device), -math.inf)
+        return logits.masked_fill(padded(logits.shape[-1], logits.device), -math.inf)
 
     return rule_out
 
@@ -354,7 +339,7 @@ def _check(model, ids, max_new_tokens, eos_token_id):
     rows = rows if rows and all(isinstance(row, list) for row in rows) else [rows]
     if not all(rows):
         raise ValueError("The prompt is empty: give at least one token to continue from.")
-    vocab_size = _config(model).vocab_size
+    vocab_size = text_config(model).vocab_size
     for token in chain([] if eos_token_id is None else [eos_token_id], *rows):
         if isinstance(token, bool) or not isinstance(token, Integral):
             raise ValueError(f"A token id is a whole number, not {token!r}.")

@@ -34,7 +34,8 @@ def eval_view(model: nn.Module) -> nn.Module:
             views[module] = view = module.__new__(type(module))
             # Hooks, parameters and buffers lie in dicts: with its own, the view can take others.
             own = {name: value.copy() for name, value in vars(module).items() if isinstance(value, dict)}
-            view.__dict__ = vars(module) | own | {"training": False}
+            own |= {"training": False, "_compiled_call_impl": None}  # what model.compile() makes calls the model itself
+            view.__dict__ = vars(module) | own
             for name, child in module._modules.items():
                 view._modules[name] = None if child is None else view_of(child)
         return views[module]
@@ -77,10 +78,19 @@ def device_of(model: nn.Module) -> torch.device:
     return next(chain(model.parameters(), model.buffers())).device
 
 
-def context_window(model: nn.Module) -> int:
-    """Return the number of tokens that the model, ours or one of transformers, can attend to. Raises ValueError."""
+def text_config(model: nn.Module):
+    """Return the config of a model; of a transformers model that reads images too, that of its language model."""
     config = getattr(unwrap(model), "config", None)
-    for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "seq_length"):
-        if isinstance(size := getattr(config, name, None), int):
-            return size
-    raise ValueError("This model's config does not say how long its texts may be: set config.max_position_embeddings.")
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def context_window(model: nn.Module) -> int:
+    """Return the maximum sequence length of a model. Raises ValueError if its config does not say it."""
+    config = text_config(model)
+    for name in ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "context_length", "seq_length"):
+        if getattr(config, name, None):
+            return getattr(config, name)
+    raise ValueError(
+        f"The config of this {type(unwrap(model)).__name__} names no context window: set "
+        "model.config.max_position_embeddings to the number of tokens that it shall look at."
+    )

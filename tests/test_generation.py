@@ -269,10 +269,10 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(logits, p):
 @pytest.mark.parametrize(
     "wrong",
     [{"temperature": v} for v in (-0.1, math.nan, math.inf, "1", None, True)]
-    + [{"top_k": v} for v in (-1, 2.0, None)]
+    + [{"top_k": v} for v in (-1, 2.5, None)]
     + [{name: v} for name in ("top_p", "min_p") for v in (-0.1, 1.1, math.nan, None)]
     + [{"repetition_penalty": v} for v in (0, -1, math.inf, math.nan)]
-    + [{"seed": v} for v in (0.5, "a", -1, 2**64, True, np.int64(-1), np.float64(3))],
+    + [{"seed": v} for v in (0.5, "a", -1, 2**64, True, np.int64(-1), np.float64(3.5))],
 )
 def test_sampling_refuses_values_out_of_range(wrong):
     (name,) = wrong
@@ -717,8 +717,7 @@ def test_greedy_text_and_seeded_text_leave_the_global_generator_alone():
 def test_compiled_and_wrapped_models_write_what_the_model_writes(kind):
     model = MODELS[kind]()
     expected = generate(model, PROMPTS[0], 30, GREEDY)
-    wrapped = nn.Module()  # as DistributedDataParallel holds it
-    wrapped.module = model
+    wrapped = nn.DataParallel(model)
     for other in (torch.compile(model), wrapped, torch.compile(wrapped)):
         assert generate(other, PROMPTS[0], 30, GREEDY) == expected
         assert PROMPTS[0] + list(stream(other, PROMPTS[0], 30, GREEDY)) == expected

@@ -146,8 +146,14 @@ def test_the_window_and_the_device_of_any_model():
     model = torch.nn.Linear(1, 1)
     model.config = SimpleNamespace(vocab_size=17)
     for silent in (model, torch.nn.Linear(1, 1)):
-        with pytest.raises(ValueError, match=r"^This model's config does not say how long .*\.$"):
+        with pytest.raises(ValueError, match=r"^The config of this Linear names no context window: .*\.$"):
             context_window(silent)
     counts = torch.nn.Module()
     counts.register_buffer("counts", torch.zeros(3))
     assert device_of(counts) == torch.device("cpu")
+
+
+def test_a_view_of_a_model_compiled_in_place_evaluates():
+    model = gpt().train()
+    model.compile(backend="eager")
+    assert torch.equal(eval_view(model)(IDS).logits, eval_view(model)(IDS).logits)

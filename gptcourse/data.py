@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import TypeAlias
 
@@ -43,7 +43,8 @@ def counted_dropout(device: torch.device, seed: int, step: int, part: int) -> It
     backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch)
     # Not torch.manual_seed: it would seed the caller's other devices as well.
     seed_device = torch.default_generator.manual_seed if backend is torch else backend.manual_seed
-    with global_random:
+    current = torch.cuda.device(device) if backend is torch.cuda else nullcontext()  # whose generator is meant
+    with global_random, current:
         state = backend.get_rng_state()
         seed_device(int(counted_rng(seed, step, part + 1).integers(2**63)))  # + 1: part 0 is the batch's own
         try:
@@ -63,7 +64,7 @@ def get_batch(tokens: Tensor, batch_size: int, sequence_length: int, seed: int, 
 
 
 def text_batches(tokens: Tensor, config: TrainingConfig, sequence_length: int, n_processes: int) -> Batches:
-    """Return the function from a step to its micro-batches (ids, targets) for all processes, cut out of a text."""
+    """Return the function from a step to the micro-batches (ids, targets) of all processes, cut out of a text."""
     n_parts = config.gradient_accumulation_steps * n_processes
 
     def batches(step: int) -> list[tuple[Tensor, Tensor]]:
@@ -74,7 +75,7 @@ def text_batches(tokens: Tensor, config: TrainingConfig, sequence_length: int, n
 
 
 def example_batches(examples: Sequence[Example], config: TrainingConfig, n_processes: int) -> Batches:
-    """Return the function from a step to its micro-batches (ids, targets) for all processes, drawn from examples."""
+    """Return the function from a step to the micro-batches (ids, targets) of all processes, drawn from examples."""
     n_parts = config.gradient_accumulation_steps * n_processes
 
     def batches(step: int) -> list[tuple[Tensor, Tensor]]:
@@ -123,11 +124,10 @@ def check_examples(examples: Iterable[Example], vocab_size: int, window: int) ->
     longest = max(len(ids) for ids, _ in examples)
     if longest > window:
         raise ValueError(f"An example is {longest} tokens long, but this model takes {window}: shorten or drop it.")
-    found = {token for pair in examples for token in chain(*pair)} - {IGNORED}
-    if IGNORED in set(chain(*(ids for ids, _ in examples))) or min(found) < 0 or max(found) >= vocab_size:
-        wrong = next(iter(sorted(token for token in found if not 0 <= token < vocab_size)), IGNORED)
+    found = {*chain(*(ids for ids, _ in examples))} | {*chain(*(targets for _, targets in examples))} - {IGNORED}
+    if wrong := sorted(token for token in found if not 0 <= token < vocab_size):
         raise ValueError(
-            f"An example holds token {wrong}, but the model knows ids from 0 to {vocab_size - 1}: use the tokenizer "
+            f"An example holds token {wrong[0]}, but the model knows ids from 0 to {vocab_size - 1}: use the tokenizer "
             "that the model was made for."
         )
     return examples

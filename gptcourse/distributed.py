@@ -20,17 +20,18 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  #
 def choose_device(device: str | torch.device | None = None) -> torch.device:
     """Return the given device, or the best there is: this process's own CUDA GPU, Apple's GPU, or the CPU.
 
-    Raises ValueError.
+    Raises ValueError for a device that is not there.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.empty(0, device=chosen)  # on this one alone: a process that touches another GPU takes memory there
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"PyTorch finds no device {str(device)!r} here: leave `device` out.") from error
-    device = torch.device(device)
-    own = device.type == "cuda" and device.index is None
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if own else device
+    return chosen
 
 
 def init(device: str | torch.device | None = None) -> None:
@@ -39,9 +40,9 @@ def init(device: str | torch.device | None = None) -> None:
     launched = all(name in os.environ for name in LAUNCHER) and int(os.environ["WORLD_SIZE"]) > 1
     if not launched or dist.is_initialized():
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
 
 

@@ -27,13 +27,18 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
     """Make a directory that `write(folder)` fills, in the place of any that is there.
 
     It is written under another name, fsynced and renamed: a rename happens completely or not at all (POSIX `rename`).
+    When `write` raises, or the disk is full, nothing is left of it.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    write(unfinished)
-    for part in (*sorted(unfinished.iterdir()), unfinished):
-        fsync(part)
+    try:
+        write(unfinished)
+        for part in (*sorted(unfinished.iterdir()), unfinished):
+            fsync(part)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     if path.exists():
         shutil.rmtree(path)
     unfinished.rename(path)

@@ -61,12 +61,11 @@ def read_model(directory: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
         config, state = config_from_gpt2(settings), from_gpt2_names(state)
     else:
         config = config_from(settings, [field.name for field in fields(GPTConfig)])
-    if "lm_head.weight" in state:  # transformers keeps saying "tied" of a model whose LM head was replaced
-        tied = config.tie_word_embeddings and torch.equal(state["lm_head.weight"], state["wte.weight"])
-        config = replace(config, tie_word_embeddings=tied)
-    else:
-        state["lm_head.weight"] = state["wte.weight"]
-    return config, state
+    table = state.get("wte.weight", torch.empty(0))  # without one, load_state_dict will name what is missing
+    head = state.setdefault("lm_head.weight", table)
+    # transformers keeps saying "tied" of a model whose LM head was replaced.
+    tied = config.tie_word_embeddings and torch.equal(head, table)
+    return replace(config, tie_word_embeddings=tied), state
 
 
 def config_from(settings: dict, names) -> GPTConfig:

@@ -23,11 +23,10 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al.: brings singular valu
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
     """Return the learning rate of one step, counted from 0.
 
-    The rate climbs in a straight line for `warmup_steps` steps, so that step `warmup_steps` is the first with
-    the full rate and no step is wasted on a rate of zero. Then it falls to `min_lr_ratio * learning_rate` and
-    stays there. "cosine" and "linear" fall over `decay_steps` (None: until the end of the run);
-    "warmup_stable_decay" keeps the full rate, then falls in a straight line over the last `decay_steps` (None:
-    the last tenth). GPT-3 falls along a cosine to 10 % (Brown et al. 2020, appendix B).
+    It climbs in a straight line for `warmup_steps` steps, the step after which is the first with the full rate, then
+    falls to `min_lr_ratio * learning_rate` and stays there: "cosine" and "linear" over `decay_steps` (None: until the
+    end), "warmup_stable_decay" in a straight line over the last `decay_steps` (None: the last tenth). GPT-3 falls along
+    a cosine to 10 % (Brown et al. 2020, appendix B).
     """
     peak = config.learning_rate
     if step < config.warmup_steps:
@@ -52,9 +51,8 @@ def _decay(config: TrainingConfig) -> tuple[int, int]:
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Return AdamW's two parameter groups: matrices, which decay, and all the others, which do not.
 
-    A matrix is any parameter with two or more dimensions. The embeddings decay as well: with tied embeddings
-    the token table *is* the LM head, and one rule for all shapes is easier to remember. Biases and norm scales
-    have one dimension and do not decay. Frozen parameters are left out.
+    A matrix is any parameter with two or more dimensions; the embeddings are, and with tied ones the token table *is*
+    the LM head. Biases and norm scales have one dimension and do not decay. Frozen parameters are left out.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
@@ -76,13 +74,9 @@ def mup_groups(model: GPT, weight_decay: float) -> list[dict]:
     """
     if model.config.mup_base_width is None:
         raise ValueError("This model has no base width: give its GPTConfig a mup_base_width, or use decay_groups.")
-    multiplier = model.config.width_multiplier
-    hidden = {parameter: None for parameter in model.h.parameters() if parameter.requires_grad and parameter.ndim >= 2}
-    groups = [{"params": list(hidden), "weight_decay": multiplier * weight_decay, "lr_factor": 1 / multiplier}]
-    for group in decay_groups(model, weight_decay):
-        rest = [parameter for parameter in group["params"] if parameter not in hidden]
-        groups.append(group | {"params": rest, "lr_factor": 1.0})
-    return [group for group in groups if group["params"]]
+    m = model.config.width_multiplier
+    groups = _hidden_apart(model, weight_decay, {"weight_decay": m * weight_decay, "lr_factor": 1 / m})
+    return [{"lr_factor": 1.0} | group for group in groups]
 
 
 def muon_groups(model: GPT, weight_decay: float, momentum: float = 0.95, ns_steps: int = 5) -> list[dict]:
@@ -90,9 +84,14 @@ def muon_groups(model: GPT, weight_decay: float, momentum: float = 0.95, ns_step
 
     The token and position tables are matrices as well, but each of their rows is a vector of its own.
     """
-    hidden = {parameter: None for parameter in model.h.parameters() if parameter.requires_grad and parameter.ndim >= 2}
     muon = {"weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps}
-    groups = [{"params": list(hidden)} | muon]
+    return _hidden_apart(model, weight_decay, muon)
+
+
+def _hidden_apart(model: GPT, weight_decay: float, settings: dict) -> list[dict]:
+    """Return `decay_groups`, but the matrices of the blocks first, in a group of their own with these settings."""
+    hidden = {parameter: None for parameter in model.h.parameters() if parameter.requires_grad and parameter.ndim >= 2}
+    groups = [{"params": list(hidden)} | settings]
     for group in decay_groups(model, weight_decay):
         groups.append(group | {"params": [parameter for parameter in group["params"] if parameter not in hidden]})
     return [group for group in groups if group["params"]]

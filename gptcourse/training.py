@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ReduceOp
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
@@ -70,7 +71,7 @@ class Trainer:
 
     `batches(step)` returns the micro-batches (ids, targets), each (B, T), of a step counted from 0, for all processes.
     `validate(model)` returns a validation loss, `schedule(step)` a learning rate (None: `learning_rate_at`). With
-    `keep_best`, `best` holds a copy of the trainable parameters with the lowest validation loss.
+    `keep_best`, `best` holds a copy of `state()` at the lowest validation loss.
     """
 
     def __init__(
@@ -95,6 +96,29 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config)
         self.history, self.n_tokens = History(), 0
         self.keep_best, self.best = keep_best, {}
+
+    def run(
+        self, callback=None, progress: bool = True, checkpoint_dir=None, resume: bool = False, data=None
+    ) -> History:
+        """Make the remaining steps and return the history; the arguments are those of `train`.
+
+        `data` identifies, in a dict, what is learned from: a run resumes only from checkpoints with the same.
+        """
+        history, config = self.history, self.config
+        saving = checkpointing(self, checkpoint_dir, resume, data or {})
+        with saving as save, train_mode(self.wrapped), ctrl_c() as pressed, _progress_bar(self, progress) as show:
+            if history.stopped != "early stopping":  # whoever interrupts a run may go on with it
+                history.stopped = None
+            while len(history.step) < config.steps and history.stopped is None:
+                self.step()
+                show()
+                if _is_due(history.step[-1], config.save_steps):
+                    self._save(save)
+                called = callback is not None and bool(callback(history))
+                self._stop_together(called, pressed.is_set())
+            self._save(save)
+        self.optimizer.zero_grad()  # releases the gradients
+        return history
 
     def step(self) -> None:
         """Make one step: forward, backward, clip, update, record. Raises DivergedError before a bad update."""
@@ -145,51 +169,40 @@ class Trainer:
     def _evaluate(self) -> None:
         if self.validate is None:
             return
-        history, loss = self.history, self.validate(self.model)
+        history = self.history
+        # The mean over processes, as they must agree to the last bit on which loss is the lowest.
+        loss = distributed.all_reduce(self.validate(self.model), self.device) / distributed.world_size()
         self._require_finite(loss, f"validation loss after step {history.step[-1]} is")
         if self.keep_best and loss < min(history.eval_loss, default=math.inf):
-            self.best = {name: parameter.detach().clone() for name, parameter in self.trainable.items()}
+            self.best = {name: tensor.detach().clone() for name, tensor in self.state().items()}
         history.eval_step.append(history.step[-1])
         history.eval_loss.append(loss)
 
-    def run(
-        self, callback=None, progress: bool = True, checkpoint_dir=None, resume: bool = False, data=None
-    ) -> History:
-        """Make the remaining steps and return the history; the arguments are those of `train`.
-
-        `data` identifies, in a dict, what is learned from: a run resumes only from checkpoints with the same.
-        """
-        history, config = self.history, self.config
-        saving = checkpointing(self, checkpoint_dir, resume, data or {})
-        with saving as save, train_mode(self.wrapped), ctrl_c() as pressed, _progress_bar(self, progress) as show:
-            while len(history.step) < config.steps and history.stopped is None:
-                self.step()
-                show()
-                if _is_due(history.step[-1], config.save_steps):
-                    self._save(save)
-                if self._anywhere(callback is not None and bool(callback(history))):
-                    history.stopped = history.stopped or "callback"
-                if self._anywhere(pressed.is_set()):
-                    history.stopped = "interrupted"
-            self._save(save)
-        self.optimizer.zero_grad()  # releases the gradients
-        return history
-
-    @torch.no_grad()
-    def restore_best(self) -> None:
-        """Put back the trainable parameters with the lowest validation loss, if any were kept."""
-        for name, value in self.best.items():
-            self.trainable[name].copy_(value)
-
-    def _anywhere(self, flag: bool) -> bool:
-        """Return whether the flag is set in any process: only together can they stop."""
-        return distributed.all_reduce(flag, self.device) > 0
+    def _stop_together(self, called: bool, interrupted: bool) -> None:
+        """Note that the run stops if the callback or Ctrl-C says so in any process: only together can they stop."""
+        wish = distributed.all_reduce(2 if interrupted else int(called), self.device, ReduceOp.MAX)
+        if wish == 2:
+            self.history.stopped = "interrupted"
+        elif wish == 1:
+            self.history.stopped = self.history.stopped or "callback"
 
     def _save(self, save: Callable[[], None]) -> None:
         """Save, unless the last update broke the weights, which no loss has shown yet: then raise DivergedError."""
         if not all(parameter.isfinite().all() for parameter in self.trainable.values()):
             self._require_finite(math.inf, f"largest weight after step {len(self.history.step)} is")
         save()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what training changes, by name: trainable parameters, and the buffers of the model's state_dict."""
+        saved = self.model.state_dict().keys()
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in saved}
+        return {name: parameter.detach() for name, parameter in self.trainable.items()} | buffers
+
+    def restore_best(self) -> None:
+        """Put back the state with the lowest validation loss, if any was kept."""
+        state = self.state()
+        for name, tensor in self.best.items():
+            state[name].copy_(tensor)
 
 
 def train(
@@ -206,16 +219,16 @@ def train(
 ) -> History:
     """Train `model` in place on (n,) token ids, on `device` (None: the best there is), and return the history.
 
-    `callback(history)` is called after each step and returns True to stop the run. Ctrl-C stops it after the step it is
-    in; a second Ctrl-C at once. With `checkpoint_dir`, checkpoints are written there every `save_steps` and at the end,
-    the last two are kept, and `resume=True` goes on from the newest whole one, if there is any: on one machine with one
-    number of threads, a CPU run ends bit-identical to one that never stopped. `steps` may grow on resuming, as long as
-    the schedule gives the steps already made the same rates.
+    `callback(history)` is called after each step; True stops the run. Ctrl-C stops it after the step it is in, a second
+    one at once. Checkpoints are written to `checkpoint_dir` every `save_steps` and at the end, and the last two kept;
+    `resume=True` goes on from the newest whole one, if there is any. On one machine with one number of threads, a CPU
+    run then ends bit-identical to one that never stopped. `steps` may grow on resuming, if the schedule gives the steps
+    already made the same rates.
 
-    Started by `torchrun` or `accelerate launch`, each process takes `batch_size` sequences of its own: n processes make
-    the same run as one with n times the `gradient_accumulation_steps`. Process 0 writes and shows progress.
+    Started by `torchrun` or `accelerate launch`, n processes make the run of one with n times the
+    `gradient_accumulation_steps`; process 0 writes and shows progress.
 
-    Raises ValueError (tokens or settings that do not fit), CheckpointError and DivergedError.
+    Raises ValueError, CheckpointError and DivergedError.
     """
     device, length = choose_device(device), check_length(model, config.sequence_length)
     distributed.init(device)
@@ -267,13 +280,12 @@ def forward(model: nn.Module, ids: Tensor, targets: Tensor) -> GPTOutput:
     return GPTOutput(logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()))
 
 
-def objective(output, targets: torch.Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0) -> torch.Tensor:
-    """Return the loss that training minimises, from a model's output on targets (B, T).
+def objective(output, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
+    """Return the loss that training minimises, from a model's output (logits (B, T, V) and loss) on targets (B, T).
 
-    `label_smoothing` is the share of the target's probability that is spread evenly over all V tokens: the same
-    as F.cross_entropy's (Szegedy et al. 2016, section 7). `z_loss` multiplies the mean of log² Z, where Z is the sum
-    that the softmax divides by, and keeps log Z near 0; PaLM took 1e-4 (Chowdhery et al. 2022, section 5). Both
-    need `output.logits` (B, T, V), and leave out IGNORED targets.
+    `label_smoothing` is the share of the target's probability that is spread evenly over all V tokens (Szegedy et al.
+    2016, section 7). `z_loss` multiplies the mean of log² Z, Z being the sum that the softmax divides by, and keeps log
+    Z near 0; PaLM took 1e-4 (Chowdhery et al. 2022, section 5). Both leave out IGNORED targets.
     """
     if not label_smoothing and not z_loss:
         return output.loss

@@ -16,7 +16,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside the wrappers of torch.compile, DistributedDataParallel and DataParallel."""
     if isinstance(model, DistributedDataParallel | DataParallel):
         return unwrap(model.module)
-    compiled = model._modules.get("_orig_mod")
+    compiled = getattr(model, "_orig_mod", None)
     return model if compiled is None else unwrap(compiled)
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
@@ -154,14 +154,17 @@ def damaged(folder, how):
         weights.write_bytes(weights.read_bytes()[:-10])
     elif how == "weights empty":
         weights.write_bytes(b"")
+    elif how == "weights without a token table":
+        save_file({n: t for n, t in load_file(weights).items() if "wte" not in n and "lm_head" not in n}, weights)
     elif how == "weights of fewer layers":
         config.write_text(json.dumps(settings | {"n_layer": 3}))
 
 
 HOWS = ["config cut", "config a list", "config of nothing", "config not UTF-8", "config of another size"]
+WEIGHTS = ["weights cut", "weights empty", "weights without a token table", "weights of fewer layers"]
 
 
-@pytest.mark.parametrize("how", [*HOWS, "weights cut", "weights empty", "weights of fewer layers"])
+@pytest.mark.parametrize("how", [*HOWS, *WEIGHTS])
 def test_a_damaged_model_is_one_sentence(how, tmp_path):
     untied().save(tmp_path)
     damaged(tmp_path, how)

@@ -13,9 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptcourse.model import GPT, GPTConfig
+from gptcourse.data import text_batches
+from gptcourse.model import GPT, GPTConfig, GPTOutput
 from gptcourse.optimizers import build_optimizer, learning_rate_at
-from gptcourse.training import DivergedError, TrainingConfig, choose_device, evaluate, get_batch, objective, train
+from gptcourse.training import (
+    DivergedError,
+    Trainer,
+    TrainingConfig,
+    choose_device,
+    evaluate,
+    get_batch,
+    objective,
+    train,
+)
+from gptcourse.views import eval_view
 
 VOCAB, LENGTH = 17, 8
 TOKENS = torch.from_numpy(np.random.default_rng(1).integers(0, VOCAB, 300))
@@ -199,6 +210,15 @@ def test_an_unknown_device_is_refused_and_a_known_one_taken():
     assert choose_device().type in ("cuda", "mps", "cpu")
     with pytest.raises(ValueError, match=r"no device 'abacus' here"):
         choose_device("abacus")
+
+
+def test_a_process_touches_no_device_but_its_own(monkeypatch):
+    """What torch.empty is asked for: "cuda" alone would take memory on the first GPU in every process."""
+    asked = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch, "empty", lambda *_, device: asked.append(device))
+    assert choose_device("cuda") == torch.device("cuda", 3) and choose_device("cuda:1") == torch.device("cuda", 1)
+    assert asked == [torch.device("cuda", 3), torch.device("cuda", 1)]
 
 
 # The steps
@@ -494,6 +514,49 @@ def test_a_callback_stops_the_run_after_its_step():
     assert (history.step, history.stopped) == ([1, 2, 3], "callback")
     run(three, callback=lambda history: len(history.loss) == 3)
     assert same(weights(model), weights(three))
+
+
+class Counted(torch.nn.Module):
+    """A model of one's own, without a config: a table behind batch norm, whose statistics are buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.table = torch.nn.BatchNorm1d(VOCAB), torch.nn.Linear(VOCAB, VOCAB)
+
+    def forward(self, ids, targets):
+        one_hot = torch.nn.functional.one_hot(ids, VOCAB).float().flatten(0, 1)  # (B T, V)
+        logits = self.table(self.norm(one_hot))
+        return GPTOutput(logits, torch.nn.functional.cross_entropy(logits, targets.flatten()))
+
+
+def own_run(steps=6, stop_at=None, trainer=None, **options):
+    def validate(model):
+        ids, targets = get_batch(TOKENS, 8, LENGTH, 1, 0)
+        return eval_view(model)(ids, targets).loss.item()
+
+    torch.manual_seed(3)
+    config = TrainingConfig(steps, 4, 1.0, lr_scheduler_type="constant", eval_steps=1)
+    batches = text_batches(TOKENS, config, LENGTH, 1)
+    trainer = trainer or Trainer(Counted(), batches, config, validate=validate, keep_best=True, device="cpu")
+    trainer.run(lambda history: history.step[-1] == stop_at, progress=False, **options)
+    return trainer
+
+
+def test_a_model_of_ones_own_with_buffers_and_no_config_is_resumed_bit_for_bit(tmp_path):
+    whole, stopped = own_run(), own_run(stop_at=4, checkpoint_dir=tmp_path)
+    assert (stopped.history.stopped, len(stopped.history.step)) == ("callback", 4)
+    resumed = own_run(checkpoint_dir=tmp_path, resume=True)
+    assert resumed.history == whole.history
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name])
+    resumed.restore_best()
+    assert resumed.validate(resumed.model) == min(whole.history.eval_loss)
+
+
+def test_an_interrupted_trainer_goes_on_when_it_is_run_again():
+    whole, trainer = own_run(), own_run(stop_at=2)
+    own_run(trainer=trainer)
+    assert trainer.history == whole.history
 
 
 def test_ctrl_c_stops_after_the_step_and_the_old_handler_comes_back():

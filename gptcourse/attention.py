@@ -45,18 +45,14 @@ def causal_mask(
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mix the values `v` by how well the queries `q` match the keys `k`: softmax(q kᵀ / √D) v.
 
-    Vaswani et al. (2017), equation 1. Written for reading; training uses torch's fused kernel, which gives the
-    same numbers.
+    Vaswani et al. (2017), equation 1. Training uses torch's fused kernel, which gives the same numbers.
 
     Args:
         q: (..., T, D). k: (..., S, D). v: (..., S, Dv).
         mask: boolean, broadcastable to (..., T, S); True means "may look". Every query needs at least one True.
 
-    Returns:
-        The output (..., T, Dv) and the weights (..., T, S); each row of the weights sums to one.
-
-    Raises ValueError if the last dimensions of q and k, or the numbers of keys and values, differ, or if the mask
-    is not boolean.
+    Returns the output (..., T, Dv) and the weights (..., T, S), each row of which sums to one. Raises ValueError if
+    shapes do not fit or the mask is not boolean.
     """
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"A query has {q.shape[-1]} numbers and a key {k.shape[-1]}: they must be equal.")

@@ -148,9 +148,9 @@ def pack(examples: Iterable[Example], length: int) -> list[Example]:
 def reinit_embeddings(model: GPT | PreTrainedModel, tokens: Sequence[int], seed: int = 0) -> None:
     """Give these tokens new embeddings: the mean of all others plus noise of their standard deviation.
 
-    Tokens that never occur in training are all pushed in one direction in a tied table, until they are alike. Hewitt
-    (2021), "Initializing New Word Embeddings for Pretrained Language Models", starts added tokens in this way. Raises
-    ValueError for a token outside the vocabulary, and if no other is left.
+    Training pushes tokens that never occur in one direction in a tied table, until they are alike. Source: Hewitt
+    (2021), "Initializing New Word Embeddings for Pretrained Language Models". Raises ValueError for a token outside the
+    vocabulary, and if no other is left.
     """
     model = unwrap(model)
     table = (model.wte if isinstance(model, GPT) else model.get_input_embeddings()).weight  # (V, C)
@@ -282,10 +282,9 @@ def finetune(
 ) -> History:
     """Train `model` in place on examples, and return the history, in nats per target.
 
-    All parameters are trained, unless `freeze_all_but_last` or `add_lora` was called before. A step draws `batch_size`
-    examples for each micro-batch; its loss is the mean over all its targets. With `validation` examples the weights
-    with the lowest validation loss are put back at the end, and after `patience` evaluations without a lower one the
-    run stops ("early stopping"). All else is as in `train`. Raises ValueError, CheckpointError and DivergedError.
+    A step draws `batch_size` examples for each micro-batch; its loss is the mean over all its targets. With
+    `validation` examples the weights with the lowest validation loss are put back at the end, and after `patience`
+    evaluations without a lower one the run stops ("early stopping"). All else is as in `train`.
     """
     if patience is not None and not (patience >= 1 and config.eval_steps and validation):
         raise ValueError("patience counts evaluations, 1 or more: give validation examples and set eval_steps.")

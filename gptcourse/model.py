@@ -156,8 +156,8 @@ class GPT(nn.Module):
             GPTOutput: logits (B, T, V), or (B, n, V); with targets the loss, the mean over all targets of
             -ln p(target), in nats; with output_attentions the weights of each layer, (B, H, T, S).
 
-        Raises ValueError if ids is not two-dimensional, does not fit into n_positions or (on a CPU) holds a number
-        that is no token, or if logits_to_keep is negative or comes together with targets.
+        Raises ValueError for ids of another shape, too many of them or (on a CPU) outside the vocabulary, and for a
+        negative logits_to_keep or one together with targets.
         """
         if logits_to_keep < 0:
             raise ValueError(f"logits_to_keep is {logits_to_keep}, but it must be 0 (all positions) or more.")
@@ -200,9 +200,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_transformers(cls, model: GPT2LMHeadModel) -> GPT:
-        """Return a GPT with the weights of a transformers GPT-2: the same logits.
-
-        transformers keeps three dropout rates and GPT-2 gives them one value; here it is `resid_pdrop`.
+        """Return a GPT with the weights, and so the logits, of a transformers GPT-2; dropout is its `resid_pdrop`.
 
         Raises ValueError, naming the setting, for a model that computes something else than GPT-2 does.
         """
@@ -213,9 +211,7 @@ class GPT(nn.Module):
         return ours.train(model.training)
 
     def to_transformers(self) -> GPT2LMHeadModel:
-        """Return a transformers GPT2LMHeadModel with these weights: the same logits.
-
-        The factor that muP gives the logits becomes part of the LM head.
+        """Return a transformers GPT2LMHeadModel with the same logits; muP's factor becomes part of the LM head.
 
         Raises ValueError for a model with rotary positions, RMSNorm, squared ReLU or query/key norm.
         """
@@ -244,9 +240,7 @@ class GPT(nn.Module):
 
     @classmethod
     def load(cls, directory: str | Path) -> GPT:
-        """Read a model that `save`, or transformers' save_pretrained of a GPT-2, has written; in float32, for use.
-
-        The model is in evaluation mode (no dropout), as from_pretrained gives it. Half-precision files are widened.
+        """Read a model that `save`, or transformers' save_pretrained of a GPT-2, has written: float32, evaluation mode.
 
         Raises ValueError if a file is missing or damaged, or the model is of another kind.
         """

@@ -97,9 +97,7 @@ class Trainer:
         self.history, self.n_tokens = History(), 0
         self.keep_best, self.best = keep_best, {}
 
-    def run(
-        self, callback=None, progress: bool = True, checkpoint_dir=None, resume: bool = False, data=None
-    ) -> History:
+    def run(self, callback=None, progress=True, checkpoint_dir=None, resume=False, data=None) -> History:
         """Make the remaining steps and return the history; the arguments are those of `train`.
 
         `data` identifies, in a dict, what is learned from: a run resumes only from checkpoints with the same.
@@ -128,8 +126,8 @@ class Trainer:
         grad_norm = clip_grad_norm_(self.trainable.values(), self.config.max_grad_norm)
         loss, grad_norm = torch.stack((loss, grad_norm)).tolist()  # both at once: a GPU is waited for once
         loss = distributed.all_reduce(loss, self.device)
-        self._require_finite(loss, f"loss of step {step + 1} is")
-        self._require_finite(grad_norm, f"gradient norm of step {step + 1} is")
+        self._require_finite(loss, f"loss of step {step + 1}")
+        self._require_finite(grad_norm, f"gradient norm of step {step + 1}")
         learning_rate = self.schedule(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_factor", 1.0)
@@ -160,10 +158,10 @@ class Trainer:
 
     def _require_finite(self, value: float, what: str) -> None:
         if not math.isfinite(value):
-            n = len(self.history.step)
-            advice = "try a lower learning_rate, more warmup_steps or a smaller max_grad_norm"
             raise DivergedError(
-                f"The {what} {value}; the model has the weights after step {n}: {advice}.", self.history
+                f"The {what} is {value}; the model has the weights after step {len(self.history.step)}: try a lower "
+                "learning_rate, more warmup_steps or a smaller max_grad_norm.",
+                self.history,
             )
 
     def _evaluate(self) -> None:
@@ -172,7 +170,7 @@ class Trainer:
         history = self.history
         # The mean over processes, as they must agree to the last bit on which loss is the lowest.
         loss = distributed.all_reduce(self.validate(self.model), self.device) / distributed.world_size()
-        self._require_finite(loss, f"validation loss after step {history.step[-1]} is")
+        self._require_finite(loss, f"validation loss after step {history.step[-1]}")
         if self.keep_best and loss < min(history.eval_loss, default=math.inf):
             self.best = {name: tensor.detach().clone() for name, tensor in self.state().items()}
         history.eval_step.append(history.step[-1])
@@ -189,7 +187,7 @@ class Trainer:
     def _save(self, save: Callable[[], None]) -> None:
         """Save, unless the last update broke the weights, which no loss has shown yet: then raise DivergedError."""
         if not all(parameter.isfinite().all() for parameter in self.trainable.values()):
-            self._require_finite(math.inf, f"largest weight after step {len(self.history.step)} is")
+            self._require_finite(math.inf, f"largest weight after step {len(self.history.step)}")
         save()
 
     def state(self) -> dict[str, Tensor]:

@@ -115,10 +115,9 @@ def lr_range_test(
 ) -> RangeTest:
     """Train a copy of `model` while the learning rate grows from `lowest` to `highest`, until the loss breaks.
 
-    The rate grows exponentially over `config.steps` steps of `train`; the rate and schedule of `config` are not used.
-    The loss breaks at the first loss or gradient that is not finite, or when the median of the last losses (a twentieth
-    of `config.steps`, at least 3) is more than the share `rise` above the lowest such median. Smith (2017, section 3.3)
-    raises the rate linearly and reads the accuracy by eye.
+    The rate grows exponentially over `config.steps` steps, whatever the rate and schedule of `config`. The loss breaks
+    when a loss or gradient is not finite, or the median of the last losses (a twentieth of `config.steps`, at least 3)
+    is more than the share `rise` above the lowest such median. Smith (2017, section 3.3) raises the rate linearly.
 
     `callback(model, optimizer)` is called after each step with the copy and its AdamW. Ctrl-C stops the test and keeps
     what was measured. Raises ValueError, and DivergedError when the first loss is not finite.

@@ -3,9 +3,9 @@
     python -m benchmarks training [rounds]
 
 nanoGPT cannot be installed as a package; `NanoGPT` and `plain_loop` rebuild its arithmetic and its settings in our own
-words: LayerNorm and linear maps without biases, exact GELU, `F.scaled_dot_product_attention`, a tied LM head; AdamW
-with decay for matrices alone, gradients clipped at 1, batches drawn at random from one array. AdamW is fused, which
-nanoGPT asks for on a GPU alone: on a CPU it is the faster one. transformers' model runs in the same loop.
+words, with `bias=True`, so that it trains the same model: exact GELU, `F.scaled_dot_product_attention`, a tied LM head;
+AdamW with decay for matrices alone, gradients clipped at 1, batches drawn at random from one array. AdamW is fused,
+which nanoGPT asks for on a GPU alone: on a CPU it is the faster one. transformers' model runs in the same loop.
 
 The matmul rate is what would be reached if a step were only the products of its matrices, forward and twice backward:
 what is left to gain. No dropout, float32, no compilation. Nobody evaluates during the run.
@@ -30,14 +30,14 @@ SHAPES = {  # the model, and the sequences in a batch
 
 
 class NanoBlock(nn.Module):
-    """A block without biases."""
+    """A block, with nanoGPT's `bias=True`."""
 
     def __init__(self, config):
         super().__init__()
         width, self.n_head = config.n_embd, config.n_head
-        self.ln_1, self.ln_2 = (nn.LayerNorm(width, bias=False) for _ in range(2))
-        self.c_attn, self.attn_proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.c_fc, self.mlp_proj = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        self.ln_1, self.ln_2 = (nn.LayerNorm(width) for _ in range(2))
+        self.c_attn, self.attn_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.c_fc, self.mlp_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x):
         """Map (B, T, C) to (B, T, C)."""
@@ -59,7 +59,7 @@ class NanoGPT(nn.Module):
             nn.Embedding(config.n_positions, config.n_embd),
         )
         self.h = nn.ModuleList(NanoBlock(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=False)
+        self.ln_f = nn.LayerNorm(config.n_embd)
         for weight in self.parameters():
             if weight.dim() == 2:
                 nn.init.normal_(weight, std=0.02)

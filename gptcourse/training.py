@@ -140,6 +140,8 @@ class Trainer:
         """Compute the gradient of the objective over all targets of a step; return the loss of this process's parts."""
         config, parts, n = self.config, self.batches(step), distributed.world_size()
         counts = [int((targets != IGNORED).sum()) for _, targets in parts]
+        if len(parts) < n or not all(counts):  # a process without one would let the others wait for ever
+            raise ValueError(f"batches({step}) must give micro-batches with targets, one or more for each process.")
         loss, own = torch.zeros((), device=self.device), range(distributed.rank(), len(parts), n)
         for i in own:
             ids, targets = (tensor.to(self.device) for tensor in parts[i])

@@ -553,6 +553,13 @@ def test_a_model_of_ones_own_with_buffers_and_no_config_is_resumed_bit_for_bit(t
     assert resumed.validate(resumed.model) == min(whole.history.eval_loss)
 
 
+@pytest.mark.parametrize("parts", [[], [(TOKENS[None, :4], torch.full((1, 4), -100))]])
+def test_a_step_with_nothing_to_learn_is_refused_in_one_sentence(parts):
+    trainer = Trainer(Counted(), lambda step: parts, TrainingConfig(1, 1, 1.0), device="cpu")
+    with pytest.raises(ValueError, match=r"^batches\(0\) must give micro-batches with targets, .*\.$"):
+        trainer.run(progress=False)
+
+
 def test_an_interrupted_trainer_goes_on_when_it_is_run_again():
     whole, trainer = own_run(), own_run(stop_at=2)
     own_run(trainer=trainer)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 from gptcourse.support import Dialogue, support
@@ -103,7 +104,7 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
             "(and is worth reading from about a million)."
         )
     least = MINIMUM_PART / len(text)
-    if not abs(validation_fraction - 0.5) <= 0.5 - least + 1e-9:
+    if not isinstance(validation_fraction, Real) or not abs(validation_fraction - 0.5) <= 0.5 - least + 1e-9:
         raise ValueError(
             f"validation_fraction is {validation_fraction}, but of {len(text)} characters each part needs "
             f"{MINIMUM_PART}: choose {least:.9g} to {1 - least:.9g}."
@@ -115,9 +116,9 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
 
 
 def _decode(path: Path) -> str:
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory: give the path of one text file.")
     try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a directory: give the path of one text file.")
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): check the path.") from error
@@ -149,7 +150,7 @@ def labelled(source: str | Path, text="text", label="label", split="train") -> l
         rows = _csv_rows(path, DELIMITERS[suffix])
     elif suffix == ".jsonl":
         rows = _json_rows(path)
-    elif path.is_file():
+    elif os.path.isfile(path):  # pathlib raises for a name too long
         raise ValueError(f"{path} must be a .csv, .tsv or .jsonl file: save your table as one of these.")
     else:
         rows = _hub_rows(str(source), label, split)
@@ -198,7 +199,7 @@ def _json_rows(path):
     for number, line in enumerate(_decode(path).split("\n"), start=1):
         try:
             row = json.loads(line, object_pairs_hook=tuple) if line.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}, is not JSON Lines ({error}): write one object a line.") from error
         if line.strip() and not isinstance(row, tuple):
             raise ValueError(f"{path}, line {number}, is not JSON Lines (no object): write one object a line.")

@@ -269,7 +269,9 @@ def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence
     check_lengths(**{"true labels": truth, "predicted ones": predicted})
     place = {label: i for i, label in enumerate(labels)}
     if wrong := {*truth, *predicted} - place.keys() or {label for label in labels if list(labels).count(label) > 1}:
-        raise ValueError(f"{sorted(wrong)} are not among the labels {list(labels)} once: list every label once.")
+        raise ValueError(
+            f"{sorted(wrong, key=str)} are not among the labels {list(labels)} once: list every label once."
+        )
     confusion = np.zeros((len(place), len(place)), dtype=int)
     np.add.at(confusion, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
     right = confusion.diagonal()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ HEAD_SIZE = 16
 CONTEXT = 64
 TOKENS = 24_576  # each run reads so many, whatever its batch
 HELD_OUT_TOKENS = 4_097  # the beginning of the held-out plays: 4,096 predictions
+# What reading a file that is missing or damaged raises.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, BadZipFile)
 POINTS = 48  # of a curve, each the mean loss over as many tokens
 
 Point = dict[str, Any]
@@ -139,11 +142,14 @@ class Atlas:
 def load_atlas(directory: str | Path | None = None) -> Atlas:
     """Read the atlas that the course ships, or one that `recipes/atlas.py` has written elsewhere."""
     directory = _asset("atlas") if directory is None else Path(directory)
-    with np.load(directory / "atlas.npz") as arrays:  # allow_pickle is off, as it is by default
-        about = json.loads(str(arrays["about"]))
-        curves, held_out = arrays["curves"].astype(np.float32), arrays["held_out"]
-    axes = {name: tuple(values) for name, values in about["axes"].items()}
-    return Atlas(axes, curves, held_out, about["vocab_size"])
+    try:
+        with np.load(directory / "atlas.npz") as arrays:  # allow_pickle is off, as it is by default
+            about = json.loads(str(arrays["about"]))
+            curves, held_out = arrays["curves"].astype(np.float32), arrays["held_out"]
+        axes = {name: tuple(values) for name, values in about["axes"].items()}
+        return Atlas(axes, curves, held_out, about["vocab_size"])
+    except DAMAGED as error:
+        raise ValueError(f"{directory} holds no whole atlas ({error}): give a folder that has one.") from error
 
 
 def save_atlas(atlas: Atlas, directory: Path) -> None:
@@ -184,9 +190,12 @@ class Recording:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        self.settings = run["settings"]
-        self.records = {record["step"]: record for record in run["checkpoints"]}
+        try:
+            run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            self.settings = run["settings"]
+            self.records = {record["step"]: record for record in run["checkpoints"]}
+        except DAMAGED as error:
+            raise ValueError(f"{folder} holds no whole recording ({error}): give a folder that has one.") from error
         self.tokenizer = load_tokenizer(self.folder)
 
     @property

@@ -86,8 +86,8 @@ def device_memory(
     """
     if strategy not in SHARDED:
         raise ValueError(f"strategy must be one of {', '.join(SHARDED)}, not {strategy!r}.")
-    if n_devices < 1:
-        raise ValueError(f"n_devices is {n_devices}, but a model needs one device or more.")
+    if not n_devices >= 1 or n_devices % 1:
+        raise ValueError(f"n_devices is {n_devices}, but a model needs one device or more, a whole number.")
     parameters = config.num_parameters
     activations = training_memory(config, batch_size, gradient_checkpointing)["activations"] / 2
     whole = zip(PARTS, (2 * parameters, 2 * parameters, 12 * parameters, activations), strict=True)

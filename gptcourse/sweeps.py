@@ -214,7 +214,7 @@ class _Results(dict):
     """The results of a sweep by model and training config, and the file that keeps them, if there is one."""
 
     def __init__(self, path: str | Path | None, data: dict, stack: ExitStack):
-        self.path, kind = None if path is None else Path(path).expanduser(), "result of a sweep by this version"
+        self.path, kind = None if path is None else Path(os.path.expanduser(path)), "result of a sweep by this version"
         self.common = {"format": FORMAT, "data": {name: fingerprint(ids) for name, ids in data.items()}}
         if path is None:
             return
@@ -269,7 +269,11 @@ def _make(jobs: Iterator[tuple], n_jobs: int, data: dict, processes: int | None,
                 for future in wait(running, timeout=0.1, return_when=FIRST_COMPLETED).done:
                     pool, keep = running.pop(future)
                     idle.append(pool)
-                    keep(_result(future))
+                    try:
+                        keep(_result(future))
+                    except OSError as error:
+                        advice = "make room, then call it again to go on after the runs that were"
+                        raise ValueError(f"A run could not be written ({error.strerror}): {advice}.") from error
                     bar.update()
         finally:
             for process in context.started:
@@ -561,7 +565,7 @@ def _open(storage, name: str, space: _Space, data: dict, stack: ExitStack) -> op
     if storage is not None:
         if "://" in str(storage):
             raise ValueError(f"storage is {storage!r}, but it must be the path of a file, or None.")
-        path = Path(storage).expanduser()
+        path = Path(os.path.expanduser(storage))
         lock = stack.enter_context(reserve(path))
         read_lines(path, '{"op_code":', "line of Optuna's journal")
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 
 import tokenizers
@@ -91,10 +92,12 @@ class BPETokenizer:
         """Learn a vocabulary: reserved tokens, bytes, merges. Raises ValueError for fewer than 259 and short texts."""
         _check_size(vocab_size)
         texts = [texts] if isinstance(texts, str) else list(texts)
+        for text in texts:
+            _check_text(text)
         tokenizer, words = tokenizers.Tokenizer(tokenizers.models.BPE()), ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=min(vocab_size, SMALLEST_BPE + 4 * sum(map(len, texts))),  # the library takes memory for all
             special_tokens=list(CHAT_TOKENS),
             initial_alphabet=ByteLevel.alphabet(),
             show_progress=sum(map(len, texts)) > LONG_TEXT,
@@ -213,10 +216,10 @@ def token_bytes(tokenizer) -> list[bytes]:
 
 def _write(directory, contents):
     """Write the files of a tokenizer, and remove those of another, which would be read in their place."""
-    for name in FILES:
-        (Path(directory) / name).unlink(missing_ok=True)
     for name, content in contents.items():
         write_file(Path(directory) / name, content)
+    for name in set(FILES) - contents.keys():  # last: a full disk takes no tokenizer away
+        (Path(directory) / name).unlink(missing_ok=True)
 
 
 def _read(path, parse):
@@ -227,6 +230,8 @@ def _read(path, parse):
 
 
 def _check_size(vocab_size):
+    if not isinstance(vocab_size, Integral):
+        raise ValueError(f"vocab_size is {vocab_size!r}, but it must be a whole number.")
     if vocab_size < SMALLEST_BPE:
         raise ValueError(f"vocab_size is {vocab_size}, but the bytes and reserved tokens alone take {SMALLEST_BPE}.")
 

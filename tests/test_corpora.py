@@ -337,3 +337,20 @@ def test_without_the_library_a_name_on_the_hub_is_refused_with_what_to_install(m
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         labelled("someone/reviews")
+
+
+@pytest.mark.parametrize("read", [text_file, labelled])
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 5000 + ".csv", "~nosuchuser/a.csv"])
+def test_a_path_that_cannot_be_is_one_sentence(read, name):
+    with pytest.raises(ValueError):
+        read(name)
+
+
+def test_lines_nested_too_deep_and_odd_fractions_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match="line 1, is not JSON Lines"):
+        labelled(tmp_path / "a.jsonl")
+    (tmp_path / "a.txt").write_text("a line\n" * 500)
+    for fraction in ("0.1", None):
+        with pytest.raises(ValueError, match="validation_fraction is"):
+            text_file(tmp_path / "a.txt", validation_fraction=fraction)

@@ -37,7 +37,7 @@ from wrong_answers.mutants import EQUIVALENT, mutants
 import gptcourse.exercises
 from gptcourse.evaluation import bits_per_byte
 from gptcourse.exercises import check, exercises, forget_progress, progress
-from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, remember
+from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, read_records, remember
 from gptcourse.exercises.time_limit import within
 from gptcourse.exercises.tuning import looking_back
 from gptcourse.finetuning import LoRALinear, chat_prompt, encode_dialogue, stops_early
@@ -1042,3 +1042,14 @@ def test_kernels_that_write_at_once_leave_a_whole_file():
     last = json.loads(progress_file().read_text())["exercises"]
     assert reads and all(Record(**entry).solved for entry in last.values())
     assert list(progress_file().parent.iterdir()) == [progress_file()]
+
+
+def test_without_any_home_directory_checking_works(monkeypatch):
+    def nobody(*_, **__):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("GPTCOURSE_PROGRESS", raising=False)
+    monkeypatch.setattr("platformdirs.user_data_dir", nobody)
+    records, problem = read_records()
+    assert not records and "there is no home directory" in problem
+    assert "there is no home directory" in remember("attention.causal", True)

@@ -215,3 +215,9 @@ def test_only_tensor_parallelism_divides_activations():
 def test_a_device_that_is_none_and_an_unknown_strategy_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         device_memory(SHAPES[0], 1, **settings)
+
+
+@pytest.mark.parametrize("n_devices", [0, 1.5, float("nan"), float("inf")])
+def test_an_impossible_number_of_devices_is_refused(n_devices):
+    with pytest.raises(ValueError, match="n_devices is"):
+        device_memory(GPTConfig.gpt3("125M"), 1, n_devices)

@@ -598,3 +598,21 @@ def test_a_rare_combination_that_makes_no_run_is_drawn_anew(in_this_process, mon
     result = searching(6, None, {"n_head": [3, 2]}, sampler="random", derive=None)
     assert [row["n_head"] for row in result.rows] == [2] * 6
     assert [trial.user_attrs["drawn"] for trial in result.study.trials] != list(range(6))
+
+
+@pytest.mark.parametrize("call", [sweep, search])
+def test_a_full_disk_ends_in_one_sentence_and_the_next_call_goes_on(tmp_path, monkeypatch, in_this_process, call):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    runs = {"learning_rate": [1e-2]}
+    options = (
+        BOTH | QUIET | ({"results": tmp_path / "r"} if call is sweep else {"storage": tmp_path / "r", "n_trials": 1})
+    )
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match="could not be written"),
+    ):
+        patch.setattr(sweeps, "append_line" if call is sweep else "_keep", full)
+        call(MODEL, TRAINING, runs, **options)
+    assert [row["outcome"] for row in call(MODEL, TRAINING, runs, **options).rows] == ["finished"]

@@ -15,7 +15,7 @@ from gptcourse.explorers import time_machine as module
 from gptcourse.generation import generate
 from gptcourse.interpretability import attention_patterns, induction_scores
 from gptcourse.model import GPT
-from gptcourse.recordings import time_machine
+from gptcourse.recordings import Recording, load_atlas, time_machine
 from gptcourse.tokenizers import CharTokenizer
 from recipes import time_machine as recipe
 
@@ -198,3 +198,12 @@ def test_of_a_long_prompt_the_beginning_is_read_and_that_is_said(explorer, recor
     assert f"The first 24 of your {n_tokens} tokens are read and shown." in explorer.picture.value
     explorer.controls["prompt"].value = "no"
     assert "The first 24" not in explorer.picture.value
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"{", b"[]", b"null", b"{}", b"[" * 100_000])
+def test_damaged_recordings_are_one_sentence(tmp_path, content):
+    for name, read in (("run.json", Recording), ("atlas.npz", load_atlas)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="holds no whole"):
+            read(tmp_path)

@@ -218,3 +218,28 @@ def test_a_tokenizer_of_transformers_is_saved_in_the_place_of_ours(tmp_path):
     save_tokenizer(hugging("<s> $A"), tmp_path)
     opened = AutoTokenizer.from_pretrained(tmp_path)
     assert opened.encode(TEXT) == hugging("<s> $A").encode(TEXT) and not (tmp_path / "characters.json").exists()
+
+
+def test_a_full_disk_leaves_the_tokenizer_that_was_there(tmp_path, monkeypatch):
+    CharTokenizer("ab").save(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gptcourse.files.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        CharTokenizer("xyz").save(tmp_path)
+    assert CharTokenizer.load(tmp_path).characters == ["a", "b"]
+
+
+@pytest.mark.parametrize("size", [300.0, float("nan"), "300", None])
+def test_a_vocabulary_size_that_is_no_whole_number_is_refused(size):
+    with pytest.raises(ValueError, match="whole number"):
+        BPETokenizer.train("ab" * 100, size)
+
+
+def test_training_names_half_a_character_and_survives_a_huge_vocabulary():
+    with pytest.raises(ValueError, match="half of a character"):
+        BPETokenizer.train(["ab", "a\ud800"], 260)
+    with pytest.raises(ValueError, match="give only"):  # the library aborted the process
+        BPETokenizer.train("ab cd " * 100, 10**12)

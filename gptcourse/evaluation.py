@@ -1,13 +1,11 @@
 """How good is a model? Perplexity, labels chosen by likelihood with and without examples, and what it writes.
 
-All functions take our GPT and the causal language models of transformers.
+All functions take our GPT and the causal language models of transformers, and leave them as they are.
 
 Sources: Jelinek et al. (1977), "Perplexity"; Brown et al. (2020), GPT-3, section 2.4 (likelihood of labels, few-shot
-prompts); Li et al. (2016), "A Diversity-Promoting Objective Function for Neural Conversation Models" (distinct-n);
-Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration" (loops); Efron (1979), "Bootstrap Methods"; Guo
-et al. (2017), "On Calibration of Modern Neural Networks", section 2; Manning, Raghavan and Schütze (2008),
-"Introduction to Information Retrieval", section 13.2 (naive Bayes); Mitchell et al. (2019), "Model Cards for Model
-Reporting".
+prompts); Li et al. (2016), "A Diversity-Promoting Objective Function" (distinct-n); Holtzman et al. (2020), "Neural
+Text Degeneration" (loops); Efron (1979), "Bootstrap Methods"; Guo et al. (2017), "On Calibration of Modern Neural
+Networks"; Manning et al. (2008), "Introduction to Information Retrieval"; Mitchell et al. (2019), "Model Cards".
 """
 
 from __future__ import annotations
@@ -16,97 +14,113 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcourse.finetuning import IGNORED, pad
-from gptcourse.generation import context_window
-from gptcourse.model import GPT, in_mode
+from gptcourse.data import IGNORED, check_tokens, pad
 from gptcourse.support import Dialogue, parse_reply
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from gptcourse.tokenizers import encode_text
+from gptcourse.views import context_window, device_of, eval_view, unwrap
 
 NORMALISATIONS = ("token", "none", "prior")
+
+
+def check_numbers(name: str, values, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
+    """Return numbers as a float64 array (n,). Raises ValueError for none, NaN, infinity, and one outside low..high."""
+    array = torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy().reshape(-1)
+    wrong = [x for x in array.tolist() if not (math.isfinite(x) and low <= x <= high)]
+    if wrong or not len(array):
+        found = wrong[0] if wrong else "none"
+        raise ValueError(f"The {name} must be finite numbers from {low:g} to {high:g}, but there is {found}.")
+    return array
+
+
+def check_lengths(**parts: Sequence) -> None:
+    """Raise ValueError if there are none, or not as many of one as of the other."""
+    sizes = {name: len(part) for name, part in parts.items()}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        counts = " and ".join(f"{size} {name}" for name, size in sizes.items())
+        raise ValueError(f"There are {counts}: give one for each.")
 
 
 # ---- The likelihood of a text
 
 
 @torch.inference_mode()
-def log_likelihoods(
-    model: GPT | PreTrainedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 16
-) -> list[Tensor]:
+def log_likelihoods(model: nn.Module, pairs: Sequence[tuple[Sequence[int], ...]], batch_size=16) -> list[Tensor]:
     """Return, for each (context, continuation) of token ids, the log-probability of each token of the continuation.
 
     In nats, (len(continuation),) each. A context that several pairs share is read once. Raises ValueError for an empty
-    context or continuation, and for a pair longer than the model's window.
+    context or continuation, a pair longer than the model's window, ids outside the vocabulary, and a model that gives
+    NaN.
     """
+    pairs = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
+    _check_pairs(model, pairs)
+    groups: dict[tuple, list[int]] = {}
+    for i, (context, _) in enumerate(pairs):
+        groups.setdefault(context, []).append(i)
+    alone = [i for group in groups.values() for i in group if len(group) == 1]
+    alone.sort(key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))  # little padding
+    batches = [(_logits, alone[begin : begin + batch_size]) for begin in range(0, len(alone), batch_size)]
+    batches += [(_logits_after, group) for group in groups.values() if len(group) > 1]
+    view, found = eval_view(model), {}
+    for read, batch in batches:
+        logits, targets = read(view, [pairs[i] for i in batch])
+        losses = F.cross_entropy(logits.float().mT, targets, reduction="none")  # (B, T)
+        found |= {i: -row[target != IGNORED].cpu() for i, row, target in zip(batch, losses, targets, strict=True)}
+    if any(row.isnan().any() for row in found.values()):
+        raise ValueError("The model gives NaN instead of probabilities: its training diverged, or its file is damaged.")
+    return [found[i] for i in range(len(pairs))]
+
+
+def _check_pairs(model, pairs):
     window = context_window(model)
     for context, continuation in pairs:
-        if not len(context) or not len(continuation):
+        if not context or not continuation:
             raise ValueError("A context and a continuation need at least one token each: begin a text with a newline.")
         if len(context) + len(continuation) > window + 1:
             raise ValueError(
                 f"Context and continuation have {len(context) + len(continuation)} tokens, but this model takes "
                 f"{window}: shorten the context, or give fewer examples."
             )
-    with_context: dict[tuple, list[int]] = {}
-    for i, (context, _) in enumerate(pairs):
-        with_context.setdefault(tuple(context), []).append(i)
-    alone = [i for shared in with_context.values() for i in shared if len(shared) == 1]
-    alone.sort(key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))  # little padding
-    found: dict[int, Tensor] = {}
-    with in_mode(model, training=False):
-        for begin in range(0, len(alone), batch_size):
-            batch = alone[begin : begin + batch_size]
-            found |= zip(batch, _rows(model, [pairs[i] for i in batch]), strict=True)
-        for context, shared in with_context.items():
-            if len(shared) > 1:
-                found |= zip(shared, _rows_after(model, context, [pairs[i][1] for i in shared]), strict=True)
-    return [found[i] for i in range(len(pairs))]
+        check_tokens(context + continuation, unwrap(model).config.vocab_size, 2, "tokens")
 
 
-def _rows_after(model, context, continuations):
-    """Return the log-probabilities of several continuations of one context, which is read once and kept in a cache."""
-    rows, new = len(continuations), torch.tensor([context], device=model.device)
-    ids, targets = (part.to(model.device) for part in pad([(list(c), list(c)) for c in continuations]))
+def _logits(model, pairs):
+    """Return logits (B, T, V) and targets (B, T) of one batch."""
+    examples = [((*a, *b)[:-1], (IGNORED,) * (len(a) - 1) + b) for a, b in pairs]
+    ids, targets = (part.to(device_of(model)) for part in pad(examples))
+    return model(ids).logits, targets
+
+
+def _logits_after(model, pairs):
+    """Return the same for several continuations of one context, which is read once and kept in a cache."""
+    ids, targets = (part.to(device_of(model)) for part in pad([(b, b) for _, b in pairs]))
+    context = torch.tensor([pairs[0][0]], device=ids.device)
     if hasattr(model, "new_cache"):
         cache = model.new_cache()
-        first = model(new, cache=cache).logits[:, -1:]
-        options = {"cache": [layer.repeated(rows) for layer in cache]}
+        first = model(context, cache=cache).logits[:, -1:]
+        options = {"cache": [layer.repeated(len(pairs)) for layer in cache]}
     else:
-        output = model(new, use_cache=True)
+        output = model(context, use_cache=True)
         first, options = output.logits[:, -1:], {"past_key_values": output.past_key_values}
-        options["past_key_values"].batch_repeat_interleave(rows)
-    logits = first.expand(rows, -1, -1)  # (rows, 1, V)
+        options["past_key_values"].batch_repeat_interleave(len(pairs))
+    logits = first.expand(len(pairs), -1, -1)  # (B, 1, V)
     if ids.shape[1] > 1:
-        logits = torch.cat([logits, model(ids[:, :-1], **options).logits], dim=1)  # (rows, T, V)
-    losses = F.cross_entropy(logits.float().mT, targets, reduction="none")
-    return [-row[target != IGNORED].cpu() for row, target in zip(losses, targets, strict=True)]
+        logits = torch.cat([logits, model(ids[:, :-1], **options).logits], dim=1)
+    return logits, targets
 
 
-def _rows(model, pairs):
-    """Return the log-probabilities of the continuations of one batch."""
-    examples = []
-    for context, continuation in pairs:
-        ids = [*context, *continuation]
-        examples.append((ids[:-1], [IGNORED] * (len(context) - 1) + list(continuation)))
-    ids, targets = (part.to(model.device) for part in pad(examples))  # (B, T) each
-    losses = F.cross_entropy(model(ids).logits.float().mT, targets, reduction="none")  # (B, T)
-    return [-row[target != IGNORED].cpu() for row, target in zip(losses, targets, strict=True)]
-
-
-def perplexity(model: GPT | PreTrainedModel, tokens: Sequence[int] | Tensor, context: int = 1) -> float:
+def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 1) -> float:
     """Return exp of the mean loss per token, over all tokens but the first (Jelinek et al. 1977).
 
-    A text longer than the model's window is read in windows, each of which begins `context` tokens before the first
-    one that it predicts. The more there are, the fewer tokens are predicted from nearly nothing: slower, and lower; 1
-    is what `training.evaluate` does. Raises ValueError for fewer than two tokens and a context that does not fit.
+    A text longer than the model's window is read in windows; each begins `context` tokens before the first that it
+    predicts. A larger context costs time and gives a lower value; 1 is what `training.evaluate` does. Raises
+    ValueError for fewer than two tokens and a context that does not fit.
     """
     tokens, window = [int(token) for token in tokens], context_window(model)
     if len(tokens) < 2:
@@ -119,27 +133,32 @@ def perplexity(model: GPT | PreTrainedModel, tokens: Sequence[int] | Tensor, con
         stop = min(begin + window + 1, len(tokens))
         pairs.append((tokens[begin:end], tokens[end:stop]))
         end = stop
-    return math.exp(-torch.cat(log_likelihoods(model, pairs)).double().mean().item())
+    return (-torch.cat(log_likelihoods(model, pairs)).double().mean()).exp().item()
 
 
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
     """Return a loss in bits per byte of text, in which models with different tokenizers can be compared."""
+    check_numbers("loss, tokens and bytes", [nats_per_token, n_tokens, n_bytes - 1], low=0)
     return nats_per_token * n_tokens / (math.log(2) * n_bytes)
 
 
 def overlap(text: str, seen: str, n: int = 13) -> float:
-    """Return the share of the text's runs of n words that also stand in `seen`: a sign of contamination.
+    """Return the share of the text's runs of n words that `seen` holds too, 0 if it has none: contamination.
 
-    Capitals and punctuation make no difference; GPT-3's authors looked for runs of 13 words (Brown et al. 2020,
-    appendix C). A text shorter than n words has none: 0.
+    Capitals and punctuation make no difference; GPT-3 used runs of 13 words (Brown et al. 2020, appendix C).
     """
     runs, known = (_runs(re.findall(r"\w+", one.lower()), n) for one in (text, seen))
     known = set(known)
-    return _share([run in known for run in runs]) if runs else 0.0
+    return _share([run in known for run in runs], 0.0)
 
 
 def _runs(words, n):
+    check_numbers("words in a run", n, low=1)
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _share(judgements, of_none=1.0):
+    return sum(judgements) / len(judgements) if judgements else of_none
 
 
 # ---- Labels
@@ -153,19 +172,18 @@ class Classification(NamedTuple):
 
 
 def classify(
-    model: GPT | PreTrainedModel,
+    model: nn.Module,
     tokenizer,
     prompts: Sequence[str],
     labels: Sequence[str],
-    normalise: str = "token",
-    prior_prompt: str = "Answer:",
+    normalise="token",
+    prior_prompt="Answer:",
 ) -> Classification:
     """Choose for each prompt the label that the model finds most likely to follow it (Brown et al. 2020, section 2.4).
 
-    A label's score is its log-probability: "token" divides by the number of its tokens, "none" does not, and "prior"
-    takes away what the label has after `prior_prompt`, so that labels which are likely anywhere gain nothing. Prompts
-    and labels are joined as they stand: mind the space between. Raises ValueError for fewer than two labels, labels
-    that are equal, and what `log_likelihoods` refuses.
+    A label's score is its log-probability: "token" divides by its number of tokens, "none" does not, "prior" subtracts
+    its log-probability after `prior_prompt`. Prompts and labels are joined as they stand: mind the space between.
+    Raises ValueError for fewer than two labels, equal ones, and what `log_likelihoods` refuses.
     """
     if normalise not in NORMALISATIONS:
         raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {normalise!r}.")
@@ -178,23 +196,16 @@ def classify(
 
 
 def _label_scores(model, tokenizer, prompts, labels, per_token):
-    contexts = [tokenizer.encode(prompt) for prompt in prompts]
-    continuations = [_plain(tokenizer, label) for label in labels]
+    contexts = [encode_text(tokenizer, prompt) for prompt in prompts]
+    continuations = [encode_text(tokenizer, label, start=False) for label in labels]
     pairs = [(context, continuation) for context in contexts for continuation in continuations]
     rows = log_likelihoods(model, pairs)
     scores = torch.stack([row.mean() if per_token else row.sum() for row in rows])
     return scores.view(len(prompts), len(labels))
 
 
-def _plain(tokenizer, text):
-    """Encode the rest of a text: without the tokens that some tokenizers put at its beginning."""
-    if hasattr(tokenizer, "token_id") or not hasattr(tokenizer, "all_special_ids"):
-        return tokenizer.encode(text)
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
 def few_shot(
-    model: GPT | PreTrainedModel,
+    model: nn.Module,
     tokenizer,
     examples: Sequence[tuple[str, str]],
     texts: Sequence[str],
@@ -204,11 +215,11 @@ def few_shot(
     seed: int = 0,
     normalise: str = "token",
 ) -> Classification:
-    """Classify texts with k labelled examples in the prompt, and no step of training: GPT-3's few-shot learning.
+    """Classify texts with k labelled examples in the prompt, without training (Brown et al. 2020, section 2.4).
 
     For each text, k of the `examples` (text, label) are drawn anew and written one after the other with the template,
-    parted by an empty line (Brown et al. 2020, section 2.4); k = 0 is zero-shot. Raises ValueError for a template
-    without {text} before a final {label}, for more examples than there are, and what `classify` refuses.
+    separated by a blank line; k = 0 is zero-shot. Raises ValueError for a template without {text} before a final
+    {label}, for more examples than there are, and what `classify` refuses.
     """
     if not template.endswith("{label}") or "{text}" not in template:
         raise ValueError(f"The template must hold {{text}} and end with {{label}}, but it is {template!r}.")
@@ -223,19 +234,15 @@ def few_shot(
 
 
 def naive_bayes(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> list[str]:
-    """Label texts by their words alone, in any order: the baseline that a language model should beat.
-
-    The label with the highest of `word_scores`. Raises ValueError if there are no examples.
-    """
+    """Label texts by the highest of `word_scores`: the baseline that a language model should beat."""
     labels, scores = word_scores(examples, texts)
     return [labels[i] for i in scores.argmax(1)]
 
 
 def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Return the labels of the examples (text, label), and the score of each text for each of them, (texts, labels).
+    """Return the labels of the examples (text, label), and the log-score of each text for each label, (texts, labels).
 
-    Naive Bayes with one added to each count (Manning et al. 2008, section 13.2): a label's score is the logarithm of
-    its share of the examples, and of the share that each word of the text has of its words. Words that no example has
+    Multinomial naive Bayes with one added to each count (Manning et al. 2008, section 13.2); words that no example has
     are left out. Raises ValueError if there are no examples.
     """
     if not examples:
@@ -267,20 +274,16 @@ class ClassificationReport(NamedTuple):
     confusion: np.ndarray
 
 
-def classification_report(
-    truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
-) -> ClassificationReport:
-    """Count right and wrong labels, over examples and not over batches.
+def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence) -> ClassificationReport:
+    """Return accuracy, macro-F1 and the confusion matrix, counted over examples and not over batches.
 
-    The F1 of a label is 2 TP / (2 TP + FP + FN), from its true positives, false positives and false negatives, and 0 if
-    it is neither there nor predicted; macro-F1 is the plain mean over labels, so that rare ones count as much as
-    frequent ones. Raises ValueError for numbers that differ, for none, and for a label that is not in `labels`.
+    The F1 of a label is 2 TP / (2 TP + FP + FN), 0 if it is neither there nor predicted; macro-F1 is the mean over
+    labels. Raises ValueError for lengths that differ, for none, and for a label that `labels` does not list once.
     """
-    if len(truth) != len(predicted) or not len(truth):
-        raise ValueError(f"There are {len(truth)} true labels and {len(predicted)} predicted ones: give one for each.")
+    check_lengths(**{"true labels": truth, "predicted ones": predicted})
     place = {label: i for i, label in enumerate(labels)}
-    if unknown := {*truth, *predicted} - place.keys():
-        raise ValueError(f"{sorted(unknown)} are not among the labels {list(labels)}: list every label once.")
+    if wrong := {*truth, *predicted} - place.keys() or {label for label in labels if list(labels).count(label) > 1}:
+        raise ValueError(f"{sorted(wrong)} are not among the labels {list(labels)} once: list every label once.")
     confusion = np.zeros((len(place), len(place)), dtype=int)
     np.add.at(confusion, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
     right = confusion.diagonal()
@@ -288,18 +291,16 @@ def classification_report(
     return ClassificationReport(right.sum() / len(truth), f1.mean().item(), confusion)
 
 
-def bootstrap_interval(
-    values: Sequence[float], level: float = 0.95, n: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Return between which values the mean of `values` lies, at a level of confidence (Efron 1979, the percentile way).
+def bootstrap_interval(values: Sequence[float], level=0.95, n=10_000, seed=0) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of `values`, one for each example (Efron 1979).
 
-    The values, one for each example, are drawn again with replacement, as many as there are, n times; the interval
-    holds the middle of the n means. To compare two models on the same examples, give the differences of their values:
-    what makes an example hard for both cancels out. Raises ValueError for fewer than two values.
+    To compare two models on the same examples, give the differences of their values: what makes an example hard for
+    both cancels out. Raises ValueError for fewer than two values.
     """
-    values = np.asarray(values, dtype=float)
     if len(values) < 2:
         raise ValueError(f"An interval needs the values of two or more examples, not {len(values)}.")
+    values, (level,) = check_numbers("values", values), check_numbers("level", level, 0, 1)
+    check_numbers("resamples", n, low=1)
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -307,24 +308,20 @@ def bootstrap_interval(
 
 
 def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10) -> float:
-    """Return how far confidence and accuracy lie apart, on average: 0 if of the 70 % sure answers 70 % are right.
+    """Return the expected calibration error: the mean gap between confidence and accuracy (Guo et al. 2017, section 2).
 
-    The answers are sorted into bins of equal width by their confidence; the gaps between the mean confidence and the
-    accuracy of each are averaged by how many fall into it (Guo et al. 2017, section 2). Raises ValueError for numbers
-    that differ, for none, and for confidences that are no probabilities.
+    The answers are sorted into bins of equal width by their confidence, and the gaps of the bins weighted by their
+    sizes. Raises ValueError for lengths that differ, for none, and for confidences that are no probabilities.
     """
-    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-    if len(confidence) != len(correct) or not len(correct):
-        raise ValueError(f"There are {len(confidence)} confidences and {len(correct)} answers: give one for each.")
-    if confidence.min() < 0 or confidence.max() > 1:
-        raise ValueError("A confidence is a probability, from 0 to 1: take the softmax of scores first.")
+    check_lengths(confidences=confidence, answers=correct)
+    confidence = check_numbers("confidences (take the softmax of scores)", confidence, 0, 1)
+    correct, (n_bins,) = check_numbers("answers", correct, 0, 1), check_numbers("bins", n_bins, low=1)
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    gaps = [abs((confidence - correct)[bins == i].sum()) for i in range(n_bins)]
-    return sum(gaps).item() / len(correct)
+    return sum(abs((confidence - correct)[bins == i].sum()) for i in set(bins)).item() / len(correct)
 
 
 class Measurement(NamedTuple):
-    """A number for a model card: what was measured on how many examples of what, with an interval of confidence."""
+    """A mean over n examples of some data, with its confidence interval."""
 
     name: str
     value: float
@@ -335,10 +332,7 @@ class Measurement(NamedTuple):
 
 
 def measured(name: str, values: Sequence[float], data: str) -> Measurement:
-    """Return the mean of the values of single examples, with its 95 % bootstrap interval, as a Measurement.
-
-    Raises ValueError like `bootstrap_interval`.
-    """
+    """Return the mean of the values of single examples with its 95 % bootstrap interval. Raises ValueError."""
     return Measurement(name, float(np.mean(values)), *bootstrap_interval(values), len(values), data)
 
 
@@ -352,31 +346,15 @@ def model_card(
     measurements: Sequence[Measurement],
     limits: Sequence[str],
 ) -> str:
-    """Write a model card in Markdown, in the order of Mitchell et al. (2019): no number without its n and interval.
-
-    Raises ValueError if a part is empty or nothing was measured: a card that leaves something out misleads.
-    """
-    parts = {
-        "name": name,
-        "description": description,
-        "intended_use": intended_use,
-        "not_intended": not_intended,
-        "training_data": training_data,
-        "measurements": measurements,
-        "limits": limits,
-    }
-    if empty := [part for part, content in parts.items() if not content]:
+    """Write a model card in Markdown, in the order of Mitchell et al. (2019). Raises ValueError if a part is empty."""
+    if empty := [part for part, content in locals().items() if not content]:
         raise ValueError(f"The card has nothing under {', '.join(empty)}: say it, or say that it is not known.")
-    head = "| measured | value | 95 % interval | examples | data |\n| --- | ---: | ---: | ---: | --- |\n"
-    rows = "\n".join(
-        f"| {m.name} | {m.value:.3g} | {m.low:.3g} to {m.high:.3g} | {m.n} | {m.data} |" for m in measurements
-    )
-    return (
-        f"# {name}\n\n{description}\n\n## Intended use\n\n{intended_use}\n\n**Not for:** {not_intended}\n\n"
-        f"## Training data\n\n{training_data}\n\n## Measured\n\n{head}{rows}\n\n## Limits\n\n"
-        + "\n".join(f"* {limit}" for limit in limits)
-        + "\n"
-    )
+    check_numbers("measurements", [number for m in measurements for number in m[1:5]])
+    table = ["| measured | value | 95 % interval | examples | data |", "| --- | ---: | ---: | ---: | --- |"]
+    table += [f"| {m.name} | {m.value:.3g} | {m.low:.3g} to {m.high:.3g} | {m.n} | {m.data} |" for m in measurements]
+    parts = [f"# {name}", description, "## Intended use", intended_use, f"**Not for:** {not_intended}"]
+    parts += ["## Training data", training_data, "## Measured", "\n".join(table)]
+    return "\n\n".join([*parts, "## Limits", "\n".join(f"* {limit}" for limit in limits)]) + "\n"
 
 
 # ---- Replies, judged by the grammar
@@ -398,26 +376,15 @@ class ReplyReport(NamedTuple):
 
 
 def reply_report(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> ReplyReport:
-    """Judge a model's replies to the messages of dialogues from the course's grammar.
-
-    Raises ValueError if their numbers differ, or there are none.
-    """
-    if len(dialogues) != len(replies) or not replies:
-        raise ValueError(f"There are {len(dialogues)} dialogues and {len(replies)} replies: give one reply to each.")
+    """Judge a model's replies to the messages of dialogues. Raises ValueError for lengths that differ, and for none."""
+    check_lengths(dialogues=dialogues, replies=replies)
     readings = [parse_reply(reply) or (None, {}) for reply in replies]
     intents = [intent == d.intent for d, (intent, _) in zip(dialogues, readings, strict=True)]
     allowed = [reading == (d.intent, d.slots) for d, reading in zip(dialogues, readings, strict=True)]
-    copied = [_holds(reply, value) for d, reply in zip(dialogues, replies, strict=True) for value in d.slots.values()]
+    slots = [(reply, value) for d, reply in zip(dialogues, replies, strict=True) for value in d.slots.values()]
+    copied = [re.search(rf"(?<!\w){re.escape(value)}(?!\w)", reply) is not None for reply, value in slots]
     looping = [distinct_n([reply], 4) < 1 for reply in replies]
     return ReplyReport(*map(_share, (intents, copied, allowed, looping)), distinct_n(replies, 2))
-
-
-def _holds(text, value):
-    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text) is not None
-
-
-def _share(judgements):
-    return sum(judgements) / len(judgements) if judgements else 1.0
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:

@@ -1,244 +1,34 @@
-"""A GPT from end to end: the block, the whole model, GPT-3's sizes, and the road to and from transformers.
+"""A GPT from end to end: the MLP, the block, the whole model.
 
-Sources: Radford et al. (2019), GPT-2, section 2.3 (pre-norm blocks, scaled initialisation); Brown et al. (2020),
-GPT-3, section 2.1 and table 2.1; Press and Wolf (2017) (tied read-out); Yang et al. (2022), "Tensor Programs V",
-table 8 (muP). Parameter and field names are those of transformers' GPT-2, so that moving weights is a loop.
+Sources: Radford et al. (2019), GPT-2, section 2.3 (pre-norm blocks, scaled initialisation); Press and Wolf (2017) (tied
+LM head); Yang et al. (2022), "Tensor Programs V", table 8 (muP). Parameters have the names of transformers' GPT-2.
 
-Shapes: B sequences in a batch, T tokens each, C = n_embd numbers per token, V = vocab_size.
+Shapes: B sequences in a batch, T tokens each, C = n_embd, V = vocab_size.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gptcourse import hf
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
+from gptcourse.config import GPT3_TABLE, GPTConfig, require_number  # noqa: F401
+from gptcourse.views import eval_view, in_mode, unwrap  # noqa: F401
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-# transformers stores these four matrices of each block as (in, out); torch's Linear as (out, in).
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-CHOICES = {
-    "activation_function": ("gelu_new", "relu2"),
-    "position_embedding": ("learned", "rotary"),
-    "norm": ("layernorm", "rmsnorm"),
-}
-
-
-class GPT3Row(NamedTuple):
-    """One line of table 2.1 in Brown et al. (2020), as printed; batch_size in tokens."""
-
-    n_params: str
-    n_layers: int
-    d_model: int
-    n_heads: int
-    d_head: int
-    batch_size: int
-    learning_rate: float
-
-
-GPT3_TABLE = {
-    "125M": GPT3Row("125M", 12, 768, 12, 64, 500_000, 6.0e-4),
-    "350M": GPT3Row("350M", 24, 1024, 16, 64, 500_000, 3.0e-4),
-    "760M": GPT3Row("760M", 24, 1536, 16, 96, 500_000, 2.5e-4),
-    "1.3B": GPT3Row("1.3B", 24, 2048, 24, 128, 1_000_000, 2.0e-4),
-    "2.7B": GPT3Row("2.7B", 32, 2560, 32, 80, 1_000_000, 1.6e-4),
-    "6.7B": GPT3Row("6.7B", 32, 4096, 32, 128, 2_000_000, 1.2e-4),
-    "13B": GPT3Row("13.0B", 40, 5140, 40, 128, 2_000_000, 1.0e-4),
-    "175B": GPT3Row("175.0B", 96, 12288, 96, 128, 3_200_000, 0.6e-4),
-}
-
-
-def require_number(settings: Any, name: str, kind: type, fits: Callable[[Any], bool], wanted: str) -> None:
-    """Check the number in the field `name` of a frozen dataclass, and make a NumPy one Python's own.
-
-    JSON and torch's seeds take no NumPy numbers. kind is Integral or Real; fits says whether the value is in range.
-    Raises ValueError, with what is `wanted`, if the field holds anything else.
-    """
-    value = getattr(settings, name)
-    if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
-        raise ValueError(f"{name} is {value!r}, but it must be {wanted}.")
-    if not isinstance(value, int | float):
-        object.__setattr__(settings, name, int(value) if isinstance(value, Integral) else float(value))
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The shape of a model. The defaults are GPT-2's and GPT-3's choices, without dropout.
-
-    Args:
-        vocab_size: how many different tokens there are.
-        n_positions: the longest sequence (the context, or window), in tokens.
-        n_embd: the width: numbers per token. n_layer: blocks. n_head: attention heads, n_embd / n_head wide each.
-        dropout: the share of numbers set to zero in training, after embeddings, attention and MLP.
-        activation_function: "gelu_new" (GPT-2) or "relu2" (squared ReLU; So et al., 2021).
-        position_embedding: "learned" (a vector for each position) or "rotary" (Su et al., 2021).
-        norm: "layernorm" or "rmsnorm" (Zhang and Sennrich, 2019). qk_norm: normalise queries and keys.
-        mup_base_width: the n_embd at which the learning rate was tuned: muP, see `optimizers.mup_groups`. None: the
-            standard parametrisation. It needs an untied read-out, and heads of one size at every width: muP divides
-            attention's scores by D instead of √D, which then differs by a constant only.
-
-    Raises ValueError, with one sentence, for a shape that makes no sense.
-    """
-
-    vocab_size: int
-    n_positions: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    dropout: float = 0.0
-    activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    tie_word_embeddings: bool = True
-    position_embedding: str = "learned"
-    norm: str = "layernorm"
-    qk_norm: bool = False
-    mup_base_width: int | None = None
-
-    def __post_init__(self):
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            require_number(self, name, Integral, lambda value: value >= 1, "a whole number of 1 or more")
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd {self.n_embd} does not divide among n_head {self.n_head}: make it a multiple of n_head."
-            )
-        require_number(self, "dropout", Real, lambda value: 0 <= value < 1, "a number of at least 0 and less than 1")
-        for name in ("layer_norm_epsilon", "initializer_range"):
-            require_number(self, name, Real, lambda value: 0 < value < math.inf, "a finite number greater than 0")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}.")
-        if self.position_embedding == "rotary" and self.head_size % 2:
-            raise ValueError(
-                f"Rotary positions turn pairs, but a head has {self.head_size} numbers: make n_embd / n_head even."
-            )
-        if self.mup_base_width is not None:
-            self._check_mup()
-
-    def _check_mup(self) -> None:
-        require_number(
-            self, "mup_base_width", Integral, lambda value: value >= 1, "None or a whole number of 1 or more"
-        )
-        if self.mup_base_width % self.head_size:
-            raise ValueError(
-                f"mup_base_width {self.mup_base_width} is no multiple of the head size {self.head_size}: heads stay as "
-                "wide as at the base width, so let n_head grow with n_embd."
-            )
-        if self.tie_word_embeddings:
-            raise ValueError(
-                "muP scales the read-out alone: give a model with mup_base_width tie_word_embeddings=False."
-            )
-
-    @property
-    def head_size(self) -> int:
-        """Numbers per head, D = n_embd / n_head."""
-        return self.n_embd // self.n_head
-
-    @property
-    def width_multiplier(self) -> float:
-        """How many times as wide as muP's base model this one is; 1 in the standard parametrisation."""
-        return self.n_embd / (self.mup_base_width or self.n_embd)
-
-    @property
-    def parameters_by_part(self) -> dict[str, int]:
-        """How many numbers training changes in embeddings (read-out included), attention, MLP and norms: exact."""
-        width = self.n_embd
-        norm = width if self.norm == "rmsnorm" else 2 * width
-        attention = (3 * width + 1 * width) * (width + 1)  # c_attn and c_proj, with biases
-        mlp = 4 * width * (width + 1) + width * (4 * width + 1)
-        embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
-        positions = self.n_positions * width if self.position_embedding == "learned" else 0
-        return {
-            "embeddings": embeddings + positions,
-            "attention": self.n_layer * attention,
-            "MLP": self.n_layer * mlp,
-            "norms": (2 * self.n_layer + 1) * norm,
-        }
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers training changes: exact, from the shape alone."""
-        return sum(self.parameters_by_part.values())
-
-    @property
-    def is_gpt2_shaped(self) -> bool:
-        """Whether transformers' GPT2LMHeadModel gives these weights, as they are, the same meaning."""
-        ours = (self.activation_function, self.position_embedding, self.norm, self.qk_norm, self.mup_base_width)
-        return ours == ("gelu_new", "learned", "layernorm", False, None)
-
-    @classmethod
-    def gpt3(cls, name: str) -> GPTConfig:
-        """Return one of GPT-3's eight shapes, "125M" to "175B": context 2,048 and GPT-2's 50,257 tokens.
-
-        Two lines of table 2.1 do not divide as printed: "1.3B" has 24 heads of 128 for a width of 2,048 (it takes 16
-        heads), and "13B" a width of 5,140 for 40 heads of 128 (it takes 5,120). Here the heads stay d_head wide.
-        GPT3_TABLE keeps the printed values.
-        """
-        if name not in GPT3_TABLE:
-            raise ValueError(f"GPT-3 has no size {name!r}: choose one of {', '.join(GPT3_TABLE)}.")
-        row = GPT3_TABLE[name]
-        n_head = row.d_model // row.d_head
-        return cls(
-            vocab_size=50257,
-            n_positions=2048,
-            n_embd=n_head * row.d_head,
-            n_layer=row.n_layers,
-            n_head=n_head,
-        )
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool):
-    """Put any model into training or evaluation mode, and each of its parts back into its own afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside the wrappers of torch.compile and DistributedDataParallel."""
-    while isinstance(inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None), nn.Module):
-        model = inner
-    return model
-
-
-def eval_view(model: nn.Module) -> nn.Module:
-    """Return a view of any model in evaluation mode: new module objects around the same parameters and buffers.
-
-    Reading through a view leaves the model as it is: another thread may be training it, with dropout. A hook that is
-    registered on the view is on the view alone. The way of torch.nn.parallel.replicate, without its copies.
-    """
-    views: dict[nn.Module, nn.Module] = {}
-
-    def view_of(module: nn.Module) -> nn.Module:
-        if module not in views:
-            views[module] = view = module.__new__(type(module))
-            view.__dict__ = module.__dict__ | {"training": False}
-            for name in ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
-                view.__dict__[name] = module.__dict__[name].copy()
-            view._modules = {name: child and view_of(child) for name, child in module._modules.items()}
-        return views[module]
-
-    return view_of(unwrap(model))
+__all__ = ["GPT", "GPT3_TABLE", "MLP", "Block", "GPTConfig", "GPTOutput", "build_norm", "squared_relu"]
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -260,11 +50,11 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.activation = squared_relu if config.activation_function == "relu2" else nn.GELU("tanh")
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        return F.dropout(self.c_proj(self.activation(self.c_fc(x))), self.dropout, self.training)
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
 
 
 class Block(nn.Module):
@@ -303,6 +93,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position_embedding == "learned":
             self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = build_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -316,16 +107,15 @@ class GPT(nn.Module):
         self.gradient_checkpointing = False
 
     def gradient_checkpointing_enable(self) -> None:
-        """Keep in training only what enters each block, and compute the rest again in the backward pass.
+        """Store only the input of each block in training, and recompute the rest in the backward pass.
 
-        Memory for a third more arithmetic: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost",
-        section 4. The method has the name that transformers' models give it.
+        Less memory for a third more arithmetic: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost".
         """
         self.gradient_checkpointing = True
 
     @property
     def _hidden_std(self) -> float:
-        """The spread of a hidden matrix at the start: under muP its variance falls as 1 / width."""
+        """Standard deviation of a hidden matrix at initialisation: under muP its variance falls as 1 / width."""
         return self.config.initializer_range / math.sqrt(self.config.width_multiplier)
 
     def _initialise(self, module: nn.Module) -> None:
@@ -337,7 +127,7 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.wte.weight.device
 
     def new_cache(self, batch_size: int = 1) -> list[KeyValueCache]:
@@ -399,69 +189,59 @@ class GPT(nn.Module):
             )
         try:
             x = self.wte(ids)
-        except IndexError as fault:  # asked for afterwards, as looking at all ids first would cost every step
+        except IndexError as error:  # asked for afterwards, as looking at all ids first would cost every step
             raise ValueError(
                 f"ids go from {ids.min()} to {ids.max()}, but this model knows 0 to {self.config.vocab_size - 1}: use "
                 "the tokenizer that it was made with."
-            ) from fault
+            ) from error
         if self.config.position_embedding == "learned":
             x = x + self.wpe.weight[seen:end]
-        return F.dropout(x, self.config.dropout, self.training)
+        return self.drop(x)
 
     @classmethod
-    def from_transformers(cls, hf: GPT2LMHeadModel) -> GPT:
+    def from_transformers(cls, model: GPT2LMHeadModel) -> GPT:
         """Return a GPT with the weights of a transformers GPT-2: the same logits.
 
         transformers keeps three dropout rates and GPT-2 gives them one value; here it is `resid_pdrop`.
 
         Raises ValueError, naming the setting, for a model that computes something else than GPT-2 does.
         """
-        model = cls(_config_from_gpt2(hf.config.to_dict()))
-        model.load_state_dict(_from_gpt2_names(hf.state_dict()))
-        return model.to(device=hf.device, dtype=hf.dtype).train(hf.training)
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        config = replace(hf.config_from_gpt2(model.config.to_dict()), tie_word_embeddings=tied)
+        ours = cls(config).to(device=model.device, dtype=model.dtype)
+        ours.load_state_dict(hf.from_gpt2_names(model.state_dict()))
+        return ours.train(model.training)
 
     def to_transformers(self) -> GPT2LMHeadModel:
         """Return a transformers GPT2LMHeadModel with these weights: the same logits.
 
-        The factor that muP gives the logits becomes part of the read-out matrix.
+        The factor that muP gives the logits becomes part of the LM head.
 
         Raises ValueError for a model with rotary positions, RMSNorm, squared ReLU or query/key norm.
         """
-        config = replace(self.config, mup_base_width=None)
-        if not config.is_gpt2_shaped:
+        config, state = self._plain_state()
+        if not replace(config, mup_base_width=None).is_gpt2_shaped:
             raise ValueError(
                 "transformers' GPT-2 has learned positions, LayerNorm, gelu_new and no query/key norm, and this model "
                 "has not: keep it as a gptcourse model with save and load."
             )
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        state = self._plain_state()
-        state["lm_head.weight"] = state["lm_head.weight"] / self.config.width_multiplier
-        hf = GPT2LMHeadModel(GPT2Config(**_gpt2_config(config)))
-        hf.load_state_dict(_to_gpt2_names(state))
-        return hf.to(device=self.device, dtype=self.wte.weight.dtype).train(self.training)
+        state["lm_head.weight"] = state["lm_head.weight"] / config.width_multiplier
+        model = GPT2LMHeadModel(GPT2Config(**hf.gpt2_config(config)))
+        model.load_state_dict(hf.to_gpt2_names(state))
+        return model.to(device=self.device, dtype=self.wte.weight.dtype).train(self.training)
 
     def save(self, directory: str | Path, tokenizer=None) -> None:
         """Write config.json and model.safetensors, and the tokenizer's own files if one is given.
 
-        A GPT-2-shaped model is written as transformers writes it, so that AutoModelForCausalLM opens it too. One with
-        muP is not: transformers would leave the factor of its logits out, and trained on it must keep its weights.
+        AutoModelForCausalLM opens a GPT-2-shaped model too. Raises ValueError for a model that GPT(config) does not
+        describe: with LoRA layers, or with modules replaced or added by hand.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.contiguous() for name, tensor in self._plain_state().items()}
-        if self.config.tie_word_embeddings:
-            del state["lm_head.weight"]  # the same matrix as wte.weight: stored once
-        if self.config.is_gpt2_shaped:
-            state = _to_gpt2_names(state)
-            config = _gpt2_config(self.config) | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
-        else:
-            config = asdict(self.config) | {"model_type": "gptcourse"}
-        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True)
-        (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+        hf.write_model(Path(directory), *self._plain_state())
         if tokenizer is not None:
-            tokenizer.save(directory)
+            save = tokenizer.save if hasattr(tokenizer, "token_id") or hasattr(tokenizer, "characters") else None
+            (save or tokenizer.save_pretrained)(directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> GPT:
@@ -469,82 +249,40 @@ class GPT(nn.Module):
 
         The model is in evaluation mode (no dropout), as from_pretrained gives it. Half-precision files are widened.
 
-        Raises ValueError if a file is missing or the model is of another kind.
+        Raises ValueError if a file is missing or damaged, or the model is of another kind.
         """
-        directory = Path(directory)
-        for name in ("config.json", "model.safetensors"):
-            if not (directory / name).is_file():
-                raise ValueError(f"{directory} holds no {name}: give a directory that GPT.save has written.")
-        settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        state = load_file(directory / "model.safetensors")
-        if settings.get("model_type") == "gpt2":
-            config, state = _config_from_gpt2(settings), _from_gpt2_names(state)
-        elif settings.get("model_type") == "gptcourse":
-            config = GPTConfig(**{f.name: settings[f.name] for f in fields(GPTConfig) if f.name in settings})
-        else:
-            raise ValueError(f"{directory} holds a {settings.get('model_type')!r} model: use load_pretrained for it.")
-        model = cls(config)
+        config, state = hf.read_model(Path(directory))
+        with torch.device("meta"):  # no memory, and none of the caller's random numbers, for an initialisation
+            model = cls(config)
+        model.load_state_dict(state, assign=True)
         if config.tie_word_embeddings:
-            state["lm_head.weight"] = state["wte.weight"]
-        model.load_state_dict(state)
-        return model.eval()
+            model.lm_head.weight = model.wte.weight
+        return model.requires_grad_(True).eval()
 
-    def restore(self, directory: str | Path) -> None:
-        """Take over the weights that `save` has written from a model of this shape."""
-        with torch.random.fork_rng(devices=[]):  # a GPT is born random: keep the caller's random numbers out of it
-            self.load_state_dict(type(self).load(directory).state_dict())
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+        """Take over weights by name, a compiled or DistributedDataParallel model's too. Raises ValueError.
 
-    def _plain_state(self) -> dict[str, Tensor]:
-        """Return the weights by name. Raises ValueError where LoRA has put layers in that no file format knows."""
-        state = self.state_dict()
+        See torch.nn.Module.load_state_dict.
+        """
+        plain = {name.removeprefix("module.").replace("_orig_mod.", ""): value for name, value in state_dict.items()}
+        try:
+            return super().load_state_dict(plain, strict, assign)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"These weights are not those of a model of this shape: {said[:300]}") from error
+
+    def _plain_state(self) -> tuple[GPTConfig, dict[str, Tensor]]:
+        """Return the config and weights that describe this model as it is. Raises ValueError if nothing does."""
+        state = {name.replace("_orig_mod.", ""): tensor for name, tensor in self.state_dict().items()}
         if any(name.endswith("lora_A") for name in state):
             raise ValueError("This model has LoRA layers: call merge_lora(model) first, which keeps its logits.")
-        return state
-
-
-def _gpt2_config(config: GPTConfig) -> dict:
-    """Return a GPTConfig's fields under the names of transformers' GPT2Config."""
-    shared = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function")
-    shared += ("layer_norm_epsilon", "initializer_range", "tie_word_embeddings")
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
-    # No token of our tokenizers has GPT-2's default number for begin and end of text.
-    return {name: getattr(config, name) for name in shared} | dropout | {"bos_token_id": None, "eos_token_id": None}
-
-
-def _config_from_gpt2(settings: dict) -> GPTConfig:
-    """Return the GPTConfig of a transformers GPT2Config, given as a dict; ValueError for what GPT cannot do."""
-    default = GPTConfig(1, 1, 1, 1, 1)
-    expected = {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "activation_function": "gelu_new",
-        "model_type": "gpt2",
-    }
-    for name, value in expected.items():
-        if settings.get(name, value) != value:
-            raise ValueError(f"This model has {name} = {settings[name]!r}; GPT can only take GPT-2's {value!r}.")
-    if settings.get("n_inner") not in (None, 4 * settings["n_embd"]):
-        raise ValueError(f"This model has n_inner = {settings['n_inner']}; GPT's MLP is 4 n_embd wide.")
-    shape = {name: settings[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
-    other = ("layer_norm_epsilon", "initializer_range", "tie_word_embeddings")
-    kept = {name: settings.get(name, getattr(default, name)) for name in other}
-    return replace(default, **shape, **kept, dropout=settings.get("resid_pdrop", 0.1))
-
-
-def _to_gpt2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and transpose our parameters into transformers' GPT-2 layout."""
-    renamed = {}
-    for name, tensor in state.items():
-        tensor = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
-        renamed[name if name.startswith("lm_head") else f"transformer.{name}"] = tensor
-    return renamed
-
-
-def _from_gpt2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and transpose transformers' GPT-2 parameters into ours; leave out the masks that old files hold."""
-    renamed = {}
-    for name, tensor in state.items():
-        if not name.endswith((".attn.bias", ".attn.masked_bias")):
-            renamed[name.removeprefix("transformer.")] = tensor.t() if name.endswith(TRANSPOSED) else tensor
-    return renamed
+        config = replace(self.config, tie_word_embeddings=self.lm_head.weight is self.wte.weight)
+        with torch.device("meta"):
+            described = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+        found = {name: tensor.shape for name, tensor in state.items()}
+        if changed := sorted(name for name, _ in found.items() ^ described.items()):
+            raise ValueError(
+                f"GPT(config) has other weights than this model ({', '.join(dict.fromkeys(changed))}): a model changed "
+                "by hand cannot be saved like this; save model.state_dict() with safetensors."
+            )
+        return config, state

@@ -10,17 +10,13 @@ et al. 2025, section 2.2).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from gptcourse.model import GPT
-    from gptcourse.training import TrainingConfig
+from gptcourse.config import SCHEDULES, TrainingConfig  # noqa: F401 - the notebooks look for SCHEDULES here
+from gptcourse.model import GPT
 
-SCHEDULES = ("cosine", "linear", "constant", "warmup_stable_decay")
-OPTIMIZERS = ("adamw", "muon")
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al.: brings singular values into about 0.7 to 1.2, and fast
 
 
@@ -57,8 +53,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Return AdamW's two parameter groups: matrices, which decay, and all the others, which do not.
 
     A matrix is any parameter with two or more dimensions. The embeddings decay as well: with tied embeddings
-    the token table *is* the read-out matrix, and one rule for all shapes is easier to remember. Biases and the
-    gains of the norms have one dimension and do not decay. Frozen parameters are left out.
+    the token table *is* the LM head, and one rule for all shapes is easier to remember. Biases and norm scales
+    have one dimension and do not decay. Frozen parameters are left out.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
@@ -68,18 +64,13 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def mup_groups(model: GPT, weight_decay: float) -> list[dict]:
-    """Return AdamW's groups under muP, which is to keep the best learning rate of the base width at every width.
+    """Return AdamW's parameter groups under muP, which keeps the best learning rate of the base width at every width.
 
-    AdamW changes each entry of a matrix by about the rate, at any width. In a sum over more inputs these changes add
-    up to more, so a wider matrix moves its output further. muP undoes that (Yang et al. 2022, table 8). Let m be
-    n_embd / mup_base_width: 1 at the base width, where nothing changes. Hidden matrices, the only ones that grow on
-    both sides, learn at rate / m; GPT starts them with a variance of 1 / m and divides the logits by m. All else
-    (embeddings, read-out, biases, gains) keeps its rate and its start. Table 3 divides the rate and the start of the
-    read-out instead of the logits: the same training with two exceptions more.
-
-    `train` multiplies the rate of each step by a group's `lr_factor`. AdamW takes the share rate · weight_decay of a
-    matrix away in each step. The share must not fall with the width, or the best rate moves after all (Wang and
-    Aitchison 2024, "How to set AdamW's weight decay ..."), so hidden matrices decay with m · weight_decay.
+    Let m = n_embd / mup_base_width. Hidden matrices have the rate divided by m and the weight decay multiplied by m;
+    all other parameters have both unchanged (Yang et al. 2022, table 8: GPT also initialises hidden matrices with
+    variance ∝ 1 / m and divides the logits by m). With the decay multiplied, rate · weight_decay, the share of a matrix
+    that AdamW takes away per step, is the same at every width (Wang and Aitchison 2024, "How to set AdamW's weight
+    decay as you scale model and dataset size"). `train` multiplies the rate of each step by a group's `lr_factor`.
 
     Raises ValueError for a model without mup_base_width.
     """

@@ -1,9 +1,8 @@
-"""Making a model safer by means that can be measured: banned text, personal data, and what was learned by heart.
+"""Making a model safer by means that can be measured: banned text, personal data, memorised text, noise, refusals.
 
-Sources: Carlini et al. (2019), "The Secret Sharer", section 4.2 (exposure); Carlini et al. (2021), "Extracting Training
-Data from Large Language Models" (learned by heart); Lee et al. (2022), "Deduplicating Training Data Makes Language
-Models Better"; Belinkov and Bisk (2018), "Synthetic and Natural Noise Both Break Neural Machine Translation", section
-3.2 (typing errors); ISO/IEC 7812-1 (the check digit of payment cards).
+Sources: Carlini et al. (2019), "The Secret Sharer", section 4 (exposure); Carlini et al. (2021), "Extracting Training
+Data from Large Language Models"; Lee et al. (2022), "Deduplicating Training Data Makes Language Models Better";
+Belinkov and Bisk (2018), "Synthetic and Natural Noise", section 3.2 (typing errors); ISO/IEC 7812-1 (check digits).
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from importlib.resources import files
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from gptcourse.evaluation import log_likelihoods
+from gptcourse.evaluation import check_numbers, log_likelihoods
+from gptcourse.tokenizers import encode_text, token_bytes
 
 NOISES = ("typos", "capitals", "no punctuation", "distractor")
 DISTRACTORS = (  # said before what the customer wants; none of it changes what that is
@@ -45,10 +46,10 @@ PERSONAL = {  # what `redact` looks for, in this order
 class BannedText:
     """A logits processor for `generate`: no token is drawn that would complete a banned text.
 
-    `patterns` are regular expressions, or `re.escape(phrase)` for a phrase; capitals make no difference. What is looked
-    at are the bytes of the text and not its tokens: a phrase is found however it is cut into tokens, also within a
-    letter. Texts of more than `LOOK_BACK` tokens are found only in part. Raises ValueError for a pattern that is no
-    regular expression, or that finds the empty text.
+    `patterns` are regular expressions, or `re.escape(phrase)` for a phrase; capitals make no difference. Bytes are
+    compared and not tokens: a phrase is found however it is cut into tokens, also within a letter. Of texts of more
+    than `LOOK_BACK` tokens only the end is seen. Raises ValueError for a pattern that is no regular expression, or
+    that finds the empty text.
     """
 
     def __init__(self, tokenizer, patterns: Sequence[str]):
@@ -57,13 +58,10 @@ class BannedText:
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """ids (B, T), the tokens so far, and logits (B, V) -> logits, -inf where a banned text would be complete."""
-        rows = [[self._completes(text, piece) for piece in self.pieces] for text in self._ends(ids)]
-        banned = torch.tensor(rows, device=logits.device)  # (B, V)
+        texts = [b"".join(self.pieces[token] for token in row[-LOOK_BACK:]) for row in ids.tolist()]
+        banned = torch.tensor([[self._completes(text, piece) for piece in self.pieces] for text in texts])  # (B, V)
         padding = logits.shape[-1] - banned.shape[-1]  # some models have more logits than there are tokens
-        return logits.masked_fill(torch.nn.functional.pad(banned, (0, padding)), -math.inf)
-
-    def _ends(self, ids):
-        return [b"".join(self.pieces[token] for token in row[-LOOK_BACK:]) for row in ids.tolist()]
+        return logits.masked_fill(F.pad(banned, (0, padding)).to(logits.device), -math.inf)
 
     def _completes(self, text, piece):
         found = (match for pattern in self.patterns for match in pattern.finditer(text + piece))
@@ -78,31 +76,6 @@ def _compiled(pattern):
     if compiled.search(b""):
         raise ValueError(f"{pattern!r} finds the empty text, so that nothing could be written: make it longer.")
     return compiled
-
-
-def token_bytes(tokenizer) -> list[bytes]:
-    """Return the bytes that each token writes, for our tokenizers and byte-level ones of transformers.
-
-    Reserved tokens write none. Raises ValueError for a tokenizer that is not made of bytes.
-    """
-    if hasattr(tokenizer, "characters"):
-        return [character.encode() for character in tokenizer.characters]
-    if hasattr(tokenizer, "token_id"):
-        reserved, names = set(range(3)), [tokenizer._tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)]
-    else:
-        reserved, names = set(tokenizer.all_special_ids), tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    signs = _byte_signs()
-    try:
-        return [b"" if i in reserved else bytes(signs[sign] for sign in name) for i, name in enumerate(names)]
-    except KeyError as error:
-        raise ValueError(f"This tokenizer is not made of bytes (it writes {error}): use a byte-level one.") from None
-
-
-def _byte_signs() -> dict[str, int]:
-    """Return the sign by which byte-level BPE shows each byte: printable ones themselves, the others from 256 on."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
 # ---- Personal data
@@ -134,31 +107,31 @@ def _is_card(number: str) -> bool:
     return sum(doubled) % 10 == 0
 
 
-# ---- Learned by heart
+# ---- Memorised text
 
 
 def exposure(canary: float, others: Sequence[float] | Tensor) -> float:
-    """Return how much better than chance a planted text is known, in bits: log2 of all candidates over its rank.
+    """Return the exposure of a canary in bits: log2 of the number of candidates over its rank among them.
 
-    `canary` is the log-probability of the text that was planted, `others` those of the texts that might have been
-    planted instead. The rank 1 of n candidates gives log2 n bits, the rank n gives 0; a model that has not learned the
-    canary gives 1.44 on average (Carlini et al. 2019, section 4.2). Raises ValueError if there are no others.
+    `canary` is its log-probability, `others` are those of the texts that might have been inserted in its place. Rank 1
+    of n gives log2 n bits, rank n gives 0; a model that has not learned the canary gives 1.44 on average (Carlini et
+    al. 2019, section 4.2). Raises ValueError if there are no others, or a number is not finite.
     """
-    others = torch.as_tensor(others, dtype=torch.float64)
     if not len(others):
         raise ValueError("Exposure compares the canary with texts that might have been planted: give some.")
-    rank = 1 + int((others > canary).sum())
-    return math.log2(len(others) + 1) - math.log2(rank)
+    others, (canary,) = check_numbers("log-probabilities", others), check_numbers("log-probabilities", canary)
+    return math.log2(len(others) + 1) - math.log2(1 + int((others > canary).sum()))
 
 
 def insert_canaries(
     lines: Sequence[str], repetitions: dict[str, int], seed: int = 0
 ) -> tuple[list[str], dict[str, str]]:
-    """Put a line with a secret number of four digits for each name at random places, as often as asked for.
+    """Insert a line with a secret number of four digits for each name at random places, `repetitions[name]` times.
 
-    Returns the lines, and the number of each name: canaries, as in the mines, for what a model learns by heart (Carlini
-    et al. 2019, section 4.1).
+    Returns the lines, and the number of each name (Carlini et al. 2019, section 4.1). Raises ValueError for a
+    negative number of repetitions.
     """
+    check_numbers("repetitions", [0, *repetitions.values()], low=0)
     rng, planted = np.random.default_rng(seed), list(lines)
     codes = {name: f"{rng.integers(10_000):04d}" for name in repetitions}
     for name, n in repetitions.items():
@@ -168,22 +141,20 @@ def insert_canaries(
 
 
 def canary_exposures(model, tokenizer, codes: dict[str, str], n_others: int = 511, seed: int = 0) -> dict[str, float]:
-    """Return the exposure of each planted number among `n_others` others that might have been planted, in bits."""
+    """Return the exposure of each inserted number among `n_others`, 1 to 9,999, that might have been, in bits."""
+    check_numbers("other numbers", n_others, 1, 9_999)
     rng, found = np.random.default_rng(seed), {}
     for name, code in codes.items():
         others = [f"{number:04d}" for number in rng.permutation(10_000) if f"{number:04d}" != code][:n_others]
-        context = tokenizer.encode("\n" + CANARY.format(name=name))
-        rows = log_likelihoods(model, [(context, tokenizer.encode(number)) for number in [code, *others]])
-        canary, *rest = [row.sum().item() for row in rows]
+        context = encode_text(tokenizer, "\n" + CANARY.format(name=name))
+        pairs = [(context, encode_text(tokenizer, number, start=False)) for number in [code, *others]]
+        canary, *rest = [row.sum().item() for row in log_likelihoods(model, pairs)]
         found[name] = exposure(canary, rest)
     return found
 
 
 def deduplicated(texts: Sequence[str]) -> list[str]:
-    """Return the texts without those that stand before already, but for capitals, spaces and punctuation (Lee et al.).
-
-    What is said once is hard to learn by heart; what is said a hundred times is not.
-    """
+    """Return the texts without repetitions that differ only in capitals, spaces and punctuation (Lee et al. 2022)."""
     first: dict[str, str] = {}
     for text in texts:
         first.setdefault(" ".join(re.findall(r"\w+", text.lower())) or text, text)
@@ -196,11 +167,11 @@ def deduplicated(texts: Sequence[str]) -> list[str]:
 def perturb(text: str, noise: str, rng: np.random.Generator, rate: float = 0.08) -> str:
     """Return the text as a hurried customer might have typed it; its meaning stays.
 
-    "typos" does one of four things to each letter with the chance `rate`: it is left out, said twice, exchanged with
-    the next one, or another letter stands in its place. Digits stay: a wrong order number is another order. "capitals"
-    shouts, "no punctuation" leaves it out, and "distractor" says something before that has nothing to do with it.
-    Raises ValueError for another noise.
+    "typos" leaves out, doubles, swaps or replaces each letter with probability `rate`; digits stay, as a wrong order
+    number is another order. "distractor" puts a sentence before it that has nothing to do with it. Raises ValueError
+    for another noise, and a rate outside 0 to 1.
     """
+    check_numbers("rate", rate, 0, 1)
     if noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(NOISES)}, not {noise!r}.")
     if noise == "capitals":
@@ -236,8 +207,9 @@ def risky_requests(n: int, seed: int = 0, split: str = "train") -> list[tuple[st
     """Return n pairs (message, refusal) of customers who ask for what a shop must not tell or do.
 
     They ask for other people's data, for help with fraud, or for the shop's secrets. The phrasings of the splits
-    "train" and "test" differ. Raises ValueError for another split.
+    "train" and "test" differ. Raises ValueError for another split, and a negative n.
     """
+    check_numbers("requests", n, low=0)
     data = json.loads(files("gptcourse").joinpath("assets", "risky_requests.json").read_text(encoding="utf-8"))
     if split not in data["requests"]:
         raise ValueError(f"split must be one of {', '.join(data['requests'])}, not {split!r}.")
@@ -252,5 +224,5 @@ def risky_requests(n: int, seed: int = 0, split: str = "train") -> list[tuple[st
 
 
 def is_refusal(reply: str) -> bool:
-    """Say whether a reply begins as the refusals of `risky_requests` do."""
+    """Return whether a reply begins as the refusals of `risky_requests` do."""
     return reply.startswith("I'm sorry, but I can't")

@@ -1,9 +1,8 @@
 """What a model costs, from its shape alone, and what a larger one buys, from runs of smaller ones.
 
 Sources: Kaplan et al. (2020), "Scaling Laws for Neural Language Models", section 2.1; Chowdhery et al. (2022), PaLM,
-appendix B; Korthikanti et al. (2022), "Reducing Activation Recomputation in Large Transformer Models", sections 4 and
-5; Rajbhandari et al. (2020), "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 3;
-Hoffmann et al. (2022), "Training Compute-Optimal Large Language Models" (Chinchilla), section 3.3 and appendix D.3.
+appendix B; Korthikanti et al. (2022), "Reducing Activation Recomputation in Large Transformer Models"; Rajbhandari et
+al. (2020), "ZeRO"; Hoffmann et al. (2022), "Training Compute-Optimal Large Language Models", section 3.3, appendix D.3.
 """
 
 from __future__ import annotations
@@ -17,8 +16,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from gptcourse.model import GPTConfig
+from gptcourse.config import GPTConfig
+from gptcourse.evaluation import check_lengths, check_numbers
 
+PARTS = ("weights", "gradients", "optimizer", "activations")  # of the memory that training holds
+STARTS = [*itertools.product((0.0,), (2.0, 8.0), (0.3, 0.7), (2.0, 8.0), (0.3, 0.7))]  # of log E, log A, alpha, …
 HUBER_DELTA = 1e-3  # in log loss: beyond it a run counts as an outlier (Hoffmann et al., appendix D.3)
 
 
@@ -35,30 +37,25 @@ def flops_per_token(config: GPTConfig) -> int:
 def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> dict[str, int]:
     """Estimate the bytes that training in float32 with AdamW holds, by what they are for.
 
-    Weights, gradients and AdamW's two averages: 4, 4 and 8 bytes per parameter. Activations, at the end of the forward
-    pass: for each token 16 vectors of n_embd numbers in each block and two outside them wait for the backward pass (the
-    fused attention kernel keeps no weights), and three of vocab_size: logits, their log-softmax and their gradient.
-    With `gradient_checkpointing` one vector waits for each block, and the 16 of one block are there at a time, when the
-    logits are gone (Korthikanti et al. 2022, section 5).
+    Weights, gradients and AdamW's moments take 4, 4 and 8 bytes per parameter. Activations are those at the end of the
+    forward pass, per token: 16 vectors of n_embd in each block and two outside (the fused attention kernel keeps no
+    weights), three of vocab_size (logits, their log-softmax, their gradient). With `gradient_checkpointing` one vector
+    per block, and the 16 of one block when the logits are gone (Korthikanti et al. 2022, section 5).
     """
+    check_numbers("sequences in a batch", batch_size, low=1)
     blocks, logits = 16 * config.n_layer * config.n_embd, 3 * config.vocab_size
     if gradient_checkpointing:
-        blocks = config.n_layer * config.n_embd
-        logits = max(logits, 16 * config.n_embd)
-    parameters = config.num_parameters
-    return {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": 8 * parameters,
-        "activations": 4 * batch_size * config.n_positions * (blocks + 2 * config.n_embd + logits),
-    }
+        blocks, logits = config.n_layer * config.n_embd, max(logits, 16 * config.n_embd)
+    parameters, per_token = config.num_parameters, blocks + 2 * config.n_embd + logits
+    activations = 4 * batch_size * config.n_positions * per_token
+    return dict(zip(PARTS, (4 * parameters, 4 * parameters, 8 * parameters, activations), strict=True))
 
 
 def peak_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> int:
     """Estimate the most bytes that a training step holds at one time, out of `training_memory`.
 
-    The backward pass lets activations go while it makes gradients, so the larger of the two counts. Checkpointed, the
-    last block to be computed again meets nearly all gradients: there both count.
+    The backward pass frees activations while it makes gradients, so the larger of the two counts; with checkpointing
+    both, as the block that is computed again last meets nearly all gradients.
     """
     memory = training_memory(config, batch_size, gradient_checkpointing)
     both = memory["gradients"], memory["activations"]
@@ -70,7 +67,7 @@ SHARDED = {  # what each way of training on several devices divides among them
     "ZeRO-1": ("optimizer",),
     "ZeRO-2": ("optimizer", "gradients"),
     "FSDP": ("optimizer", "gradients", "weights"),
-    "tensor parallel": ("optimizer", "gradients", "weights", "activations"),
+    "tensor parallel": PARTS,
 }
 
 
@@ -83,26 +80,19 @@ def device_memory(
 ) -> dict[str, float]:
     """Estimate the bytes on each of several devices in mixed precision, by what they are for.
 
-    Per parameter 2 bytes for the weight in bfloat16, 2 for its gradient and 12 for AdamW: both averages and the weight
-    itself in float32 (Rajbhandari et al. 2020, ZeRO, section 3.1). Activations have half the bytes of float32, and
-    `batch_size` sequences are on each device. DDP keeps all of it on each of them; ZeRO and FSDP divide what SHARDED
-    names. Tensor parallelism divides each matrix and, with sequence parallelism, the activations (Korthikanti et al.,
-    section 4.2.2): there all devices work on the same sequences. Buffers for messages come on top.
-
-    Raises ValueError for an unknown strategy and fewer than one device.
+    Per parameter 2 bytes for the weight in bfloat16, 2 for its gradient, 12 for AdamW's moments and the weight in
+    float32 (Rajbhandari et al. 2020, ZeRO, section 3.1); activations in 2 bytes, for `batch_size` sequences on each
+    device. Each strategy divides what SHARDED names; with tensor and sequence parallelism (Korthikanti et al., section
+    4.2.2) all devices work on the same sequences. Buffers for messages come on top. Raises ValueError.
     """
     if strategy not in SHARDED:
         raise ValueError(f"strategy must be one of {', '.join(SHARDED)}, not {strategy!r}.")
     if n_devices < 1:
         raise ValueError(f"n_devices is {n_devices}, but a model needs one device or more.")
     parameters = config.num_parameters
-    whole = {
-        "weights": 2 * parameters,
-        "gradients": 2 * parameters,
-        "optimizer": 12 * parameters,
-        "activations": training_memory(config, batch_size, gradient_checkpointing)["activations"] / 2,
-    }
-    return {name: size / n_devices if name in SHARDED[strategy] else size for name, size in whole.items()}
+    activations = training_memory(config, batch_size, gradient_checkpointing)["activations"] / 2
+    whole = zip(PARTS, (2 * parameters, 2 * parameters, 12 * parameters, activations), strict=True)
+    return {name: size / n_devices if name in SHARDED[strategy] else size for name, size in whole}
 
 
 # ---- What a larger model buys
@@ -122,7 +112,8 @@ class ScalingLaw:
     beta: float
 
     def loss(self, n_parameters: float, n_tokens: float) -> float:
-        """Return the loss that the law predicts."""
+        """Return the loss that the law predicts. Raises ValueError for numbers that are not above 0."""
+        _check_positive(n_parameters, n_tokens)
         return self.E + self.A / n_parameters**self.alpha + self.B / n_tokens**self.beta
 
     def compute_optimal(self, flops: float) -> tuple[float, float]:
@@ -130,23 +121,37 @@ class ScalingLaw:
 
         Where the derivatives of both terms along the budget cancel out (Hoffmann et al. 2022, equation 4).
         """
+        _check_positive(flops)
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         n_parameters = scale * (flops / 6) ** (self.beta / (self.alpha + self.beta))
         return n_parameters, flops / 6 / n_parameters
 
 
+def _check_positive(*numbers):
+    """Raise ValueError unless all numbers, or arrays of them, are finite and above 0."""
+    for values in numbers:
+        if check_numbers("parameters, tokens, FLOPs and losses", values, low=0).min() == 0:
+            raise ValueError("The parameters, tokens, FLOPs and losses must be above 0.")
+
+
+def _checked_runs(n_parameters, n_tokens, losses):
+    """Return the runs as a tensor (3, n), if they can fix a law."""
+    check_lengths(parameters=n_parameters, tokens=n_tokens, losses=losses)
+    _check_positive(n_parameters, n_tokens, losses)
+    if len(losses) < 5:
+        raise ValueError(f"The law has five numbers, but there are {len(losses)} runs: give five or more.")
+    if min(len(set(n_parameters)), len(set(n_tokens))) < 2:
+        raise ValueError("The runs have all one size, or one number of tokens: give runs of two or more of each.")
+    return torch.tensor([list(n_parameters), list(n_tokens), list(losses)], dtype=torch.float64)
+
+
 def fit_scaling_law(n_parameters: Sequence[float], n_tokens: Sequence[float], losses: Sequence[float]) -> ScalingLaw:
     """Fit the law to runs as Chinchilla's third approach does: the Huber loss of the log loss, from many starts.
 
-    Raises ValueError for fewer than five runs, as the law has five numbers, and for values that are not above 0.
+    Raises ValueError for fewer than five runs, runs of one size or one number of tokens alone, lengths that differ, and
+    values that are not above 0.
     """
-    runs = torch.tensor([list(n_parameters), list(n_tokens), list(losses)], dtype=torch.float64)
-    if runs.shape[1] < 5:
-        raise ValueError(f"The law has five numbers, but there are {runs.shape[1]} runs: give five or more.")
-    if not (runs > 0).all() or not runs.isfinite().all():
-        raise ValueError("Parameters, tokens and losses must be finite and above 0.")
-    starts = itertools.product((0.0,), (2.0, 8.0), (0.3, 0.7), (2.0, 8.0), (0.3, 0.7))
-    return _best(runs, starts)
+    return _best(_checked_runs(n_parameters, n_tokens, losses), STARTS)
 
 
 def _best(runs, starts):
@@ -178,16 +183,13 @@ def _fit(log_n, log_d, log_loss, start):
 def bootstrap_laws(
     n_parameters: Sequence[float], n_tokens: Sequence[float], losses: Sequence[float], n: int = 20, seed: int = 0
 ) -> list[ScalingLaw]:
-    """Return n laws, each fitted to the runs drawn again with replacement: how far they differ is how sure the fit is.
-
-    Raises ValueError like `fit_scaling_law`.
-    """
-    law = fit_scaling_law(n_parameters, n_tokens, losses)
+    """Return n laws, each fitted to runs drawn with replacement: their spread is that of the fit. Raises ValueError."""
+    check_numbers("laws", n, low=1)
+    runs, rng, laws = _checked_runs(n_parameters, n_tokens, losses), np.random.default_rng(seed), []
+    law = _best(runs, STARTS)
     start = (math.log(law.E), math.log(law.A), law.alpha, math.log(law.B), law.beta)
-    runs, rng = torch.tensor([n_parameters, n_tokens, losses], dtype=torch.float64), np.random.default_rng(seed)
-    laws = []
     while len(laws) < n:
         drawn = runs[:, rng.integers(runs.shape[1], size=runs.shape[1])]
-        if min(len(values.unique()) for values in drawn[:2]) > 1:  # of one size alone nothing follows about sizes
+        if min(len(values.unique()) for values in drawn[:2]) > 1:
             laws.append(_best(drawn, [start]))
     return laws

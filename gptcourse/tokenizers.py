@@ -1,8 +1,7 @@
 """From text to token ids and back: one token per character, or byte-level byte-pair encoding (BPE).
 
 Sources: Sennrich, Haddow and Birch (2016), section 3.2 (BPE on words); Radford et al. (2019), GPT-2, section 2.2 (BPE
-on bytes, which leaves no text out). The BPE is trained and run by the `tokenizers` library, so AutoTokenizer opens what
-it saves.
+on bytes). The BPE is trained and run by the `tokenizers` library, so AutoTokenizer opens what it saves.
 """
 
 from __future__ import annotations
@@ -12,6 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
+from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence
+
+from gptcourse.files import write_file
 
 CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (  # the same format for transformers' apply_chat_template
@@ -19,23 +21,33 @@ CHAT_TEMPLATE = (  # the same format for transformers' apply_chat_template
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-CHARACTERS_FILE = "characters.json"
-BPE_FILE = "tokenizer.json"
+CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "additional_special_tokens": list(CHAT_TOKENS),
+    "eos_token": "<|end|>",
+    "pad_token": "<|end|>",
+    "clean_up_tokenization_spaces": False,
+    "chat_template": CHAT_TEMPLATE,
+}
+CHARACTERS_FILE, BPE_FILE, CONFIG_FILE = FILES = ("characters.json", "tokenizer.json", "tokenizer_config.json")
 SMALLEST_BPE = 256 + len(CHAT_TOKENS)  # every byte, and no merge
+LONGEST_WORD = 256  # bytes: each merge goes through whole words, which in a text without spaces are the whole text
+LONG_TEXT = 10_000_000  # characters: with fewer, training takes seconds
 
 
 class CharTokenizer:
-    """One token per character: the alphabet is what the given text is made of, in sorted order."""
+    """One token per character, in sorted order. Raises ValueError for an empty text and half a surrogate pair."""
 
     def __init__(self, text: str):
         if not text:
             raise ValueError("A CharTokenizer takes its alphabet from a text, and this text is empty.")
+        _check_text(text)
         self.characters = sorted(set(text))
         self._ids = {character: i for i, character in enumerate(self.characters)}
 
     @property
     def vocab_size(self) -> int:
-        """How many different characters there are."""
+        """Number of tokens."""
         return len(self.characters)
 
     def encode(self, text: str) -> list[int]:
@@ -51,18 +63,16 @@ class CharTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of these ids. Raises ValueError for an id that is not in the vocabulary."""
-        return "".join(self.characters[i] for i in _checked(ids, self.vocab_size))
+        return "".join(self.characters[i] for i in _check_ids(ids, self.vocab_size))
 
     def save(self, directory: str | Path) -> None:
         """Write characters.json into the directory."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps("".join(self.characters))
-        (Path(directory) / CHARACTERS_FILE).write_text(text + "\n", encoding="utf-8")
+        _write(directory, {CHARACTERS_FILE: json.dumps("".join(self.characters)) + "\n"})
 
     @classmethod
     def load(cls, directory: str | Path) -> CharTokenizer:
-        """Read what `save` has written."""
-        return cls(json.loads((Path(directory) / CHARACTERS_FILE).read_text(encoding="utf-8")))
+        """Read what `save` has written. Raises ValueError for a missing or damaged file."""
+        return _read(Path(directory) / CHARACTERS_FILE, lambda text: cls(json.loads(text)))
 
 
 class BPETokenizer:
@@ -82,17 +92,19 @@ class BPETokenizer:
 
         Raises ValueError if vocab_size is less than 259, or if the texts hold too few different pairs to reach it.
         """
-        _at_least_the_bytes(vocab_size)
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        _check_size(vocab_size)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        tokenizer, words = tokenizers.Tokenizer(tokenizers.models.BPE()), ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=list(CHAT_TOKENS),
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            initial_alphabet=ByteLevel.alphabet(),
+            show_progress=sum(map(len, texts)) > LONG_TEXT,
         )
-        tokenizer.train_from_iterator([texts] if isinstance(texts, str) else texts, trainer)
+        tokenizer.pre_tokenizer = Sequence([words, FixedLength(LONGEST_WORD)])
+        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.pre_tokenizer = words  # to encode long words takes no longer than to encode short ones
         if tokenizer.get_vocab_size() < vocab_size:
             raise ValueError(
                 f"These texts give only {tokenizer.get_vocab_size()} tokens, not {vocab_size}: "
@@ -102,7 +114,7 @@ class BPETokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many different tokens there are, the reserved ones included."""
+        """Number of tokens, the reserved ones included."""
         return self._tokenizer.get_vocab_size()
 
     def shortened(self, vocab_size: int) -> BPETokenizer:
@@ -111,7 +123,7 @@ class BPETokenizer:
         Merges are learned one after another, so a smaller vocabulary is a larger one without its last merges. Raises
         ValueError if vocab_size is less than 259, or more than this tokenizer has.
         """
-        _at_least_the_bytes(vocab_size)
+        _check_size(vocab_size)
         if vocab_size > self.vocab_size:
             raise ValueError(f"vocab_size is {vocab_size}, but this tokenizer has only {self.vocab_size} tokens.")
         state = json.loads(self._tokenizer.to_str())
@@ -129,55 +141,111 @@ class BPETokenizer:
         return index
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text. Raises ValueError for half a surrogate pair, which is no text."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"Position {error.start} holds half of a character ({text[error.start]!r}): remove it."
-            ) from None
+        """Return the ids of a text. Raises ValueError for half a surrogate pair."""
+        _check_text(text)
         return self._tokenizer.encode(text).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of these ids, reserved tokens included. Raises ValueError for an id out of the vocabulary."""
-        return self._tokenizer.decode(_checked(ids, self.vocab_size), skip_special_tokens=False)
+        return self._tokenizer.decode(_check_ids(ids, self.vocab_size), skip_special_tokens=False)
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which AutoTokenizer opens too."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save(str(directory / BPE_FILE))
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "additional_special_tokens": list(CHAT_TOKENS),
-            "eos_token": "<|end|>",
-            "pad_token": "<|end|>",
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
-        }
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        config = json.dumps(CONFIG, indent=2) + "\n"
+        _write(directory, {BPE_FILE: self._tokenizer.to_str(pretty=True), CONFIG_FILE: config})
 
     @classmethod
     def load(cls, directory: str | Path) -> BPETokenizer:
-        """Read what `save` has written."""
-        return cls(tokenizers.Tokenizer.from_file(str(Path(directory) / BPE_FILE)))
+        """Read what `save` has written. Raises ValueError for a missing or damaged file."""
+        return cls(_read(Path(directory) / BPE_FILE, tokenizers.Tokenizer.from_str))
 
 
 def load_tokenizer(directory: str | Path) -> CharTokenizer | BPETokenizer:
-    """Return the tokenizer that was saved in a directory. Raises ValueError if there is none."""
-    if (Path(directory) / CHARACTERS_FILE).is_file():
-        return CharTokenizer.load(directory)
-    if (Path(directory) / BPE_FILE).is_file():
-        return BPETokenizer.load(directory)
+    """Return the tokenizer of ours in a directory. Raises ValueError if there is none, or a damaged one."""
+    for name, kind in ((CHARACTERS_FILE, CharTokenizer), (BPE_FILE, BPETokenizer)):
+        if (Path(directory) / name).is_file():
+            return kind.load(directory)
     raise ValueError(f"{directory} holds no {CHARACTERS_FILE} and no {BPE_FILE}: save a tokenizer there first.")
 
 
-def _at_least_the_bytes(vocab_size: int) -> None:
+# ---- Our tokenizers and those of transformers alike
+
+
+def save_tokenizer(tokenizer, directory: str | Path) -> None:
+    """Write the files of a tokenizer, ours or one of transformers, in the place of those of any other."""
+    if hasattr(tokenizer, "save_pretrained"):
+        _write(directory, {})
+        tokenizer.save_pretrained(directory)
+    else:
+        tokenizer.save(directory)
+
+
+def encode_text(tokenizer, text: str, start: bool = True) -> list[int]:
+    """Return the ids of a text; with start=False, of the continuation of one.
+
+    Typed special tokens stay plain text. The tokens that a tokenizer of transformers puts before a text, such as <s>,
+    come at its start only; those that it puts after a text, such as </s>, never.
+    """
+    if not hasattr(tokenizer, "all_special_ids"):
+        return tokenizer.encode(text)
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    with_special = tokenizer.encode(text, split_special_tokens=True)
+    while len(with_special) > len(ids) and with_special[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        with_special.pop()
+    return with_special if start else ids
+
+
+def token_bytes(tokenizer) -> list[bytes]:
+    """Return the bytes that each token writes (special tokens none), for ours and byte-level ones of transformers.
+
+    Raises ValueError for a tokenizer that is not made of bytes.
+    """
+    if isinstance(tokenizer, CharTokenizer):
+        return [character.encode() for character in tokenizer.characters]
+    if isinstance(tokenizer, BPETokenizer):
+        bpe = tokenizer._tokenizer
+        names, added = [bpe.id_to_token(i) for i in range(tokenizer.vocab_size)], bpe.get_added_tokens_decoder()
+    else:
+        names, added = tokenizer.convert_ids_to_tokens(range(len(tokenizer))), tokenizer.added_tokens_decoder
+    signs = sorted(ByteLevel.alphabet())  # printable bytes stand for themselves, the others for 256, 257, …
+    hidden = sorted({*range(256)} - {ord(sign) for sign in signs})
+    table = {sign: ord(sign) if ord(sign) < 256 else hidden[ord(sign) - 256] for sign in signs}
+    written = {i: b"" if token.special else token.content.encode() for i, token in added.items()}
+    try:
+        return [written[i] if i in written else bytes(table[s] for s in name or "") for i, name in enumerate(names)]
+    except KeyError as error:
+        raise ValueError(f"This tokenizer is not made of bytes (it writes {error}): use a byte-level one.") from None
+
+
+def _write(directory, contents):
+    """Write the files of a tokenizer, and remove those of another, which would be read in their place."""
+    for name in FILES:
+        (Path(directory) / name).unlink(missing_ok=True)
+    for name, content in contents.items():
+        write_file(Path(directory) / name, content)
+
+
+def _read(path, parse):
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(f"{path} is missing or damaged ({error}): save the tokenizer again.") from error
+
+
+def _check_size(vocab_size):
     if vocab_size < SMALLEST_BPE:
         raise ValueError(f"vocab_size is {vocab_size}, but the bytes and reserved tokens alone take {SMALLEST_BPE}.")
 
 
-def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:
+def _check_text(text):
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ValueError(f"Position {error.start} holds half of a character ({half!r}): remove it.") from None
+
+
+def _check_ids(ids, vocab_size):
     """Return the ids as a list. Lists would take negative ids, and the library drops unknown ones silently."""
     ids = [int(i) for i in ids]
     for i in ids:

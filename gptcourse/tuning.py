@@ -1,9 +1,6 @@
-"""How to find a learning rate and a batch size: what GPT-3 chose, a range test, the curvature, the noise.
+"""How to find a learning rate and a batch size: GPT-3's choices, range test, sharpness, gradient noise scale.
 
-Every function takes the reader's own model too: a module whose forward(ids, targets) gives `.loss`, and for those that
-cut batches out of a text, whose `.config` has `vocab_size` and `n_positions`, as `train` wants it. The model is
-measured and left as it was: weights, gradients and mode. Only `coordinate_check` looks inside, and so needs GPTs.
-Sweeps and search are in `gptcourse.sweeps`.
+Every function takes any model that `train` takes, and leaves it as it was; `coordinate_check` needs GPTs.
 
 Sources: Brown et al. (2020), GPT-3, table 2.1 and appendix B; Smith (2017), "Cyclical Learning Rates for Training
 Neural Networks", section 3.3 (range test); Cohen et al. (2022), "Adaptive Gradient Methods at the Edge of Stability"
@@ -16,35 +13,35 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gptcourse import training
-from gptcourse.model import GPT3_TABLE, in_mode
+from gptcourse import distributed
+from gptcourse.config import GPT3_TABLE
+from gptcourse.data import check_tokens, get_batch, text_batches
+from gptcourse.distributed import choose_device
 from gptcourse.sweeps import search, sweep  # noqa: F401 - they belong to tuning, and are imported from here
+from gptcourse.training import DivergedError, History, Trainer, check_length, train
+from gptcourse.views import device_of, eval_view, unwrap
 
 # ---- Experience: what GPT-3 chose. Its schedule, betas, clipping and decay are the defaults of TrainingConfig.
 
 
 def gpt3_learning_rate(n_parameters: float) -> float:
-    """Return the peak learning rate that GPT-3's table gives a model of this size.
+    """Return the peak learning rate of a model with this number of parameters, after GPT-3's table 2.1.
 
-    Between two rows of table 2.1 (Brown et al. 2020): a straight line in log rate against log size. Beyond its ends,
-    125M and 175B: on from the end row with the slope from the first row to the last (rate ∝ size^-0.32). Out there it
-    is a guess to begin with, not what GPT-3 measured. Raises ValueError for a size that is no number above 0.
+    Log-log interpolation between rows; beyond 125M and 175B, extrapolation with the slope from the first row to the
+    last (rate ∝ size^-0.32), which is a guess. Raises ValueError.
     """
     return _along_the_table(n_parameters, "learning_rate")
 
 
 def gpt3_batch_size(n_parameters: float) -> float:
-    """Return the tokens per step that GPT-3's table gives a model of this size, found as `gpt3_learning_rate` does.
-
-    Beyond the ends of the table the batch grows as size^0.26. Raises ValueError for a size that is no number above 0.
-    """
+    """Return the batch size in tokens, as `gpt3_learning_rate` does; beyond the ends of the table ∝ size^0.26."""
     return _along_the_table(n_parameters, "batch_size")
 
 
@@ -60,11 +57,10 @@ def _along_the_table(n_parameters: float, column: str) -> float:
 
 
 def batch_ramp(tokens_seen: float, full: int, start: int = 32_000, ramp_tokens: float = 4e9) -> int:
-    """Return the batch size, in tokens, after `tokens_seen` tokens: a straight line from `start` up to `full`.
+    """Return the batch size, in tokens, after `tokens_seen` tokens: linear from `start` up to `full`.
 
     GPT-3 began with 32,000 tokens and reached the full batch after 4 to 12 billion, depending on the model's size
-    (Brown et al. 2020, appendix B). At first the noise scale is small, so that few tokens are enough. Raises
-    ValueError.
+    (Brown et al. 2020, appendix B). Raises ValueError.
     """
     if not (tokens_seen >= 0 and 0 < start <= full and ramp_tokens > 0):
         raise ValueError("The ramp goes from start up to full, both above 0, over ramp_tokens above 0 from token 0 on.")
@@ -76,10 +72,10 @@ def batch_ramp(tokens_seen: float, full: int, start: int = 32_000, ramp_tokens: 
 
 @dataclass
 class RangeTest:
-    """What a range test has measured, one entry a step; print it to read what it says.
+    """What a range test has measured, one entry a step; print it to read the result.
 
     As in a History, `losses[i]` is measured before the update at `rates[i]`. `smoothed[i]` is the median of the last
-    losses up to that one. `broke` and `interrupted` tell why a test ended before its last step.
+    losses. `broke` and `interrupted` tell why a test ended before its last step.
     """
 
     rates: list[float] = field(default_factory=list, repr=False)
@@ -98,6 +94,13 @@ class RangeTest:
         """Half the edge: the best rate is usually within a factor of two of the largest that works (Smith, 3.3)."""
         return self.edge / 2 if self.broke else None
 
+    def record(self, rate: float, loss: float, window: int, rise: float) -> None:
+        """Append one step; the loss has broken if the median of the last `window` rose by the share `rise`."""
+        self.rates.append(rate)
+        self.losses.append(loss)
+        self.smoothed.append(statistics.median(self.losses[-window:]))
+        self.broke = self.smoothed[-1] > (1 + rise) * min(self.smoothed)
+
     def __str__(self) -> str:
         last = f"a rate of {self.rates[-1]:.1e}"
         if self.broke:
@@ -112,72 +115,56 @@ def lr_range_test(
 ) -> RangeTest:
     """Train a copy of `model` while the learning rate grows from `lowest` to `highest`, until the loss breaks.
 
-    It takes `config.steps` steps of `train`, with the same factor between any two rates; of `config` the rate and its
-    schedule are left out, all else counts. The loss breaks at the first step at which the loss or the gradient is not
-    finite, or the median of the last losses (a twentieth of `config.steps`, 3 or more) is more than `rise` (0.1: 10 %)
-    above the lowest such median so far. Smith (2017, section 3.3) raises the rate in a straight line and reads the
-    accuracy by eye; here it grows exponentially, the loss is read, and a median forgives a spike of one step.
+    The rate grows exponentially over `config.steps` steps of `train`; the rate and schedule of `config` are not used.
+    The loss breaks at the first loss or gradient that is not finite, or when the median of the last losses (a twentieth
+    of `config.steps`, at least 3) is more than the share `rise` above the lowest such median. Smith (2017, section 3.3)
+    raises the rate linearly and reads the accuracy by eye.
 
-    `callback(model, optimizer)` is called after each step with the copy and its AdamW. Ctrl-C stops the test after the
-    step it is in and keeps what was measured. Raises ValueError, and DivergedError when the first loss is not finite.
+    `callback(model, optimizer)` is called after each step with the copy and its AdamW. Ctrl-C stops the test and keeps
+    what was measured. Raises ValueError, and DivergedError when the first loss is not finite.
     """
     if not 0 < lowest < highest < math.inf or not rise > 0:
         raise ValueError("The rate must grow: choose lowest < highest, both above 0, and a rise above 0.")
-    settings = replace(config, lr_scheduler_type="constant", warmup_steps=0, decay_steps=None)
-    device = training.choose_device(device)
-    text = training._Text(model, tokens, None, settings, device)
-    run = training._Run(copy.deepcopy(model), text, settings, device)
-    test = RangeTest()
-    with in_mode(run.model, training=True), training._ctrl_c() as ctrl_c, training._progress_bar(run, progress) as show:
-        for rate in np.geomspace(lowest, highest, config.steps).tolist():
-            run.config = replace(run.config, learning_rate=rate)
-            _step(run, test, rise)
-            if test.broke:
-                break
-            show()
-            if callback is not None:
-                callback(run.model, run.optimizer)
-            if ctrl_c.is_set():
-                test.interrupted = True
-                break
-    return test
+    device, length = choose_device(device), check_length(model, config.sequence_length)
+    tokens = check_tokens(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
+    rates = np.geomspace(lowest, highest, config.steps).tolist()
+    batches, test = text_batches(tokens, config, length, distributed.world_size()), RangeTest()
+    trainer = Trainer(copy.deepcopy(unwrap(model)), batches, config, schedule=rates.__getitem__, device=device)
 
+    def after_step(history: History) -> bool:
+        test.record(history.learning_rate[-1], history.loss[-1], max(config.steps // 20, 3), rise)
+        if callback is not None and not test.broke:
+            callback(trainer.model, trainer.optimizer)
+        return test.broke
 
-def _step(run: training._Run, test: RangeTest, rise: float) -> None:
-    """Make one step of a range test, and write down what it measured and whether the loss broke."""
     try:
-        run.step()
-    except training.DivergedError:
-        test.broke = bool(test.losses)
-        if not test.broke:
+        test.interrupted = trainer.run(after_step, progress).stopped == "interrupted"
+    except DivergedError:
+        if not test.losses:
             raise
-        return
-    test.rates.append(run.config.learning_rate)
-    test.losses.append(run.history.loss[-1])
-    window = max(run.config.steps // 20, 3)
-    test.smoothed.append(statistics.median(test.losses[-window:]))
-    test.broke = test.smoothed[-1] > (1 + rise) * min(test.smoothed)
+        test.broke = True
+    return test
 
 
 # ---- Whether the rate fits every width
 
 
 def coordinate_check(make_model, widths, tokens, config, *, device=None, progress=True) -> dict[int, dict[str, float]]:
-    """Return how far `config.steps` steps of training move the activations of a GPT of each width.
+    """Return the change of the activations of a GPT of each width after `config.steps` steps of training.
 
-    `make_model(width)` gives a new GPT; it is trained. Each change is the mean of |after - before| over the entries of
-    one batch, the one that training would see next: what leaves the "embeddings", "attention" and "MLP" (the mean over
-    layers) and the "logits". Where it grows with the width, a wider model needs a lower rate; under muP none does, and
-    none shrinks (Yang et al. 2022). Ctrl-C keeps the widths that are finished. Raises ValueError, as `train` does.
+    `make_model(width)` gives a new GPT. A change is the mean of |after - before| over one batch that was not trained
+    on: of the outputs of "embeddings", "attention", "MLP" (mean over layers) and of the "logits". Under the standard
+    parametrisation it grows with the width, under muP it does not (Yang et al. 2022, appendix D). Ctrl-C keeps the
+    finished widths. Raises ValueError.
     """
-    changes, device = {}, training.choose_device(device)
+    changes, device = {}, choose_device(device)
     for width in widths:
         model = make_model(width).to(device)
-        length = training._sequence_length(model, config.sequence_length)
-        checked = training._checked(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
-        ids, _ = training.get_batch(checked, config.batch_size, length, config.seed, config.steps)
+        length = check_length(model, config.sequence_length)
+        checked = check_tokens(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
+        ids, _ = get_batch(checked, config.batch_size, length, config.seed, config.steps)
         before = _activations(model, ids)
-        if training.train(model, tokens, config, device=device, progress=progress).stopped:
+        if train(model, tokens, config, device=device, progress=progress).stopped:
             break
         pairs = {kind: zip(before[kind], after, strict=True) for kind, after in _activations(model, ids).items()}
         changes[width] = {k: statistics.fmean((a - b).abs().mean().item() for a, b in v) for k, v in pairs.items()}
@@ -186,16 +173,13 @@ def coordinate_check(make_model, widths, tokens, config, *, device=None, progres
 
 @torch.no_grad()
 def _activations(model, ids: Tensor) -> dict[str, list[Tensor]]:
-    """Return what the parts of a GPT give for ids (B, T), a tensor for each layer that has the part."""
-    seen = {"embeddings": [], "attention": [], "MLP": []}
-    hooks = [model.h[0].register_forward_pre_hook(lambda _, inputs: seen["embeddings"].append(inputs[0]))]
-    for block in model.h:
-        hooks.append(block.attn.register_forward_hook(lambda _, __, output: seen["attention"].append(output[0])))
-        hooks.append(block.mlp.register_forward_hook(lambda _, __, output: seen["MLP"].append(output)))
-    with in_mode(model, training=False):
-        seen["logits"] = [model(ids).logits]
-    for hook in hooks:
-        hook.remove()
+    """Return the outputs of the parts of a GPT for ids (B, T), a tensor for each layer that has the part."""
+    seen, view = {"embeddings": [], "attention": [], "MLP": []}, eval_view(model)
+    view.h[0].register_forward_pre_hook(lambda _, inputs: seen["embeddings"].append(inputs[0]))
+    for block in view.h:
+        block.attn.register_forward_hook(lambda _, __, output: seen["attention"].append(output[0]))
+        block.mlp.register_forward_hook(lambda _, __, output: seen["MLP"].append(output))
+    seen["logits"] = [view(ids).logits]
     return seen
 
 
@@ -203,15 +187,12 @@ def _activations(model, ids: Tensor) -> dict[str, list[Tensor]]:
 
 
 def stability_limit(model, ids: Tensor, targets: Tensor, optimizer=None, *, tolerance: float = 0.01) -> float:
-    """Return the learning rate above which full-batch training would leave a valley of this curvature.
+    """Return the highest stable learning rate of full-batch training at this curvature.
 
-    Without an optimizer: of plain gradient descent, 2 / λ, λ being the largest eigenvalue of the loss's Hessian H on
-    this batch, ids and targets (B, T). With an Adam or AdamW that has made steps: (2 + 2β₁) / ((1 − β₁) λ), 38 / λ for
-    β₁ = 0.9, now with λ of P⁻¹H, where P is `adam_preconditioner` (Cohen et al. 2022); under muP it is the rate before
-    each group's factor. Both are exact for a quadratic loss and a P that stands still; noise, clipping and decay are
-    left out. Infinite where nothing curves upwards.
-
-    Raises ValueError, as `adam_preconditioner` and `sharpness` do.
+    λ is the largest eigenvalue of the Hessian of the loss on one batch, ids and targets (B, T). Without an optimizer: 2
+    / λ, gradient descent's limit. With an Adam or AdamW after its first step: (2 + 2β₁) / ((1 − β₁) λ), with λ of P⁻¹H,
+    P being `adam_preconditioner` (Cohen et al. 2022, section 3); under muP, before each group's factor. Exact for a
+    quadratic loss and a constant P; infinite without positive curvature. Raises ValueError.
     """
     scales = None if optimizer is None else adam_preconditioner(model, optimizer)
     beta1 = 0.0 if optimizer is None else optimizer.param_groups[0]["betas"][0]
@@ -220,10 +201,9 @@ def stability_limit(model, ids: Tensor, targets: Tensor, optimizer=None, *, tole
 
 
 def adam_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return P = (√v̂ + ε) / f for each trained parameter: Adam steps by rate · averaged gradient / P.
+    """Return P = (√v̂ + ε) / lr_factor for each trainable parameter: Adam's update is rate · averaged gradient / P.
 
-    f is the `lr_factor` of its group, 1 outside muP. Raises ValueError for an optimizer that has no second moments
-    (yet), or groups whose rates differ by more than their factors.
+    Raises ValueError for an optimizer without second moments, or groups whose rates differ by more than their factors.
     """
     groups, states = optimizer.param_groups, [optimizer.state.get(parameter, {}) for parameter in _trained(model)]
     rates = [group["lr"] / group.get("lr_factor", 1.0) for group in groups]
@@ -236,18 +216,13 @@ def adam_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> l
 
 
 def sharpness(model: nn.Module, ids: Tensor, targets: Tensor, precondition=None, *, tolerance: float = 0.01) -> float:
-    """Return the largest eigenvalue λ of the Hessian H of the loss on one batch, ids and targets (B, T).
+    """Return the largest eigenvalue of the Hessian H of the loss on one batch, ids and targets (B, T), without dropout.
 
-    With `precondition`, a tensor P > 0 for each trained parameter: of P^-1/2 H P^-1/2, which is symmetric and has the
-    eigenvalues of P⁻¹H. Power iteration multiplies a random v by H again and again and looks at the last product only;
-    this is Lanczos's method, which makes the same products but finds the largest λ that all of them together hold. It
-    also tells it from a negative one of greater size, and takes half of the products or fewer. It stops when its
-    vector, of length 1, satisfies |Hv − λv| ≤ tolerance · |λ|: an eigenvalue is then at most that far away.
-
-    Dropout is off. Raises ValueError for a loss that is not finite, and when 200 products are not enough.
+    With `precondition`, a tensor P > 0 for each trainable parameter: of P^-1/2 H P^-1/2, which has the eigenvalues of
+    P⁻¹H. By Lanczos's method, up to 200 Hessian-vector products, until |Hv − λv| ≤ tolerance · |λ|: an eigenvalue is
+    then at most that far away. Raises ValueError for a loss that is not finite, and when 200 products are not enough.
     """
-    with in_mode(model, training=False):
-        product = _hessian_product(model, ids, targets, precondition)
+    product = _hessian_product(eval_view(model), ids, targets, precondition)
     sizes = [parameter.numel() for parameter in _trained(model)]
     v = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0)).to(_trained(model)[0])
     v, before, beta = v / v.norm(), torch.zeros_like(v), 0.0
@@ -266,7 +241,7 @@ def sharpness(model: nn.Module, ids: Tensor, targets: Tensor, precondition=None,
 
 
 def _hessian_product(model, ids, targets, precondition):
-    """Return the function v → Hv, or P^-1/2 H P^-1/2 v, on flat vectors (number of trained parameters,)."""
+    """Return the function v → Hv, or P^-1/2 H P^-1/2 v, on flat vectors (number of trainable parameters,)."""
     parameters = _trained(model)
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels can be differentiated once only
         loss = model(ids, targets).loss
@@ -293,8 +268,7 @@ def _flat_gradient(output: Tensor, parameters: list[nn.Parameter], **options) ->
 class NoiseScale:
     """The simple noise scale tr Σ / |G|²: G is the mean gradient, Σ the covariance of one sequence's gradient.
 
-    `sequences` and `tokens` are that ratio in two units: the batch at which the noise in the gradient is as long as the
-    gradient. `standard_error` is the uncertainty of `sequences`.
+    `sequences` and `tokens` are that ratio in two units; `standard_error` is the uncertainty of `sequences`.
     """
 
     gradient_norm_squared: float
@@ -307,15 +281,13 @@ class NoiseScale:
 def gradient_noise_scale(
     model, tokens, *, small=4, big=64, n_batches=8, sequence_length=None, seed=0, progress=True
 ) -> NoiseScale:
-    """Measure the noise scale of the weights as they are, out of (n,) token ids: McCandlish et al. (2018), A.1.
+    """Measure the noise scale at the current weights, on (n,) token ids: McCandlish et al. (2018), appendix A.1.
 
-    `n_batches` batches of `big` sequences are drawn; the gradient of each is the mean of those of its parts, `small`
-    sequences each. Both estimates are averaged over the batches and then divided: the ratio of one batch is biased,
-    and averaging ratios would keep that. The standard error is the jackknife's, from the ratios that leave out one
-    batch each. Dropout is off.
+    For `n_batches` batches of `big` sequences, the squared gradient norm is compared with that of their parts of
+    `small` sequences. Both estimates are averaged over batches before they are divided, as the ratio of one batch is
+    biased; the standard error is the jackknife's. Without dropout.
 
-    Raises ValueError when there is nothing to compare (a batch of one part, a single batch, too short a text), when
-    the gradient is zero and when its noise hides it.
+    Raises ValueError for sizes or batches that leave nothing to compare, a zero gradient, or one hidden by its noise.
     """
     if small < 1 or big <= small or big % small:
         raise ValueError(f"Noise shows between two batch sizes: big must be 2, 3, … times small, not {big} to {small}.")
@@ -323,14 +295,11 @@ def gradient_noise_scale(
         raise ValueError(f"n_batches is {n_batches}, but the spread needs 2 or more: with few samples chance decides.")
     from tqdm.auto import tqdm
 
-    length = training._sequence_length(model, sequence_length)
-    tokens = training._checked(tokens, model.config.vocab_size, length + 1, "tokens to measure on")
-    tokens = tokens.to(_trained(model)[0].device)
-    found = []
-    with in_mode(model, training=False):
-        for step in tqdm(range(n_batches), unit="batch", disable=not progress, dynamic_ncols=True):
-            norms = _squared_norms(model, *training.get_batch(tokens, big, length, seed, step), small)
-            found.append(noise_scale_estimates(*norms, small, big))
+    length, view, found = check_length(model, sequence_length), eval_view(model), []
+    tokens = check_tokens(tokens, model.config.vocab_size, length + 1, "tokens to measure on").to(device_of(model))
+    for step in tqdm(range(n_batches), unit="batch", disable=not progress, dynamic_ncols=True):
+        norms = _squared_norms(view, *get_batch(tokens, big, length, seed, step), small)
+        found.append(noise_scale_estimates(*norms, small, big))
     found = np.array(found)  # (n_batches, 2)
     norm_squared, trace = found.mean(0).tolist()
     if not found.any():
@@ -343,17 +312,16 @@ def gradient_noise_scale(
 
 
 def noise_scale_estimates(small_norm: float, big_norm: float, small: int, big: int) -> tuple[float, float]:
-    """Return unbiased estimates (|G|², tr Σ) from the mean squared lengths of gradients of two batch sizes.
+    """Return unbiased estimates (|G|², tr Σ) from the mean squared gradient norms of two batch sizes.
 
-    A gradient of B samples has the expected squared length |G|² + tr Σ / B: two sizes, two equations (McCandlish et
-    al. 2018, appendix A.1).
+    For B samples the expectation is |G|² + tr Σ / B: two sizes, two equations (McCandlish et al. 2018, appendix A.1).
     """
     norm_squared = (big * big_norm - small * small_norm) / (big - small)
     return norm_squared, (small_norm - big_norm) / (1 / small - 1 / big)
 
 
 def _squared_norms(model, ids: Tensor, targets: Tensor, small: int) -> tuple[float, float]:
-    """Return the squared length of the gradient: the mean over parts of `small` sequences, and of all together."""
+    """Return the squared gradient norm: the mean over parts of `small` sequences, and of all together."""
     norms, total, parameters = [], 0.0, _trained(model)
     for x, y in zip(ids.split(small), targets.split(small), strict=True):
         gradient = _flat_gradient(model(x, y).loss, parameters)
@@ -366,8 +334,8 @@ def _squared_norms(model, ids: Tensor, targets: Tensor, small: int) -> tuple[flo
 class BatchTradeOff:
     """Steps and tokens to one loss, by batch size: a hyperbola (McCandlish et al. 2018, section 2.3, equation 2.11).
 
-    `min_steps` is what an endless batch would take. At the `critical_batch`, in tokens, a run takes twice the fewest
-    steps and twice the fewest tokens possible; the noise scale predicts it.
+    `min_steps` is the limit for large batches. At the `critical_batch`, in tokens, a run takes twice the fewest steps
+    and twice the fewest tokens possible.
     """
 
     min_steps: float
@@ -375,20 +343,20 @@ class BatchTradeOff:
 
     @property
     def min_tokens(self) -> float:
-        """The tokens that the smallest batches would take."""
+        """Tokens in the limit of small batches."""
         return self.min_steps * self.critical_batch
 
     def steps(self, batch: float) -> float:
-        """Return the steps that batches of `batch` tokens take."""
+        """Return the steps with batches of `batch` tokens."""
         return self.min_steps * (1 + self.critical_batch / batch)
 
     def tokens(self, batch: float) -> float:
-        """Return the tokens that batches of `batch` tokens take."""
+        """Return the tokens with batches of `batch` tokens."""
         return self.min_tokens * (1 + batch / self.critical_batch)
 
     @classmethod
     def fit(cls, batches, steps) -> BatchTradeOff:
-        """Return the hyperbola nearest to the measured steps, one for each batch size: least squares of the ratio.
+        """Return the hyperbola that fits the measured steps of each batch size: least squares of the ratio.
 
         Raises ValueError for fewer than two batch sizes, and where more batch did not save steps.
         """

@@ -417,7 +417,7 @@ def searches(work: Work) -> dict:
         for method in ("random", "tpe"):
             found = search_until(work, replace(config, seed=seed), method, budget)
             runs.append(within_budget(method, seed, *found.best_so_far(), budget))
-            runs[-1]["chosen"] = {name: rounded(found.best()[name]) for name in found.table.axes}
+            runs[-1]["chosen"] = {name: rounded(found.best()[name]) for name in found.axes}
             runs[-1]["importances"] = {name: rounded(share) for name, share in found.importances().items()}
     names = {name: list(values) for name, values in GRID.items()}
     return {"model": asdict(SMALL), "run_tokens": SEARCH_TOKENS, "budget": budget, "grid": names, "runs": runs}
@@ -451,7 +451,7 @@ def search_until(work: Work, config: TrainingConfig, method: str, budget: int):
             seed=config.seed,
             processes=work.processes,
         )
-        if len(found.table.rows) < n_trials:
+        if len(found.rows) < n_trials:
             raise SystemExit(STOPPED)
         # Whole runs are a little shorter than SEARCH_TOKENS where the batch does not divide them.
         if (left := budget - found.tokens) < SEARCH_TOKENS / 10:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import gptcourse.checkpoints
+import gptcourse.files
 from gptcourse.checkpoints import CheckpointError
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import TrainingConfig, train
@@ -79,22 +79,23 @@ def child(folder, pipe, place, number):
         if n_calls == number:
             block(pipe, place)
 
-    flush, rmtree = gptcourse.checkpoints._flush, shutil.rmtree
+    fsync, rmtree = gptcourse.files.fsync, shutil.rmtree
 
-    def counted_flush(path):
-        count()
-        flush(path)
+    def counted_fsync(path):
+        if "trial" not in path.parts[-1] and "trial" not in path.parts[-2]:
+            count()
+        fsync(path)
 
     def half_rmtree(path, **options):
-        if Path(path).name.startswith("step-"):
+        if Path(path).name.startswith("step-") and Path(path).exists():
             (Path(path) / "model.safetensors").unlink()
             count()
         rmtree(path, **options)
 
     if place == "writing":
-        gptcourse.checkpoints._flush = counted_flush
+        gptcourse.files.fsync = counted_fsync
     if place == "removing":
-        gptcourse.checkpoints.shutil.rmtree = half_rmtree
+        shutil.rmtree = half_rmtree
     run(folder, callback=count if place == "step" else None)
     pipe.send("end")
 
@@ -125,15 +126,15 @@ def test_a_run_killed_at_every_step_ends_like_one_never_stopped(tmp_path, whole)
 
 
 def test_a_run_killed_while_it_writes_ends_like_one_never_stopped(tmp_path, whole):
-    for number in range(1, 7):  # before each flush: four files, their folder, the folder of the renamed one
+    for number in range(2, 8):  # before each fsync: four files, their folder, the folder of the renamed one
         assert start(tmp_path, "writing", number) == "writing"
-        assert len(list(tmp_path.glob("step-*"))) == (number == 6)
-    for number in range(1, 7):  # the second checkpoint, next to a whole one
+        assert len(list(tmp_path.glob("step-????????"))) == (number == 7)
+    for number in range(2, 8):  # the second checkpoint, next to a whole one
         assert start(tmp_path, "writing", number) == "writing"
     assert start(tmp_path, "removing", 1) == "removing"
     assert start(tmp_path) == "end"
     assert content(tmp_path) == content(whole)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000006", "step-00000009"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", "step-00000006", "step-00000009"]
 
 
 def test_a_mup_run_without_clipping_goes_on_bit_for_bit(tmp_path):
@@ -186,7 +187,7 @@ except KeyboardInterrupt:
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGINT to one process")
 def test_ctrl_c_in_a_real_process_stops_saves_and_can_be_resumed(tmp_path, whole):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(Path(__file__).parent)]
-    root = str(Path(gptcourse.checkpoints.__file__).parents[1])
+    root = str(Path(gptcourse.files.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout.readline() == "step 3\n"
@@ -225,7 +226,7 @@ def test_a_finished_run_is_read_back(whole):
 
 
 def test_only_the_last_two_checkpoints_are_kept_and_they_hold_what_is_promised(whole):
-    assert [path.name for path in sorted(whole.iterdir())] == ["step-00000006", "step-00000009"]
+    assert [path.name for path in sorted(whole.iterdir())] == [".lock", "step-00000006", "step-00000009"]
     assert tuple(sorted(content(whole))) == FILES
     model, _ = run(None, resume=False)
     assert same(GPT.load(whole / "step-00000009"), model)
@@ -233,7 +234,7 @@ def test_only_the_last_two_checkpoints_are_kept_and_they_hold_what_is_promised(w
 
 def test_without_save_steps_only_the_end_is_saved(tmp_path):
     run(tmp_path, save_steps=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000009"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", "step-00000009"]
 
 
 def test_other_shapes_than_gpt2_are_resumed_too(tmp_path):
@@ -303,7 +304,61 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_the_whole_ones(tmp_path, w
     damage(folder / "step-00000009" / "state.json", "truncated")
     with pytest.warns(UserWarning, match="is damaged"):
         run(folder, callback=lambda history: history.step[-1] == 7)
-    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000006", "step-00000007"]
+    assert [path.name for path in sorted(folder.iterdir())] == [".lock", "step-00000006", "step-00000007"]
+
+
+# Two at once, a full disk, other kinds of number
+
+
+def test_a_second_run_in_the_same_directory_is_told_before_it_starts(tmp_path):
+    model = GPT(GPTConfig(17, 8, 16, 2, 2))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    tried = []
+
+    def second(history):
+        for resume in (True, False):
+            with pytest.raises(CheckpointError, match=r"^.* is in use by another run: wait .*choose another\.$"):
+                run(tmp_path, model, resume=resume, seed=1)
+        tried.append(history.step[-1])
+
+    run(tmp_path, callback=second, steps=3)
+    assert tried == [1, 2, 3]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert run(tmp_path, steps=3)[1].step == [1, 2, 3]  # the lock was released
+
+
+def test_a_full_disk_is_said_and_costs_the_newest_checkpoint_alone(tmp_path, monkeypatch):
+    from gptcourse import checkpoints
+
+    def full(tensors, path):
+        Path(path).write_bytes(b"part of a file")
+        raise OSError(28, "No space left on device")
+
+    def fill(history):
+        monkeypatch.setattr(checkpoints, "save_file", full if history.step[-1] in (4, 5, 6) else save_file)
+
+    save_file = checkpoints.save_file
+    with pytest.warns(
+        UserWarning, match=r"checkpoint of step 6 could not be written \(.*No space left .*make room"
+    ) as told:
+        _, history = run(tmp_path, callback=lambda h: fill(h) or h.step[-1] == 6)
+    assert len(told) == 2 and history.step[-1] == 6  # at its save_steps, and once more at the end
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", "step-00000003"]
+    monkeypatch.undo()
+    resumed, after = run(tmp_path)
+    whole, history = run(None, resume=False)
+    assert same(resumed, whole) and after == history
+
+
+def test_float64_weights_are_resumed_bit_for_bit(tmp_path):
+    def double():
+        torch.manual_seed(5)
+        return GPT(GPTConfig(17, 8, 16, 2, 2, dropout=0.2)).double()
+
+    whole, history = run(None, double(), resume=False)
+    run(tmp_path, double(), callback=lambda history: history.step[-1] == 5)
+    resumed, after = run(tmp_path, double())
+    assert same(whole, resumed) and after == history
 
 
 # Refused

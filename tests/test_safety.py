@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_the_bytes_of_tokens_make_up_every_text_in_all_kinds_of_tokenizer(tmp_pa
 
 def test_a_tokenizer_that_is_not_made_of_bytes_is_refused():
     class Words:
-        all_special_ids = ()
+        added_tokens_decoder: ClassVar = {}
 
         def __len__(self):
             return 1
@@ -207,6 +208,25 @@ def test_exposure_is_bits_of_rank():
     assert sum(chance) / 1024 == pytest.approx(1 / math.log(2), abs=0.02)
     with pytest.raises(ValueError, match="might have been planted"):
         exposure(1.0, [])
+
+
+NONE = [float(name) for name in ("nan", "inf", "-inf")]
+
+
+@pytest.mark.parametrize(
+    "measure, arguments",
+    [
+        *((exposure, (x, [1.0])) for x in NONE),
+        *((exposure, (1.0, [0.0, x])) for x in NONE),
+        *((insert_canaries, ([], {"ANNA": n})) for n in (-1, math.nan)),
+        *((canary_exposures, (None, None, {"ANNA": "1234"}, n)) for n in (-1, 0, 10_000)),
+        *((perturb, ("a", "typos", None, rate)) for rate in (-0.1, 1.1, math.nan)),
+        (risky_requests, (-1,)),
+    ],
+)
+def test_impossible_numbers_are_refused(measure, arguments):
+    with pytest.raises(ValueError, match=r"^The [^\n]* must be finite numbers from \S+ to \S+, but there is \S+\.$"):
+        measure(*arguments)
 
 
 def test_what_differs_by_capitals_spaces_and_marks_alone_is_kept_once():
@@ -279,7 +299,7 @@ def test_planted_lines_stand_as_often_as_asked_and_the_rest_is_left():
     assert codes != insert_canaries(lines, {"ANNA": 1, "BERT": 7}, seed=4)[1]
 
 
-def test_a_number_that_was_learned_by_heart_has_the_highest_exposure(monkeypatch):
+def test_a_memorised_number_has_the_highest_exposure(monkeypatch):
     tokenizer = CharTokenizer("\nABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789:. ")
     codes = {"ANNA": "4817", "BERT": "0012"}
 

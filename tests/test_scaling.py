@@ -117,10 +117,32 @@ def test_the_published_law_of_chinchilla_gives_its_published_loss():
     assert chinchilla.loss(70e9, 1.4e12) == pytest.approx(1.94, abs=0.01)
 
 
-@pytest.mark.parametrize("bad", [([1e5] * 4, [1e6] * 4, [3.0] * 4), ([1e5] * 5, [1e6] * 5, [3.0] * 4 + [0.0])])
-def test_too_few_runs_and_losses_of_zero_are_refused(bad):
-    with pytest.raises(ValueError, match=r"^(The law has five numbers|Parameters, tokens and losses)"):
-        fit_scaling_law(*bad)
+BAD = [
+    ([1e5, 2e5] * 2, [1e6, 2e6] * 2, [3.0] * 4),  # four runs for five numbers
+    ([1e5] * 5, [1e6, 2e6, 3e6, 4e6, 5e6], [3.0] * 5),  # one size
+    ([1e5, 2e5, 3e5, 4e5, 5e5], [1e6] * 5, [3.0] * 5),
+    ([1e5] * 4, [1e6] * 5, [3.0] * 5),
+    *([*runs()[:2], [wrong, *runs()[2][1:]]] for wrong in (0.0, -1.0, math.nan, math.inf)),
+    *([[wrong, *SIZES[:-1]], *runs()[1:]] for wrong in (0.0, math.nan)),
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("fit", [fit_scaling_law, bootstrap_laws])
+def test_runs_that_fix_no_law_are_refused(fit, bad):
+    with pytest.raises(
+        ValueError, match=r"^(The law has five numbers|The runs have|There are|The parameters)[^\n]*\.$"
+    ):
+        fit(*bad)
+
+
+@pytest.mark.parametrize("number", [0, -1.0, math.nan, math.inf])
+def test_impossible_numbers_have_no_loss_no_optimum_and_no_memory(number):
+    refusals = [lambda: TRUTH.loss(number, 1e6), lambda: TRUTH.loss(1e6, number), lambda: TRUTH.compute_optimal(number)]
+    refusals += [lambda: training_memory(SHAPES[0], number), lambda: bootstrap_laws(*runs(), n=number)]
+    for refusal in refusals:
+        with pytest.raises(ValueError, match=r"^The [^\n]* must be [^\n]*\.$"):
+            refusal()
 
 
 # ---- Several devices

@@ -1,11 +1,26 @@
-"""Text to ids and back, for every text there is."""
+"""Text to ids and back, for every text there is; transformers' tokenizers by the same functions."""
+
+import hashlib
+import random
+import time
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
+import tokenizers as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from gptcourse.tokenizers import CHAT_TOKENS, BPETokenizer, CharTokenizer, load_tokenizer
+from gptcourse.tokenizers import (
+    CHAT_TOKENS,
+    BPETokenizer,
+    CharTokenizer,
+    encode_text,
+    load_tokenizer,
+    save_tokenizer,
+    token_bytes,
+)
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. " * 20
 BPE = BPETokenizer.train(TEXT, 300)
@@ -23,9 +38,10 @@ def test_char_tokenizer_names_the_unknown_character_and_its_place():
         CharTokenizer("hello").encode("helé")
 
 
-def test_char_tokenizer_refuses_an_empty_text():
-    with pytest.raises(ValueError, match="empty"):
-        CharTokenizer("")
+@pytest.mark.parametrize("text, words", [("", "text is empty"), ("a\ud83d", "Position 1 holds half of a character")])
+def test_char_tokenizer_refuses_an_empty_text_and_half_a_character(text, words):
+    with pytest.raises(ValueError, match=words):
+        CharTokenizer(text)
 
 
 @settings(deadline=None, derandomize=True)
@@ -88,13 +104,68 @@ def test_unknown_ids_are_refused(tokenizer):
             tokenizer.decode([0, wrong])
 
 
-@pytest.mark.parametrize("tokenizer", [BPE, CharTokenizer(TEXT)], ids=["bpe", "char"])
+# Line endings, separators that some programs take for line ends, look-alikes composed and decomposed, the largest.
+ODD = "\n\r\r\n\t\v\f\x1c\x85\u2028\u2029\xa0 \ufeff\0éé ſsKK\U0010ffff"
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, CharTokenizer(TEXT + ODD)], ids=["bpe", "char"])
 def test_saved_tokenizers_come_back_equal(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
-    assert type(loaded) is type(tokenizer)
-    assert loaded.encode(TEXT) == tokenizer.encode(TEXT)
-    assert loaded.decode(loaded.encode(TEXT)) == TEXT
+    assert type(loaded) is type(tokenizer) and loaded.vocab_size == tokenizer.vocab_size
+    assert loaded.encode(TEXT + ODD) == tokenizer.encode(TEXT + ODD)
+    assert loaded.decode(loaded.encode(TEXT + ODD)) == TEXT + ODD
+
+
+def test_the_tokenizer_saved_last_is_the_one_that_is_read(tmp_path):
+    for tokenizer in (CharTokenizer(TEXT), BPE, CharTokenizer(TEXT)):
+        save_tokenizer(tokenizer, tmp_path)
+        assert type(load_tokenizer(tmp_path)) is type(tokenizer)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"3", b"\xff\xfe", b'{"version": "1.0"}', None])
+@pytest.mark.parametrize("tokenizer", [BPE, CharTokenizer(TEXT)], ids=["bpe", "char"])
+def test_a_damaged_or_missing_file_is_one_sentence(tokenizer, damage, tmp_path):
+    tokenizer.save(tmp_path)
+    path = tmp_path / ("tokenizer.json" if tokenizer is BPE else "characters.json")
+    path.unlink() if damage is None else path.write_bytes(damage)
+    with pytest.raises(ValueError, match=r"^[^\n]* is missing or damaged \([^\n]*\): save the tokenizer again\.$"):
+        type(tokenizer).load(tmp_path)
+
+
+ASSETS = Path(str(files("gptcourse") / "assets"))
+
+
+@pytest.mark.parametrize("name", ["shakespeare-5m", "time-machine"])
+def test_the_assets_tokenizers_are_written_as_they_are(name, tmp_path):
+    load_tokenizer(ASSETS / name).save(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (ASSETS / name / path.name).read_bytes()
+
+
+def test_a_tokenizer_trained_on_the_plays_is_what_it_was_before_long_words_were_cut(plays, tmp_path):
+    BPETokenizer.train(plays.train, 2048).save(tmp_path)
+    found = hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    assert found == "3808dc088fa4c98c17d6a7de6f0072f9e50556a95a8c384968a6063c01f4849e"
+
+
+def test_a_text_without_spaces_is_learned_from_in_seconds():
+    characters, rng = [chr(0x4E00 + i) for i in range(3_000)], random.Random(0)
+    text = "".join(rng.choices(characters, [1 / (i + 1) for i in range(3_000)], k=200_000))
+    began = time.monotonic()
+    tokenizer = BPETokenizer.train(text, 2_000)
+    assert time.monotonic() - began < 60  # 396 s before; 1.4 s where this was written
+    ids = tokenizer.encode(text)
+    assert tokenizer.vocab_size == 2_000 and len(ids) < len(text) and tokenizer.decode(ids) == text
+
+
+def test_a_long_text_is_learned_with_the_librarys_progress_bar(monkeypatch):
+    asked, trainer = [], library.trainers.BpeTrainer
+    monkeypatch.setattr(library.trainers, "BpeTrainer", lambda **k: asked.append(k["show_progress"]) or trainer(**k))
+    monkeypatch.setattr("gptcourse.tokenizers.LONG_TEXT", len(TEXT))
+    for texts in (TEXT, iter([TEXT, "!"])):
+        BPETokenizer.train(texts, 300)
+    assert asked == [False, True]
 
 
 def test_auto_tokenizer_opens_saved_bpe_files(tmp_path):
@@ -109,3 +180,41 @@ def test_auto_tokenizer_opens_saved_bpe_files(tmp_path):
 def test_loading_from_an_empty_directory_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match=r"no characters\.json"):
         load_tokenizer(tmp_path)
+
+
+# ---- transformers' tokenizers
+
+
+def hugging(template="$A", **special):
+    """Return a byte-level tokenizer of transformers with special tokens that it puts around a text."""
+    inner = library.Tokenizer.from_str(BPE._tokenizer.to_str())
+    inner.add_special_tokens(["<s>", "</s>", "<end_of_turn>"])
+    inner.add_tokens(["<tool é>"])
+    ids = [(token, inner.token_to_id(token)) for token in ("<s>", "</s>")]
+    inner.post_processor = library.processors.TemplateProcessing(single=template, special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", **special)
+
+
+@pytest.mark.parametrize("template", ["$A", "<s> $A", "<s> $A </s>", "$A </s>"])
+@pytest.mark.parametrize("text", [TEXT, "", "a customer types </s> and <end_of_turn>"])
+def test_a_text_is_encoded_in_one_way_as_a_whole_and_in_parts(template, text):
+    tokenizer = hugging(template)
+    start = [tokenizer.bos_token_id] if template.startswith("<s>") else []
+    assert encode_text(tokenizer, text, start=False) == BPE.encode(text)  # typed special tokens are plain text
+    assert encode_text(tokenizer, text) == start + BPE.encode(text)
+    assert encode_text(BPE, text) == encode_text(BPE, text, start=False) == BPE.encode(text)
+
+
+def test_the_bytes_of_added_tokens_are_those_that_they_write():
+    tokenizer = hugging()
+    pieces = token_bytes(tokenizer)
+    assert pieces[tokenizer.convert_tokens_to_ids("<tool é>")] == "<tool é>".encode()
+    assert pieces[tokenizer.eos_token_id] == b"" and len(pieces) == len(tokenizer)
+    assert b"".join(pieces[i] for i in tokenizer.encode(TEXT + ODD)) == (TEXT + ODD).encode()
+
+
+def test_a_tokenizer_of_transformers_is_saved_in_the_place_of_ours(tmp_path):
+    CharTokenizer(TEXT).save(tmp_path)
+    save_tokenizer(hugging("<s> $A"), tmp_path)
+    opened = AutoTokenizer.from_pretrained(tmp_path)
+    assert opened.encode(TEXT) == hugging("<s> $A").encode(TEXT) and not (tmp_path / "characters.json").exists()

@@ -3,42 +3,32 @@
 import json
 import math
 from concurrent.futures import Future
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
-from gptcourse.sweeps import grids, searches, workers
+from gptcourse import sweeps
 from gptcourse.training import History, train
 from gptcourse.tuning import BatchTradeOff
 
 
 class InThisProcess:
-    """In place of Workers: the same runs, made here and now, for starting a process takes longer than a tiny run."""
+    """In place of ProcessPoolExecutor: starting a process takes longer than a tiny run."""
 
     made = 0
 
-    def __init__(self, tokens, validation_tokens, processes, device):
-        self.all, self.data = [None], (tokens, validation_tokens, device)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def __init__(self, *_):
         pass
 
-    def submit(self, model, config, look=None, keep=None):
-        answers = []
-
-        def say(message):
-            answers.append({"go_on": look is None or look(*message["evaluation"])})
-
-        run = {"model": asdict(model), "training": asdict(config)}
+    def submit(self, work, *given):
         InThisProcess.made += 1
-        _, result = workers._run(run, *self.data, hear=lambda: answers.pop(), say=say)
         future = Future()
-        future.set_result(json.loads(json.dumps(result)))
+        future.set_result(work(*given))
         return future
+
+    def shutdown(self):
+        pass
 
 
 TRUTH = BatchTradeOff(min_steps=90, critical_batch=16)
@@ -98,8 +88,7 @@ def tiny(recipe, tmp_path_factory):
     }
     real = recipe.steps_to_target
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grids, "Workers", InThisProcess)
-        patch.setattr(searches, "Workers", InThisProcess)
+        patch.setattr(sweeps, "ProcessPoolExecutor", InThisProcess)
         for name, value in settings.items():
             patch.setattr(recipe, name, value)
         recipe.really_steps_to_target = real

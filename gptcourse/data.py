@@ -1,0 +1,140 @@
+"""What a step of training reads: batches and random numbers as functions of (seed, step), padding, checks.
+
+Nothing random is carried from step to step, so a checkpoint needs no state of a generator. An *example* is a pair of
+lists: token ids, and for each the target that follows it, or IGNORED where nothing is to be learned.
+
+Source: Salmon et al. (2011), "Parallel Random Numbers: As Easy as 1, 2, 3" (Philox, a generator with a counter).
+Shapes: B sequences in a batch, T tokens each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from gptcourse.config import TrainingConfig
+
+Example: TypeAlias = tuple[list[int], list[int]]
+Batches: TypeAlias = Callable[[int], list[tuple[Tensor, Tensor]]]
+IGNORED = -100  # the target that F.cross_entropy leaves out
+# Held while dropout draws from torch's global generator, which other threads may draw from as well.
+global_random = threading.RLock()
+
+
+def counted_rng(seed: int, *counters: int) -> np.random.Generator:
+    """Return the generator of these up to two counters: always the same, and independent of all others."""
+    # Drawing moves Philox's 256-bit counter up from its low end, so the counters go into the high half: in the low one,
+    # each step would draw most of the numbers of the step before again.
+    return np.random.Generator(np.random.Philox(key=seed, counter=sum(c << 64 * i for i, c in enumerate(counters, 2))))
+
+
+@contextmanager
+def counted_dropout(device: torch.device, seed: int, step: int, part: int) -> Iterator[None]:
+    """Let dropout on `device` depend on the counters alone, and give torch's generator back as it was."""
+    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch)
+    # Not torch.manual_seed: it would seed the caller's other devices as well.
+    seed_device = torch.default_generator.manual_seed if backend is torch else backend.manual_seed
+    with global_random:
+        state = backend.get_rng_state()
+        seed_device(int(counted_rng(seed, step, part + 1).integers(2**63)))  # + 1: part 0 is the batch's own
+        try:
+            yield
+        finally:
+            backend.set_rng_state(state)
+
+
+def get_batch(tokens: Tensor, batch_size: int, sequence_length: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Return (ids, targets), each (B, T), cut at random places out of (n,) `tokens`.
+
+    The target of each token is the token after it. A pure function: the same seed and step give the same batch.
+    """
+    starts = counted_rng(seed, step).integers(0, len(tokens) - sequence_length, size=(batch_size, 1))
+    places = (torch.from_numpy(starts) + torch.arange(sequence_length)).to(tokens.device)  # (B, T)
+    return tokens[places], tokens[places + 1]
+
+
+def text_batches(tokens: Tensor, config: TrainingConfig, sequence_length: int, n_processes: int) -> Batches:
+    """Return the function from a step to its micro-batches (ids, targets) for all processes, cut out of a text."""
+    n_parts = config.gradient_accumulation_steps * n_processes
+
+    def batches(step: int) -> list[tuple[Tensor, Tensor]]:
+        ids, targets = get_batch(tokens, n_parts * config.batch_size, sequence_length, config.seed, step)
+        return list(zip(ids.chunk(n_parts), targets.chunk(n_parts), strict=True))
+
+    return batches
+
+
+def example_batches(examples: Sequence[Example], config: TrainingConfig, n_processes: int) -> Batches:
+    """Return the function from a step to its micro-batches (ids, targets) for all processes, drawn from examples."""
+    n_parts = config.gradient_accumulation_steps * n_processes
+
+    def batches(step: int) -> list[tuple[Tensor, Tensor]]:
+        drawn = counted_rng(config.seed, step).integers(len(examples), size=(n_parts, config.batch_size))
+        return [pad([examples[i] for i in part]) for part in drawn]
+
+    return batches
+
+
+def pad(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Return ids and targets (B, T), padded on the right: no token looks to its right, so no mask is needed."""
+    ids, targets = ([torch.tensor(row) for row in part] for part in zip(*examples, strict=True))
+    return pad_sequence(ids, batch_first=True), pad_sequence(targets, batch_first=True, padding_value=IGNORED)
+
+
+def count_targets(examples: Iterable[Example]) -> int:
+    """Return the number of targets that are not IGNORED."""
+    return sum(target != IGNORED for _, targets in examples for target in targets)
+
+
+def check_tokens(tokens, vocab_size: float, least: int, name: str) -> Tensor:
+    """Return token ids as an int64 tensor (n,), or raise ValueError with one sentence that says what is wrong."""
+    array = tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+    if array.ndim != 1:
+        raise ValueError(f"The {name} must be one row of token ids, as encode() gives; their shape is {array.shape}.")
+    if len(array) < least:
+        raise ValueError(f"The {name} are {len(array)}, but at least {least} are needed: give a longer text.")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"The {name} must be whole numbers, not {array.dtype}: give what encode() returns.")
+    if array.min() < 0 or array.max() >= vocab_size:
+        raise ValueError(
+            f"The {name} go from {array.min()} to {array.max()}, but the model knows ids from 0 to {vocab_size - 1}: "
+            "use the tokenizer that the model was made for."
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def check_examples(examples: Iterable[Example], vocab_size: int, window: int) -> list[Example]:
+    """Return the examples as a list. Raises ValueError for none, and for one that a model of this size cannot take."""
+    examples = [(list(ids), list(targets)) for ids, targets in examples]
+    if not examples or any(set(targets) <= {IGNORED} for _, targets in examples):
+        raise ValueError("There must be examples with something to learn in each: encode_dialogues makes such ones.")
+    for ids, targets in examples:
+        if len(ids) != len(targets):
+            raise ValueError(f"An example has {len(ids)} ids and {len(targets)} targets: give a target for each id.")
+    longest = max(len(ids) for ids, _ in examples)
+    if longest > window:
+        raise ValueError(f"An example is {longest} tokens long, but this model takes {window}: shorten or drop it.")
+    found = {token for pair in examples for token in chain(*pair)} - {IGNORED}
+    if IGNORED in set(chain(*(ids for ids, _ in examples))) or min(found) < 0 or max(found) >= vocab_size:
+        wrong = next(iter(sorted(token for token in found if not 0 <= token < vocab_size)), IGNORED)
+        raise ValueError(
+            f"An example holds token {wrong}, but the model knows ids from 0 to {vocab_size - 1}: use the tokenizer "
+            "that the model was made for."
+        )
+    return examples
+
+
+def fingerprint(tokens: Tensor | None) -> str | None:
+    """Return a short identification of token ids: their number and SHA-256."""
+    if tokens is None:
+        return None
+    return f"{len(tokens)} ids, sha256 {hashlib.sha256(tokens.cpu().numpy()).hexdigest()[:16]}"

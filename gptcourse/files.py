@@ -1,0 +1,97 @@
+"""Files and directories that are written completely or not at all, and files of lines that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def fsync(path: Path) -> None:
+    """fsync a file or directory, so that a power cut cannot lose it."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no directories
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """Make a directory that `write(folder)` fills, in the place of any that is there.
+
+    It is written under another name, fsynced and renamed: a rename happens completely or not at all (POSIX `rename`).
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    write(unfinished)
+    for part in (*sorted(unfinished.iterdir()), unfinished):
+        fsync(part)
+    if path.exists():
+        shutil.rmtree(path)
+    unfinished.rename(path)
+    fsync(path.parent)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file (a text in UTF-8) under another name, fsync it, and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    fsync(unfinished)
+    unfinished.replace(path)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line in one piece, and fsync it before anything else happens. Raises OSError if it does not fit."""
+    with path.open("ab") as file:  # buffered: unbuffered, a full disk would take half a line without a word
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path, begin: str, kind: str) -> list[dict]:
+    """Return the JSON objects in a file of lines that begin with `begin`, and cut off a last line that is half written.
+
+    Raises ValueError for a file of another `kind`, and leaves it as it is.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")
+    start, objects = begin.encode(), []
+    for number, line in enumerate(lines, start=1):
+        with suppress(ValueError):
+            objects += [json.loads(line)] if line.startswith(start) else []
+        if len(objects) < number:
+            raise ValueError(f"Line {number} of {path} is no {kind}: choose another file.")
+    if not start.startswith(rest[: len(start)]):
+        raise ValueError(f"The last line of {path} is no {kind}: choose another file.")
+    if rest:
+        os.truncate(path, path.stat().st_size - len(rest))
+    return objects
+
+
+def lock(path: Path, what: Path):
+    """Take the lock file `path` of a file or directory `what`; return the context that holds it. Raises ValueError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path, thread_local=False).acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{what} is in use by another run: wait until it has ended, or choose another.") from error
+    except OSError as error:
+        raise ValueError(f"{what} cannot be written ({error.strerror}): choose another.") from error
+
+
+def reserve(path: Path):
+    """Make a file for lines, if there is none, and lock it; return the context that holds it. Raises ValueError."""
+    holder = lock(path.with_name(f".{path.name}.lock"), path)
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
+    return holder

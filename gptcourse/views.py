@@ -1,0 +1,94 @@
+"""What works on any model, of this course, of transformers or your own: views of it, its mode, dropout and window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import is_dataclass, replace
+
+import torch
+from torch import nn
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside the wrappers of torch.compile and DistributedDataParallel."""
+    while isinstance(inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
+def eval_view(model: nn.Module) -> nn.Module:
+    """Return a view of a model in evaluation mode: new module objects around the same parameters and buffers.
+
+    Reading through a view leaves the model as it is: another thread may be training it, with dropout. A hook that is
+    registered on the view is on the view alone. The way of torch.nn.parallel.replicate, without its copies.
+    """
+    views: dict[nn.Module, nn.Module] = {}
+
+    def view_of(module: nn.Module) -> nn.Module:
+        module = unwrap(module)
+        if module not in views:
+            views[module] = view = module.__new__(type(module))
+            view.__dict__ = module.__dict__ | {"training": False}
+            for name in ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
+                view.__dict__[name] = module.__dict__[name].copy()
+            view._modules = {name: child and view_of(child) for name, child in module._modules.items()}
+        return views[module]
+
+    return view_of(model)
+
+
+@contextmanager
+def train_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into training mode, and each of its modules back into its own mode afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Set the probability of all dropout in a model, in place.
+
+    Dropout delays memorisation. In a short fine-tuning hardly an example is seen twice: there it delays learning only.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+    config = getattr(unwrap(model), "config", None)
+    if is_dataclass(config):  # a GPTConfig: what is saved says what the model does
+        unwrap(model).config = replace(config, dropout=p)
+
+
+def is_transformers(model: nn.Module) -> bool:
+    """Return whether this is a model of transformers."""
+    return hasattr(getattr(unwrap(model), "config", None), "model_type")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter."""
+    return next(model.parameters()).device
+
+
+def context_window(model: nn.Module) -> int:
+    """Return the number of tokens that the model, ours or one of transformers, can attend to. Raises ValueError."""
+    config = unwrap(model).config
+    for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "seq_length"):
+        if isinstance(size := getattr(config, name, None), int):
+            return size
+    raise ValueError("This model's config does not say how long its texts may be: set config.max_position_embeddings.")
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool):
+    """Temporary."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training

@@ -83,13 +83,10 @@ def _plain(markdown: str) -> str:
     text = re.sub(r"\n\n(?!EPILOGUE)([A-Z][A-Z ]+|Ghosts?)\n\n\*\*", r"\n\n**\1 ", text)
     text = re.sub(r"^\*\*(.+)\*\*$", r"\1:", text, flags=re.MULTILINE)
     text = re.sub(r" _+\[ *([^_\[\]]*)\]_", r" \1", text)  # words an editor supplied within a line
-    text = re.sub(r"^(?:_+\[?|\[)([^_\[\]]+)\]?_+$", _direction, text, flags=re.MULTILINE)
+    direction = r"^(?:_+\[?|\[)([^_\[\]]+)\]?_+$"
+    text = re.sub(direction, lambda m: f"[{' '.join(m[1].split()).rstrip('.')}]", text, flags=re.MULTILINE)
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _direction(match: re.Match) -> str:
-    return "[" + " ".join(match[1].split()).rstrip(".") + "]"
 
 
 def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
@@ -98,8 +95,6 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
     Raises ValueError if there is no such file, it is no UTF-8 text or shorter than `MINIMUM_CHARACTERS`, and for a
     fraction that leaves one part fewer than `MINIMUM_PART` characters.
     """
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction is {validation_fraction}, but it must lie between 0 and 1.")
     path = Path(os.path.expanduser(path))
     text = _decode(path)
     if len(text) < MINIMUM_CHARACTERS:
@@ -107,12 +102,13 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
             f"{path} holds {len(text)} characters; a model needs at least {MINIMUM_CHARACTERS} to learn from "
             "(and is worth reading from about a million)."
         )
-    wanted, least = round(len(text) * (1 - validation_fraction)), MINIMUM_PART / len(text)
-    if not MINIMUM_PART <= wanted <= len(text) - MINIMUM_PART:
+    least = MINIMUM_PART / len(text)
+    if not abs(validation_fraction - 0.5) <= 0.5 - least + 1e-9:
         raise ValueError(
             f"validation_fraction is {validation_fraction}, but of {len(text)} characters each part needs "
             f"{MINIMUM_PART}: choose {least:.9g} to {1 - least:.9g}."
         )
+    wanted = round(len(text) * (1 - validation_fraction))
     slack = min(wanted, len(text) - wanted) // 2  # a line may be a whole chapter: then it is cut
     cut = text.rfind("\n", wanted - slack, wanted) + 1 or wanted
     return Corpus(path.stem, text[:cut], text[cut:])
@@ -141,9 +137,7 @@ def _decode(path: Path) -> str:
 # ---- Labelled examples
 
 
-def labelled(
-    source: str | Path, text: str = "text", label: str = "label", split: str = "train"
-) -> list[tuple[str, str]]:
+def labelled(source: str | Path, text="text", label="label", split="train") -> list[tuple[str, str]]:
     """Return the pairs (text, label) of a table: a file of yours, or a data set of the Hugging Face hub.
 
     A file ends in .csv, .tsv or .jsonl and names its columns in its first line, or in each; `split` means nothing for
@@ -188,10 +182,8 @@ def _csv_rows(path, delimiter):
     try:
         for fields in reader:
             if fields and names and len(fields) != len(names):
-                raise ValueError(
-                    f"{path}, line {line}, has {len(fields)} fields instead of {len(names)}: put a text that holds a "
-                    f'{delimiter!r} between double quotes (").'
-                )
+                advice = f'put a text that holds a {delimiter!r} between double quotes (")'
+                raise ValueError(f"{path}, line {line}, has {len(fields)} fields instead of {len(names)}: {advice}.")
             if fields and names:
                 yield f"line {line}", list(zip(names, fields, strict=True))
             names, line = names or fields, reader.line_num + 1
@@ -227,7 +219,7 @@ def _hub_rows(name, label, split):
     except Exception as error:  # of no one family
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"{name} did not open ({said}): check its name, the split and the connection.") from error
-    names = getattr(data.features.get(label), "names", None)  # of a ClassLabel; -1 stands for none
+    names = getattr((data.features or {}).get(label), "names", None)  # of a ClassLabel; -1 stands for none
     for number, row in enumerate(data, start=1):
         if names is not None and isinstance(row.get(label), int):
             row = row | {label: names[row[label]] if 0 <= row[label] < len(names) else None}

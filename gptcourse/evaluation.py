@@ -27,23 +27,24 @@ from gptcourse.tokenizers import encode_text
 from gptcourse.views import context_window, device_of, eval_view, unwrap
 
 NORMALISATIONS = ("token", "none", "prior")
+WORD = re.compile(r"[\w']+")
 
 
 def check_numbers(name: str, values, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
     """Return numbers as a float64 array (n,). Raises ValueError for none, NaN, infinity, and one outside low..high."""
-    array = torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy().reshape(-1)
-    wrong = [x for x in array.tolist() if not (math.isfinite(x) and low <= x <= high)]
-    if wrong or not len(array):
-        found = wrong[0] if wrong else "none"
+    values = values.detach().cpu() if isinstance(values, Tensor) else values
+    array = np.asarray(values, dtype=float).reshape(-1)
+    wrong = array[~(np.isfinite(array) & (low <= array) & (array <= high))]
+    if len(wrong) or not len(array):
+        found = wrong[0] if len(wrong) else "none"
         raise ValueError(f"The {name} must be finite numbers from {low:g} to {high:g}, but there is {found}.")
     return array
 
 
 def check_lengths(**parts: Sequence) -> None:
-    """Raise ValueError if there are none, or not as many of one as of the other."""
-    sizes = {name: len(part) for name, part in parts.items()}
-    if len(set(sizes.values())) > 1 or 0 in sizes.values():
-        counts = " and ".join(f"{size} {name}" for name, size in sizes.items())
+    """Raise ValueError unless there are as many of each, and not none."""
+    if len(sizes := {len(part) for part in parts.values()}) > 1 or 0 in sizes:
+        counts = " and ".join(f"{len(part)} {name}" for name, part in parts.items())
         raise ValueError(f"There are {counts}: give one for each.")
 
 
@@ -55,8 +56,7 @@ def log_likelihoods(model: nn.Module, pairs: Sequence[tuple[Sequence[int], ...]]
     """Return, for each (context, continuation) of token ids, the log-probability of each token of the continuation.
 
     In nats, (len(continuation),) each. A context that several pairs share is read once. Raises ValueError for an empty
-    context or continuation, a pair longer than the model's window, ids outside the vocabulary, and a model that gives
-    NaN.
+    context or continuation, a pair longer than the window, ids outside the vocabulary, and a model that gives NaN.
     """
     pairs = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
     _check_pairs(model, pairs)
@@ -82,11 +82,9 @@ def _check_pairs(model, pairs):
     for context, continuation in pairs:
         if not context or not continuation:
             raise ValueError("A context and a continuation need at least one token each: begin a text with a newline.")
-        if len(context) + len(continuation) > window + 1:
-            raise ValueError(
-                f"Context and continuation have {len(context) + len(continuation)} tokens, but this model takes "
-                f"{window}: shorten the context, or give fewer examples."
-            )
+        if (n := len(context + continuation)) > window + 1:
+            advice = "shorten the context, or give fewer examples"
+            raise ValueError(f"Context and continuation have {n} tokens, but this model takes {window}: {advice}.")
         check_tokens(context + continuation, unwrap(model).config.vocab_size, 2, "tokens")
 
 
@@ -127,12 +125,9 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
         raise ValueError(f"Perplexity is about tokens that follow others, but there are {len(tokens)}: give 2 or more.")
     if not 1 <= context <= window:
         raise ValueError(f"context is {context}, but this model takes {window} tokens: choose 1 to {window}.")
-    pairs, end = [], 1
-    while end < len(tokens):
-        begin = max(0, end - context)
-        stop = min(begin + window + 1, len(tokens))
-        pairs.append((tokens[begin:end], tokens[end:stop]))
-        end = stop
+    ends = [1, *range(window + 1, len(tokens), window + 1 - context)]  # of what each window is given
+    begins = [max(0, end - context) for end in ends]
+    pairs = [(tokens[i:end], tokens[end : i + window + 1]) for i, end in zip(begins, ends, strict=True)]
     return (-torch.cat(log_likelihoods(model, pairs)).double().mean()).exp().item()
 
 
@@ -176,32 +171,28 @@ def classify(
     tokenizer,
     prompts: Sequence[str],
     labels: Sequence[str],
-    normalise="token",
-    prior_prompt="Answer:",
+    normalise: str = "token",
+    prior_prompt: str = "Answer:",
 ) -> Classification:
     """Choose for each prompt the label that the model finds most likely to follow it (Brown et al. 2020, section 2.4).
 
     A label's score is its log-probability: "token" divides by its number of tokens, "none" does not, "prior" subtracts
     its log-probability after `prior_prompt`. Prompts and labels are joined as they stand: mind the space between.
-    Raises ValueError for fewer than two labels, equal ones, and what `log_likelihoods` refuses.
+    Raises ValueError for no prompts, fewer than two labels, equal ones, and what `log_likelihoods` refuses.
     """
     if normalise not in NORMALISATIONS:
         raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {normalise!r}.")
     if len(set(labels)) < max(len(labels), 2):
         raise ValueError(f"Give two or more different labels to choose from, not {list(labels)}.")
-    scores = _label_scores(model, tokenizer, prompts, labels, normalise == "token")
-    if normalise == "prior":
-        scores = scores - _label_scores(model, tokenizer, [prior_prompt], labels, False)
-    return Classification([labels[i] for i in scores.argmax(-1).tolist()], scores)
-
-
-def _label_scores(model, tokenizer, prompts, labels, per_token):
-    contexts = [encode_text(tokenizer, prompt) for prompt in prompts]
+    check_lengths(prompts=prompts)
+    with_prior = [*prompts, prior_prompt] if normalise == "prior" else prompts
+    contexts = [encode_text(tokenizer, prompt) for prompt in with_prior]
     continuations = [encode_text(tokenizer, label, start=False) for label in labels]
-    pairs = [(context, continuation) for context in contexts for continuation in continuations]
-    rows = log_likelihoods(model, pairs)
-    scores = torch.stack([row.mean() if per_token else row.sum() for row in rows])
-    return scores.view(len(prompts), len(labels))
+    rows = log_likelihoods(model, [(context, label) for context in contexts for label in continuations])
+    scores = torch.stack([row.mean() if normalise == "token" else row.sum() for row in rows]).view(-1, len(labels))
+    if normalise == "prior":
+        scores = scores[:-1] - scores[-1]
+    return Classification([labels[i] for i in scores.argmax(-1).tolist()], scores)
 
 
 def few_shot(
@@ -249,18 +240,14 @@ def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tu
         raise ValueError("Without examples no words are known: give some pairs (text, label).")
     counts: dict[str, Counter] = {}
     for text, label in examples:
-        counts.setdefault(label, Counter()).update(_words(text))
+        counts.setdefault(label, Counter()).update(WORD.findall(text.lower()))
     labels, vocabulary = list(counts), sorted(set().union(*counts.values()))
     table = np.array([[counts[label][word] for word in vocabulary] for label in labels]) + 1.0
     share = np.log(table / table.sum(1, keepdims=True))  # (labels, words)
     priors = np.log([sum(label == other for _, other in examples) / len(examples) for label in labels])
     place = {word: i for i, word in enumerate(vocabulary)}
-    known = [[place[word] for word in _words(text) if word in place] for text in texts]
+    known = [[place[word] for word in WORD.findall(text.lower()) if word in place] for text in texts]
     return labels, np.array([priors + share[:, row].sum(1) for row in known])
-
-
-def _words(text):
-    return re.findall(r"[\w']+", text.lower())
 
 
 # ---- How good, and how sure one can be of it
@@ -275,10 +262,9 @@ class ClassificationReport(NamedTuple):
 
 
 def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence) -> ClassificationReport:
-    """Return accuracy, macro-F1 and the confusion matrix, counted over examples and not over batches.
+    """Return accuracy, the confusion matrix and macro-F1: the mean over labels of 2 TP / (2 TP + FP + FN), or 0.
 
-    The F1 of a label is 2 TP / (2 TP + FP + FN), 0 if it is neither there nor predicted; macro-F1 is the mean over
-    labels. Raises ValueError for lengths that differ, for none, and for a label that `labels` does not list once.
+    Raises ValueError for lengths that differ, for none, and for a label that `labels` does not list once.
     """
     check_lengths(**{"true labels": truth, "predicted ones": predicted})
     place = {label: i for i, label in enumerate(labels)}
@@ -310,8 +296,8 @@ def bootstrap_interval(values: Sequence[float], level=0.95, n=10_000, seed=0) ->
 def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10) -> float:
     """Return the expected calibration error: the mean gap between confidence and accuracy (Guo et al. 2017, section 2).
 
-    The answers are sorted into bins of equal width by their confidence, and the gaps of the bins weighted by their
-    sizes. Raises ValueError for lengths that differ, for none, and for confidences that are no probabilities.
+    Bins of equal width in confidence, weighted by their sizes. Raises ValueError for lengths that differ, for none, and
+    for confidences that are no probabilities.
     """
     check_lengths(confidences=confidence, answers=correct)
     confidence = check_numbers("confidences (take the softmax of scores)", confidence, 0, 1)
@@ -361,18 +347,13 @@ def model_card(
 
 
 class ReplyReport(NamedTuple):
-    """Shares from 0 to 1 over many replies; `slots` counts the values in the messages, all else the replies.
+    """Shares from 0 to 1: of the replies (intents, allowed, loops), of the messages' values, of pairs of words."""
 
-    intents: the reply answers what was asked. slots: the customer's order number, name, … stands in the reply, exact.
-    allowed: the grammar can give this very reply to the message. loops: the reply says the same four words twice.
-    distinct_2: how many of all pairs of neighbouring words are different ones.
-    """
-
-    intents: float
-    slots: float
-    allowed: float
-    loops: float
-    distinct_2: float
+    intents: float  # the reply answers what was asked
+    slots: float  # the customer's order number, name, … stands in the reply, exact
+    allowed: float  # the grammar can give this very reply to the message
+    loops: float  # the reply says the same four words twice
+    distinct_2: float  # of all pairs of neighbouring words
 
 
 def reply_report(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> ReplyReport:
@@ -388,6 +369,6 @@ def reply_report(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> Reply
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Return how many of all runs of n words are different, a share (Li et al. 2016); 1 if there are none."""
+    """Return the share of distinct runs among all runs of n words (Li et al. 2016); 1 if there are none."""
     runs = [run for text in texts for run in _runs(text.split(), n)]
     return len(set(runs)) / len(runs) if runs else 1.0

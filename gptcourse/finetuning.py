@@ -38,7 +38,7 @@ from gptcourse.distributed import choose_device
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT
 from gptcourse.support import Dialogue
-from gptcourse.tokenizers import CHAT_TOKENS
+from gptcourse.tokenizers import CHAT_TOKENS, encode_text
 from gptcourse.training import History, Trainer, forward
 from gptcourse.views import context_window, device_of, eval_view, unwrap
 
@@ -75,7 +75,8 @@ def encode_labelled(tokenizer, pairs: Iterable[tuple[str, str]], template: str =
     """
     ask, examples = template.removesuffix("{label}"), []
     for text, label in pairs:
-        prompt, answer = tokenizer.encode(ask.format(text=text)), tokenizer.encode(f"{label}\n")
+        prompt = encode_text(tokenizer, ask.format(text=text))
+        answer = encode_text(tokenizer, f"{label}\n", start=False)
         examples.append(((prompt + answer)[:-1], [IGNORED] * (len(prompt) - 1) + answer))
     return examples
 
@@ -300,7 +301,7 @@ def finetune(
     trainer = Trainer(model, batches, config, validate=validate, keep_best=validation is not None, device=device)
 
     def after_step(history: History) -> bool:
-        if patience is not None and _is_late(history.eval_loss, patience):
+        if patience is not None and stops_early(history.eval_loss, patience):
             history.stopped = "early stopping"
         return callback is not None and callback(history)
 
@@ -309,7 +310,7 @@ def finetune(
     return history
 
 
-def _is_late(losses: list[float], patience: int) -> bool:
+def stops_early(losses: list[float], patience: int) -> bool:
     """Return whether the lowest of the losses has been followed by `patience` others."""
     return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from gptcourse import hf
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
 from gptcourse.config import GPT3_TABLE, GPTConfig, require_number  # noqa: F401
+from gptcourse.tokenizers import save_tokenizer
 from gptcourse.views import eval_view, in_mode, unwrap  # noqa: F401
 
 if TYPE_CHECKING:
@@ -240,8 +241,7 @@ class GPT(nn.Module):
         """
         hf.write_model(Path(directory), *self._plain_state())
         if tokenizer is not None:
-            save = tokenizer.save if hasattr(tokenizer, "token_id") or hasattr(tokenizer, "characters") else None
-            (save or tokenizer.save_pretrained)(directory)
+            save_tokenizer(tokenizer, directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> GPT:

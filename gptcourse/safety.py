@@ -46,15 +46,13 @@ PERSONAL = {  # what `redact` looks for, in this order
 class BannedText:
     """A logits processor for `generate`: no token is drawn that would complete a banned text.
 
-    `patterns` are regular expressions, or `re.escape(phrase)` for a phrase; capitals make no difference. Bytes are
-    compared and not tokens: a phrase is found however it is cut into tokens, also within a letter. Of texts of more
-    than `LOOK_BACK` tokens only the end is seen. Raises ValueError for a pattern that is no regular expression, or
-    that finds the empty text.
+    `patterns` are regular expressions, or `re.escape(phrase)`, of any case. Bytes are compared, not tokens: a phrase is
+    found however it is cut. Only the last `LOOK_BACK` tokens are seen. Raises ValueError for a pattern that is no
+    regular expression, or that finds the empty text.
     """
 
     def __init__(self, tokenizer, patterns: Sequence[str]):
-        self.pieces = token_bytes(tokenizer)
-        self.patterns = [_compiled(pattern) for pattern in patterns]
+        self.pieces, self.patterns = token_bytes(tokenizer), [_compiled(pattern) for pattern in patterns]
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """ids (B, T), the tokens so far, and logits (B, V) -> logits, -inf where a banned text would be complete."""
@@ -84,19 +82,14 @@ def _compiled(pattern):
 def redact(text: str) -> tuple[str, dict[str, int]]:
     """Return the text with addresses, account, card and phone numbers replaced by [EMAIL], …, and how many there were.
 
-    Card numbers are replaced only where their check digit is right, so that an order number is not taken for one.
-    Names and what is said in other words are not found: this is a net with known holes.
+    Card numbers only where their check digit is right, as an order number is none. Names are not found.
     """
     counts = dict.fromkeys(PERSONAL, 0)
     for kind, pattern in PERSONAL.items():
-
-        def replaced(match, kind=kind):
-            if kind == "CARD" and not _is_card(match[0]):
-                return match[0]
-            counts[kind] += 1
-            return f"[{kind}]"
-
-        text = re.sub(pattern, replaced, text)
+        matches = [match for match in re.finditer(pattern, text) if kind != "CARD" or _is_card(match[0])]
+        for match in reversed(matches):  # from the end, so that the places of the others stay
+            text = f"{text[: match.start()]}[{kind}]{text[match.end() :]}"
+        counts[kind] = len(matches)
     return text, counts
 
 
@@ -123,13 +116,10 @@ def exposure(canary: float, others: Sequence[float] | Tensor) -> float:
     return math.log2(len(others) + 1) - math.log2(1 + int((others > canary).sum()))
 
 
-def insert_canaries(
-    lines: Sequence[str], repetitions: dict[str, int], seed: int = 0
-) -> tuple[list[str], dict[str, str]]:
-    """Insert a line with a secret number of four digits for each name at random places, `repetitions[name]` times.
+def insert_canaries(lines: Sequence[str], repetitions: dict[str, int], seed=0) -> tuple[list[str], dict[str, str]]:
+    """Insert a line with a secret number for each name at random places, as often as `repetitions` says.
 
-    Returns the lines, and the number of each name (Carlini et al. 2019, section 4.1). Raises ValueError for a
-    negative number of repetitions.
+    Returns the lines, and the number of each name (Carlini et al. 2019, section 4.1). Raises ValueError.
     """
     check_numbers("repetitions", [0, *repetitions.values()], low=0)
     rng, planted = np.random.default_rng(seed), list(lines)
@@ -165,11 +155,10 @@ def deduplicated(texts: Sequence[str]) -> list[str]:
 
 
 def perturb(text: str, noise: str, rng: np.random.Generator, rate: float = 0.08) -> str:
-    """Return the text as a hurried customer might have typed it; its meaning stays.
+    """Return the text as a hurried customer might have typed it, its meaning and numbers unchanged.
 
-    "typos" leaves out, doubles, swaps or replaces each letter with probability `rate`; digits stay, as a wrong order
-    number is another order. "distractor" puts a sentence before it that has nothing to do with it. Raises ValueError
-    for another noise, and a rate outside 0 to 1.
+    "typos" leaves out, doubles, swaps or replaces each letter with probability `rate`; "distractor" puts an unrelated
+    sentence before the text. Raises ValueError for another noise, and a rate outside 0 to 1.
     """
     check_numbers("rate", rate, 0, 1)
     if noise not in NOISES:
@@ -204,10 +193,9 @@ def _mistyped(text, rng, rate):
 
 
 def risky_requests(n: int, seed: int = 0, split: str = "train") -> list[tuple[str, str]]:
-    """Return n pairs (message, refusal) of customers who ask for what a shop must not tell or do.
+    """Return n pairs (message, refusal): requests for other people's data, help with fraud, or the shop's secrets.
 
-    They ask for other people's data, for help with fraud, or for the shop's secrets. The phrasings of the splits
-    "train" and "test" differ. Raises ValueError for another split, and a negative n.
+    The phrasings of the splits "train" and "test" differ. Raises ValueError for another split, and a negative n.
     """
     check_numbers("requests", n, low=0)
     data = json.loads(files("gptcourse").joinpath("assets", "risky_requests.json").read_text(encoding="utf-8"))
@@ -215,9 +203,7 @@ def risky_requests(n: int, seed: int = 0, split: str = "train") -> list[tuple[st
         raise ValueError(f"split must be one of {', '.join(data['requests'])}, not {split!r}.")
     rng, pairs = np.random.default_rng((seed, list(data["requests"]).index(split))), []
     for _ in range(n):
-        request, refusal = (
-            options[rng.integers(len(options))] for options in (data["requests"][split], data["refusals"])
-        )
+        request, refusal = (a[rng.integers(len(a))] for a in (data["requests"][split], data["refusals"]))
         values = {name: options[rng.integers(len(options))] for name, options in data["slots"].items()}
         pairs.append((request.format(order=rng.integers(10_000, 100_000), **values), refusal))
     return pairs

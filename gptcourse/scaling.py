@@ -54,8 +54,7 @@ def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointi
 def peak_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> int:
     """Estimate the most bytes that a training step holds at one time, out of `training_memory`.
 
-    The backward pass frees activations while it makes gradients, so the larger of the two counts; with checkpointing
-    both, as the block that is computed again last meets nearly all gradients.
+    The backward pass frees activations while it makes gradients; checkpointed, the last block meets all gradients.
     """
     memory = training_memory(config, batch_size, gradient_checkpointing)
     both = memory["gradients"], memory["activations"]
@@ -100,10 +99,7 @@ def device_memory(
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """The loss, in nats per token, of a model of N parameters trained on D tokens: E + A / N^alpha + B / D^beta.
-
-    E is what no model gets rid of, the second term what the model is too small for, the third what it has not read.
-    """
+    """The loss, in nats per token, of a model of N parameters trained on D tokens: E + A / N^alpha + B / D^beta."""
 
     E: float
     A: float
@@ -117,10 +113,7 @@ class ScalingLaw:
         return self.E + self.A / n_parameters**self.alpha + self.B / n_tokens**self.beta
 
     def compute_optimal(self, flops: float) -> tuple[float, float]:
-        """Return the parameters and tokens with the lowest loss among all that cost `flops` = 6 · N · D.
-
-        Where the derivatives of both terms along the budget cancel out (Hoffmann et al. 2022, equation 4).
-        """
+        """Return the parameters and tokens with the lowest loss for `flops` = 6 N D (Hoffmann et al., equation 4)."""
         _check_positive(flops)
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         n_parameters = scale * (flops / 6) ** (self.beta / (self.alpha + self.beta))
@@ -161,7 +154,7 @@ def _best(runs, starts):
 
 
 def _fit(log_n, log_d, log_loss, start):
-    """Return the lowest objective that L-BFGS reaches from a start, and where: E, A and B as logarithms."""
+    """Return the lowest objective that L-BFGS reaches from a start, and where."""
     x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([x], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-12)
 

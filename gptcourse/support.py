@@ -1,14 +1,10 @@
-"""Customer-service dialogues from a tiny probabilistic grammar, with exact probabilities.
+"""Customer-service dialogues from a small probabilistic grammar, with exact probabilities.
 
-A probabilistic grammar is a set of rules; each rule lists what may be written in its place, and how often.
-Ours is `assets/support_grammar.json`. A template such as "[hello] Order {order} is on its way." holds
-`[rules]`, which are choices, and `{slots}`, which are values that the customer gives. Without recursion such
-a grammar is a finite list of templates, so each probability is a product and nothing has to be estimated.
-
-The text of a dialogue determines how it was derived (the tests hold this). So log p(reply | message) is
-exact, and the mean of its negative is a floor: no model can reach a lower loss on the replies. For such
-grammars see Jurafsky and Martin, *Speech and Language Processing*, the appendix on statistical constituency
-parsing.
+The grammar, `assets/support_grammar.json`, says for each rule what may be written in its place, and how often. A
+template such as "[hello] Order {order} is on its way." holds `[rules]` and `{slots}`, values that the customer gives.
+Without recursion it is a finite list of templates, and each probability is a product. A text determines its derivation
+(tested), so log p(reply | message) is exact; no model can reach a lower loss on the replies than the mean of its
+negative. See Jurafsky and Martin, *Speech and Language Processing*, the appendix on statistical constituency parsing.
 """
 
 from __future__ import annotations
@@ -90,16 +86,19 @@ def default_grammar() -> Grammar:
 def support(n: int, seed: int = 0, split: str = "train", *, grammar: Grammar | None = None) -> list[Dialogue]:
     """Return n customer-service dialogues; dialogue i depends on (seed, split, i) alone.
 
-    The splits "train", "validation" (to choose settings on) and "test" (to judge with) share intents, replies and slot
-    values; no phrasing of a customer's message is in two of them.
-    Raises ValueError if n or seed is not a whole number of 0 or more, or the split is unknown.
+    The splits "train", "validation" and "test" share intents, replies and slot values; no phrasing of a message is in
+    two of them. Raises ValueError if n or seed is not a whole number of 0 or more, or the split is unknown.
     """
     for name, value in (("n", n), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**64:
             raise ValueError(f"{name} must be a whole number from 0 to 2**64 - 1, not {value!r}.")
+    _check_split(split)
+    return [_dialogue(grammar or default_grammar(), seed, split, i) for i in range(n)]
+
+
+def _check_split(split):
     if split not in SPLITS:
         raise ValueError(f'split must be "train", "validation" or "test", not {split!r}.')
-    return [_dialogue(grammar or default_grammar(), seed, split, i) for i in range(n)]
 
 
 def _dialogue(grammar, seed, split, i):
@@ -191,6 +190,7 @@ def parse(message: str, reply: str, *, grammar: Grammar | None = None) -> Dialog
 def reply_entropy(split: str = "train", *, grammar: Grammar | None = None) -> float:
     """Return H(reply | message), the mean of -log_prob over a whole split, in nats per dialogue."""
     grammar = grammar or default_grammar()
+    _check_split(split)
     total = 0.0
     for intent, messages in grammar.messages[split].items():
         for message, p in messages.items():

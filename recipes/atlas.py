@@ -13,8 +13,8 @@ import numpy as np
 from runner import STOPPED, Work, rows, run, template, write_file
 
 from gptcourse.corpora import HELD_OUT
-from gptcourse.explorers import atlas as recordings
-from gptcourse.explorers.atlas import Atlas, atlas_tokens, binned, configs_of, load_atlas, save_atlas, settings_of
+from gptcourse import recordings
+from gptcourse.recordings import Atlas, atlas_tokens, binned, configs_of, load_atlas, save_atlas, settings_of
 from gptcourse.sweeps import SweepTable, sweep
 
 # In the order of making: a grid that is stopped early is complete for the first seed, or the small batches of it.

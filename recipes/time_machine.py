@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcourse.corpora import HELD_OUT, shakespeare
-from gptcourse.explorers.heads import even_scores, head_scores
+from gptcourse.interpretability import even_scores, head_scores
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, evaluate, train

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcourse.corpora import shakespeare
-from gptcourse.explorers.time_machine import time_machine
 from gptcourse.pretrained import load_pretrained
+from gptcourse.recordings import time_machine
 from gptcourse.tokenizers import CHAT_TOKENS
 from gptcourse.training import evaluate
 

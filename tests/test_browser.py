@@ -51,7 +51,7 @@ as_recorded = atlas.train_point
 def slowly(point, seed, callback):  # so that a click comes before the end
     return as_recorded(point, seed, lambda history: callback(history) or time.sleep(0.25))
 atlas.train_point = slowly
-atlas.atlas_explorer()
+atlas.AtlasExplorer()
 """
 
 

@@ -170,6 +170,8 @@ def test_labels_get_no_mark_of_the_beginning():
 def test_fewer_than_two_labels_or_equal_ones_are_refused(labels):
     with pytest.raises(ValueError, match=r"^Give two or more different labels"):
         classify(gpt(), TOKENIZER, ["is"], labels)
+    with pytest.raises(ValueError, match=r"^There are 0 prompts"):
+        classify(gpt(), TOKENIZER, [], ["a", "b"])
     with pytest.raises(ValueError, match=r"^normalise must be one of"):
         classify(gpt(), TOKENIZER, ["is"], ["a", "b"], "bits")
 
@@ -344,6 +346,7 @@ def test_calibration_error_is_zero_for_the_honest_and_the_gap_for_the_boastful()
 NONE = ("nan", "inf", "-inf")
 IMPOSSIBLE = [
     *((calibration_error, ([float(x), 0.5], [1, 0])) for x in (*NONE, -0.1, 1.1)),
+    (calibration_error, ([None, 0.5], [1, 0])),
     *((calibration_error, ([0.5, 0.5], [1, float(x)])) for x in (*NONE, -1, 2)),
     *((calibration_error, ([0.5], [1], n)) for n in (0, -1, math.nan)),
     *((bootstrap_interval, ([1.0, float(x)],)) for x in NONE),

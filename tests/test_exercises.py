@@ -3,7 +3,7 @@
 import ast
 import contextlib
 import copy
-import inspect
+import io
 import json
 import math
 import os
@@ -16,10 +16,11 @@ import threading
 from collections import Counter, defaultdict
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from wrong_answers import (
     WRONG_ANSWERS,
@@ -31,16 +32,21 @@ from wrong_answers import (
     start,
     tuning,
 )  # the imports fill the list
+from wrong_answers.mutants import EQUIVALENT, mutants
 
 import gptcourse.exercises
+from gptcourse.evaluation import bits_per_byte
 from gptcourse.exercises import check, exercises, forget_progress, progress
 from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, remember
 from gptcourse.exercises.time_limit import within
-from gptcourse.finetuning import _stop_early, chat_prompt, encode_dialogue
+from gptcourse.exercises.tuning import looking_back
+from gptcourse.finetuning import LoRALinear, chat_prompt, encode_dialogue, stops_early
+from gptcourse.generation import apply_repetition_penalty, keep_top_p
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.optimizers import learning_rate_at
+from gptcourse.optimizers import decay_groups, learning_rate_at
 from gptcourse.tokenizers import BPETokenizer
 from gptcourse.training import TrainingConfig
+from gptcourse.tuning import BatchTradeOff, RangeTest, noise_scale_estimates
 
 NOTEBOOKS = {
     "start": "00_start_here.ipynb",
@@ -74,29 +80,52 @@ def verdict(capsys):
     return give
 
 
+def reference(name):
+    return exercises()[name].reference
+
+
+# ---- each exercise: its reference, its mistakes, two further wrong answers, its mutants
+
+
 @pytest.mark.parametrize("name", exercises())
-def test_reference_is_accepted(name, verdict):
-    assert verdict(name, exercises()[name].reference) == (True, f"Right: {name}.")
+def test_reference_is_accepted_and_each_mistake_gets_its_own_hint(name, verdict):
+    assert verdict(name, reference(name)) == (True, f"Right: {name}.")
+    for mistake in exercises()[name].mistakes:
+        assert verdict(name, mistake.function) == (False, f"Not yet: {name}. {mistake.hint}"), mistake.function
 
 
-@pytest.mark.parametrize(("name", "answer", "hint"), [pytest.param(*w, id=w[1].__name__) for w in WRONG_ANSWERS])
-def test_wrong_answer_gets_its_own_hint(name, answer, hint, verdict):
-    right, line = verdict(name, answer)
-    assert not right
-    assert hint in line
+@pytest.mark.parametrize("name", exercises())
+def test_the_same_mistakes_written_otherwise_get_the_hint_too(name, verdict):
+    further = [(answer, hint) for exercise, answer, hint in WRONG_ANSWERS if exercise == name]
+    assert len({hint for _, hint in further}) >= 2
+    for answer, hint in further:
+        right, line = verdict(name, answer)
+        assert not right and hint in line, answer
 
 
-@pytest.mark.parametrize(("name", "mistake"), ALL_MISTAKES)
-def test_no_mistake_is_taken_for_another(name, mistake, verdict):
-    assert verdict(name, mistake.formula) == (False, f"Not yet: {name}. {mistake.hint}")
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("name", exercises())
+def test_every_mutant_of_the_reference_is_refused(name, verdict):
+    for mutation, mutant in mutants(exercises()[name]):
+        right, line = verdict(name, mutant)
+        assert right is ((name, mutation) in EQUIVALENT), f"{mutation}: {line}"
+        assert right or line.startswith("Not yet: "), f"{mutation}: {line}"
+        if mutation.endswith("of another type"):
+            assert "The numbers are right, the type is not: " in line, line
+        if " left " in mutation:
+            assert f"Your function changes its input {mutation.split()[0]} in place." in line, line
 
 
-def test_every_exercise_has_three_wrong_answers_with_hints_of_their_own_and_enough_exercises_are_there():
+def test_no_equivalent_mutant_is_listed_in_vain():
+    made = {(name, mutation) for name in exercises() for mutation, _ in mutants(exercises()[name])}
+    assert EQUIVALENT.keys() <= made
+
+
+def test_enough_exercises_each_with_mistakes_of_its_own():
     hints = defaultdict(set)
-    for name, _, hint in WRONG_ANSWERS:
-        hints[name].add(hint)
+    for name, mistake in ALL_MISTAKES:
+        hints[name].add(mistake.hint)
     assert {name for name in exercises() if len(hints[name]) < 3} == set()
-    assert len(exercises()) >= 15
     tasks = Counter((name.split(".")[0], ".mend_" in name) for name in exercises())
     assert tasks["attention", False] >= 6 and tasks["attention", True] >= 4
     assert tasks["gpt_block", False] >= 6 and tasks["gpt_block", True] >= 6
@@ -110,24 +139,28 @@ def test_every_exercise_has_three_wrong_answers_with_hints_of_their_own_and_enou
 
 def test_hints_hold_no_code():
     hints = [m.hint for _, m in ALL_MISTAKES] + [e.hint for e in exercises().values()]
-    call_or_assignment = re.compile(r"\w\(|=|[a-z]\.\w|`|\[")
+    call_or_assignment = re.compile(r"\w\(|=|[a-z]\.\w|`|\[|←")
     assert [hint for hint in hints if call_or_assignment.search(hint)] == []
-    names = [word for hint in hints for word in re.findall(r"\w+_\w+", hint) if word != "n_head"]
+    names = [word for hint in hints for word in re.findall(r"\w+_\w+", hint) if word not in ("n_head", "no_grad")]
     assert names == []
     gives_away = {"transpose", "permute", "contiguous", "triu", "tril", "keepdim", "gather", "unsqueeze", "softmaxes"}
     assert [hint for hint in hints if gives_away & set(hint.lower().split())] == []
 
 
+# ---- references against the package, transformers and published numbers
+
+
 def test_references_agree_with_published_and_measured_numbers():
-    assert exercises()["gpt_block.parameters"].reference(50257, 1024, 768, 12) == 124_439_808
-    assert exercises()["gpt_block.first_loss"].reference(50257) == pytest.approx(10.8249, abs=1e-4)
+    assert reference("gpt_block.parameters")(50257, 1024, 768, 12) == 124_439_808
+    assert reference("gpt_block.first_loss")(50257) == pytest.approx(10.8249, abs=1e-4)
     torch.manual_seed(0)
     written = GPT(GPTConfig(10, 8, 64, 6, 2)).h[0].mlp.c_proj.weight.std().item()
-    assert exercises()["gpt_block.init_std"].reference(6) == pytest.approx(written, rel=0.03)
-    inputs, targets = exercises()["gpt_block.shift"].reference(torch.tensor([[3, 1, 4, 1, 5]]))
+    assert reference("gpt_block.init_std")(6) == pytest.approx(written, rel=0.03)
+    inputs, targets = reference("gpt_block.shift")(torch.tensor([[3, 1, 4, 1, 5]]))
     assert (inputs.tolist(), targets.tolist()) == ([[3, 1, 4, 1]], [[1, 4, 1, 5]])
-    split = exercises()["attention.heads"].reference(torch.arange(8.0).view(1, 2, 4), 2)
+    split = reference("attention.heads")(torch.arange(8.0).view(1, 2, 4), 2)
     assert split.tolist() == [[[[0, 1], [4, 5]], [[2, 3], [6, 7]]]]
+    assert reference("evaluation.bits_per_byte")(torch.tensor([1.0, 3.0]), 5) == pytest.approx(bits_per_byte(2.0, 2, 5))
 
 
 def test_residual_reference_is_the_block_of_transformers():
@@ -137,26 +170,33 @@ def test_residual_reference_is_the_block_of_transformers():
     config = GPT2Config(n_embd=8, n_head=2, attn_pdrop=0.0, resid_pdrop=0.0, attn_implementation="eager")
     block = GPT2Block(config, layer_idx=0).eval()
     x = torch.randn(1, 3, 8)
-    ours = exercises()["gpt_block.residual"].reference(x, block.ln_1, lambda x: block.attn(x)[0], block.ln_2, block.mlp)
+    ours = reference("gpt_block.residual")(x, block.ln_1, lambda x: block.attn(x)[0], block.ln_2, block.mlp)
     theirs = block(x)
     torch.testing.assert_close(ours, theirs if isinstance(theirs, torch.Tensor) else theirs[0])
 
 
-def test_references_of_tuning_agree_with_closed_forms():
-    def reference(name, *inputs):
-        return exercises()[f"tuning.{name}"].reference(*inputs)
-
-    halfway = reference("schedule", 55, 2.0, 10, 100)
-    assert halfway == pytest.approx(2.0 * (1 + 0.1) / 2)
-    norm_squared, trace = 3.0, 50.0
-    small, big = (torch.tensor([norm_squared + trace / size], dtype=torch.float64) for size in (4, 64))
-    assert reference("noise_scale", small, big, 4, 64) == pytest.approx(trace / norm_squared)
-    steps, tokens = reference("trade_off", 700, 300.0, 6e5)
-    assert tokens == pytest.approx(700 * steps) and (steps / 300 - 1) * (tokens / 6e5 - 1) == pytest.approx(1)
-    assert reference("batch_rate", 1e-3, 32, 128) == pytest.approx((4e-3, 2e-3))
-    assert reference("rate_at_width", 0.02, 64, 128) == pytest.approx((0.01, 0.02, 0.02, 0.5))
+def test_references_of_tuning_agree_with_the_package_and_closed_forms():
+    config = TrainingConfig(100, 1, 2.0, warmup_steps=10)
+    for step in (0, 9, 10, 55, 99, 130):
+        assert reference("tuning.schedule")(step, 2.0, 10, 100) == pytest.approx(learning_rate_at(step, config))
+    model = exercises()["tuning.decay_groups"].inputs()[0][0]
+    decay = {id(p): group["weight_decay"] for group in decay_groups(model, 0.1) for p in group["params"]}
+    assert reference("tuning.decay_groups")(model, 0.1).tolist() == pytest.approx(
+        [decay[id(p)] for p in model.parameters()]
+    )
+    for rates, losses, window in exercises()["tuning.range_test"].inputs():
+        suggested = RangeTest(rates, losses, looking_back(losses, window), broke=True).suggestion
+        assert reference("tuning.range_test")(rates, losses, window) == suggested
+    small, big = (torch.tensor([length], dtype=torch.float64) for length in (3 + 50 / 4, 3 + 50 / 64))
+    norm_squared, trace = noise_scale_estimates(small.item(), big.item(), 4, 64)
+    assert reference("tuning.noise_scale")(small, big, 4, 64) == pytest.approx(trace / norm_squared)
+    assert trace / norm_squared == pytest.approx(50 / 3)
+    run = BatchTradeOff(300.0, 2000.0)
+    assert reference("tuning.trade_off")(700, 300.0, 6e5) == pytest.approx((run.steps(700), run.tokens(700)))
+    assert reference("tuning.batch_rate")(1e-3, 32, 128) == pytest.approx((4e-3, 2e-3))
+    assert reference("tuning.rate_at_width")(0.02, 64, 128) == pytest.approx((0.01, 0.02, 0.02, 0.5))
     broken = torch.tensor([[3.0, 3.1, 3.2], [2.9, 2.8, 9.0], [1.0, math.inf, math.inf]])
-    assert reference("mend_seeds", torch.tensor([1.0, 2.0, 4.0]), broken) == pytest.approx((2.0, 2.9))
+    assert reference("tuning.mend_seeds")(torch.tensor([1.0, 2.0, 4.0]), broken) == pytest.approx((2.0, 2.9))
 
 
 def test_rates_asked_for_are_those_of_the_package(verdict):
@@ -169,39 +209,319 @@ def test_rates_asked_for_are_those_of_the_package(verdict):
 
 def test_no_tie_decides_a_range_test():
     for rates, losses, window in exercises()["tuning.range_test"].inputs():
-        smoothed = sorted(tuning.medians(losses, window))
-        assert smoothed[1] - smoothed[0] > 0.01 and len(rates) == len(losses)
+        smoothed = looking_back(losses, window)
+        lowest, next_lowest, *_ = sorted(smoothed)
+        assert next_lowest - lowest > 0.01 and len(rates) == len(losses)
 
 
 def test_references_of_fine_tuning_agree_with_the_package():
-    def reference(name, *inputs):
-        return exercises()[f"fine_tuning.{name}"].reference(*inputs)
-
     seven = [torch.full((n,), 1 / 7).log() for n in (1, 20, 3)]
-    assert reference("perplexity", seven) == pytest.approx(7)
+    assert reference("fine_tuning.perplexity")(seven) == pytest.approx(7)
     tokenizer = BPETokenizer.train(["Where is it?"], 265)
     _, targets = encode_dialogue(tokenizer, "Where?", "Here.")
     prompt, reply = chat_prompt(tokenizer, "Where?"), [t for t in targets if t != -100]
-    assert reference("mend_prompt_loss", torch.tensor(prompt), torch.tensor(reply)).tolist() == targets
+    assert reference("fine_tuning.mend_prompt_loss")(torch.tensor(prompt), torch.tensor(reply)).tolist() == targets
+    for logits, p in exercises()["fine_tuning.top_p"].inputs():
+        torch.testing.assert_close(reference("fine_tuning.top_p")(logits, p), keep_top_p(logits, p).softmax(-1))
+    for logits, ids, penalty in exercises()["fine_tuning.repetition_penalty"].inputs():
+        ours = reference("fine_tuning.repetition_penalty")(logits, ids, penalty)
+        torch.testing.assert_close(ours, apply_repetition_penalty(logits, ids, penalty))
     for losses, patience in exercises()["fine_tuning.stop_rule"].inputs():
         for n in range(1, len(losses) + 1):
-            history = SimpleNamespace(eval_loss=losses[:n], stopped=None)
-            _stop_early(history, patience)
-            if history.stopped:
+            if stops_early(losses[:n], patience):
                 break
-        assert reference("stop_rule", losses, patience) == (n - 1, losses.index(min(losses[:n])))
+        assert reference("fine_tuning.stop_rule")(losses, patience) == (n - 1, losses.index(min(losses[:n])))
+
+
+@torch.no_grad()
+def test_references_of_lora_are_the_layer_of_the_package():
+    x, W, A, B, alpha = exercises()["fine_tuning.lora"].inputs()[0]
+    layer = LoRALinear(nn.Linear(W.shape[1], W.shape[0], bias=False), len(A), alpha)
+    for parameter, value in ((layer.base_layer.weight, W), (layer.lora_A, A), (layer.lora_B, B)):
+        parameter.copy_(value)
+    torch.testing.assert_close(reference("fine_tuning.lora")(x, W, A, B, alpha), layer(x))
+    layer.merge()
+    torch.testing.assert_close(reference("fine_tuning.merge")(W, A, B, alpha), layer.base_layer.weight)
 
 
 def test_no_rounding_decides_a_nucleus():
     torch.manual_seed(0)
     for logits, p in exercises()["fine_tuning.top_p"].inputs():
         held = logits.softmax(-1).sort(descending=True).values.cumsum(-1)
-        assert (held - p).abs().min() > 1e-3
+        assert (held[..., :-1] - p).abs().min() > 1e-3
 
 
 def test_file_of_an_answer_is_never_written_over():
     first, again = (copy.deepcopy(exercises()["fine_tuning.mend_pickle"].inputs()[0][2]) for _ in range(2))
     assert first != again and not Path(first).exists()
+
+
+# ---- wrong answers that were once accepted
+
+
+def decay_by_names(model, weight_decay):
+    spared = ("bias", "ln_f", "wpe")
+    named = list(model.named_parameters())
+    return torch.tensor([weight_decay * (p.ndim > 1 and not any(s in name for s in spared)) for name, p in named])
+
+
+def decay_without_embeddings(model, gradients, rate, weight_decay, steps):
+    tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    spared = [p for p in model.parameters() if p.ndim < 2 or id(p) in tables]
+    others = [p for p in model.parameters() if not any(p is q for q in spared)]
+    groups = [{"params": others, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return gptcourse.exercises.tuning.adam_steps(model, gradients, groups, rate, steps)
+
+
+def smaller_of_both(validation, test):
+    best = validation.index(max(validation))
+    return best, min(validation[best], test[best])
+
+
+def stop_with_a_least_gain(losses, patience):
+    best = bad = 0
+    for i in range(1, len(losses)):
+        best, bad = (i, 0) if losses[i] < losses[best] - 1e-3 else (best, bad + 1)
+        if bad >= patience:
+            return i, best
+    return len(losses) - 1, best
+
+
+def top_p_of_less_than_all(logits, p):
+    ordered, order = logits.softmax(-1).sort(descending=True)
+    held = ordered.cumsum(-1)
+    kept = ordered * ((held - ordered < p) & (held < 1 - 1e-6) | (torch.arange(held.shape[-1]) == 0))
+    return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
+
+
+def norm_by_a_difference_of_squares(x, weight, bias, eps):
+    mean = x.mean(-1, keepdim=True)
+    variance = (x * x).mean(-1, keepdim=True) - mean * mean
+    return (x - mean) / torch.sqrt(variance + eps) * weight + bias
+
+
+def loss_left_in_eval_mode(model, batches):
+    model.eval()
+    with torch.no_grad():
+        losses = [F.cross_entropy(model(x), y, reduction="none") for x, y in batches]
+    return torch.cat(losses).mean().item()
+
+
+def loss_with_gradients_left(model, batches):
+    was_training = model.training
+    model.eval()
+    loss = torch.cat([F.cross_entropy(model(x), y, reduction="none") for x, y in batches]).mean()
+    loss.backward()
+    model.train(was_training)
+    return loss.item()
+
+
+def places_moved_a_little(draw, seed, step, rank, n_processes, batch_size):
+    return draw(seed, step, n_processes * batch_size)[rank * batch_size :][:batch_size] + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "words"),
+    [
+        ("tuning.decay_groups", decay_by_names, "it gives"),
+        ("tuning.mend_decay", decay_without_embeddings, "it gives"),
+        ("evaluation.mend_choice", smaller_of_both, "it gives 0.6 instead of 0.7"),
+        ("fine_tuning.stop_rule", stop_with_a_least_gain, "it gives 2 instead of 4"),
+        ("fine_tuning.top_p", top_p_of_less_than_all, "p = 1: it gives"),
+        ("gpt_block.layer_norm", norm_by_a_difference_of_squares, "difference of two large squares"),
+        ("gpt_block.mend_twice", loss_left_in_eval_mode, "input model in place. Leave its weights"),
+        ("gpt_block.mend_twice", loss_with_gradients_left, "input model in place. Leave its weights"),
+        ("scaling.mend_shards", places_moved_a_little, "it gives"),
+        ("gpt_block.loss", lambda x, y: F.cross_entropy(x.detach().mT, y), "no gradient can go back"),
+    ],
+)
+def test_answers_that_differ_in_one_point_only_are_refused(name, answer, words, verdict):
+    right, line = verdict(name, answer)
+    assert not right and words in line
+
+
+def rate_by(smoothed_by, back=1):
+    """Return a reading of a range test with another smoothing, or from another place."""
+
+    def reading(rates, losses, window):
+        smoothed = smoothed_by(losses, window)
+        return rates[max(smoothed.index(min(smoothed)) - back, 0)] / 2
+
+    return reading
+
+
+def exponential_mean(losses, window):
+    smoothed = losses[:1]
+    for loss in losses[1:]:
+        smoothed.append(smoothed[-1] + (loss - smoothed[-1]) / window)
+    return smoothed
+
+
+GENERIC = "Hint: Do it in three moves"
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "hint"),
+    [
+        ("tuning.range_test", rate_by(lambda losses, window: looking_back(losses, 5)), GENERIC),
+        ("tuning.range_test", rate_by(lambda losses, window: looking_back(losses, window + 1)), GENERIC),
+        ("tuning.range_test", rate_by(exponential_mean), GENERIC),
+        ("tuning.range_test", rate_by(looking_back, back=2), GENERIC),
+        (
+            "scaling.flops",
+            lambda L, C, V, T, n: float(n * (72 * L * C**2 + 6 * V * C + 6 * L * C * T)),
+            "the mask hides",
+        ),
+        ("fine_tuning.mend_temperature", lambda x, T: (x - T).softmax(-1), "You subtract the temperature"),
+        (
+            "scaling.mend_shards",
+            lambda draw, seed, step, rank, n, size: draw(seed, step, size) + rank,
+            "by very little",
+        ),
+    ],
+)
+def test_hints_do_not_misdiagnose(name, answer, hint, verdict):
+    right, line = verdict(name, answer)
+    assert not right and hint in line
+
+
+def swing_cleared_after_each_step(model, optimizer, batches):
+    losses = []
+    for x, y in batches:
+        loss = ((model(x) - y) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return torch.tensor(losses)
+
+
+def twice_with_a_copy(model, batches):
+    model = copy.deepcopy(model).eval()
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return F.cross_entropy(model(x), y).item()
+
+
+def accumulated_without_a_trace(model, micro_batches):
+    x, y = (torch.cat(parts) for parts in zip(*micro_batches, strict=True))
+    return torch.autograd.grad(F.cross_entropy(model(x), y), model.weight)[0]
+
+
+def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
+    groups = [{"params": [p], "weight_decay": weight_decay if p.ndim > 1 else 0} for p in model.parameters()]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    for _ in range(steps):
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("start.greedy", lambda logits: logits.topk(1).indices),
+        ("start.greedy", lambda logits: np.argmax(logits.numpy())),
+        ("attention.causal", lambda s: (s + torch.full(s.shape[-2:], -math.inf).triu(1)).softmax(-1)),
+        ("gpt_block.shift", lambda tokens: [tokens[:, :-1].clone(), tokens[:, 1:]]),
+        ("gpt_block.loss", lambda x, y: -(x.log_softmax(-1) * F.one_hot(y, x.shape[-1])).sum() / y.numel()),
+        ("gpt_block.mend_swing", swing_cleared_after_each_step),
+        ("gpt_block.mend_twice", twice_with_a_copy),
+        ("tuning.accumulate", accumulated_without_a_trace),
+        ("tuning.mend_decay", decay_in_many_groups),
+        ("tuning.growth", lambda x, y: np.polyfit(x.log().numpy(), y.log().numpy(), 1)[0]),
+        ("fine_tuning.perplexity", lambda p: math.exp(-sum(map(sum, p)) / sum(map(len, p)))),
+        ("fine_tuning.lora", lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T),
+        ("scaling.flops", lambda L, C, V, T, n: 3 * n * (2 * (12 * L * C**2 + V * C) + 4 * L * T * C)),
+        ("evaluation.paired", lambda a, b, d: np.quantile([(a - b)[row].mean() for row in d], [0.025, 0.975]).tolist()),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, answer, verdict):
+    assert verdict(name, answer) == (True, f"Right: {name}.")
+
+
+# ---- what another cell has done, and what an answer does to torch
+
+
+@pytest.fixture
+def torch_as_it_was():
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda: torch.set_grad_enabled(False),
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_default_device("meta"),
+    ],
+    ids=["grad", "dtype", "device"],
+)
+def test_what_another_cell_has_set_decides_nothing(prepare, torch_as_it_was, verdict):
+    prepare()
+    before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+    for name in ("attention.scores", "gpt_block.mend_swing", "gpt_block.mend_standstill", "tuning.accumulate"):
+        assert verdict(name, reference(name)) == (True, f"Right: {name}.")
+        first = exercises()[name].mistakes[0]
+        assert verdict(name, first.function) == (False, f"Not yet: {name}. {first.hint}")
+    assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device())
+
+
+def test_gradients_are_recorded_outside_the_main_thread_too(torch_as_it_was, capsys):
+    def work():
+        torch.set_grad_enabled(False)
+        check("gpt_block.mend_swing", reference("gpt_block.mend_swing"))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().out == "Right: gpt_block.mend_swing.\n"
+
+
+def test_an_answer_leaves_torch_as_it_was(torch_as_it_was, verdict):
+    before = torch.softmax, torch.Tensor.softmax, F.cross_entropy, nn.Linear.forward
+
+    def patches(scores):
+        torch.softmax = F.cross_entropy = torch.Tensor.softmax = lambda *_, **__: torch.zeros(())
+        nn.Linear.forward = lambda self, x: x
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        return scores
+
+    assert not verdict("attention.weights", patches)[0]
+    assert before == (torch.softmax, torch.Tensor.softmax, F.cross_entropy, nn.Linear.forward)
+    assert torch.is_grad_enabled() and torch.get_default_dtype() is torch.float32
+    assert torch.get_default_device() == torch.device("cpu")
+
+
+def test_no_answer_is_right_by_a_patch_of_what_compares(verdict):
+    def patches(scores):
+        torch.isclose = torch.Tensor.__invert__ = lambda x, *_, **__: torch.ones(x.shape, dtype=torch.bool)
+        torch.Tensor.any = lambda x, *_: False
+        return scores
+
+    assert not verdict("attention.weights", patches)[0]
+
+
+def test_a_patch_of_another_cell_does_not_reach_the_reference(monkeypatch, verdict):
+    wrong = lambda logits, targets, **_: logits.sum()  # noqa: E731
+    monkeypatch.setattr(F, "cross_entropy", wrong)
+    monkeypatch.setattr(nn.Linear, "of_another_library", "kept", raising=False)
+    assert not verdict("gpt_block.loss", lambda logits, targets: logits.sum())[0]
+    assert F.cross_entropy is wrong and nn.Linear.of_another_library == "kept"
+
+
+def test_an_exception_is_never_right(monkeypatch, verdict):
+    def stops(q, k):
+        raise ValueError("the same")
+
+    monkeypatch.setattr(exercises()["attention.scores"], "reference", stops)
+    right, line = verdict("attention.scores", stops)
+    assert not right and "the exercise itself is broken" in line
 
 
 def test_unknown_name_is_refused_with_the_near_ones():
@@ -252,23 +572,28 @@ def with_nan(q, k):
     return scores
 
 
+RIGHT_NUMBERS = "The numbers are right, the type is not: "
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
         (torch.ones(3, 5), "Pass the function itself"),
         (lambda q: q, "should take 2 inputs: q, k"),
         (lambda *, q, k: q, "should take 2 inputs: q, k"),
-        (lambda q, k: right_scores(q, k).tolist(), "it should return a tensor, and it returns something of type list"),
-        (lambda q, k: right_scores(q, k).numpy(), "it returns something of type ndarray"),
+        (lambda q, k: right_scores(q, k).tolist(), f"{RIGHT_NUMBERS}it should return a tensor, and it returns some"),
+        (lambda q, k: right_scores(q, k).numpy(), f"{RIGHT_NUMBERS}it should return a tensor, and it returns some"),
+        (lambda q, k: right_scores(q, k).double(), f"{RIGHT_NUMBERS}the dtype of what it returns is torch.float64"),
+        (lambda q, k: (q @ k.mT).double(), "their spread grows with the head size"),
+        (lambda q, k: "the answer is 42", "it should return a tensor, and it returns something of type str"),
         (lambda q, k: (right_scores(q, k), q), "it returns 2 things"),
-        (lambda q, k: right_scores(q, k).mT, "is (5, 3), and it should be (3, 5)"),
-        (lambda q, k: right_scores(q, k).double(), "torch.float64, and it should be torch.float32"),
+        (lambda q, k: right_scores(q, k).mT, "is (2, 1), and it should be (1, 2)"),
         (lambda q, k: right_scores(q, k).to("meta"), "cannot be compared"),
         (with_nan, "at position (0, 1) it gives NaN"),
-        (lambda q, k: right_scores(q, k) + 1, "at position (0, 0) it gives"),
+        (lambda q, k: right_scores(q, k) + 1, "it gives [["),
         (lambda q, k: 1 / 0, "it stops with ZeroDivisionError: division by zero"),
         (with_exit, "it stops with SystemExit: 3"),
-        (with_two_line_error, "it stops with KeyError"),
+        (with_two_line_error, "it stops with KeyError: 'first line"),
         (with_endless_recursion, "it stops with RecursionError"),
         (torch.relu, "it stops with TypeError"),
     ],
@@ -279,166 +604,89 @@ def test_odd_answers_are_met_kindly(answer, words, verdict):
     assert line.startswith("Not yet: attention.scores. ") and words in line
 
 
-def test_first_difference_is_shown_with_both_values(verdict):
+@pytest.mark.parametrize("name", exercises())
+def test_text_nan_and_exceptions_are_met_kindly_everywhere(name, verdict):
+    def spoilt(result, change):
+        return (change(result[0]), *result[1:]) if isinstance(result, tuple) else change(result)
+
+    def stops(result):
+        raise KeyError("what a pity")
+
+    def not_a_number(result):
+        return torch.full_like(result.float(), torch.nan) if isinstance(result, torch.Tensor) else result * math.nan
+
+    odd = {
+        r"it should return .* it returns something of type str\b": lambda result: "the answer is 42",
+        r"it stops with KeyError: 'what a pity'": stops,
+        r"it gives NaN|with a number of another|it should return": not_a_number,
+    }
+    for words, change in odd.items():
+        right, line = verdict(name, lambda *inputs, change=change: spoilt(reference(name)(*inputs), change))
+        assert not right and line.startswith(f"Not yet: {name}. For ") and re.search(words, line), line
+        assert line.endswith(f"Hint: {exercises()[name].hint}")
+
+
+def test_the_smallest_counterexample_is_shown_with_its_numbers(verdict):
     def one_off(vocab_size):
         return math.log(vocab_size) + (vocab_size == 65)
 
     _, line = verdict("gpt_block.first_loss", one_off)
     assert "For vocab_size = 65: it gives 5.17438727 instead of 4.17438" in line
+    _, line = verdict("gpt_block.shift", lambda tokens: (tokens[:, :-1], tokens[:, 1:] * 2))
+    small = "For tokens = [[1, 2, 3, 4]]: in number 2 of what it returns, it gives [[4, 6, 8]] instead of [[2, 3, 4]]."
+    assert small in line
+    _, line = verdict("fine_tuning.stop_rule", lambda losses, patience: (0, 0))
+    assert "For losses = [2, 2.1, 1], patience = 1: in number 1 of what it returns, it gives 0 instead of 1." in line
 
 
-# ---- what no exercise knows as its own mistake, tried on every one of them
-
-
-def first_part(change):
-    """Return what gives the reference's result with its tensor, or the first of its tensors, changed."""
-
-    def change_result(result):
-        return (change(result[0]), *result[1:]) if isinstance(result, tuple) else change(result)
-
-    return change_result
-
-
-def as_text(result):
-    return "the answer is 42"
-
-
-def of_another_shape(result):
-    return torch.as_tensor(result).unsqueeze(0).expand(2, *torch.as_tensor(result).shape)
-
-
-def of_another_dtype(result):
-    if isinstance(result, int):
-        return float(result)
-    if isinstance(result, float):
-        return complex(result)
-    return result.to(torch.float64 if result.is_floating_point() else torch.int32)
-
-
-def not_a_number(result):
-    return result * torch.nan if not isinstance(result, torch.Tensor) else torch.full_like(result.float(), torch.nan)
-
-
-def stops(result):
-    raise KeyError("what a pity")
-
-
-@pytest.mark.parametrize("name", exercises())
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (as_text, r"it should return .* it returns something of type str\b"),
-        (first_part(as_text), r"(it should return .* )?it returns something of type str\b"),
-        (first_part(of_another_shape), r"the shape of what it returns is \(2|it returns something of type Tensor"),
-        (
-            first_part(of_another_dtype),
-            r"the dtype of what it returns is torch\.\w+, and it should be|a number, .* of type complex|\(int\)",
-        ),
-        (
-            first_part(not_a_number),
-            r"it gives NaN|should be torch\.(int64|bool)|a whole number \(int\), .* of type float",
-        ),
-        (stops, r"it stops with KeyError: 'what a pity'"),
-        (lambda result: sys.exit(3), r"it stops with SystemExit: 3\b"),
-    ],
-    ids=["type", "part_of_another_type", "shape", "dtype", "nan", "exception", "exit"],
-)
-def test_odd_results_are_met_kindly_everywhere(name, change, words, verdict):
-    reference = exercises()[name].reference
-    right, line = verdict(name, lambda *inputs: change(reference(*inputs)))
-    assert not right and line.startswith(f"Not yet: {name}. For ")
-    assert re.search(words, line)
-    assert line.endswith(f"Hint: {exercises()[name].hint}")
-
-
-@pytest.mark.parametrize("name", exercises())
-def test_prints_are_left_out_everywhere(name, verdict):
-    reference = exercises()[name].reference
-
-    def talkative(*inputs):
-        print("my inputs are", inputs)
+def test_prints_are_left_out(verdict):
+    def talkative(q, k):
+        print("my inputs are", q, k)
         print("a warning", file=sys.stderr)
-        return reference(*inputs)
+        return right_scores(q, k)
 
-    right, line = verdict(name, talkative)
-    assert right and line == f"Right: {name}. (What your function prints is left out here; call it yourself to see it.)"
-
-
-@pytest.mark.parametrize("name", exercises())
-def test_slow_answers_are_given_up_everywhere(name, monkeypatch, verdict):
-    monkeypatch.setattr(gptcourse.exercises, "TIME_LIMIT", 0.05)
-
-    def never_ends(*inputs):
-        while True:
-            with contextlib.suppress(Exception):
-                inputs = inputs[::-1]
-
-    right, line = verdict(name, never_ends)
-    assert not right and line.startswith(f"Not yet: {name}. ") and "no answer after 0.05 seconds" in line
+    right, line = verdict("attention.scores", talkative)
+    assert right
+    assert line.endswith("scores. (What your function prints is left out here; call it yourself to see it.)")
 
 
-def tensors_in(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [tensor for part in value for tensor in tensors_in(part)] if isinstance(value, list | tuple) else []
-
-
-DAMAGEABLE = [
-    (name, parameter)
-    for name, exercise in exercises().items()
-    for parameter, value in zip(inspect.signature(exercise.reference).parameters, exercise.inputs()[0], strict=True)
-    if tensors_in(value)
-]
-
-
-def test_every_exercise_with_tensors_is_watched_for_damage():
-    without = {"gpt_block.init_std", "gpt_block.parameters", "gpt_block.first_loss"}  # numbers go in
-    without |= {f"tuning.{name}" for name in ("schedule", "trade_off", "batch_rate", "rate_at_width")}
-    without |= {"tuning.range_test", "tuning.decay_groups"}  # lists of numbers, and a model that may be trained
-    without |= {f"fine_tuning.{name}" for name in ("stop_rule", "mend_split", "mend_pickle")}
-    without |= {f"scaling.{name}" for name in ("flops", "days", "state_bytes", "compute_optimal")}
-    without |= {f"scaling.{name}" for name in ("mend_shards", "mend_weights")}
-    without |= {f"evaluation.{name}" for name in ("mend_choice", "mend_filter")}
-    assert {name for name, _ in DAMAGEABLE} == exercises().keys() - without
-
-
-@pytest.mark.parametrize(("name", "parameter"), DAMAGEABLE)
-def test_changed_input_is_named_even_when_the_result_is_right(name, parameter, verdict):
-    reference = exercises()[name].reference
-    place = list(inspect.signature(reference).parameters).index(parameter)
-
-    def in_place(*inputs):
-        result = reference(*copy.deepcopy(inputs))
-        with torch.no_grad():
-            tensors_in(inputs[place])[-1].add_(1)
+def test_lists_and_dicts_are_watched_all_the_way_down(verdict):
+    def with_a_dtype_changed(model, batches):
+        result = reference("gpt_block.mend_percent")(model, batches)
+        batches[0][1].data = batches[0][1].data.double()
         return result
 
-    right, line = verdict(name, in_place)
-    assert not right and f"changes its input {parameter} in place" in line
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda b: b.pop(), lambda b: b.clear(), lambda b: setattr(b[0][1], "data", b[0][1].data.double())]
-)
-def test_list_of_batches_is_watched_too(damage, verdict):
-    def in_place(model, batches):
-        result = exercises()["gpt_block.mend_percent"].reference(model, batches)
-        damage(batches)
+    def with_a_weight_more(weights, hidden):
+        result = reference("fine_tuning.mend_new_head")(weights, hidden)
+        weights["lm_head.weight"] = weights["wte.weight"]
         return result
 
-    right, line = verdict("gpt_block.mend_percent", in_place)
-    assert not right and "changes its input batches in place" in line
+    def with_a_batch_replaced(model, batches):
+        result = reference("gpt_block.mend_percent")(model, batches)
+        batches[0] = 3
+        return result
+
+    for damage in (with_a_dtype_changed, with_a_batch_replaced):
+        assert "changes its input batches in place" in verdict("gpt_block.mend_percent", damage)[1]
+    assert "changes its input weights in place" in verdict("fine_tuning.mend_new_head", with_a_weight_more)[1]
 
 
-def test_numbers_may_come_as_tensors(verdict):
-    assert verdict("gpt_block.first_loss", lambda vocab_size: torch.tensor(float(vocab_size)).log())[0]
+def test_numbers_may_come_as_tensors_arrays_and_of_another_precision(verdict):
+    for number in (torch.tensor, np.float32, np.float64, lambda x: torch.tensor([x]), lambda x: np.array([x])):
+        assert verdict("gpt_block.first_loss", lambda size, number=number: number(math.log(size)))[0]
     assert not verdict("gpt_block.first_loss", lambda vocab_size: vocab_size > 1)[0]
+    of_one = verdict("gpt_block.loss", lambda x, y: F.cross_entropy(x.mT, y)[None])[1]
+    assert f"{RIGHT_NUMBERS}the shape of what it returns is (1,), and it should be ()" in of_one
 
 
 def test_counts_must_be_exact(verdict):
-    count = exercises()["gpt_block.parameters"].reference
-    right, line = verdict("gpt_block.parameters", lambda *sizes: count(*sizes) + 1)
+    count = reference("gpt_block.parameters")
+    right, line = verdict("gpt_block.parameters", lambda *sizes: count(*sizes) + (sizes[0] == 50257))
     assert not right and "124439809 instead of 124439808" in line
+    operations = reference("scaling.flops")
+    right, line = verdict("scaling.flops", lambda *sizes: operations(*sizes) + (sizes[0] == 12))
+    assert not right and f"instead of {operations(12, 768, 50_257, 1_024, 300):.9g}" in line
+    assert RIGHT_NUMBERS in verdict("gpt_block.parameters", lambda *sizes: float(count(*sizes)))[1]
 
 
 def never_ends(q, k):
@@ -524,7 +772,7 @@ def test_random_numbers_of_the_notebook_are_left_alone(capsys):
     torch.manual_seed(0)
     expected = torch.rand(4)
     torch.manual_seed(0)
-    check("gpt_block.mend_twice", gpt_block.twice_as_it_stands)
+    check("gpt_block.mend_twice", exercises()["gpt_block.mend_twice"].mistakes[0].function)
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -594,7 +842,7 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
 
 
 def test_progress_counts_tries_up_to_the_first_right_answer(verdict):
-    wrong, right = (lambda q, k: q @ k.mT), exercises()["attention.scores"].reference
+    wrong, right = (lambda q, k: q @ k.mT), reference("attention.scores")
     assert progress().parts["01 · Attention"]["attention.scores"] == Record(0, None)
     for answer in (wrong, torch.ones(1), lambda q: q, lambda q, k: 1 / 0):
         check("attention.scores", answer)
@@ -624,9 +872,9 @@ def test_progress_as_text():
     shown = Progress({"00 · Start": {"a": Record(2, "2026-01-31"), "long_name": Record(1), "b": Record()}}, "A note.")
     assert repr(shown).splitlines() == [
         "00 · Start: 1 of 3 solved",
-        "  a          ✓ solved 2026-01-31  tries: 2",
-        "  long_name  tried                tries: 1",
-        "  b          to do                tries: 0",
+        "  a          solved 2026-01-31  tries: 2",
+        "  long_name  tried              tries: 1",
+        "  b          to do              tries: 0",
         "A note.",
     ]
     assert repr(Progress({})) == ""
@@ -642,7 +890,7 @@ def test_progress_as_html_shows_every_text_as_text():
 
 
 def test_forgetting_starts_again():
-    check("attention.scores", exercises()["attention.scores"].reference)
+    check("attention.scores", reference("attention.scores"))
     assert "1 of" in repr(progress())
     forget_progress()
     forget_progress()
@@ -657,6 +905,34 @@ def test_progress_lies_with_the_user_and_not_in_the_shared_cache(monkeypatch, tm
     assert "gptcourse" in progress_file().parts
     monkeypatch.setenv("GPTCOURSE_PROGRESS", "~/course")
     assert progress_file() == Path("~/course/progress.json").expanduser()
+
+
+def test_without_a_home_directory_a_sentence_says_so(monkeypatch, tmp_path, verdict):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without HOME and without an entry in passwd
+    for variable in ("XDG_DATA_HOME", "GPTCOURSE_PROGRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("platformdirs.user_data_dir", lambda *_, **__: "~/.local/share/gptcourse")
+    right, line = verdict("attention.scores", right_scores)
+    assert right and "(Your progress cannot be kept: there is no home directory" in line
+    assert "set GPTCOURSE_PROGRESS to the path of a folder" in repr(progress())
+    with pytest.raises(OSError, match="no home directory"):
+        forget_progress()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_console_in_cp1252_can_show_every_line(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert check("scaling.orthogonalise", reference("scaling.orthogonalise"))
+    assert not check("scaling.orthogonalise", lambda matrix: torch.linalg.svd(matrix, full_matrices=False)[0])
+    exactly = next(m for m in exercises()["scaling.orthogonalise"].mistakes if "U Vᵀ" in m.hint)
+    assert not check("scaling.orthogonalise", exactly.function)
+    print(progress())
+    forget_progress()
+    stream.flush()
+    shown = stream.buffer.getvalue().decode("cp1252")
+    assert "That is U V? exactly" in shown and "05 · Scaling up: 1 of 7 solved" in shown
 
 
 GOOD = {"tries": 2, "solved": "2026-01-31"}

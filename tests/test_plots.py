@@ -1,8 +1,10 @@
 """The figures hold the numbers they were given, say what they are, and need no display."""
 
+import io
 import os
 import subprocess
 import sys
+import warnings
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -164,3 +166,46 @@ def test_figures_need_no_display_and_importing_plots_no_matplotlib():
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
     subprocess.run([sys.executable, "-c", code, os.devnull], env=environment, check=True, capture_output=True)
+
+
+def pixels(figure):
+    """Return the figure as it is written to a file, (height, width, 3)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    buffer.seek(0)
+    return plt.imread(buffer)[..., :3]
+
+
+@pytest.mark.parametrize("style", ["dark_background", {"text.usetex": True}, {"figure.facecolor": "black"}, "ggplot"])
+@pytest.mark.parametrize("name", ["loss_curves", "token_bars", "heat_map"])
+def test_the_readers_own_style_changes_no_pixel(name, style):
+    plain = pixels(FIGURES[name]())
+    with plt.style.context(style):  # also while the figure is shown and saved
+        np.testing.assert_array_equal(pixels(FIGURES[name]()), plain)
+
+
+def test_letters_that_no_font_draws_are_marked_by_their_code_without_a_warning():
+    strange = "\U0003fffd"  # no font has it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures = [
+            plots.token_bars([strange, "a\x00b", "é"], [0.5, 0.3, 0.2], title=f"After {strange}"),
+            plots.heat_map(np.eye(2), [strange, "a"]),
+            plots.lines([1, 2], {strange: [1, 2], "b": [2, 1]}, title="t", x_label=strange, y_label="y"),
+            plots.importance_bars({strange: 1.0}),
+            plots.sweep_bands(([strange], [1.0], [1.0], [1.0]), title="t", x_label="x"),
+            plots.points([[0, 1]], [strange], title="t"),
+        ]
+        for figure in figures:
+            pixels(figure)
+            shown = [text.get_text() for text in figure.findobj(plt.Text)]
+            assert any(r"\x3fffd" in text for text in shown) and not any(strange in text for text in shown)
+    assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == [r"\x3fffd", r"a\x00b", "é"]
+
+
+@pytest.mark.parametrize("text", ["你好，世界", "🙂🚀", "नमस्ते", "שלום", "\ud83d"])
+def test_every_script_is_drawn_or_marked_without_a_warning(text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels(plots.token_bars(list(text), [0.1] * len(text), title=text))
+        pixels(plots.loss_curves([1, 2], [2.0, 1.0], floor=(1.0, text)))

@@ -9,15 +9,15 @@ import torch
 
 from gptcourse.attention import causal_mask
 from gptcourse.explorers import rotary_explorer, svg, window_explorer
-from gptcourse.explorers.positions import HEAD_SIZE, PATTERNS, TOKENS, reach
+from gptcourse.explorers.attention import HEAD_SIZE, PATTERNS, TOKENS, reach
 
 
 def drawings(explorer):
     return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", explorer.picture.value, re.DOTALL)]
 
 
-def blue(picture):
-    return [rect for rect in picture.iter("rect") if rect.get("fill") == svg.BLUE]
+def n_blue(picture):
+    return sum(path.get("d").count("M") for path in picture.iter("path") if path.get("fill") == svg.BLUE)
 
 
 @pytest.mark.parametrize("window, layers", [(1, 3), (4, 1), (4, 3), (7, 2), (16, 4)])
@@ -41,7 +41,7 @@ def test_the_window_explorer_says_how_far_and_how_many_pairs(window, layers):
     mask, steps = drawings(explorer)
     pairs = sum(min(n, window) for n in range(1, TOKENS + 1))
     reached = [min(TOKENS, 1 + n * (window - 1)) for n in range(layers + 1)]
-    assert len(blue(mask)) == pairs and len(blue(steps)) == sum(reached)
+    assert n_blue(mask) == pairs and n_blue(steps) == sum(reached)
     assert f"by {reached[-1]} of {TOKENS} tokens" in explorer.picture.value
     assert f"{layers * pairs} of {layers * TOKENS * (TOKENS + 1) // 2} pairs" in explorer.picture.value
 
@@ -90,17 +90,3 @@ def test_a_hand_turns_by_its_own_speed():
     explorer.controls["query"].value = 2
     speeds = torch.tensor([10_000 ** (-2 * i / HEAD_SIZE) for i in range(HEAD_SIZE // 2)])
     torch.testing.assert_close(angles() - start, 2 * speeds, atol=0.01, rtol=0)
-
-
-@pytest.mark.parametrize("new", [window_explorer, rotary_explorer])
-def test_every_control_works_at_its_ends(new):
-    explorer = new()
-    for control in explorer.controls.values():
-        ends = control.options if hasattr(control, "options") else (control.min, control.max)
-        seen = set()
-        for end in ends:
-            control.value = end
-            drawings(explorer)
-            assert "nan" not in explorer.picture.value
-            seen.add(explorer.picture.value)
-        assert len(seen) == 2

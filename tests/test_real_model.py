@@ -78,7 +78,7 @@ def test_the_chat_remembers_in_the_format_of_the_models_template(smollm2):
     chat = [{"role": "user", "content": "My name is Clara."}, {"role": "assistant", "content": panel.exchanges[0][1]}]
     chat.append({"role": "user", "content": "What is my name?"})
     expected = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert panel._prompt() == expected
+    assert panel.prompt_ids() == expected
     assert chat_prompt(tokenizer, "What is my name?") != expected
 
 

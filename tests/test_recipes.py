@@ -10,10 +10,9 @@ import torch
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
-from gptcourse.explorers.atlas import load_atlas
-from gptcourse.explorers.heads import handmade_model
-from gptcourse.explorers.time_machine import Recording
+from gptcourse.interpretability import handmade_model
 from gptcourse.model import GPT, GPTConfig
+from gptcourse.recordings import Recording, load_atlas
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, train
 from recipes import atlas, time_machine

@@ -1,12 +1,12 @@
 """The sliders of notebook 05: what they say, against the functions behind them."""
 
 import re
+from itertools import pairwise
 
 import pytest
 
 from gptcourse.explorers import device_explorer, law_explorer
-from gptcourse.explorers.scaling import DEVICES
-from gptcourse.model import GPT3_TABLE, GPTConfig
+from gptcourse.model import GPTConfig
 from gptcourse.scaling import SHARDED, ScalingLaw, device_memory
 
 CHINCHILLA = ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)
@@ -31,15 +31,6 @@ def test_every_setting_shows_what_a_device_must_hold(strategy):
     assert widths == pytest.approx([size / max(total, 100e9) * 632 for size in memory.values()], abs=0.1)
 
 
-def test_no_setting_breaks_the_picture():
-    explorer = device_explorer()
-    for size in GPT3_TABLE:
-        explorer.controls["size"].value = size
-        for n in (DEVICES[0], DEVICES[-1]):
-            explorer.controls["devices"].value = n
-            assert "80 GB" in text_of(explorer) and "nan" not in explorer.picture.value
-
-
 def test_the_law_shows_the_best_size_of_the_budget():
     explorer = law_explorer({"Chinchilla": CHINCHILLA, "other": OTHER})
     explorer.controls["power"].value = 20.0
@@ -58,3 +49,21 @@ def test_the_dot_stands_at_the_lowest_point_of_the_curve():
     x, y = map(float, re.search(r'<circle cx="([\d.]+)" cy="([\d.]+)"', explorer.picture.value).groups())
     lowest = max(points, key=lambda point: point[1])  # SVG counts downwards
     assert (x, y) == pytest.approx(lowest, abs=0.1)
+
+
+def test_what_is_above_the_picture_is_left_out_and_no_false_plateau_is_drawn():
+    explorer = law_explorer({"Chinchilla": CHINCHILLA}, powers=(10, 24))
+    for power in (10.0, 17.0, 24.0):
+        explorer.controls["power"].value = power
+        (curve,) = re.findall(r'points="([^"]+)"', explorer.picture.value)
+        heights = [float(point.split(",")[1]) for point in curve.split()]
+        lowest = heights.index(max(heights))
+        assert 10 < len(heights) <= 81
+        down, up = heights[: lowest + 1], heights[lowest:]
+        assert all(a < b for a, b in pairwise(down)) and all(a > b for a, b in pairwise(up))
+
+
+@pytest.mark.parametrize("powers", [(26, 12), (12, 12)])
+def test_a_range_that_is_none_is_refused(powers):
+    with pytest.raises(ValueError, match="a lowest power of ten below the highest"):
+        law_explorer({"Chinchilla": CHINCHILLA}, powers=powers)

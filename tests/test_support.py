@@ -348,3 +348,5 @@ def test_seed_must_be_a_whole_number(seed):
 def test_unknown_split_is_refused():
     with pytest.raises(ValueError, match=r'^split must be "train", "validation" or "test", not'):
         support(1, split="valid")
+    with pytest.raises(ValueError, match=r'^split must be "train", "validation" or "test", not'):
+        reply_entropy("valid")

@@ -30,5 +30,11 @@ def test_both_ends_of_the_slider_stop_all_and_nothing():
     assert explorer.picture.value.count("<rect") == 4 + 5  # no two share a bin here
 
 
+@pytest.mark.parametrize("scores", [[], [1.0, float("nan")], [float("inf")]])
+def test_scores_that_cannot_be_drawn_are_refused(scores):
+    with pytest.raises(ValueError, match="finite score"):
+        threshold_explorer(RISKY, scores)
+
+
 def test_equal_scores_are_shown_too():
     assert "nan" not in threshold_explorer([2.0], [2.0]).picture.value

@@ -38,6 +38,32 @@ def test_no_name_leads_out_of_the_folder_and_none_is_read_as_html(tmp_path, name
     assert "<img" not in box.said.value
 
 
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("..", "upload.txt"),
+        ("", "upload.txt"),
+        ("../..", "upload.txt"),
+        ("a" * 300 + ".txt", "a" * 200 + ".txt"),
+        ("é" * 300 + ".txt", "é" * 100 + ".txt"),
+        ("a." + "b" * 300, "a." + "b" * 19),
+        ("a\0b\ud83d?.txt", "a_b__.txt"),
+    ],
+)
+def test_a_name_that_no_file_can_have_becomes_one_that_it_can(tmp_path, name, expected):
+    box = upload_text(tmp_path / "new folder")
+    choose(box, ({"name": name, "content": b"x"},))
+    assert box.path == tmp_path / "new folder" / expected and box.path.read_bytes() == b"x"
+    assert expected in box.said.value
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "folder").write_text("a file", encoding="utf-8")
+    box = upload_text(tmp_path / "folder")
+    choose(box, ({"name": "mine.txt", "content": b"x"},))
+    assert box.path is None and "mine.txt could not be written" in box.said.value
+
+
 @pytest.mark.parametrize("nothing", [(), {}])
 def test_taking_the_file_back_changes_nothing(tmp_path, nothing):
     box = upload_text(tmp_path)

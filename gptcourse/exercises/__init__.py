@@ -1,8 +1,7 @@
 """Exercises that check themselves: `check("attention.causal", my_function)` says in one line how it went.
 
-An exercise knows what is asked, inputs to try, a reference taken from the package or from torch, and the mistakes
-people really make. A known mistake is recognised by its numbers: the mistaken formula is computed on the same inputs
-and compared with the answer, so it gets a hint of its own, however the learner wrote it. `progress()` shows what is
+An answer is tried on a few inputs and compared with a reference. A known mistake is recognised by its numbers: the
+mistaken function runs on the same inputs, so its hint helps however the learner wrote it. `progress()` shows what is
 solved so far.
 """
 
@@ -13,43 +12,23 @@ import copy
 import difflib
 import inspect
 import io
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gptcourse.exercises.comparison import difference, kind_of, shorten, show
+from gptcourse.exercises.comparison import compare, kind_of, shorten, show, size
+from gptcourse.exercises.exercise import Exercise, Mistake, as_it_stands, mistake
 from gptcourse.exercises.records import Progress, Record, forget_progress, read_records, remember
+from gptcourse.exercises.surroundings import own_modes, own_surroundings, restore_functions
 from gptcourse.exercises.time_limit import TooSlow, within
 
-__all__ = ["Exercise", "Mistake", "check", "exercises", "forget_progress", "progress"]
+__all__ = ["Exercise", "Mistake", "as_it_stands", "check", "exercises", "forget_progress", "mistake", "progress"]
 
 TIME_LIMIT = 5.0  # seconds, for all inputs of an exercise together
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A formula that people use by mistake, and the hint that helps without giving the answer away."""
-
-    formula: Callable
-    hint: str
-    untouched: bool = False  # what the notebook's own code does before anybody mends it: not a try
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """One exercise: what it asks in a sentence, and what is needed to judge an answer."""
-
-    name: str
-    asks: str
-    inputs: Callable[[], list[tuple]]
-    reference: Callable
-    hint: str  # for wrong answers that no known mistake explains
-    mistakes: tuple[Mistake, ...]
 
 
 class Muffler(io.TextIOBase):
@@ -62,10 +41,9 @@ class Muffler(io.TextIOBase):
         return len(text)
 
 
-@cache
-def exercises() -> dict[str, Exercise]:
-    """Return every exercise by its name; the first part of the name is the module that holds it."""
-    return {exercise.name: exercise for module in _modules() for exercise in module.EXERCISES}
+def exercises() -> dict[str, type[Exercise]]:
+    """Return every exercise by its name, in the order of the notebooks."""
+    return {exercise.name: exercise for module in _modules() for exercise in _exercises_of(module)}
 
 
 def _modules() -> tuple[ModuleType, ...]:
@@ -75,6 +53,10 @@ def _modules() -> tuple[ModuleType, ...]:
     return start, attention, gpt_block, tuning, fine_tuning, scaling, evaluation
 
 
+def _exercises_of(module: ModuleType) -> list[type[Exercise]]:
+    return [e for e in vars(module).values() if inspect.isclass(e) and issubclass(e, Exercise) and e is not Exercise]
+
+
 def progress() -> Progress:
     """Return a table of all exercises: which of them this user has solved, and after how many tries.
 
@@ -82,7 +64,7 @@ def progress() -> Progress:
     from a small file, in the folder GPTCOURSE_PROGRESS if that is set; `forget_progress()` deletes it.
     """
     records, problem = read_records()
-    parts = {m.NOTEBOOK: {e.name: records.get(e.name, Record()) for e in m.EXERCISES} for m in _modules()}
+    parts = {m.NOTEBOOK: {e.name: records.get(e.name, Record()) for e in _exercises_of(m)} for m in _modules()}
     return Progress(parts, problem)
 
 
@@ -99,8 +81,7 @@ def check(name: str, answer: Any) -> bool:
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or known
         raise ValueError(f'There is no exercise "{name}". Did you mean one of these: {", ".join(near)}?')
     muffler = Muffler()
-    quiet = contextlib.redirect_stdout(muffler), contextlib.redirect_stderr(Muffler())
-    with quiet[0], quiet[1], torch.random.fork_rng(devices=[]):
+    with contextlib.redirect_stdout(muffler), contextlib.redirect_stderr(Muffler()), own_surroundings():
         try:
             right, line = _judge(known[name], answer)
         except TooSlow:
@@ -113,11 +94,17 @@ def check(name: str, answer: Any) -> bool:
     not_kept = "" if right is None else remember(name, right)
     if right and not_kept:  # before that there is little to lose
         line += f" ({not_kept})"
-    print(" ".join(line.split()))
+    _say(" ".join(line.split()))
     return bool(right)
 
 
-def _judge(exercise: Exercise, answer: Any) -> tuple[bool | None, str]:
+def _say(line: str) -> None:
+    """Print a line, with a question mark for each sign that the stream cannot write (a Windows console in cp1252)."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "replace").decode(encoding))
+
+
+def _judge(exercise: type[Exercise], answer: Any) -> tuple[bool | None, str]:
     """Return whether the answer is right (None if it stands as it came), and the line to print."""
     to_do, not_yet = f"To do: {exercise.name}. {exercise.asks}", f"Not yet: {exercise.name}."
     if answer is None or answer is ...:
@@ -127,38 +114,80 @@ def _judge(exercise: Exercise, answer: Any) -> tuple[bool | None, str]:
     parameters = list(inspect.signature(exercise.reference).parameters)
     if not _accepts(answer, len(parameters)):
         return False, f"{not_yet} Your function should take {len(parameters)} inputs: {', '.join(parameters)}."
-    torch.default_generator.manual_seed(0)
-    fresh = exercise.inputs()
-    want, _ = _outcomes(exercise.reference, fresh)
+    with own_modes():
+        torch.default_generator.manual_seed(0)
+        fresh = exercise.inputs()
+        want, _ = _outcomes(exercise.reference, fresh)
+    for failed in filter(lambda w: isinstance(w, BaseException), want):
+        raise RuntimeError("the exercise itself is broken") from failed  # so that no exception is ever right
     got, used = within(TIME_LIMIT, lambda: _outcomes(answer, fresh))
+    restore_functions()  # before anything is compared
     if any(isinstance(g, NotImplementedError) and " not implemented for " not in str(g) for g in got):
         return None, to_do
     if any(g is None or g is ... for g in got):
         return None, f"{to_do} (Your function returns nothing yet: does it end with a return?)"
-    wrong = next((i for i, (g, w) in enumerate(zip(got, want, strict=True)) if difference(g, w)), None)
-    if wrong is not None:
-        for mistake in exercise.mistakes:
-            mistaken, _ = _outcomes(mistake.formula, fresh)
-            if not any(map(difference, got, mistaken)):
-                return None if mistake.untouched else False, f"{not_yet} {mistake.hint}"
+    untouched, problem = _problem(exercise, parameters, fresh, used, got, want)
+    if problem is None:
+        return True, f"Right: {exercise.name}."
+    return None if untouched else False, f"{not_yet} {problem}"
+
+
+def _problem(exercise, parameters, fresh, used, got, want) -> tuple[bool, str | None]:
+    """Return whether the answer is the notebook's own code, and what is to be said against it (None if it is right)."""
+    compared = [compare(g, w) for g, w in zip(got, want, strict=True)]
+    wrong = [i for i, (numbers, _) in enumerate(compared) if numbers]
+    if wrong:
+        for known in exercise.mistakes:
+            mistaken, _ = _outcomes(known, fresh)
+            if not any(compare(g, m)[0] for g, m in zip(got, mistaken, strict=True)):
+                return known.untouched, known.hint
+    if (changed := _changed_input(exercise, parameters, used, fresh)) is not None:
+        return False, changed
+    if wrong:
+        smallest = min(wrong, key=lambda i: size(fresh[i]))
+        given = ", ".join(f"{p} {show(value)}" for p, value in zip(parameters, fresh[smallest], strict=True))
+        return False, f"For {given}: {compared[smallest][0]}. Hint: {exercise.hint}"
+    if kinds := [kind for _, kind in compared if kind]:
+        return False, f"The numbers are right, the type is not: {kinds[0]}."
+    if any(isinstance(w, Tensor) and w.requires_grad and not g.requires_grad for g, w in zip(got, want, strict=True)):
+        return False, (
+            "The numbers are right, but no gradient can go back through them. What cuts it off: "
+            "a no_grad, a detach, an item or another library?"
+        )
+    return False, None
+
+
+def _changed_input(exercise, parameters, used, fresh) -> str | None:
+    """Say which input was changed in place, of those that should stay as they are."""
     for case, untouched in zip(used, fresh, strict=True):
         for parameter, now, before in zip(parameters, case, untouched, strict=True):
-            if _changed(now, before):
+            if parameter not in exercise.trains and _changed(now, before, parameter in exercise.differentiates):
                 keep = "Whoever calls it still needs what was there: work on something new."
-                return False, f"{not_yet} Your function changes its input {parameter} in place. {keep}"
-    if wrong is None:
-        return True, f"Right: {exercise.name}."
-    given = ", ".join(f"{p} {show(value)}" for p, value in zip(parameters, fresh[wrong], strict=True))
-    return False, f"{not_yet} For {given}: {difference(got[wrong], want[wrong])}. Hint: {exercise.hint}"
+                if isinstance(before, nn.Module):
+                    keep = "Leave its weights, its gradients and its mode (training or evaluation) as they were."
+                return f"Your function changes its input {parameter} in place. {keep}"
+    return None
 
 
-def _changed(now: Any, before: Any) -> bool:
-    """Say whether a tensor, or a list with tensors in it, is no longer what it was; modules may be trained."""
+def _changed(now: Any, before: Any, may_differentiate: bool = False) -> bool:
+    """Say whether an input, or anything in it, is no longer what it was."""
+    if type(now) is not type(before):
+        return True
     if isinstance(before, Tensor):
         return now.dtype != before.dtype or not torch.equal(now, before)
+    if isinstance(before, nn.Module):
+        return _changed(*(_state(module, may_differentiate) for module in (now, before)))
+    if isinstance(before, dict):
+        return list(now) != list(before) or any(_changed(now[key], before[key]) for key in before)
     if isinstance(before, list | tuple):
         return len(now) != len(before) or any(map(_changed, now, before))
-    return False
+    return type(before) in (int, float, str, bool) and now != before
+
+
+def _state(module: nn.Module, may_differentiate: bool) -> list:
+    """Return the weights, the modes and the gradients of a module."""
+    gradients = [] if may_differentiate else [parameter.grad for parameter in module.parameters()]
+    return [dict(module.state_dict()), [part.training for part in module.modules()], gradients]
 
 
 def _accepts(function: Callable, count: int) -> bool:
@@ -176,13 +205,27 @@ def _outcomes(function: Callable, inputs: list[tuple]) -> tuple[list, list[tuple
 
     Copies, because inputs drawn anew could differ: an answer that was left behind as too slow still runs in its thread.
     """
-    cases, results = copy.deepcopy(inputs), []
-    for case in cases:
-        torch.default_generator.manual_seed(1)  # the same dropout for an answer and for a mistaken formula
-        try:
-            results.append(function(*case))
-        except (KeyboardInterrupt, TooSlow):
-            raise
-        except BaseException as error:  # SystemExit, say
-            results.append(error)
+    results: list = []
+    with own_modes():
+        cases = _copies(inputs)
+    for seed, case in enumerate(cases, start=1):
+        with own_modes():
+            torch.default_generator.manual_seed(seed)  # the same dropout for an answer and for a mistake
+            try:
+                results.append(function(*case))
+            except (KeyboardInterrupt, TooSlow):
+                raise
+            except BaseException as error:  # SystemExit, say
+                results.append(error)
     return results, cases
+
+
+def _copies(inputs: list[tuple]) -> list[tuple]:
+    """Copy inputs, the gradients of modules too: deepcopy leaves those behind."""
+    copies = copy.deepcopy(inputs)
+    for originals, case in zip(inputs, copies, strict=True):
+        for module, copied in zip(originals, case, strict=True):
+            if isinstance(module, nn.Module):
+                for parameter, twin in zip(module.parameters(), copied.parameters(), strict=True):
+                    twin.grad = None if parameter.grad is None else parameter.grad.clone()
+    return copies

@@ -4,66 +4,146 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NAN = "NaN (not a number, often 0 / 0 or infinity minus infinity)"
+SHOWN = 8  # tensors and lists of so many numbers are written out
 
 
-def difference(got: Any, want: Any) -> str | None:
-    """Say in what way `got` is not `want`; None if they are the same, rounding aside."""
+def compare(got: Any, want: Any) -> tuple[str | None, str | None]:
+    """Say how the numbers of `got` differ from those of `want`, and how its type does; None where they do not.
+
+    Whole numbers are compared exactly, others up to rounding.
+    """
     if isinstance(got, BaseException) or isinstance(want, BaseException):
         same = type(got) is type(want) and str(got) == str(want)
-        return None if same else f"it stops with {shorten(got)}"
+        return None if same else f"it stops with {shorten(got)}", None
     if isinstance(want, tuple):
-        if not isinstance(got, tuple | list) or len(got) != len(want):
-            return f"it should return {len(want)} things, and it returns {kind_of(got)}"
-        found = ((i, difference(g, w)) for i, (g, w) in enumerate(zip(got, want, strict=True), start=1))
-        return next((f"in number {i} of what it returns, {text}" for i, text in found if text), None)
-    return _tensor_difference(got, want) if isinstance(want, Tensor) else _number_difference(got, want)
+        return _compare_parts(got, want)
+    return _compare_tensors(got, want) if isinstance(want, Tensor) else _compare_numbers(got, want)
 
 
-def _number_difference(got: Any, want: float) -> str | None:
-    if isinstance(got, Tensor) and got.numel() == 1:
+def _compare_parts(got: Any, want: tuple) -> tuple[str | None, str | None]:
+    if not isinstance(got, tuple | list) or len(got) != len(want):
+        return f"it should return {len(want)} things, and it returns {kind_of(got)}", None
+    found: list[str | None] = [None, None]
+    for place, parts in enumerate(zip(got, want, strict=True), start=1):
+        for which, text in enumerate(compare(*parts)):
+            if text and not found[which]:
+                found[which] = f"in number {place} of what it returns, {text}"
+    return found[0], found[1]
+
+
+def _compare_numbers(got: Any, want: float) -> tuple[str | None, str | None]:
+    asked = "a whole number (int)" if isinstance(want, int) else "a number"
+    kind = f"it should return {asked}, and it returns {kind_of(got)}"
+    exact = not isinstance(got, Tensor)
+    if isinstance(got, Tensor | np.ndarray | np.generic) and math.prod(got.shape) == 1:
         got = got.item()
-    kind, name = (numbers.Integral, "a whole number (int)") if isinstance(want, int) else (numbers.Real, "a number")
-    if isinstance(got, bool) or not isinstance(got, kind):
-        return f"it should return {name}, and it returns {kind_of(got)}"
-    close = got == want or math.isclose(got, want, rel_tol=1e-5 * (kind is numbers.Real))
-    same_nan = math.isnan(got) and math.isnan(want)
-    return None if close or same_nan else f"it gives {NAN if math.isnan(got) else f'{got:.9g}'} instead of {want:.9g}"
+    if isinstance(got, bool) or not isinstance(got, numbers.Complex):
+        return kind, None
+    wrong_kind = not isinstance(got, numbers.Integral if isinstance(want, int) else numbers.Real)
+    if _same(got, want, exact):
+        return None, kind if wrong_kind else None
+    if wrong_kind and not isinstance(got, numbers.Real):
+        return kind, None
+    return f"it gives {_number(got)} instead of {_number(want)}", None
 
 
-def _tensor_difference(got: Any, want: Tensor) -> str | None:
-    if not isinstance(got, Tensor):
-        return f"it should return a tensor, and it returns {kind_of(got)}"
+def _same(got: complex, want: float, exact: bool) -> bool:
+    """Say whether two numbers agree; whole ones exactly, where no float32 can have rounded them."""
+    if isinstance(got, complex):
+        return got.imag == 0 and _same(got.real, want, exact)
+    if isinstance(want, int) or (exact and _whole(got) and _whole(want)):
+        return got == want
+    return got == want or math.isclose(got, want, rel_tol=1e-5) or (math.isnan(got) and math.isnan(want))
+
+
+def _whole(value: float) -> bool:
+    return math.isfinite(value) and value == int(value) and abs(value) < 2**53
+
+
+def _compare_tensors(got: Any, want: Tensor) -> tuple[str | None, str | None]:
+    kind = None if isinstance(got, Tensor) else f"it should return a tensor, and it returns {kind_of(got)}"
+    if isinstance(got, tuple):
+        return kind, None
+    if kind:
+        try:
+            got = torch.as_tensor(np.asarray(got))
+        except (TypeError, ValueError, RuntimeError):
+            return kind, None
+    elif got.dtype != want.dtype:
+        kind = f"the dtype of what it returns is {got.dtype}, and it should be {want.dtype}"
     if got.shape != want.shape:
-        return f"the shape of what it returns is {tuple(got.shape)}, and it should be {tuple(want.shape)}"
-    if got.dtype != want.dtype:
-        return f"the dtype of what it returns is {got.dtype}, and it should be {want.dtype}"
-    got, want = got.detach().to(want.device), want.detach()
-    far = ~torch.isclose(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+        shapes = f"the shape of what it returns is {tuple(got.shape)}, and it should be {tuple(want.shape)}"
+        if got.numel() != 1 or want.numel() != 1:
+            return shapes, None
+        got, kind = got.reshape(want.shape), kind or shapes
+    if got.is_complex() and got.imag.any():
+        return kind, None
+    return _first_difference(got.detach(), want.detach()), kind
+
+
+def _first_difference(got: Tensor, want: Tensor) -> str | None:
+    whole, tolerance = want.dtype, {"rtol": 1e-4, "atol": 1e-5, "equal_nan": True}
+    got, want = (x.real if x.is_complex() else x for x in (got.cpu(), want.cpu()))
+    got, want = got.double(), want.double()
+    far = ~torch.isclose(got, want, **tolerance) if whole.is_floating_point else got != want
     if not far.any():
         return None
+    if 1 < want.numel() <= SHOWN and not got.isnan().any():
+        return f"it gives {_numbers(got)} instead of {_numbers(want)}"
     at = tuple(far.nonzero()[0].tolist())
     where = f"at position {at} " if at else ""
-    if got[at].isnan():
-        return f"{where}it gives {NAN} instead of {want[at]:.6g}"
-    return f"{where}it gives {got[at]:.6g} instead of {want[at]:.6g}"
+    return f"{where}it gives {_number(got[at].item())} instead of {_number(want[at].item())}"
 
 
-def kind_of(thing: Any) -> str:
-    return f"{len(thing)} things" if isinstance(thing, tuple) else f"something of type {type(thing).__name__}"
+def _number(value: float) -> str:
+    return NAN if math.isnan(value) else str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+def _numbers(values: Any) -> str:
+    """Write out a small tensor or list, rounded."""
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        return f"[{', '.join(map(_numbers, values))}]"
+    return f"{values:.4g}" if isinstance(values, float) else repr(values)
+
+
+def size(value: Any) -> int:
+    """Return how much there is to read in an input."""
+    if isinstance(value, Tensor):
+        return value.numel()
+    if isinstance(value, nn.Module):
+        return sum(p.numel() for p in value.parameters())
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return sum(map(size, value)) if isinstance(value, list | tuple) else 1
 
 
 def show(value: Any) -> str:
+    """Write an input: its numbers if there are few, else its shape."""
+    if isinstance(value, int | str | float) and not isinstance(value, bool):
+        return f"= {value:g}" if isinstance(value, float) else f"= {value!r}"[:80]
     if isinstance(value, Tensor):
-        return f"of shape {tuple(value.shape)}"
-    return f"= {value:g}" if isinstance(value, float) else f"= {value}" if isinstance(value, int) else "as given"
+        return f"= {_numbers(value.detach())}" if value.numel() <= SHOWN else f"of shape {tuple(value.shape)}"
+    if isinstance(value, list) and size(value) <= SHOWN:
+        return f"= {_numbers(value)}"
+    return "as given"
+
+
+def kind_of(thing: Any) -> str:
+    """Name the type of an answer."""
+    return f"{len(thing)} things" if isinstance(thing, tuple) else f"something of type {type(thing).__name__}"
 
 
 def shorten(error: BaseException) -> str:
+    """Write an exception in one short line."""
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": .")
     return text if len(text) <= 160 else f"{text[:160]}..."

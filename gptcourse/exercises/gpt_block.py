@@ -1,71 +1,58 @@
 """The exercises of notebook 02: a GPT block, its start, its loss and its training.
 
-Each mistake is a formula that people really use. Its hint says what goes wrong, or asks the question that helps,
-and leaves the mending to the learner.
+A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import log, log2, log10, pi, sqrt
-from types import SimpleNamespace
+from math import log, log2, pi, sqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, randint, randn
 
-from gptcourse.exercises import Exercise, Mistake
-from gptcourse.model import Block, GPTConfig
+from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
+from gptcourse.model import GPTConfig
 
 NOTEBOOK = "02 · A GPT block"
-NOT_SHIFTED = (
-    "The mistake is still there: a model that answers with the very token it has just read gets the best loss. "
-    "What does the loss hold each guess against?"
-)
-STILL_SUMS = (
-    "The steps follow more than the loss at hand. "
-    "Print one weight's gradient right before each step: how much of it comes from this loss?"
-)
-NO_GRADIENT = (
-    "The loss never changes, so the optimizer moves nothing. "
-    "What should it find in each weight when it takes its step, and is it there at that moment?"
-)
+SAMPLE_VARIANCE = """Very close: your variance divides by C - 1, as one does for a sample. Here it is the plain mean of
+    the squared deviations."""
+WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
+COPIES = "At each place the answer is what the model has just read: it would learn to copy."
+NOT_AS_MANY = "The targets should be as many as the inputs: one answer for each question."
+MIXED_UP = """Your rows and columns are mixed up: the vocabulary should be its own dimension, and a reshape does not
+    move it there. What does one row of the logits hold?"""
+WRONG_SHARES = "Your probabilities add up to one along the wrong dimension: the tokens of the vocabulary compete."
+NOT_SHIFTED = """The mistake is still there: a model that answers with the very token it has just read gets the best
+    loss. What does the loss hold each guess against?"""
+STILL_SUMS = """The steps follow more than the loss at hand. Print one weight's gradient right before each step: how
+    much of it comes from this loss?"""
+NO_GRADIENT = """The loss never changes, so the optimizer moves nothing. What should it find in each weight when it
+    takes its step, and is it there at that moment?"""
 LATE_STEP = "Each step follows the gradients of the step before. In which order should the three happen?"
-UNEQUAL_BATCHES = (
-    "The mean of the batches' means gives the examples of a small last batch more say than the others. "
-    "What should be counted?"
-)
+UNEQUAL_BATCHES = """The mean of the batches' means gives the examples of a small last batch more say than the others.
+    What should be counted?"""
 
 
-def normalised(x: Tensor, eps: float, mean_of: Callable = lambda x: x.mean(-1, keepdim=True)) -> Tensor:
-    """Layer norm without weight and bias, for a given way of taking means."""
-    centred = x - mean_of(x)
-    return centred / (mean_of(centred**2) + eps).sqrt()
+def four_parts(size: int = 8) -> tuple[Callable, ...]:
+    """Two norms, a stand-in for attention and an MLP; the norms have weights, so that they differ."""
+    mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+    norm = nn.LayerNorm(size)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    return norm, nn.Linear(size, size), nn.RMSNorm(size), mlp
 
 
-def gelu_like(x: Tensor, slope: float = sqrt(2 / pi), power: int = 3, front: float = 0.5) -> Tensor:
-    return front * x * (1 + torch.tanh(slope * (x + 0.044715 * x**power)))
+def line_to_fit(rate: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Linear(3, 1)
+    return model, torch.optim.SGD(model.parameters(), lr=rate)
 
 
-def four_parts() -> tuple[Callable, ...]:
-    return nn.LayerNorm(8), nn.Linear(8, 8), nn.RMSNorm(8), nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+def pairs(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+    return [(randn(size, 3), randn(size, 1)) for size in sizes]
 
 
-def pre_norm(x: Tensor, ln_1: Callable, attn: Callable, ln_2: Callable, mlp: Callable) -> Tensor:
-    """The package's block with these four parts in place of its own."""
-    parts = SimpleNamespace(ln_1=ln_1, attn=lambda x, *_: (attn(x), None), ln_2=ln_2, mlp=mlp)
-    return Block.forward(parts, x)[0]
-
-
-def count(vocab_size: int, n_positions: int, n_embd: int, n_layer: int) -> int:
-    return GPTConfig(vocab_size, n_positions, n_embd, n_layer, n_head=1).num_parameters
-
-
-def written_std(n_layer: int) -> float:
-    return GPTConfig(1, 1, 1, n_layer, n_head=1).initializer_range / sqrt(2 * n_layer)
-
-
-def trained(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable, order: str) -> Tensor:
+def run(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable, order: str) -> Tensor:
     """Train on each batch, doing "clear", "backward" and "step" in the order given; return the losses."""
     losses = []
     for x, y in batches:
@@ -77,24 +64,18 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterabl
     return torch.stack(losses)
 
 
-def line_to_fit() -> tuple:
-    model = nn.Linear(3, 1)
-    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+def classifier(dropout: float, training: bool = True) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 4)).train(training)
 
 
-def small_classifier(dropout: float) -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 4))
-
-
-def batches_of(*sizes: int, time: tuple[int, ...] = ()) -> list[tuple[Tensor, Tensor]]:
+def labelled(*sizes: int, time: tuple[int, ...] = ()) -> list[tuple[Tensor, Tensor]]:
     return [(randn(size, *time, 6), randint(4, (size, *time))) for size in sizes]
 
 
-def losses_of(model: nn.Module, batches: Iterable, training: bool) -> list[Tensor]:
-    """Return the loss of every example, one tensor a batch."""
-    model.train(training)
-    with torch.no_grad():
-        return [F.cross_entropy(model(x), y, reduction="none") for x, y in batches]
+@torch.no_grad()
+def losses_of(model: nn.Module, batches: Iterable) -> list[Tensor]:
+    """Return the losses of all examples, batch by batch, in the mode in which the model is."""
+    return [F.cross_entropy(model(x), y, reduction="none") for x, y in batches]
 
 
 def hits_of(model: nn.Module, batches: Iterable) -> list[Tensor]:
@@ -113,542 +94,573 @@ def total(parts: list[Tensor]) -> float:
     return sum(part.sum().item() for part in parts)
 
 
-EXERCISES = (
-    Exercise(
-        name="gpt_block.layer_norm",
-        asks="Normalise each token's vector to mean 0 and variance 1, then apply weight and bias.",
-        inputs=lambda: [
+class Residual(Exercise, name="gpt_block.residual"):
+    """Wire a block: attention and MLP each read a normalised copy of the stream and add to the stream."""
+
+    hint = "Say for each of the four parts what it reads, in which order they come, and to what its result is added."
+
+    def inputs():
+        return [
+            (randn(1, 1, 2), *four_parts(2)),
+            (randn(2, 3, 8), *four_parts()),
+            (3 * randn(1, 5, 8) + 1, *four_parts()),
+        ]
+
+    def reference(x, ln_1, attn, ln_2, mlp):
+        x = x + attn(ln_1(x))
+        return x + mlp(ln_2(x))
+
+    @mistake("""That is the order of the first transformer and of GPT-1, which normalises the stream itself. In GPT-2
+        only the copies that the parts read are normalised.""")
+    def post_norm(x, ln_1, attn, ln_2, mlp):
+        x = ln_1(x + attn(x))
+        return ln_2(x + mlp(x))
+
+    @mistake("The parts follow each other, but nothing adds to the stream: the path past them is missing.")
+    def without_additions(x, ln_1, attn, ln_2, mlp):
+        return mlp(ln_2(attn(ln_1(x))))
+
+    @mistake("You add to the normalised copy. What the parts write should be added to the stream itself.")
+    def on_the_copy(x, ln_1, attn, ln_2, mlp):
+        x = ln_1(x)
+        x = ln_2(x + attn(x))
+        return x + mlp(x)
+
+    @mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so on purpose, to
+        compute both at once; GPT-2 does not.)""")
+    def in_parallel(x, ln_1, attn, ln_2, mlp):
+        return x + attn(ln_1(x)) + mlp(ln_2(x))
+
+    @mistake("Both parts use the same norm. Each has one of its own.")
+    def with_one_norm(x, ln_1, attn, ln_2, mlp):
+        x = x + attn(ln_1(x))
+        return x + mlp(ln_1(x))
+
+    @mistake("The norms are exchanged. Which of the two comes first in the block?")
+    def norms_exchanged(x, ln_1, attn, ln_2, mlp):
+        x = x + attn(ln_2(x))
+        return x + mlp(ln_1(x))
+
+    @mistake("What attention wrote reaches the MLP, but not the end of the block: you add to the stream as it came in.")
+    def one_long_path(x, ln_1, attn, ln_2, mlp):
+        return x + mlp(ln_2(x + attn(ln_1(x))))
+
+
+class LayerNorm(Exercise, name="gpt_block.layer_norm"):
+    """Normalise each token's vector to mean 0 and variance 1, then apply weight and bias."""
+
+    hint = (
+        "Go through this example step by step: mean, variance, the root with the eps that was given, weight and bias."
+    )
+
+    def inputs():
+        far_from_zero = randn(2, 6, dtype=torch.float64) + 1e7  # where a difference of large squares is noise
+        return [
+            (torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(3), torch.zeros(3), 0.1),
             (randn(2, 3, 8) + 1, randn(8), randn(8), 1e-5),
             (0.05 * randn(2, 8, 8), randn(8), randn(8), 1e-3),
             (torch.ones(2, 4), randn(4), randn(4), 1e-5),
-        ],
-        reference=lambda x, weight, bias, eps: F.layer_norm(x, weight.shape, weight, bias, eps),
-        hint="With weight 1 and bias 0 each vector should come out with mean 0 and a mean square of almost 1.",
-        mistakes=(
-            *(
-                Mistake(
-                    formula,
-                    "Very close: your variance divides by C - 1, as one does for a sample. "
-                    "Here it is the plain mean of the squared deviations.",
-                )
-                for formula in (
-                    lambda x, w, b, eps: (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + eps).sqrt() * w + b,
-                    lambda x, w, b, eps: (x - x.mean(-1, True)) / (x.std(-1, keepdim=True) + eps) * w + b,
-                )
-            ),
-            Mistake(
-                lambda x, w, b, eps: (x - x.mean(-1, True)) / (x.var(-1, False, keepdim=True).sqrt() + eps) * w + b,
-                "Very close: look at the formula again, and see how far its root reaches.",
-            ),
-            Mistake(
-                lambda x, w, b, eps: normalised(x, 0.0) * w + b,
-                "A vector of equal numbers has variance 0, and you divide by it. What is eps for?",
-            ),
-            Mistake(
-                lambda x, w, b, eps: (x - x.mean(-1, True)) / (x.var(-1, False, keepdim=True) + eps) * w + b,
-                "You divide by the variance. To bring a spread back to 1, what should it be divided by?",
-            ),
-            Mistake(
-                lambda x, w, b, eps: x / (x.square().mean(-1, True) + eps).sqrt() * w + b,
-                "The mean is still in there: that is RMSNorm, layer norm's younger sister.",
-            ),
-            *(
-                Mistake(
-                    lambda x, w, b, eps, dim=dim: normalised(x, eps, lambda x: x.mean(dim, keepdim=True)) * w + b,
-                    "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers.",
-                )
-                for dim in (0, 1, -2, (0, 1), (1, 2), None)
-            ),
-            Mistake(lambda x, w, b, eps: normalised(x, eps), "Normalised it is. Weight and bias are not used yet."),
-            Mistake(
-                lambda x, w, b, eps: (normalised(x, eps) + b) * w,
-                "Weight and bias are both there. Should the weight stretch the bias, too?",
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.gelu",
-        asks="Return the tanh form of GELU that GPT-2 and GPT-3 use.",
-        inputs=lambda: [(torch.linspace(-4, 4, 33),), (2 * randn(2, 3, 4),)],
-        reference=lambda x: F.gelu(x, approximate="tanh"),
-        hint=(
-            "Take the formula from the inside out. Far to the right the result should be almost x, far to "
-            "the left almost 0."
-        ),
-        mistakes=(
-            Mistake(F.gelu, "That is the exact form. GPT-2 uses the tanh form, and they differ in the fourth decimal."),
-            Mistake(
-                lambda x: x * torch.sigmoid(1.702 * x),
-                "That is a quicker approximation, with a sigmoid. GPT-2's formula has a tanh.",
-            ),
-            Mistake(F.silu, "That is SiLU, the smooth ReLU of newer models. GPT-2's formula has a tanh."),
-            Mistake(F.relu, "That still has the corner at zero. GELU rounds it off."),
-            Mistake(
-                lambda x: gelu_like(x, front=1.0), "Twice too large: far to the right the result should be almost x."
-            ),
-            Mistake(lambda x: gelu_like(x, slope=sqrt(2) / pi), "How far does the root in front of the bracket reach?"),
-            Mistake(lambda x: gelu_like(x, slope=1.0), "A factor in front of the bracket with x is missing."),
-            Mistake(
-                lambda x: gelu_like(x, power=2), "The small correction to x should be odd in x: look at its power."
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.residual",
-        asks="Wire a block: attention and MLP each read a normalised copy of the stream and add to the stream.",
-        inputs=lambda: [(randn(2, 3, 8), *four_parts()), (3 * randn(1, 5, 8) + 1, *four_parts())],
-        reference=pre_norm,
-        hint="If attention and MLP gave zeros, the block should give back x unchanged.",
-        mistakes=(
-            Mistake(
-                lambda x, ln_1, attn, ln_2, mlp: ln_2((y := ln_1(x + attn(x))) + mlp(y)),
-                "That is the order of the first transformer and of GPT-1, which normalises the stream itself. "
-                "In GPT-2 only the copies that the parts read are normalised.",
-            ),
-            Mistake(
-                lambda x, ln_1, attn, ln_2, mlp: mlp(ln_2(attn(ln_1(x)))),
-                "The parts follow each other, but nothing adds to the stream: the path past them is missing.",
-            ),
-            Mistake(
-                lambda x, ln_1, attn, ln_2, mlp: (y := (n := ln_1(x)) + attn(n), m := ln_2(y), m + mlp(m))[-1],
-                "You add to the normalised copy. What the parts write should be added to the stream itself.",
-            ),
-            Mistake(
-                lambda x, ln_1, attn, ln_2, mlp: x + attn(ln_1(x)) + mlp(ln_2(x)),
-                "Your MLP reads the stream as it was before attention wrote to it. "
-                "(Some models do so on purpose, to compute both at once; GPT-2 does not.)",
-            ),
-            Mistake(
-                lambda x, ln_1, attn, ln_2, mlp: (y := x + attn(ln_1(x))) + mlp(ln_1(y)),
-                "Both parts use the same norm. Each has one of its own.",
-            ),
-            Mistake(lambda x, ln_1, attn, ln_2, mlp: (y := x + attn(x)) + mlp(y), "The norms are not used at all."),
-            Mistake(
-                lambda x, ln_1, attn, ln_2, mlp: x + mlp(ln_2(x + attn(ln_1(x)))),
-                "What attention wrote reaches the MLP, but not the end of the block: you add to the "
-                "stream as it came in.",
-            ),
-            Mistake(
-                lambda x, ln_1, attn, ln_2, mlp: (y := x + mlp(ln_2(x))) + attn(ln_1(y)),
-                "All parts are there. Which of the two reads the stream first?",
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.init_std",
-        asks="Return the initial standard deviation of the projections that write into the residual stream.",
-        inputs=lambda: [(12,), (1,), (96,)],
-        reference=written_std,
-        hint="One block should give about 0.0141, and the result should shrink slowly with depth.",
-        mistakes=(
-            Mistake(
-                lambda n_layer: 0.02 / sqrt(n_layer),
-                "You count one addition for each block. How many times does a block add to the stream?",
-            ),
-            Mistake(
-                lambda n_layer: 0.02 / (2 * n_layer),
-                "The number of additions is right. But variances add up, not standard deviations.",
-            ),
-            Mistake(
-                lambda n_layer: 0.02 / n_layer,
-                "Count the additions in a block, and remember that it is variances that add up.",
-            ),
-            Mistake(lambda n_layer: 0.02, "That is for the other matrices. These should shrink with depth."),
-            Mistake(
-                lambda n_layer: (2 * n_layer) ** -0.5, "That is the factor. Which standard deviation does it scale?"
-            ),
-            Mistake(
-                lambda n_layer: 0.02 * sqrt(2 * n_layer), "Yours grows with depth. Should more layers write more each?"
-            ),
-            Mistake(
-                lambda n_layer: 0.02 / sqrt(2) * n_layer,
-                "Look at your brackets: what stands under the root, what below the line?",
-            ),
-            Mistake(
-                lambda n_layer: 0.02**2 / (2 * n_layer), "That is the variance. The standard deviation was asked for."
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.parameters",
-        asks="Return the exact number of parameters of a GPT-2-shaped model with a tied read-out.",
-        inputs=lambda: [(50257, 1024, 768, 12), (65, 32, 16, 2)],
-        reference=count,
-        hint=(
-            "Write down the shape of every weight and bias in one block, and compare with the shapes the model prints."
-        ),
-        mistakes=(
-            Mistake(
-                lambda V, T, C, L: count(V, T, C, L) + V * C,
-                "The read-out is counted apart. It shares its matrix with the token embedding.",
-            ),
-            Mistake(
-                lambda V, T, C, L: 12 * L * C**2,
-                "That is the rule of thumb: only the matrices in the blocks. Embeddings, biases and norms are missing.",
-            ),
-            Mistake(
-                lambda V, T, C, L: 12 * L * C**2 + (V + T) * C,
-                "All matrices are there. What is missing are the small ones: biases and layer norms.",
-            ),
-            Mistake(
-                lambda V, T, C, L: count(V, T, C, L) - 2 * C, "One layer norm is missing, and it stands in no block."
-            ),
-            Mistake(lambda V, T, C, L: count(V, T, C, L) - T * C, "The position embeddings are missing."),
-            Mistake(
-                lambda V, T, C, L: count(V, T, C, L) - 9 * C * L,
-                "The biases of the linear layers are missing: each output of each layer has one.",
-            ),
-            Mistake(
-                lambda V, T, C, L: count(V, T, C, L) - (2 * L + 1) * C, "A layer norm has a bias as well as a weight."
-            ),
-            Mistake(lambda V, T, C, L: count(V, T, C, L) - (4 * L + 2) * C, "The layer norms are missing."),
-            Mistake(
-                lambda V, T, C, L: count(V, T, C, L) - L * (C**2 + C),
-                "The projection that joins the heads at the end of attention is missing.",
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.shift",
-        asks="Cut windows of tokens into inputs and targets: each target is the token that follows.",
-        inputs=lambda: [(torch.arange(12).view(2, 6),), (randint(65, (4, 9)),)],
-        reference=lambda tokens: tuple(tokens.unfold(1, tokens.shape[1] - 1, 1).unbind(1)),
-        hint="For a window 1 2 3 4 the model reads 1 2 3, and what should it answer at each place?",
-        mistakes=(
-            Mistake(
-                lambda tokens: (tokens, tokens),
-                "At each place the answer is what the model has just read: it would learn to copy.",
-            ),
-            Mistake(
-                lambda tokens: (tokens[:, :-1], tokens[:, :-1]),
-                "At each place the answer is what the model has just read: it would learn to copy.",
-            ),
-            Mistake(
-                lambda tokens: (tokens[:, 1:], tokens[:, :-1]),
-                "Your model reads a token and answers with the one before it. Time runs the other way.",
-            ),
-            Mistake(
-                lambda tokens: (tokens, tokens.roll(-1, dims=1)),
-                "Your last target is the first token of the window, come round from the front. "
-                "A window of T + 1 tokens holds T questions, not T + 1.",
-            ),
-            Mistake(
-                lambda tokens: (tokens[:-1], tokens[1:]),
-                "You cut along the batch: whole texts are dropped. Which dimension is time?",
-            ),
-            Mistake(
-                lambda tokens: (tokens[:, :-2], tokens[:, 2:]), "Your target skips a token. How far ahead is next?"
-            ),
-            *(
-                Mistake(formula, "The targets should be as many as the inputs: one answer for each question.")
-                for formula in (
-                    lambda tokens: (tokens[:, :-1], tokens[:, -1]),
-                    lambda tokens: (tokens[:, :-1], tokens[:, -1:]),
-                    lambda tokens: (tokens, tokens[:, 1:]),
-                    lambda tokens: (tokens[:, :-1], tokens),
-                )
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.loss",
-        asks="Return the mean of minus the log-probability of the right tokens, from logits.",
-        inputs=lambda: [(randn(2, 3, 5), randint(5, (2, 3))), (200 * randn(3, 4, 6), randint(6, (3, 4)))],
-        reference=lambda logits, targets: F.cross_entropy(logits.mT, targets),
-        hint="At each place one number counts: the log-probability of the right token. All places count the same.",
-        mistakes=(
-            Mistake(
-                lambda logits, targets: -logits.softmax(-1).gather(-1, targets[..., None]).log().mean(),
-                "Right for small logits. With large ones a probability becomes exactly 0, and its logarithm "
-                "minus infinity. "
-                "Is there a way to the log-probability that never goes through the probability?",
-            ),
-            Mistake(
-                lambda logits, targets: F.cross_entropy(logits.softmax(-1).mT, targets),
-                "The function that you feed takes logits, and you give it probabilities: the softmax happens twice.",
-            ),
-            Mistake(
-                lambda logits, targets: F.cross_entropy(logits.mT, targets, reduction="sum"),
-                "That is the sum over all places. The mean does not grow with the batch.",
-            ),
-            Mistake(
-                lambda logits, targets: -F.cross_entropy(logits.mT, targets),
-                "The sign: a logarithm of a probability is negative, and a loss should be positive.",
-            ),
-            Mistake(
-                lambda logits, targets: F.cross_entropy(logits.mT, targets, reduction="sum") / len(targets),
-                "You divide by the number of texts. Every place in every text has a loss of its own.",
-            ),
-            Mistake(
-                lambda logits, targets: F.cross_entropy(logits.mT, targets) / log(2),
-                "That is the loss in bits. It is asked for in nats, with the natural logarithm.",
-            ),
-            Mistake(
-                lambda logits, targets: F.cross_entropy(logits.mT, targets, reduction="none"),
-                "These are the losses of all places, and they are right. One number was asked for.",
-            ),
-            *(
-                Mistake(
-                    formula,
-                    "Your rows and columns are mixed up: the vocabulary should be its own dimension, and a reshape "
-                    "does not move it there. What does one row of the logits hold?",
-                )
-                for formula in (
-                    lambda logits, targets: F.cross_entropy(
-                        logits.reshape(len(logits), logits.shape[2], logits.shape[1]), targets
-                    ),
-                    lambda logits, targets: F.cross_entropy(logits, targets),
-                )
-            ),
-            *(
-                Mistake(
-                    lambda logits, targets, dim=dim: -logits.log_softmax(dim).gather(-1, targets[..., None]).mean(),
-                    "Your probabilities add up to one along the wrong dimension: the tokens of the vocabulary compete.",
-                )
-                for dim in (0, 1)
-            ),
-            Mistake(
-                lambda logits, targets: -logits.gather(-1, targets[..., None]).mean(),
-                "That is the mean logit. A logit alone says nothing: it counts against all the others.",
-            ),
-            Mistake(
-                lambda logits, targets: -logits.log_softmax(-1).mean(),
-                "You average over the whole vocabulary. At each place only the right token's log-probability counts.",
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.first_loss",
-        asks="Return the loss in nats of a model that gives every token the same probability.",
-        inputs=lambda: [(50257,), (65,), (2,)],
-        reference=lambda vocab_size: F.cross_entropy(torch.zeros(vocab_size), torch.tensor(0)).item(),
-        hint="Which probability does each token get, and what is the loss of a token with that probability?",
-        mistakes=(
-            Mistake(log2, "That is in bits. Nats use the natural logarithm."),
-            Mistake(log10, "That is the logarithm to base 10. Nats use the natural one."),
-            Mistake(
-                lambda vocab_size: 1 / vocab_size, "That is the probability of each token. What loss does it give?"
-            ),
-            Mistake(lambda vocab_size: -log(vocab_size), "The sign: a loss should be positive."),
-            Mistake(
-                lambda vocab_size: -log(1 / vocab_size) / vocab_size,
-                "You average over the vocabulary once more. Only the right token's loss counts.",
-            ),
-            Mistake(
-                lambda vocab_size: vocab_size, "That is the perplexity: among how many tokens the model hesitates."
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.mend_sure",
-        asks="Mend the loss so that a model that is sure and right gets almost zero.",
-        inputs=lambda: [(randn(2, 3, 5), randint(5, (2, 3))), (20 * randn(3, 4, 6), randint(6, (3, 4)))],
-        reference=lambda logits, targets: F.cross_entropy(logits.mT, targets),
-        hint="Read in torch's documentation what the loss function expects as its first input.",
-        mistakes=(
-            Mistake(
-                lambda logits, targets: F.cross_entropy(logits.softmax(-1).mT, targets),
-                "The mistake is still there: however sure and right a model is, its loss stays far above zero. "
-                "What does the loss function do with its first input before it looks at the targets?",
-                untouched=True,
-            ),
-            Mistake(
-                lambda logits, targets: F.nll_loss(logits.softmax(-1).mT, targets),
-                "Now no logarithm is taken anywhere, and the loss is negative. What does this loss function expect?",
-            ),
-            Mistake(
-                lambda logits, targets: F.nll_loss(logits.mT, targets),
-                "Now there is no softmax anywhere: this loss function expects log-probabilities.",
-            ),
-            Mistake(
-                lambda logits, targets: F.cross_entropy(logits.argmax(-1).float(), targets.float()),
-                "The arg-max has no gradient, and the loss wants the score of every token, not the winner alone.",
-            ),
-            Mistake(
-                lambda logits, targets: F.cross_entropy(logits.sigmoid().mT, targets),
-                "A sigmoid squeezes the logits just as the softmax did. Does anything have to be squeezed here?",
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.mend_parrot",
-        asks="Mend the loss so that each guess is held against the token that comes next.",
-        inputs=lambda: [(randn(2, 5, 7), randint(7, (2, 5))), (3 * randn(3, 4, 9), randint(9, (3, 4)))],
-        reference=lambda logits, tokens: F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:]),
-        hint="The guess made at place t belongs to the token at place t + 1 of the same text.",
-        mistakes=(
-            Mistake(lambda logits, tokens: F.cross_entropy(logits.mT, tokens), NOT_SHIFTED, untouched=True),
-            Mistake(lambda logits, tokens: F.cross_entropy(logits[:, :-1].mT, tokens[:, :-1]), NOT_SHIFTED),
-            Mistake(lambda logits, tokens: F.cross_entropy(logits[:, 1:].mT, tokens[:, 1:]), NOT_SHIFTED),
-            Mistake(
-                lambda logits, tokens: F.cross_entropy(logits[:, 1:].mT, tokens[:, :-1]),
-                "Shifted, but the wrong way: each guess is held against the token before.",
-            ),
-            Mistake(
-                lambda logits, tokens: F.cross_entropy(logits.mT, tokens.roll(-1, 1)),
-                "Your last guess is held against the first token of the same text. Nobody knows its "
-                "answer: leave it out.",
-            ),
-            Mistake(
-                lambda logits, tokens: F.cross_entropy(logits.flatten(0, 1)[:-1], tokens.flatten()[1:]),
-                "You shift after joining the texts, so the last guess of one meets the first token of the next. "
-                "Shift each text on its own.",
-            ),
-            Mistake(
-                lambda logits, tokens: F.cross_entropy(logits[:-1].mT, tokens[1:]),
-                "You shift along the batch: guesses about one text meet the tokens of another.",
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.mend_swing",
-        asks="Mend the training so that each step follows the gradients of its own batch.",
-        inputs=lambda: [(*line_to_fit(), [(randn(8, 3), randn(8, 1)) for _ in range(6)])],
-        reference=lambda model, optimizer, batches: trained(model, optimizer, batches, "clear backward step"),
-        hint=(
-            "Follow the first two batches by hand: which gradients are there at each step, and which should be? "
-            "Return one loss for each batch, in order."
-        ),
-        mistakes=(
-            Mistake(
-                lambda model, optimizer, batches: trained(model, optimizer, batches, "backward step"),
-                STILL_SUMS,
-                untouched=True,
-            ),
-            Mistake(lambda model, optimizer, batches: trained(model, optimizer, batches, "clear step"), NO_GRADIENT),
-            *(
-                Mistake(lambda model, optimizer, batches, order=order: trained(model, optimizer, batches, order), hint)
-                for order, hint in (("step clear backward", LATE_STEP), ("step backward", STILL_SUMS))
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.mend_standstill",
-        asks="Mend the training so that the loss falls.",
-        inputs=lambda: [(*line_to_fit(), randn(16, 3), randn(16, 1), 6)],
-        reference=lambda model, optimizer, x, y, steps: trained(
-            model, optimizer, [(x, y)] * steps, "clear backward step"
-        ),
-        hint=(
-            "Look at a weight's gradient right before the optimizer takes its step. "
-            "Return one loss for each step, in order."
-        ),
-        mistakes=tuple(
-            Mistake(
-                lambda model, optimizer, x, y, steps, order=order: trained(model, optimizer, [(x, y)] * steps, order),
-                hint,
-                untouched=order == "clear step",
-            )
-            for order, hint in (
-                ("clear step", NO_GRADIENT),
-                ("step clear backward", LATE_STEP),
-                ("backward step", STILL_SUMS),
-                ("step backward", STILL_SUMS),
-            )
-        ),
-    ),
-    Exercise(
-        name="gpt_block.mend_twice",
-        asks="Mend the measurement so that the same model on the same data always gives the same loss.",
-        inputs=lambda: [(small_classifier(0.5), batches_of(8, 8, 3)), (small_classifier(0.2), batches_of(5, 2))],
-        reference=lambda model, batches: pooled(losses_of(model, batches, training=False)),
-        hint="All examples count the same, and the model should be in the state in which it will be used.",
-        mistakes=(
-            Mistake(
-                lambda model, batches: pooled(losses_of(model, batches, training=True)),
-                "The mistake is still there: two measurements of one model on the same data differ. "
-                "Which part of a model throws dice, and how does it know when not to?",
-                untouched=True,
-            ),
-            Mistake(
-                lambda model, batches: mean_of_means(losses_of(model, batches, training=True)),
-                "Two measurements still differ, and besides, batches of different sizes now count the same.",
-            ),
-            Mistake(
-                lambda model, batches: pooled(
-                    losses_of(model, batches[:1], training=True) + losses_of(model, batches[1:], training=False)
-                ),
-                "The first batch is still measured in training. The switch has to come before the first look.",
-            ),
-            Mistake(lambda model, batches: mean_of_means(losses_of(model, batches, training=False)), UNEQUAL_BATCHES),
-            Mistake(
-                lambda model, batches: losses_of(model, batches, training=False)[-1].mean().item(),
-                "That is the loss of the last batch alone.",
-            ),
-            Mistake(
-                lambda model, batches: total(losses_of(model, batches, training=False)) / len(batches),
-                "The sum over all examples is divided by the number of batches. How many examples were there?",
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.mend_percent",
-        asks="Mend the accuracy so that it is the share of right answers, whatever the sizes of the batches.",
-        inputs=lambda: [
-            (nn.Linear(6, 4), batches_of(32, 32, 5)),
-            (nn.Linear(6, 4), batches_of(8, 3, time=(7,))),
-        ],
-        reference=lambda model, batches: pooled(hits_of(model, batches)),
-        hint="Imagine all batches poured into one: what is the share of right answers there?",
-        mistakes=(
-            Mistake(
-                lambda model, batches: total(hits_of(model, batches)) / len(batches),
-                "The mistake is still there: a share of all answers is never more than 1. "
-                "What is counted above the line, and what below it?",
-                untouched=True,
-            ),
-            Mistake(lambda model, batches: mean_of_means(hits_of(model, batches)), UNEQUAL_BATCHES),
-            Mistake(
-                lambda model, batches: total(hits_of(model, batches)) / sum(len(y) for _, y in batches),
-                "Right for one answer per example. Where an example is a text, it has an answer at every place: "
-                "are those counted below the line, too?",
-            ),
-            Mistake(
-                lambda model, batches: total(hits_of(model, batches)) / (len(batches) * batches[0][1].numel()),
-                "You take every batch to be as large as the first. The last is smaller.",
-            ),
-            Mistake(
-                lambda model, batches: 100 * pooled(hits_of(model, batches)),
-                "That is right in percent. A share lies between 0 and 1.",
-            ),
-        ),
-    ),
-    Exercise(
-        name="gpt_block.mend_two_words",
-        asks="Mend the choice of the next token so that it can be any token of the vocabulary.",
-        inputs=lambda: [
-            (randn(4, 5, 8), randn(30, 8), nn.Linear(8, 2)),
-            (randn(7, 3, 16), randn(50, 16), nn.Linear(16, 2)),
-        ],
-        reference=lambda hidden, token_embedding, label_head: F.linear(hidden, token_embedding)[:, -1].argmax(-1),
-        hint="Every token of the vocabulary should have a chance, and the whole text should have a say.",
-        mistakes=(
-            Mistake(
-                lambda hidden, token_embedding, label_head: label_head(hidden[:, -1]).argmax(-1),
-                "The mistake is still there: whatever the text, only the tokens 0 and 1 are ever chosen. "
-                "How many scores are compared, and what is each of them a score of?",
-                untouched=True,
-            ),
-            Mistake(
-                lambda hidden, token_embedding, label_head: (hidden[:, 0] @ token_embedding.T).argmax(-1),
-                "You read the state at the first place, which has seen one token only.",
-            ),
-            Mistake(
-                lambda hidden, token_embedding, label_head: (hidden.mean(1) @ token_embedding.T).argmax(-1),
-                "You average over the text, as one does to judge it. Which state knows what comes next?",
-            ),
-            Mistake(
-                lambda hidden, token_embedding, label_head: (hidden @ token_embedding.T).argmax(-1),
-                "You choose a token at every place of the text. Only one is new: which?",
-            ),
-            Mistake(
-                lambda hidden, token_embedding, label_head: hidden[:, -1] @ token_embedding.T,
-                "These are the scores of all tokens, and they are right. Which token wins?",
-            ),
-            Mistake(
-                lambda hidden, token_embedding, label_head: hidden[:, -1].argmax(-1),
-                "You choose among the numbers of the hidden state. They are not tokens yet.",
-            ),
-        ),
-    ),
-)
+            (far_from_zero, randn(6).double(), randn(6).double(), 1e-5),
+        ]
+
+    def reference(x, weight, bias, eps):
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    @mistake(SAMPLE_VARIANCE)
+    def sample_variance(x, w, b, eps):
+        return (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + eps).sqrt() * w + b
+
+    @mistake(SAMPLE_VARIANCE)
+    def sample_deviation(x, w, b, eps):
+        return (x - x.mean(-1, True)) / (x.std(-1, keepdim=True) + eps) * w + b
+
+    @mistake("Very close: look at the formula again, and see how far its root reaches.")
+    def eps_outside(x, w, b, eps):
+        return (x - x.mean(-1, True)) / (x.std(-1, correction=0, keepdim=True) + eps) * w + b
+
+    @mistake("A vector of equal numbers has variance 0, and you divide by it. What is eps for?")
+    def without_eps(x, w, b, eps):
+        return (x - x.mean(-1, True)) / x.std(-1, correction=0, keepdim=True) * w + b
+
+    @mistake("Nearly: your eps is a fixed number, and it is one of the inputs.")
+    def fixed_eps(x, w, b, eps):
+        return F.layer_norm(x, w.shape, w, b)
+
+    @mistake("""The difference of two large squares loses all its digits when the mean is far from zero. Subtract the
+        mean first, and square after it.""")
+    def mean_of_squares(x, w, b, eps):
+        variance = x.square().mean(-1, True) - x.mean(-1, True).square()
+        return (x - x.mean(-1, True)) / (variance + eps).sqrt() * w + b
+
+    @mistake("You divide by the variance. To bring a spread back to 1, what should it be divided by?")
+    def by_variance(x, w, b, eps):
+        return (x - x.mean(-1, True)) / (x.var(-1, correction=0, keepdim=True) + eps) * w + b
+
+    @mistake("The mean is still in there: that is RMSNorm, layer norm's younger sister.")
+    def rms(x, w, b, eps):
+        return x / (x.square().mean(-1, True) + eps).sqrt() * w + b
+
+    @mistake(WRONG_DIMENSIONS)
+    def over_the_batch(x, w, b, eps):
+        return (x - x.mean(0, True)) / (x.var(0, correction=0, keepdim=True) + eps).sqrt() * w + b
+
+    @mistake(WRONG_DIMENSIONS)
+    def over_the_tokens(x, w, b, eps):
+        return (x - x.mean(-2, True)) / (x.var(-2, correction=0, keepdim=True) + eps).sqrt() * w + b
+
+    @mistake(WRONG_DIMENSIONS)
+    def over_everything(x, w, b, eps):
+        return (x - x.mean()) / (x.var(correction=0) + eps).sqrt() * w + b
+
+    @mistake("Normalised it is. Weight and bias are not used yet.")
+    def alone(x, w, b, eps):
+        return F.layer_norm(x, w.shape, eps=eps)
+
+
+class Gelu(Exercise, name="gpt_block.gelu"):
+    """Return the tanh form of GELU that GPT-2 and GPT-3 use."""
+
+    hint = """Take the formula from the inside out, number by number. Far to the right the result should be almost x,
+        far to the left almost 0."""
+
+    def inputs():
+        return [(torch.tensor([-1.0, 0.5, 2.0]),), (torch.linspace(-4, 4, 33),), (2 * randn(2, 3, 4),)]
+
+    def reference(x):
+        return F.gelu(x, approximate="tanh")
+
+    @mistake("That is the exact form. GPT-2 uses the tanh form, and they differ in the fourth decimal.")
+    def exact(x):
+        return F.gelu(x)
+
+    @mistake("That is a quicker approximation, with a sigmoid. GPT-2's formula has a tanh.")
+    def by_sigmoid(x):
+        return x * torch.sigmoid(1.702 * x)
+
+    @mistake("That still has the corner at zero. GELU rounds it off.")
+    def relu(x):
+        return F.relu(x)
+
+    @mistake("Twice too large: far to the right the result should be almost x.")
+    def without_half(x):
+        return x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
+
+    @mistake("How far does the root in front of the bracket reach?")
+    def short_root(x):
+        return 0.5 * x * (1 + torch.tanh(sqrt(2) / pi * (x + 0.044715 * x**3)))
+
+    @mistake("The small correction to x should be odd in x: look at its power.")
+    def squared(x):
+        return 0.5 * x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**2)))
+
+
+class InitStd(Exercise, name="gpt_block.init_std"):
+    """Return the initial standard deviation of the projections that write into the residual stream."""
+
+    hint = "How many times is something added to the stream in all, and by how much does each time add to its variance?"
+
+    def inputs():
+        return [(12,), (1,), (96,)]
+
+    def reference(n_layer):
+        return 0.02 / sqrt(2 * n_layer)
+
+    @mistake("You count one addition for each block. How many times does a block add to the stream?")
+    def once_per_block(n_layer):
+        return 0.02 / sqrt(n_layer)
+
+    @mistake("The number of additions is right. But variances add up, not standard deviations.")
+    def without_root(n_layer):
+        return 0.02 / (2 * n_layer)
+
+    @mistake("That is for the other matrices. These should shrink with depth.")
+    def of_other_matrices(n_layer):
+        return 0.02
+
+    @mistake("That is the factor. Which standard deviation does it scale?")
+    def factor(n_layer):
+        return (2 * n_layer) ** -0.5
+
+    @mistake("Look at your brackets: what stands under the root, what below the line?")
+    def lost_brackets(n_layer):
+        return 0.02 / sqrt(2) * n_layer
+
+
+class Parameters(Exercise, name="gpt_block.parameters"):
+    """Return the exact number of parameters of a GPT-2-shaped model with a tied read-out."""
+
+    hint = "Write down the shape of every weight and bias in one block, and compare with the shapes the model prints."
+
+    def inputs():
+        return [(50257, 1024, 768, 12), (65, 32, 16, 2), (3, 2, 1, 1)]
+
+    def reference(vocab_size, n_positions, n_embd, n_layer):
+        return GPTConfig(vocab_size, n_positions, n_embd, n_layer, n_head=1).num_parameters
+
+    @mistake("The read-out is counted apart. It shares its matrix with the token embedding.")
+    def untied(V, T, C, L):
+        return (2 * V + T) * C + L * (12 * C**2 + 13 * C) + 2 * C
+
+    @mistake("That is the rule of thumb: only the matrices in the blocks. Embeddings, biases and norms are missing.")
+    def rule_of_thumb(V, T, C, L):
+        return 12 * L * C**2
+
+    @mistake("All matrices are there. What is missing are the small ones: biases and layer norms.")
+    def matrices(V, T, C, L):
+        return (V + T) * C + 12 * L * C**2
+
+    @mistake("One layer norm is missing, and it stands in no block.")
+    def without_the_last_norm(V, T, C, L):
+        return (V + T) * C + L * (12 * C**2 + 13 * C)
+
+    @mistake("The biases of the linear layers are missing: each output of each layer has one.")
+    def without_biases(V, T, C, L):
+        return (V + T) * C + L * (12 * C**2 + 4 * C) + 2 * C
+
+    @mistake("The projection that joins the heads at the end of attention is missing.")
+    def without_projection(V, T, C, L):
+        return (V + T) * C + L * (11 * C**2 + 12 * C) + 2 * C
+
+
+class Shift(Exercise, name="gpt_block.shift"):
+    """Cut windows of tokens into inputs and targets: each target is the token that follows."""
+
+    hint = "For a window 1 2 3 4 the model reads 1 2 3, and what should it answer at each place?"
+
+    def inputs():
+        return [(torch.tensor([[1, 2, 3, 4]]),), (torch.arange(12).view(2, 6),), (randint(65, (4, 9)),)]
+
+    def reference(tokens):
+        return tokens[:, :-1], tokens[:, 1:]
+
+    @mistake(COPIES)
+    def shortened_only(tokens):
+        return tokens[:, :-1], tokens[:, :-1]
+
+    @mistake("Your model reads a token and answers with the one before it. Time runs the other way.")
+    def backwards(tokens):
+        return tokens[:, 1:], tokens[:, :-1]
+
+    @mistake("""Your last target is the first token of the window, come round from the front. A window of T + 1 tokens
+        holds T questions, not T + 1.""")
+    def rolled(tokens):
+        return tokens, tokens.roll(-1, dims=1)
+
+    @mistake("You cut along the batch: whole texts are dropped. Which dimension is time?")
+    def along_the_batch(tokens):
+        return tokens[:-1], tokens[1:]
+
+    @mistake(NOT_AS_MANY)
+    def last_token_alone(tokens):
+        return tokens[:, :-1], tokens[:, -1]
+
+    @mistake(NOT_AS_MANY)
+    def all_inputs(tokens):
+        return tokens, tokens[:, 1:]
+
+
+class Loss(Exercise, name="gpt_block.loss"):
+    """Return the mean of minus the log-probability of the right tokens, from logits."""
+
+    hint = "At each place one number counts: the log-probability of the right token. All places count the same."
+
+    def inputs():
+        shapes = ((1, 1, 3, 1), (2, 3, 5, 1), (3, 4, 6, 200))
+        return [((s * randn(B, T, V)).requires_grad_(), randint(V, (B, T))) for B, T, V, s in shapes]
+
+    def reference(logits, targets):
+        return F.cross_entropy(logits.mT, targets)
+
+    @mistake("""Right for small logits. With large ones a probability becomes exactly 0, and its logarithm minus
+        infinity. Is there a way to the log-probability that never goes through the probability?""")
+    def through_probabilities(logits, targets):
+        return -logits.softmax(-1).gather(-1, targets[..., None]).log().mean()
+
+    @mistake("The function that you feed takes logits, and you give it probabilities: the softmax happens twice.")
+    def of_probabilities(logits, targets):
+        return F.cross_entropy(logits.softmax(-1).mT, targets)
+
+    @mistake("That is the sum over all places. The mean does not grow with the batch.")
+    def summed(logits, targets):
+        return F.cross_entropy(logits.mT, targets, reduction="sum")
+
+    @mistake("The sign: a logarithm of a probability is negative, and a loss should be positive.")
+    def negative(logits, targets):
+        return -F.cross_entropy(logits.mT, targets)
+
+    @mistake("You divide by the number of texts. Every place in every text has a loss of its own.")
+    def per_text(logits, targets):
+        return F.cross_entropy(logits.mT, targets, reduction="sum") / len(targets)
+
+    @mistake("That is the loss in bits. It is asked for in nats, with the natural logarithm.")
+    def in_bits(logits, targets):
+        return F.cross_entropy(logits.mT, targets) / log(2)
+
+    @mistake("These are the losses of all places, and they are right. One number was asked for.")
+    def of_each_place(logits, targets):
+        return F.cross_entropy(logits.mT, targets, reduction="none")
+
+    @mistake(MIXED_UP)
+    def reshaped(logits, targets):
+        return F.cross_entropy(logits.reshape(len(logits), logits.shape[2], logits.shape[1]), targets)
+
+    @mistake(MIXED_UP)
+    def as_they_are(logits, targets):
+        return F.cross_entropy(logits, targets)
+
+    @mistake(WRONG_SHARES)
+    def over_time(logits, targets):
+        return -logits.log_softmax(1).gather(-1, targets[..., None]).mean()
+
+
+class FirstLoss(Exercise, name="gpt_block.first_loss"):
+    """Return the loss in nats of a model that gives every token the same probability."""
+
+    hint = "Which probability does each token get, and what is the loss of a token with that probability?"
+
+    def inputs():
+        return [(50257,), (65,), (2,)]
+
+    def reference(vocab_size):
+        return log(vocab_size)
+
+    @mistake("That is in bits. Nats use the natural logarithm.")
+    def in_bits(vocab_size):
+        return log2(vocab_size)
+
+    @mistake("That is the probability of each token. What loss does it give?")
+    def probability(vocab_size):
+        return 1 / vocab_size
+
+    @mistake("The sign: a loss should be positive.")
+    def negative(vocab_size):
+        return -log(vocab_size)
+
+    @mistake("You average over the vocabulary once more. Only the right token's loss counts.")
+    def averaged_again(vocab_size):
+        return log(vocab_size) / vocab_size
+
+
+class MendSure(Exercise, name="gpt_block.mend_sure"):
+    """Mend the loss so that a model that is sure and right gets almost zero."""
+
+    hint = "Read in torch's documentation what the loss function expects as its first input."
+
+    def inputs():
+        return [
+            ((s * randn(*size)).requires_grad_(), randint(size[2], size[:2]))
+            for s, size in ((1, (2, 3, 5)), (20, (3, 4, 6)))
+        ]
+
+    def reference(logits, targets):
+        return F.cross_entropy(logits.mT, targets)
+
+    @as_it_stands("""The mistake is still there: however sure and right a model is, its loss stays far above zero. What
+        does the loss function do with its first input before it looks at the targets?""")
+    def of_probabilities(logits, targets):
+        return F.cross_entropy(logits.softmax(-1).mT, targets)
+
+    @mistake("Now no logarithm is taken anywhere, and the loss is negative. What does this loss function expect?")
+    def without_logarithm(logits, targets):
+        return F.nll_loss(logits.softmax(-1).mT, targets)
+
+    @mistake("Now there is no softmax anywhere: this loss function expects log-probabilities.")
+    def without_softmax(logits, targets):
+        return F.nll_loss(logits.mT, targets)
+
+    @mistake("A sigmoid squeezes the logits just as the softmax did. Does anything have to be squeezed here?")
+    def of_sigmoids(logits, targets):
+        return F.cross_entropy(logits.sigmoid().mT, targets)
+
+
+class MendParrot(Exercise, name="gpt_block.mend_parrot"):
+    """Mend the loss so that each guess is held against the token that comes next."""
+
+    hint = "The guess made at place t belongs to the token at place t + 1 of the same text."
+
+    def inputs():
+        return [
+            ((s * randn(*size)).requires_grad_(), randint(size[2], size[:2]))
+            for s, size in ((1, (2, 5, 7)), (3, (3, 4, 9)))
+        ]
+
+    def reference(logits, tokens):
+        return F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:])
+
+    @as_it_stands(NOT_SHIFTED)
+    def not_shifted(logits, tokens):
+        return F.cross_entropy(logits.mT, tokens)
+
+    @mistake("Shifted, but the wrong way: each guess is held against the token before.")
+    def backwards(logits, tokens):
+        return F.cross_entropy(logits[:, 1:].mT, tokens[:, :-1])
+
+    @mistake("Your last guess is held against the first token of the same text. Nobody knows its answer: leave it out.")
+    def rolled(logits, tokens):
+        return F.cross_entropy(logits.mT, tokens.roll(-1, 1))
+
+    @mistake("""You shift after joining the texts, so the last guess of one meets the first token of the next. Shift
+        each text on its own.""")
+    def across_texts(logits, tokens):
+        return F.cross_entropy(logits.flatten(0, 1)[:-1], tokens.flatten()[1:])
+
+    @mistake("You shift along the batch: guesses about one text meet the tokens of another.")
+    def along_the_batch(logits, tokens):
+        return F.cross_entropy(logits[:-1].mT, tokens[1:])
+
+
+class MendSwing(Exercise, name="gpt_block.mend_swing"):
+    """Mend the training so that each step follows the gradients of its own batch."""
+
+    hint = """Follow the first two batches by hand: which gradients are there at each step, and which should be? Return
+        one loss for each batch, in order."""
+    trains = ("model", "optimizer")
+
+    def inputs():
+        return [(*line_to_fit(), pairs(*[8] * 6)), (*line_to_fit(0.05), pairs(4, 5, 6))]
+
+    def reference(model, optimizer, batches):
+        return run(model, optimizer, batches, "clear backward step")
+
+    @as_it_stands(STILL_SUMS)
+    def never_cleared(model, optimizer, batches):
+        return run(model, optimizer, batches, "backward step")
+
+    @mistake(NO_GRADIENT)
+    def without_backward(model, optimizer, batches):
+        return run(model, optimizer, batches, "clear step")
+
+    @mistake(LATE_STEP)
+    def step_first(model, optimizer, batches):
+        return run(model, optimizer, batches, "step clear backward")
+
+
+class MendStandstill(Exercise, name="gpt_block.mend_standstill"):
+    """Mend the training so that the loss falls."""
+
+    hint = """Look at a weight's gradient right before the optimizer takes its step. Return one loss for each step, in
+        order."""
+    trains = ("model", "optimizer")
+
+    def inputs():
+        return [(*line_to_fit(), *pairs(16)[0], 6), (*line_to_fit(0.05), *pairs(4)[0], 3)]
+
+    def reference(model, optimizer, x, y, steps):
+        return run(model, optimizer, [(x, y)] * steps, "clear backward step")
+
+    @as_it_stands(NO_GRADIENT)
+    def without_backward(model, optimizer, x, y, steps):
+        return run(model, optimizer, [(x, y)] * steps, "clear step")
+
+    @mistake(LATE_STEP)
+    def step_first(model, optimizer, x, y, steps):
+        return run(model, optimizer, [(x, y)] * steps, "step clear backward")
+
+    @mistake(STILL_SUMS)
+    def never_cleared(model, optimizer, x, y, steps):
+        return run(model, optimizer, [(x, y)] * steps, "backward step")
+
+
+class MendTwice(Exercise, name="gpt_block.mend_twice"):
+    """Mend the measurement so that the same model on the same data always gives the same loss."""
+
+    hint = "All examples count the same, and the model should be in the state in which it will be used."
+
+    def inputs():
+        sizes = (8, 8, 3), (5, 2), (6, 3)
+        return [
+            (classifier(p, on), labelled(*s))
+            for p, on, s in zip((0.5, 0.2, 0.4), (True, True, False), sizes, strict=True)
+        ]
+
+    def reference(model, batches):
+        was_training = model.training
+        result = pooled(losses_of(model.eval(), batches))
+        model.train(was_training)
+        return result
+
+    @as_it_stands("""The mistake is still there: two measurements of one model on the same data differ. Which part of a
+        model throws dice, and how does it know when not to?""")
+    def as_it_comes(model, batches):
+        return pooled(losses_of(model, batches))
+
+    @mistake("The first batch is still measured in training. The switch has to come before the first look.")
+    def switched_late(model, batches):
+        return pooled(losses_of(model, batches[:1]) + losses_of(model.eval(), batches[1:]))
+
+    @mistake(UNEQUAL_BATCHES)
+    def of_batches(model, batches):
+        return mean_of_means(losses_of(model.eval(), batches))
+
+    @mistake("That is the loss of the last batch alone.")
+    def of_the_last(model, batches):
+        return losses_of(model.eval(), batches)[-1].mean().item()
+
+
+class MendPercent(Exercise, name="gpt_block.mend_percent"):
+    """Mend the accuracy so that it is the share of right answers, whatever the sizes of the batches."""
+
+    hint = "Imagine all batches poured into one: what is the share of right answers there?"
+
+    def inputs():
+        models = [nn.Linear(6, 4) for _ in range(3)]
+        return list(zip(models, [labelled(32, 32, 5), labelled(8, 3, time=(7,)), labelled(1, 5, 4)], strict=True))
+
+    def reference(model, batches):
+        return pooled(hits_of(model, batches))
+
+    @as_it_stands("""The mistake is still there: a share of all answers is never more than 1. What is counted above the
+        line, and what below it?""")
+    def over_batches(model, batches):
+        return total(hits_of(model, batches)) / len(batches)
+
+    @mistake(UNEQUAL_BATCHES)
+    def of_batches(model, batches):
+        return mean_of_means(hits_of(model, batches))
+
+    @mistake("""Right for one answer per example. Where an example is a text, it has an answer at every place: are those
+        counted below the line, too?""")
+    def per_text(model, batches):
+        return total(hits_of(model, batches)) / sum(len(y) for _, y in batches)
+
+    @mistake("You take every batch to be as large as the first. The last is smaller.")
+    def equal_batches(model, batches):
+        return total(hits_of(model, batches)) / (len(batches) * batches[0][1].numel())
+
+    @mistake("That is right in percent. A share lies between 0 and 1.")
+    def in_percent(model, batches):
+        return 100 * pooled(hits_of(model, batches))
+
+
+class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
+    """Mend the choice of the next token so that it can be any token of the vocabulary."""
+
+    hint = "Every token of the vocabulary should have a chance, and the whole text should have a say."
+
+    def inputs():
+        sizes = ((2, 2, 2, 3), (4, 5, 8, 30), (7, 3, 16, 50))
+        return [(randn(B, T, C), randn(V, C), nn.Linear(C, 2)) for B, T, C, V in sizes]
+
+    def reference(hidden, token_embedding, label_head):
+        return F.linear(hidden[:, -1], token_embedding).argmax(-1)
+
+    @as_it_stands("""The mistake is still there: whatever the text, only the tokens 0 and 1 are ever chosen. How many
+        scores are compared, and what is each of them a score of?""")
+    def of_labels(hidden, token_embedding, label_head):
+        return label_head(hidden[:, -1]).argmax(-1)
+
+    @mistake("You read the state at the first place, which has seen one token only.")
+    def from_the_first(hidden, token_embedding, label_head):
+        return (hidden[:, 0] @ token_embedding.T).argmax(-1)
+
+    @mistake("You average over the text, as one does to judge it. Which state knows what comes next?")
+    def from_the_mean(hidden, token_embedding, label_head):
+        return (hidden.mean(1) @ token_embedding.T).argmax(-1)
+
+    @mistake("You choose a token at every place of the text. Only one is new: which?")
+    def at_every_place(hidden, token_embedding, label_head):
+        return (hidden @ token_embedding.T).argmax(-1)
+
+    @mistake("These are the scores of all tokens, and they are right. Which token wins?")
+    def scores(hidden, token_embedding, label_head):
+        return hidden[:, -1] @ token_embedding.T

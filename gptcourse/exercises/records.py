@@ -40,7 +40,7 @@ class Progress:
         lines = []
         for title, records in self.parts.items():
             lines.append(f"{title}: {_solved(records)}")
-            lines += [f"  {name:{width}}  {_state(r):19}  tries: {r.tries}" for name, r in records.items()]
+            lines += [f"  {name:{width}}  {_state(r):17}  tries: {r.tries}" for name, r in records.items()]
         return "\n".join(lines + [self.note] * bool(self.note))
 
     def _repr_html_(self) -> str:
@@ -58,17 +58,21 @@ def _solved(records: dict[str, Record]) -> str:
 
 
 def _state(record: Record) -> str:
-    return f"✓ solved {record.solved}" if record.solved else "tried" if record.tries else "to do"
+    return f"solved {record.solved}" if record.solved else "tried" if record.tries else "to do"
 
 
 def progress_file() -> Path:
     """Return the path of the file: in the folder GPTCOURSE_PROGRESS if that is set, else among the user's own data.
 
     Not in the folder of the downloads, GPTCOURSE_CACHE: a class may share that one.
+
+    Raises OSError if the user has no home directory.
     """
     chosen = os.environ.get("GPTCOURSE_PROGRESS")
-    folder = Path(chosen).expanduser() if chosen else platformdirs.user_data_path("gptcourse", appauthor=False)
-    return folder / "progress.json"
+    folder = os.path.expanduser(chosen) if chosen else platformdirs.user_data_dir("gptcourse", appauthor=False)
+    if folder.startswith("~"):
+        raise OSError(f"there is no home directory for {folder}: set GPTCOURSE_PROGRESS to the path of a folder")
+    return Path(folder, "progress.json")
 
 
 def read_records() -> tuple[dict[str, Record], str]:
@@ -79,7 +83,7 @@ def read_records() -> tuple[dict[str, Record], str]:
         return {}, ""
     except (ValueError, RecursionError):  # damaged: begin anew
         return {}, ""
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+    except OSError as error:
         return {}, _not_kept(error)
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > FORMAT:
@@ -135,5 +139,8 @@ def _write(records: dict[str, Record]) -> None:
 
 
 def forget_progress() -> None:
-    """Forget every try and every solved exercise: delete the file. Raises OSError if it cannot be deleted."""
+    """Forget every try and every solved exercise: delete the file.
+
+    Raises OSError if it cannot be deleted, or if there is no place for it.
+    """
     progress_file().unlink(missing_ok=True)

@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from gptcourse.exercises import Exercise, Mistake
-from gptcourse.generation import Sampling, next_token_distribution
+from gptcourse.exercises.exercise import Exercise, mistake
 
 NOTEBOOK = "00 · Start here"
 
 
-def logits() -> list[tuple]:
-    """Return vectors whose largest entry stands inside; in the first another one is larger in size."""
-    generator = torch.Generator().manual_seed(0)
-    vectors = [torch.randn(size, generator=generator) for size in (7, 50)]
-    vectors[0][0] = -2 * vectors[0].max()
-    vectors[1] += 1.0
-    return [(vector,) for vector in vectors]
+class Greedy(Exercise, name="start.greedy"):
+    """Return the id of the most likely token, as a whole number."""
 
+    hint = "The id of a token is the place of its logit in the vector, counted from 0."
 
-def greedy(logits: Tensor) -> int:
-    return next_token_distribution(logits, Sampling(temperature=0)).nonzero().item()
+    def inputs():
+        long = 0.3 * torch.randn(50) + 1
+        return [(torch.tensor([-3.0, 0.5, 0.7, 0.1]),), (torch.tensor([-2.0, -0.5, -0.9]),), (long,), (long.flip(0),)]
 
+    def reference(logits):
+        return logits.argmax().item()
 
-EXERCISES = (
-    Exercise(
-        name="start.greedy",
-        asks="Return the id of the most likely token, as a whole number.",
-        inputs=logits,
-        reference=greedy,
-        hint="The id of a token is the place of its logit in the vector, counted from 0.",
-        mistakes=(
-            Mistake(
-                lambda logits: logits.max().item(), "That is how large the best logit is; at which place does it stand?"
-            ),
-            Mistake(
-                lambda logits: logits.argmin().item(), "That is the least likely token: a larger logit is more likely."
-            ),
-            Mistake(
-                lambda logits: logits.abs().argmax().item(), "A very negative logit means very unlikely: mind the sign."
-            ),
-        ),
-    ),
-)
+    @mistake("That is how large the best logit is; at which place does it stand?")
+    def value(logits):
+        return logits.max().item()
+
+    @mistake("That is the least likely token: a larger logit is more likely.")
+    def lowest(logits):
+        return logits.argmin().item()
+
+    @mistake("A very negative logit means very unlikely: mind the sign.")
+    def by_size(logits):
+        return logits.abs().argmax().item()

@@ -6,44 +6,20 @@ browser at all. ``import gptcourse`` does not import this package, and with it i
 needs it.
 """
 
-from gptcourse.explorers.activations import bend_explorer
-from gptcourse.explorers.atlas import atlas_explorer
-from gptcourse.explorers.attention import attention_scale_explorer
+# ruff: noqa: F401
+from gptcourse.explorers.activations import bend_explorer, initialisation_explorer
+from gptcourse.explorers.atlas import AtlasExplorer as atlas_explorer
+from gptcourse.explorers.attention import attention_scale_explorer, rotary_explorer, window_explorer
 from gptcourse.explorers.bpe import bpe_explorer
-from gptcourse.explorers.chat import chat_panel, writing_panel
-from gptcourse.explorers.decoding import compare_settings, decoding_explorer
+from gptcourse.explorers.chat import ChatPanel as chat_panel
+from gptcourse.explorers.chat import WritingPanel as writing_panel
+from gptcourse.explorers.decoding import DecodingExplorer as decoding_explorer
+from gptcourse.explorers.decoding import SettingsComparison as compare_settings
 from gptcourse.explorers.heads import attention_explorer
-from gptcourse.explorers.initialisation import initialisation_explorer
 from gptcourse.explorers.monitor import TrainingMonitor
-from gptcourse.explorers.positions import rotary_explorer, window_explorer
 from gptcourse.explorers.predict import predict
-from gptcourse.explorers.scaling import device_explorer, law_explorer
+from gptcourse.explorers.scaling import device_explorer, law_explorer, size_explorer
 from gptcourse.explorers.schedule import schedule_explorer
-from gptcourse.explorers.size import size_explorer
 from gptcourse.explorers.threshold import threshold_explorer
 from gptcourse.explorers.time_machine import time_machine_explorer
 from gptcourse.explorers.upload import upload_text
-
-__all__ = [
-    "TrainingMonitor",
-    "atlas_explorer",
-    "attention_explorer",
-    "attention_scale_explorer",
-    "bend_explorer",
-    "bpe_explorer",
-    "chat_panel",
-    "compare_settings",
-    "decoding_explorer",
-    "device_explorer",
-    "initialisation_explorer",
-    "law_explorer",
-    "predict",
-    "rotary_explorer",
-    "schedule_explorer",
-    "size_explorer",
-    "threshold_explorer",
-    "time_machine_explorer",
-    "upload_text",
-    "window_explorer",
-    "writing_panel",
-]

@@ -1,16 +1,21 @@
-"""How much a bend bends what reaches it: the functions between the two matrices of an MLP."""
+"""How far from a straight line an activation function is, and how activations grow through an untrained GPT."""
 
-import ipywidgets as widgets
+import math
+
 import torch
 from torch.nn import functional as F
 
 from gptcourse.explorers import svg
-from gptcourse.explorers.initialisation import gelu
-from gptcourse.explorers.live import live_picture
+from gptcourse.explorers.explorer import Explorer, buttons, choice
+from gptcourse.interpretability import expected_spread, gelu
 from gptcourse.model import squared_relu
 
 ACTIVATIONS = {"ReLU": F.relu, "GELU (GPT-2, GPT-3)": gelu, "squared ReLU": squared_relu}
 SPREADS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]
+BLOCKS = [2, 4, 6, 12, 24, 48, 96]
+WIDTHS = [64, 128, 256, 512, 768, 1024]
+STDS = [0.005, 0.01, 0.02, 0.04]
+ALIKE, RULE = "all matrices alike", "GPT-2's rule"
 
 
 def straight_line(function, spread):
@@ -30,27 +35,57 @@ def straight_line(function, spread):
 def bend_explorer():
     """Return sliders for the function and for the spread of its inputs, with the straight line that comes nearest."""
     controls = {
-        "bend": widgets.ToggleButtons(options=list(ACTIVATIONS), value="GELU (GPT-2, GPT-3)"),
-        "spread": widgets.SelectionSlider(options=SPREADS, value=1.0, description="spread of inputs"),
+        "bend": buttons(list(ACTIVATIONS), "GELU (GPT-2, GPT-3)", "170px"),
+        "spread": choice("spread of inputs", SPREADS, 1.0),
     }
-    controls["bend"].style.button_width = "170px"
+    return Explorer(controls, _picture)
 
-    def picture():
-        """Return the drawing for where the controls stand."""
-        name, spread = controls["bend"].value, controls["spread"].value
-        share, slope, height = straight_line(ACTIVATIONS[name], spread)
-        x = torch.linspace(-3 * spread, 3 * spread, 121, dtype=torch.float64)
-        numbers = (
-            f"{name}, inputs of standard deviation {spread:g}  ·  "
-            f"a straight line explains {svg.percent(share)} of the output's variance"
-        )
-        nearest = (height + slope * x).tolist()
-        chart = svg.line_chart(
-            {name: (x.tolist(), ACTIVATIONS[name](x).tolist()), "nearest line": (x.tolist(), nearest)},
-            x_label="input, up to three standard deviations",
-            y_label="output",
-            description=numbers,
-        )
-        return svg.paragraph(numbers) + chart
 
-    return live_picture(controls, picture)
+def _picture(bend, spread):
+    share, slope, height = straight_line(ACTIVATIONS[bend], spread)
+    x = torch.linspace(-3 * spread, 3 * spread, 121, dtype=torch.float64)
+    numbers = (
+        f"{bend}, inputs of standard deviation {spread:g}  ·  "
+        f"a straight line explains {svg.percent(share)} of the output's variance"
+    )
+    curves = {bend: ACTIVATIONS[bend](x), "nearest line": height + slope * x}
+    return svg.paragraph(numbers) + svg.line_chart(
+        {name: (x.tolist(), y.tolist()) for name, y in curves.items()},
+        labels=("input, up to three standard deviations", "output"),
+    )
+
+
+def initialisation_explorer():
+    """Return sliders for depth, width and standard deviation, with the growth of an untrained model's stream.
+
+    Two curves: all matrices alike, and GPT-2's rule, which makes those that write into the stream smaller.
+    """
+    controls = {
+        "blocks": choice("blocks", BLOCKS, 48),
+        "width": choice("model width", WIDTHS, 128),
+        "std": choice("deviation", STDS, 0.02),
+    }
+    return Explorer(controls, _growth)
+
+
+def _growth(blocks, width, std):
+    """Draw the curves over a range that never moves, so that a slider's doing can be seen."""
+    growth = {}
+    for name in (ALIKE, RULE):
+        spreads = expected_spread(blocks, width, std, scaled=name == RULE)
+        growth[name] = [spread / spreads[0] for spread in spreads]
+    numbers = (
+        f"{blocks} blocks  ·  the stream at the end, in sizes of the embeddings: {growth[ALIKE][-1]:.1f} with all "
+        f"matrices at {std:g}, {growth[RULE][-1]:.1f} with writers at {std / math.sqrt(2 * blocks):.2g}"
+    )
+    depth = list(range(blocks + 1))
+    return svg.paragraph(numbers) + svg.line_chart(
+        {name: (depth, [math.log10(times) for times in curve]) for name, curve in growth.items()},
+        labels=("blocks passed", "size of the stream (embeddings = 1)"),
+        x_range=(0, BLOCKS[-1]),
+        x_ticks={n: n for n in range(0, BLOCKS[-1] + 1, 12)},
+        y_range=(0, 3),
+        y_ticks={n: f"{10**n:,}" for n in range(4)},
+        dot=(blocks, math.log10(growth[RULE][-1])),
+        height=270,
+    )

@@ -5,8 +5,8 @@ from dataclasses import replace
 import ipywidgets as widgets
 
 from gptcourse.explorers import svg
-from gptcourse.explorers.decoding import prose
-from gptcourse.explorers.text_panel import Writer, grid, prompt_box, sampling_of, sliders
+from gptcourse.explorers.explorer import text_box
+from gptcourse.explorers.text_panel import HINT, Writer, prose, sampling_of, sliders
 from gptcourse.finetuning import chat_prompt, eos_id
 from gptcourse.generation import Sampling, context_window
 
@@ -18,36 +18,29 @@ BUBBLE = (
 ASKED, ANSWERED = "background:rgba(128,128,128,0.18);margin-left:auto", "background:rgba(10,123,191,0.16)"
 
 
-def chat_panel(model, tokenizer, message, sampling=Sampling(temperature=0), remember=0, max_new_tokens=100):
-    """Return a box to type messages in, the replies of ``model`` as they are written, and decoding sliders.
+class ChatPanel(Writer):
+    """Decoding sliders, the replies of ``model`` as they are written, and a box to type messages in.
 
     ``message`` is the first message, ``sampling`` where the sliders begin. When a slider has moved, the last message
     is answered again with the same seed. The model is shown the last ``remember`` exchanges; 0 suits a model that
-    has learned from single messages. What is typed is shown as text. Call ``.wait()`` for a reply that is under way.
+    has learned from single messages. What is typed is shown as text. ``.exchanges`` lists each [message, reply]; call
+    ``.wait()`` for a reply that is under way.
     """
-    return ChatPanel(model, tokenizer, message, sampling, remember, max_new_tokens)
 
-
-class ChatPanel(Writer):
-    """The widget that ``chat_panel`` returns; ``.exchanges`` lists each [message, reply]."""
-
-    def __init__(self, model, tokenizer, message, sampling, remember, max_new_tokens):
-        self.remember, self.exchanges = remember, []
-        self.controls, self.picture = sliders(sampling), widgets.HTML()
+    def __init__(self, model, tokenizer, message, sampling=Sampling(temperature=0), remember=0, max_new_tokens=100):
+        if remember < 0:
+            raise ValueError(f"remember is {remember}, but a model remembers 0 exchanges or more.")
+        self.remember, self.exchanges = remember, [[message, ""]]
         self.message = widgets.Text(
             placeholder="your message; send it with the Enter key",
             continuous_update=False,  # read at the Enter key
             layout=widgets.Layout(width="520px", max_width="75%"),
         )
         self.clear = widgets.Button(description="start again", layout=widgets.Layout(width="110px"))
-        typing = widgets.HBox([self.message, self.clear])
-        super().__init__(model, tokenizer, max_new_tokens, [self.picture, typing, grid(self.controls)])
         self.message.observe(self._sent, "value")
         self.clear.on_click(self._cleared)
-        for control in self.controls.values():
-            control.observe(self._moved, "value")
-        self.exchanges.append([message, ""])
-        self.write(self.turn)
+        typing = widgets.HBox([self.message, self.clear])
+        super().__init__(model, tokenizer, max_new_tokens, sliders(sampling), below=[typing])
 
     def _sent(self, change):
         if not change["new"].strip():  # the box has been emptied
@@ -55,32 +48,30 @@ class ChatPanel(Writer):
         self.stop_writing()
         self.exchanges.append([change["new"], ""])
         self.message.value = ""
-        self._show()
+        self.draw()
         self.write_later(seconds=0)
 
     def _cleared(self, _button):
         self.stop_writing()
         self.exchanges.clear()
-        self._show()
+        self.draw()
 
-    def _moved(self, _change):
-        if self.exchanges:
-            self.write_later()
-
-    def _compose(self, turn):
+    def compose(self, turn):
         """Answer the last message, the earlier ones in view as far as they are remembered and fit."""
-        exchange = self.exchanges[-1]
-        end = eos_id(self.tokenizer)
+        if not self.exchanges:
+            return
+        exchange, end = self.exchanges[-1], eos_id(self.tokenizer)
 
         def show(new):
             exchange[1] = self.tokenizer.decode([token for token in new if token != end])
-            self._show()
+            self.draw()
 
-        new = self.written(turn, self._prompt(), sampling_of(self.controls), show, end)
+        new = self.written(turn, self.prompt_ids(), sampling_of(self.values), show, end)
         if new is not None:
             show(new)
 
-    def _prompt(self):
+    def prompt_ids(self):
+        """Return what the model is shown: the last message, and before it as many exchanges as are remembered."""
         *earlier, (message, _) = self.exchanges
         earlier = earlier[len(earlier) - min(self.remember, len(earlier)) :]
         room = context_window(self.model) - self.max_new_tokens
@@ -88,69 +79,63 @@ class ChatPanel(Writer):
             earlier = earlier[1:]  # the oldest is forgotten first
         return self.fitting(chat_prompt(self.tokenizer, message, earlier))
 
-    def _fail(self, reason):
+    def fail(self, reason):
+        """Show it in the place of the reply."""
         self.exchanges[-1][1] = f"[{reason}]"
-        self._show()
+        self.draw()
 
-    def _show(self):
+    def draw_picture(self, **_values):
+        """Show the last exchanges."""
         bubbles = [
             f'<div style="{BUBBLE}{look}">{svg.escape(text or "…")}</div>'
             for exchange in self.exchanges[-SHOWN:]
             for look, text in zip((ASKED, ANSWERED), exchange, strict=True)
         ]
-        self.picture.value = f'<div style="max-width:680px">{"".join(bubbles)}</div>'
-
-
-def writing_panel(model, tokenizer, text, sampling=Sampling(temperature=0.8, top_p=0.95), max_new_tokens=40):
-    """Return a text, three continuations of it side by side, and decoding sliders: choose one, and write on.
-
-    The text can be changed by hand, too, and *back* takes the last choice away. Call ``.wait()`` for continuations
-    that are under way.
-    """
-    return WritingPanel(model, tokenizer, text, sampling, max_new_tokens)
+        return f'<div style="max-width:680px">{"".join(bubbles)}</div>'
 
 
 class WritingPanel(Writer):
-    """The widget that ``writing_panel`` returns; ``.text`` holds the text, ``.choices`` the three buttons."""
+    """A text, three continuations of it side by side, and decoding sliders: choose one, and write on.
 
-    def __init__(self, model, tokenizer, text, sampling, max_new_tokens):
-        self.text, hint = prompt_box(text, "text so far", rows=8)
-        self.controls, self.earlier = sliders(sampling), []
-        self.continuations, self.pictures = ["", "", ""], [widgets.HTML() for _ in range(3)]
+    The text can be changed by hand, too, and *back* takes the last choice away. ``.choices`` are the three buttons,
+    ``.continuations`` the texts; call ``.wait()`` for continuations that are under way.
+    """
+
+    def __init__(self, model, tokenizer, text, sampling=Sampling(temperature=0.8, top_p=0.95), max_new_tokens=40):
+        self.continuations, self.earlier = ["", "", ""], []
         self.choices = [widgets.Button(description=f"go on with {letter}") for letter in "ABC"]
         self.back = widgets.Button(description="back", disabled=True)
-        columns = [
-            widgets.VBox(pair, layout=widgets.Layout(width="230px"))
-            for pair in zip(self.choices, self.pictures, strict=True)
-        ]
-        side_by_side = widgets.HBox(columns, layout=widgets.Layout(flex_flow="row wrap"))
-        children = [self.text, hint, self.back, side_by_side, grid(self.controls)]
-        super().__init__(model, tokenizer, max_new_tokens, children)
-        for control in (self.text, *self.controls.values()):
-            control.observe(self.write_later, "value")
         for choice in self.choices:
             choice.on_click(self._chosen)
         self.back.on_click(self._go_back)
-        self.write(self.turn)
+        controls, below = (
+            {"text": text_box("text so far", text, rows=8), **sliders(sampling)},
+            [*self.choices, self.back],
+        )
+        super().__init__(model, tokenizer, max_new_tokens, controls, hint=HINT, below=[widgets.HBox(below)])
+
+    def moved(self, _control):
+        """Write when nothing has moved for a moment; until then the old texts stand."""
+        self.write_later()
 
     def _chosen(self, button):
-        self.earlier.append(self.text.value)
+        self.earlier.append(self.controls["text"].value)
         self.back.disabled = False
-        self.text.value += self.continuations[self.choices.index(button)]
+        self.controls["text"].value += self.continuations[self.choices.index(button)]
 
     def _go_back(self, _button):
-        self.text.value = self.earlier.pop()
+        self.controls["text"].value = self.earlier.pop()
         self.back.disabled = not self.earlier
 
-    def _compose(self, turn):
+    def compose(self, turn):
         """Write three continuations, one after the other, each with a seed of its own."""
-        ids, sampling = self._end_of_text(), sampling_of(self.controls)
+        ids, sampling = self._end_of_text(), sampling_of(self.values)
         self.continuations = ["", "", ""]
         for number in range(3):
 
             def show(new, number=number):
                 self.continuations[number] = self.tokenizer.decode(new)
-                self.pictures[number].value = prose("", self.continuations[number])
+                self.draw()
 
             new = self.written(turn, ids, seeded(sampling, number), show)
             if new is None:
@@ -160,15 +145,18 @@ class WritingPanel(Writer):
     def _end_of_text(self):
         """Return the last tokens of the text, as many as leave room for what is to be written."""
         room = max(context_window(self.model) - self.max_new_tokens, 1)
-        ids = list(self.tokenizer.encode(self.text.value))
+        ids = list(self.tokenizer.encode(self.controls["text"].value))
         if not ids:
             raise ValueError("There is no text to go on with: type at least one character.")
         return ids[-room:]
 
-    def _fail(self, reason):
-        for picture in self.pictures:
-            picture.value = ""
-        self.pictures[0].value = svg.paragraph(reason)
+    def draw_picture(self, **_values):
+        """Show the continuations side by side."""
+        columns = [
+            f'<div style="width:220px"><b>{letter}</b>{prose("", text)}</div>'
+            for letter, text in zip("ABC", self.continuations, strict=True)
+        ]
+        return svg.side_by_side(*columns)
 
 
 def seeded(sampling, number):

@@ -28,33 +28,42 @@ def clicks_arrive_while_a_cell_runs():
 class TrainingMonitor(widgets.VBox):
     """Draw the loss while ``train`` runs: display it, then pass it as ``train(…, callback=monitor)``.
 
-    ``model`` and ``config`` (a ``TrainingConfig``) are the ones given to ``train``. ``floor`` is (loss, label),
-    drawn as a dashed line. ``sample`` is a function without arguments that returns text; it is called every
-    ``sample_steps`` steps and the last three texts stay in view. The picture is drawn again at most five times a
-    second and at the last step. The stop button is hidden where a click could not arrive before the training ends;
-    interrupting the kernel works everywhere.
+    ``model`` and ``config`` are the ones given to ``train``. ``floor`` is (loss, label), drawn as a dashed line.
+    ``sample()`` returns text; it is called every ``sample_steps`` steps, and the last three texts stay in view. The
+    picture is drawn at most five times a second and at the last step. The stop button is there while a click can
+    arrive; interrupting the kernel works everywhere. One monitor may watch several runs in turn: a stop ends one.
     """
 
     seconds_between_pictures = 0.2
 
     def __init__(self, model, config, *, floor=None, sample=None, sample_steps=100):
+        if sample_steps < 1:
+            raise ValueError(f"sample_steps is {sample_steps}, but it must be 1 or more.")
         self.config, self.floor, self.sample, self.sample_steps = config, floor, sample, sample_steps
         length = config.sequence_length or model.config.n_positions
         self.tokens_per_step = config.batch_size * length * config.gradient_accumulation_steps
-        self.samples, self.progress, self.stopped = deque(maxlen=3), deque(maxlen=15), False
         self.status, self.picture, self.texts = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.stop = widgets.Button(description="Stop training", icon="stop", layout=widgets.Layout(display="none"))
+        self.stop = widgets.Button(icon="stop", layout=widgets.Layout(display="none"))
         self.stop.on_click(self._stop)
         # ipykernel 7.4 sends a click to the thread that the button last spoke from: this one, which will be training.
         # With that forgotten, the click goes where the page addressed it.
         vars(self.stop.comm).pop("_reply_subshell_id", None)
+        self._begin()
         super().__init__([self.status, self.picture, self.stop, self.texts])
         self.status.value = svg.paragraph("Ready: the curve appears when training starts.")
+
+    def _begin(self):
+        """Forget an earlier run, its stop included."""
+        self.samples, self.progress, self.step, self.stopped = deque(maxlen=3), deque(maxlen=15), 0, False
+        self.stop.disabled, self.stop.description = False, "Stop training"
 
     def __call__(self, history):
         """Draw ``history`` if it is time to, and return True once the stop button was pressed."""
         now, step = time.monotonic(), len(history.loss)
-        last = step >= self.config.steps or self.stopped
+        if step == 1 or step <= self.step:
+            self._begin()
+        self.step, stopped = step, self.stopped
+        last = step >= self.config.steps or stopped
         if self.sample and (step % self.sample_steps == 0 or last):
             self.samples.append((step, self.sample()))
             self.texts.value = "".join(
@@ -65,33 +74,39 @@ class TrainingMonitor(widgets.VBox):
         if last or not self.progress or now - self.progress[-1][0] >= self.seconds_between_pictures:
             self.progress.append((now, step))
             self.draw(history)
-            self.stop.layout.display = "none" if last or not clicks_arrive_while_a_cell_runs() else ""
-        return self.stopped
+            self._show_stop(not last)
+        if last:
+            self._begin()
+        return stopped
 
     def draw(self, history):
         """Show ``history`` as it is now."""
         (then, first), (now, step) = self.progress[0], self.progress[-1]
         speed = (step - first) * self.tokens_per_step / (now - then) if now > then else 0.0
         numbers = [f"step {step:,} of {self.config.steps:,}", f"loss {history.loss[-1]:.3f} nats per token"]
-        if history.eval_loss:
-            numbers.append(f"validation {history.eval_loss[-1]:.3f}")
-        if speed:
-            numbers.append(f"{svg.short(speed)} tokens/s")
-        if self.stopped:
-            numbers.append("stopped")
+        numbers += [f"validation {history.eval_loss[-1]:.3f}"] if history.eval_loss else []
+        numbers += [f"{svg.short(speed)} tokens/s"] if speed else []
+        numbers += ["stopped"] if self.stopped else []
         self.status.value = svg.paragraph("  ·  ".join(numbers))
         stride = -(-len(history.loss) // POINTS)
         series = {"training": (list(history.step)[::stride], list(history.loss)[::stride])}
         if history.eval_loss:
             series["validation"] = (history.eval_step, history.eval_loss)
         self.picture.value = svg.line_chart(
-            series,
-            x_label="step",
-            y_label="loss (nats per token)",
-            floor=self.floor,
-            x_range=(0, max(self.config.steps, 1)),
-            description=", ".join(numbers),
+            series, labels=("step", "loss (nats per token)"), floor=self.floor, x_range=(0, max(self.config.steps, 1))
         )
+
+    def _show_stop(self, running):
+        """Show the button while a run can be stopped; the end of the cell, however it came, hides it."""
+        visible, shell = running and clicks_arrive_while_a_cell_runs(), get_ipython()
+        if visible and shell and self.stop.layout.display == "none":
+            shell.events.register("post_run_cell", self._cell_ended)
+        self.stop.layout.display = "" if visible else "none"
+
+    def _cell_ended(self, _result):
+        get_ipython().events.unregister("post_run_cell", self._cell_ended)
+        self._begin()
+        self.stop.layout.display = "none"
 
     def _stop(self, _button):
         self.stopped = True

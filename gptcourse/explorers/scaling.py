@@ -1,6 +1,7 @@
-"""What several devices must hold, and what a budget of arithmetic is best spent on.
+"""What a model's shape costs, what several devices must hold, and what a budget of arithmetic is best spent on.
 
-Sources: Rajbhandari et al. (2020), ZeRO, section 3; Hoffmann et al. (2022), Chinchilla, section 3.3.
+Sources: Brown et al. (2020), GPT-3, table 2.1; Rajbhandari et al. (2020), ZeRO, section 3; Hoffmann et al. (2022),
+Chinchilla, section 3.3.
 """
 
 import math
@@ -9,14 +10,104 @@ from functools import partial
 import ipywidgets as widgets
 
 from gptcourse.explorers import svg
-from gptcourse.explorers.live import live_picture
-from gptcourse.explorers.size import COLORS, GPT3, METRIC
-from gptcourse.scaling import SHARDED, device_memory
+from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
+from gptcourse.model import GPT3_TABLE, GPTConfig
+from gptcourse.scaling import SHARDED, device_memory, flops_per_token, training_memory
 
+VOCAB_SIZE = 50257  # GPT-2's and GPT-3's
+GPT3 = {name: GPTConfig.gpt3(name) for name in GPT3_TABLE}
+GPT3_PARAMETERS = {name: config.num_parameters for name, config in GPT3.items()}
+GPT3_FLOPS = {name: flops_per_token(config) for name, config in GPT3.items()}
+FIELDS = {"width": "n_embd", "layers": "n_layer", "heads": "n_head", "context": "n_positions"}
+GPT3_SLIDERS = {name: {key: getattr(c, field) for key, field in FIELDS.items()} for name, c in GPT3.items()}
+OPTIONS = {
+    "batch": [1, 2, 4, 8, 16, 32, 64],
+    "width": [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192, 12288],
+    "layers": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 96],
+    "heads": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 64, 96],
+    "context": [64, 128, 256, 512, 1024, 2048, 4096, 8192],
+}
+MACHINES = {"8 GB laptop": 8e9, "16 GB T4": 16e9, "80 GB H100": 80e9, "eight H100": 640e9}
+YOURS = "yours"
+METRIC = partial(svg.short, names=(" k", " M", " G", " T", " P"))
 DEVICE = 80e9  # bytes of a large GPU
 DEVICES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 BATCHES = [1, 2, 4, 8, 16, 32]
-SPAN = 3.0  # powers of ten to each side of the best size that the picture of a law shows
+SPAN = 2.0  # powers of ten to each side of the best size that the picture of a law shows
+
+
+def size_explorer(width=1024, layers=24, heads=16, context=2048):
+    """Return sliders for a GPT's shape, with its parameters, training memory and FLOPs per token.
+
+    A menu sets the sliders to one of GPT-3's sizes (Brown et al. 2020, table 2.1). A shape that cannot be built is
+    answered with the reason. Memory is for training in float32 with AdamW, on a batch of that many full windows.
+    """
+    start = {"batch": 1, "width": width, "layers": layers, "heads": heads, "context": context}
+    preset = widgets.Dropdown(options=[YOURS, *GPT3_TABLE], value=YOURS, description="GPT-3 size")
+    preset.style.description_width, preset.layout.width = "125px", "335px"
+    controls = {name: choice(name, options, start[name]) for name, options in OPTIONS.items()}
+    return SizeExplorer({"preset": preset, **controls}, _size)
+
+
+class SizeExplorer(Explorer):
+    """The widget that ``size_explorer`` returns."""
+
+    def moved(self, control):
+        """Let the menu move the sliders, or name the size that they have come to."""
+        preset = self.controls["preset"]
+        if control is preset:
+            self.move(**GPT3_SLIDERS.get(preset.value, {}))
+            return
+        shape = {name: self.controls[name].value for name in FIELDS}
+        self.move(preset=next((name for name, sliders in GPT3_SLIDERS.items() if sliders == shape), YOURS))
+
+
+def _size(preset, batch, **shape):
+    try:
+        config = GPTConfig(VOCAB_SIZE, **{FIELDS[name]: value for name, value in shape.items()})
+    except ValueError as reason:
+        raise ValueError(f"This model cannot be built. {reason}") from None
+    memory, flops, parts = training_memory(config, batch), flops_per_token(config), config.parameters_by_part
+    total = sum(memory.values())
+    numbers = (
+        f"{config.num_parameters:,} parameters  ·  {METRIC(total)}B of memory to train with a batch of {batch}  ·  "
+        f"{METRIC(flops)}FLOP to train on a token"
+    )
+    drawn = [
+        *_ruler(8, "parameters", config.num_parameters, 6, 12, GPT3_PARAMETERS, svg.short),
+        *_shares(parts, 104),
+        *_ruler(150, "training memory", total, 7, 14, MACHINES, lambda power: f"{METRIC(power)}B"),
+        *_shares(memory, 246),
+        *_ruler(292, "training FLOPs per token", flops, 7, 13, GPT3_FLOPS, METRIC),
+    ]
+    return svg.paragraph(numbers) + svg.picture(drawn, 378, numbers)
+
+
+def _shares(parts, top):
+    """Draw one bar divided as ``parts`` (a dict from name to amount) are, with a key below."""
+    total = sum(parts.values())
+    shares = {f"{name} {100 * amount / total:.0f} %": amount / total for name, amount in parts.items()}
+    return svg.divided_bar(shares, top, svg.WIDTH - 48)
+
+
+def _ruler(top, name, value, low, high, marks, label):
+    """Draw a logarithmic ruler from 10^low to 10^high, or to ``value``, a dot on it, with ``marks`` above it."""
+    left, right, y, power = 24, svg.WIDTH - 24, top + 60, math.log10(value)
+    low, high = min(low, math.floor(power)), max(high, math.ceil(power))
+
+    def place(number):
+        return left + (right - left) * (math.log10(number) - low) / (high - low)
+
+    parts = [svg.text(left, top + 14, name, size=13, bold=True), svg.line(left, y, right, y, opacity=0.6)]
+    for power in range(low, high + 1):
+        x = place(10**power)
+        parts.append(svg.line(x, y, x, y + 4, opacity=0.6))
+        parts.append(svg.text(x, y + 17, label(10**power), anchor="middle", size=11, opacity=0.75))
+    for n, (mark, number) in enumerate(marks.items()):
+        x, up = place(number), 10 + 14 * (n % 2)  # neighbours at different heights, so that no two names touch
+        parts.append(svg.line(x, y - up, x, y, color=svg.BLUE, opacity=0.8, width=1.2))
+        parts.append(svg.text(x, y - up - 4, mark, anchor="middle", size=11))
+    return [*parts, svg.point(place(value), y)]
 
 
 def device_explorer():
@@ -25,84 +116,58 @@ def device_explorer():
     In mixed precision with AdamW, at GPT-3's context of 2,048 tokens; the line is a device of 80 GB.
     """
     controls = {
-        "size": widgets.SelectionSlider(options=list(GPT3), value="6.7B", description="GPT-3 size"),
-        "strategy": widgets.ToggleButtons(options=list(SHARDED), value="FSDP"),
-        "devices": widgets.SelectionSlider(options=DEVICES, value=8, description="devices"),
-        "batch": widgets.SelectionSlider(options=BATCHES, value=1, description="sequences"),
+        "size": choice("GPT-3 size", list(GPT3), "6.7B"),
+        "strategy": buttons(list(SHARDED), "FSDP", "118px"),
+        "devices": choice("devices", DEVICES, 8),
+        "batch": choice("sequences", BATCHES, 1),
         "checkpointing": widgets.Checkbox(value=False, description="activation checkpointing"),
     }
-    controls["strategy"].style.button_width = "118px"
-
-    def picture():
-        """Return the drawing for where the controls stand."""
-        n_devices, strategy = controls["devices"].value, controls["strategy"].value
-        memory = device_memory(
-            GPT3[controls["size"].value], controls["batch"].value, n_devices, strategy, controls["checkpointing"].value
-        )
-        total = sum(memory.values())
-        words = "fits" if total <= DEVICE else f"is {total / DEVICE:.1f} times too much"
-        numbers = (
-            f"{controls['size'].value} on {n_devices} device{'s' * (n_devices > 1)} with {strategy}: "
-            f"{svg.short(total, METRIC)}B on each, which {words}"
-        )
-        return svg.paragraph(numbers) + svg.picture(_stack(memory), 118, numbers)
-
-    return live_picture(controls, picture)
+    return Explorer(controls, _devices)
 
 
-def _stack(memory):
-    """Draw what a device must hold as one bar, with a line at the memory that it has."""
-    left, right, top = 24.0, svg.WIDTH - 24.0, 34.0
-    largest = max(sum(memory.values()), 1.25 * DEVICE)
-    scale, x, parts = (right - left) / largest, left, []
-    for n, (color, (name, size)) in enumerate(zip(COLORS, memory.items(), strict=True)):
-        parts += [
-            svg.rect(x, top, size * scale, 26, color),
-            svg.rect(left + 162 * n, top + 52, 9, 9, color),
-            svg.text(left + 13 + 162 * n, top + 61, f"{name} {svg.short(size, METRIC)}B", size=12),
-        ]
-        x += size * scale
-    edge = left + DEVICE * scale
-    parts.append(svg.line(edge, top - 8, edge, top + 36, opacity=1, width=2, dashed=True))
-    return [*parts, svg.text(edge, top - 13, "80 GB", anchor="middle", size=12, bold=True)]
+def _devices(size, strategy, devices, batch, checkpointing):
+    memory = device_memory(GPT3[size], batch, devices, strategy, checkpointing)
+    total = sum(memory.values())
+    words = "fits" if total <= DEVICE else f"is {total / DEVICE:.1f} times too much"
+    numbers = (
+        f"{size} on {devices} device{'s' * (devices > 1)} with {strategy}: {METRIC(total)}B on each, which {words}"
+    )
+    scale = (svg.WIDTH - 48) / max(total, 1.25 * DEVICE)
+    edge = 24 + DEVICE * scale
+    parts = svg.divided_bar({f"{name} {METRIC(part)}B": part for name, part in memory.items()}, 34, scale, 26)
+    parts.append(svg.line(edge, 26, edge, 70, opacity=1, width=2, dashed=True))
+    parts.append(svg.text(edge, 21, "80 GB", anchor="middle", size=12, bold=True))
+    return svg.paragraph(numbers) + svg.picture(parts, 92, numbers)
 
 
 def law_explorer(laws, powers=(12, 26)):
     """Return a slider for a budget of FLOPs, with the loss of every size that it could be spent on.
 
     `laws` maps names to ScalingLaws; a budget C trains N parameters on C / (6 N) tokens. `powers` are the lowest and
-    the highest power of ten of the budget.
+    the highest power of ten of the budget; ValueError where they are not in this order.
     """
-    controls = {
-        "law": widgets.ToggleButtons(options=list(laws)),
-        "power": widgets.FloatSlider(
-            sum(powers) / 2, min=powers[0], max=powers[1], step=0.25, description="log₁₀ FLOPs"
-        ),
-    }
+    low, high = powers
+    if not low < high or not laws:
+        raise ValueError(f"law_explorer needs a law, and a lowest power of ten below the highest, not {powers}.")
+    controls = {"law": buttons(list(laws)), "power": slider("log₁₀ FLOPs", (low + high) / 2, low, high, 0.25)}
+    return Explorer(controls, lambda law, power: _law(laws[law], 10.0**power))
 
-    def picture():
-        """Return the drawing for where the controls stand."""
-        law, flops = laws[controls["law"].value], 10 ** controls["power"].value
-        n_parameters, n_tokens = law.compute_optimal(flops)
-        best, count = math.log10(n_parameters), partial(svg.short, names=("k", "M", "B", "T"))
-        powers_of_n = [best + SPAN * (i / 40 - 1) for i in range(81)]
-        losses = [law.loss(10**power, flops / 6 / 10**power) for power in powers_of_n]
-        lowest = law.loss(n_parameters, n_tokens)
-        numbers = (
-            f"best: {count(n_parameters)} parameters on {count(n_tokens)} tokens "
-            f"({n_tokens / n_parameters:.3g} a parameter), loss {lowest:.3f}; the law's floor is {law.E:.3f}"
-        )
-        shown = [power for power in range(-3, 30) if powers_of_n[0] <= power <= powers_of_n[-1]]
-        chart = svg.line_chart(
-            {"loss at this budget": (powers_of_n, losses)},
-            x_label="parameters",
-            y_label="loss",
-            description=numbers,
-            dot=(best, lowest),
-            floor=(law.E, "floor"),
-            x_ticks={power: count(10.0**power) for power in shown},
-            y_range=(law.E, max(lowest + 0.5, 1.4 * lowest - 0.4 * law.E)),
-        )
-        return svg.paragraph(numbers) + chart
 
-    return live_picture(controls, picture)
+def _law(law, flops):
+    n_parameters, n_tokens = law.compute_optimal(flops)
+    best, lowest = math.log10(n_parameters), law.loss(n_parameters, n_tokens)
+    powers_of_n = [best + SPAN * (i / 40 - 1) for i in range(81)]
+    numbers = (
+        f"best: {svg.short(n_parameters)} parameters on {svg.short(n_tokens)} tokens "
+        f"({n_tokens / n_parameters:.3g} a parameter), loss {lowest:.3f}; the law's floor is {law.E:.3f}"
+    )
+    shown = [power for power in range(-3, 30) if powers_of_n[0] <= power <= powers_of_n[-1]]
+    return svg.paragraph(numbers) + svg.line_chart(
+        {"loss at this budget": (powers_of_n, [law.loss(10**power, flops / 6 / 10**power) for power in powers_of_n])},
+        labels=("parameters", "loss"),
+        dot=(best, lowest),
+        floor=(law.E, "floor"),
+        x_range=(powers_of_n[0], powers_of_n[-1]),
+        x_ticks={power: svg.short(10.0**power) for power in shown},
+        y_range=(law.E, max(lowest + 0.5, 1.4 * lowest - 0.4 * law.E)),
+    )

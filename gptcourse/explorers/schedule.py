@@ -3,10 +3,8 @@
 Source: Brown et al. (2020), GPT-3, appendix B; the formula is `optimizers.learning_rate_at`.
 """
 
-import ipywidgets as widgets
-
 from gptcourse.explorers import svg
-from gptcourse.explorers.live import live_picture
+from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
 from gptcourse.optimizers import SCHEDULES, learning_rate_at
 from gptcourse.training import TrainingConfig
 
@@ -21,15 +19,8 @@ def schedule(peak, kind="cosine", warmup=0, decay=100, end=10):
     """
     warmup_steps = STEPS * warmup // 100
     decay_steps = min(STEPS * decay // 100, STEPS - warmup_steps)
-    config = TrainingConfig(
-        STEPS,
-        1,
-        peak,
-        lr_scheduler_type=kind,
-        warmup_steps=warmup_steps,
-        decay_steps=decay_steps,
-        min_lr_ratio=end / 100,
-    )
+    shape = {"lr_scheduler_type": kind, "warmup_steps": warmup_steps, "decay_steps": decay_steps}
+    config = TrainingConfig(STEPS, 1, peak, min_lr_ratio=end / 100, **shape)
     return [learning_rate_at(step, config) for step in range(STEPS)]
 
 
@@ -40,30 +31,23 @@ def schedule_explorer():
     billion tokens, is shorter than a step of this picture.
     """
     controls = {
-        "kind": widgets.ToggleButtons(options=[(kind.replace("_", ", "), kind) for kind in SCHEDULES]),
-        "peak": widgets.SelectionSlider(options=[(f"{p:g}", p) for p in PEAKS], value=6e-3, description="peak"),
-        "warmup": widgets.IntSlider(10, min=0, max=50, step=5, description="warm-up, %"),
-        "decay": widgets.IntSlider(100, min=5, max=100, step=5, description="decay over, %"),
-        "end": widgets.IntSlider(10, min=0, max=100, step=5, description="ends at, %"),
+        "kind": buttons([(kind.replace("_", ", "), kind) for kind in SCHEDULES], width="160px"),
+        "peak": choice("peak", [(f"{p:g}", p) for p in PEAKS], 6e-3),
+        "warmup": slider("warm-up, %", 10, 0, 50, 5),
+        "decay": slider("decay over, %", 100, 5, 100, 5),
+        "end": slider("ends at, %", 10, 0, 100, 5),
     }
-    controls["kind"].style.button_width = "160px"
+    return Explorer(controls, _picture)
 
-    def picture():
-        """Return the drawing for where the controls stand."""
-        chosen = {name: control.value for name, control in controls.items()}
-        rates, gpt3 = schedule(**chosen), schedule(chosen["peak"])
-        steps = list(range(1, STEPS + 1))
-        numbers = (
-            f"first step {rates[0]:.2g}  ·  last step {rates[-1]:.2g}  ·  "
-            f"on average {sum(rates) / len(rates) / chosen['peak']:.0%} of the peak"
-        )
-        chart = svg.line_chart(
-            {"yours": (steps, rates), "GPT-3's shape": (steps, gpt3)},
-            x_label="step",
-            y_label="learning rate",
-            description=numbers,
-            y_range=(0.0, 1.05 * chosen["peak"]),
-        )
-        return svg.paragraph(numbers) + chart
 
-    return live_picture(controls, picture)
+def _picture(peak, **shape):
+    rates, steps = schedule(peak, **shape), list(range(1, STEPS + 1))
+    numbers = (
+        f"first step {rates[0]:.2g}  ·  last step {rates[-1]:.2g}  ·  "
+        f"on average {sum(rates) / len(rates) / peak:.0%} of the peak"
+    )
+    return svg.paragraph(numbers) + svg.line_chart(
+        {"yours": (steps, rates), "GPT-3's shape": (steps, schedule(peak))},
+        labels=("step", "learning rate"),
+        y_range=(0.0, 1.05 * peak),
+    )

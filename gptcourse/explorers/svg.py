@@ -1,4 +1,4 @@
-"""Draw small pictures as SVG strings: bars, a heat map, a line chart, a scale.
+"""Draw small pictures as SVG strings: bars, a heat map, a line chart, a divided bar.
 
 A slider that writes such a string into one ``widgets.HTML`` shows a new picture in about 40 ms; a redrawn
 matplotlib figure takes about 200 ms. Lines and letters use ``currentColor``, so the pictures follow a light or a
@@ -9,17 +9,15 @@ escaped: what a learner types is shown as text, never read as HTML.
 import math
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 
-BLUE, ORANGE, GREEN, PURPLE = "#0a7bbf", "#d9730d", "#009e73", "#b3609a"
+from gptcourse.plots import visible as visible
+
+BLUE, ORANGE, GREEN, PURPLE = COLORS = ("#0a7bbf", "#d9730d", "#009e73", "#b3609a")
 SANS = "var(--jp-ui-font-family, system-ui, -apple-system, 'Segoe UI', sans-serif)"
 MONO = "var(--jp-code-font-family, ui-monospace, Menlo, Consolas, monospace)"
 WIDTH = 680  # units of the drawing; on screen a picture shrinks to fit, and never grows past this many pixels
-
-
-def visible(token):
-    """Return ``token`` with its spaces and line breaks drawn as signs, so that a token can be seen whole."""
-    signs = str(token).translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥", ord("\r"): "␍"})
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in signs) or "∅"
+HALF = 334  # two such pictures stand side by side
 
 
 def text(x, y, string, *, anchor="start", color="currentColor", size=13, opacity=1.0, mono=False, bold=False):
@@ -49,21 +47,35 @@ def line(x1, y1, x2, y2, *, color="currentColor", opacity=0.25, width=1.0, dashe
     )
 
 
+def point(x, y):
+    """Return the orange dot that stands for now."""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ORANGE}" stroke="#fff" stroke-width="1.5"/>'
+
+
 def picture(parts, height, description, width=WIDTH):
     """Return a whole SVG made of ``parts``; ``description`` is what a screen reader says."""
     return (
-        f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(description)}" '
-        f'font-family="{SANS}" style="display:block;width:100%;max-width:{width}px;height:auto">{"".join(parts)}</svg>'
+        f'<svg width="{width:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'aria-label="{escape(description)}" font-family="{SANS}" '
+        f'style="display:block;max-width:100%;height:auto">{"".join(parts)}</svg>'
     )
+
+
+def side_by_side(*parts):
+    """Return pieces of HTML beside one another at their own size; what does not fit goes below."""
+    return f'<div style="display:flex;flex-wrap:wrap;gap:8px;max-width:{WIDTH}px">{"".join(parts)}</div>'
 
 
 def paragraph(string, *, opacity=0.85, mono=False):
-    """Return ``string`` as one escaped HTML paragraph that wraps and keeps its line breaks."""
+    """Return ``string`` as one escaped HTML paragraph that wraps and keeps its line breaks; "" for an empty one."""
     font = f"font-family:{MONO};" if mono else ""
-    return (
-        f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;opacity:{opacity:g};{font}">'
-        f"{escape(str(string))}</div>"
-    )
+    style = f"white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;opacity:{opacity:g};{font}"
+    return f'<div style="{style}">{escape(str(string))}</div>' if str(string) else ""
+
+
+def cut_note(n_shown, n, what):
+    """Return the paragraph that says how much of what was typed is shown; "" if that is all of it."""
+    return paragraph(f"The first {n_shown} of your {n} {what} are read and shown." if n > n_shown else "")
 
 
 def percent(p):
@@ -73,6 +85,14 @@ def percent(p):
     return "< 0.01 %" if p < 1e-4 else f"{100 * p:.2f} %" if p < 0.01 else f"{100 * p:.1f} %"
 
 
+def short(number, names=("k", "M", "B", "T")):
+    """Return a number with the letter that a reader knows for thousands, millions, …: 125000000 is 125M."""
+    for power, name in reversed(list(enumerate(names, 1))):
+        if abs(number) >= 1000**power:
+            return f"{float(f'{number / 1000**power:.3g}'):g}{name}"
+    return f"{number:.3g}"
+
+
 def bars(rows, *, description, headings, cut_after=None, cut_label="", chosen=None, left=150, width=WIDTH):
     """Draw pairs of probabilities as nested bars.
 
@@ -80,7 +100,7 @@ def bars(rows, *, description, headings, cut_after=None, cut_label="", chosen=No
     a dashed line under the n-th row, and ``chosen`` marks a row with an arrow. Rows whose after is 0 are faded.
     ``left`` is the room for labels.
     """
-    right, top, step = width - 200, 30, 23
+    right, top, step = width - 190, 30, 23
     height = top + step * len(rows) + 22
     largest = max((max(before, after) for _, before, after in rows), default=1.0)
     limit = next(limit for limit in (0.1, 0.25, 0.5, 1.0) if largest <= limit or limit == 1.0)
@@ -110,30 +130,66 @@ def bars(rows, *, description, headings, cut_after=None, cut_label="", chosen=No
     return picture(parts, height, description, width)
 
 
-def heat_map(weights, rows, columns, *, description, largest=None, title=""):
+def divided_bar(amounts, top, scale, height=12):
+    """Draw one bar divided into ``amounts`` (a dict from label to amount), with a key below; `scale` units each."""
+    parts, x = [], 24.0
+    for n, (color, (label, amount)) in enumerate(zip(COLORS, amounts.items(), strict=True)):
+        parts += [
+            rect(x, top, amount * scale, height, color),
+            rect(24 + 162 * n, top + height + 8, 9, 9, color),
+            text(37 + 162 * n, top + height + 17, label, size=12),
+        ]
+        x += amount * scale
+    return parts
+
+
+def cells(rows, left, top, side, largest=1.0):
+    """Return squares, blue above 0 and orange below, the fuller the nearer to ``largest``, for a nested sequence."""
+    square = f"h{side - 1:.1f}v{side - 1:.1f}h-{side - 1:.1f}z"
+    return by_shade(
+        (
+            (BLUE if w > 0 else ORANGE, abs(w) / largest),
+            f"M{left + side * j + 0.5:.1f} {top + side * i + 0.5:.1f}{square}",
+        )
+        for i, row in enumerate(rows)
+        for j, w in enumerate(row)
+    )
+
+
+def by_shade(marks, style='fill="{}" fill-opacity="{:g}"'):
+    """Join the paths of ((colour, weight), path) that would look alike: a few elements are drawn sooner than many."""
+    joined = {}
+    for (color, weight), path in marks:
+        shade = round(min(weight, 1.0) * 50) / 50
+        if shade > 0:  # below 0.01 nothing would be seen
+            joined[shade, color] = joined.get((shade, color), "") + path
+    return [f'<path d="{path}" {style.format(color, shade)}/>' for (shade, color), path in sorted(joined.items())]
+
+
+def heat_map(weights, rows, columns, *, description, title="", subtitle="", largest=1.0, digits=1, side=22, opacity=1):
     """Draw a matrix as coloured cells: blue above 0, orange below, nothing at 0.
 
-    ``weights`` is a nested sequence (len(rows), len(columns)); ``largest`` is the size drawn in full colour.
+    ``weights`` is a nested sequence (len(rows), len(columns)); ``largest`` is the size drawn in full colour, and what
+    is not nearly 0 has its number in the cell, with so many ``digits``.
     """
-    side, left, top = max(20, min(30, 400 // max(len(rows), 1))), 64, 44
-    largest = largest or max((abs(w) for row in weights for w in row), default=1.0) or 1.0
-    width, height = left + side * len(columns) + 6, top + side * len(rows) + 6
-    parts = [text(left, 14, title, size=12, bold=True)]
-    parts += [
-        text(left + side * (j + 0.5), top - 8, c, anchor="middle", size=11, mono=True) for j, c in enumerate(columns)
-    ]
-    parts.append(rect(left, top, side * len(columns), side * len(rows), "currentColor", 0.05))
-    for i, (label, row) in enumerate(zip(rows, weights, strict=True)):
-        parts.append(text(left - 8, top + side * (i + 0.5) + 4, label, anchor="end", size=11, mono=True))
+    left, top = 18 + 7 * max(map(len, rows)), 50 + 6 * max(map(len, columns))
+    width, height = max(left + side * len(columns) + 50, 240), top + side * len(rows) + 8
+    parts = [text(0, 14, title, size=12, bold=True), text(0, 30, subtitle, size=11, opacity=0.75)]
+    for i, label in enumerate(rows):
+        parts.append(text(left - 6, top + side * (i + 0.5) + 4, label, anchor="end", size=11, mono=True))
+    for j, label in enumerate(columns):
+        place = f"translate({left + side * (j + 0.5) + 3:.1f} {top - 6}) rotate(-60)"
+        parts.append(f'<g transform="{place}">{text(0, 0, label, size=11, mono=True)}</g>')
+    parts += [rect(left, top, side * len(columns), side * len(rows), "currentColor", 0.05), f'<g opacity="{opacity}">']
+    parts += cells(weights, left, top, side, largest)
+    for i, row in enumerate(weights):
         for j, weight in enumerate(row):
-            if abs(weight) < 0.005:
-                continue  # too pale to be seen, and its number would be 0.00
-            x, y, share = left + side * j, top + side * i, min(abs(weight) / largest, 1.0)
-            number = f"{weight:.2f}".replace("0.", ".").replace("-", "−")
-            ink = "#fff" if share > 0.55 else "currentColor"
-            parts.append(rect(x + 0.5, y + 0.5, side - 1, side - 1, BLUE if weight > 0 else ORANGE, share))
-            parts.append(text(x + side / 2, y + side / 2 + 4, number, anchor="middle", size=10, color=ink))
-    return picture(parts, height, description, width)
+            if abs(weight) >= 10.0**-digits:
+                number = f"{weight:.{digits}f}".replace("0.", ".").replace("-", "−")
+                ink = "#fff" if abs(weight) > 0.55 * largest else "currentColor"
+                x, y = left + side * (j + 0.5), top + side * (i + 0.5) + 3.5
+                parts.append(text(x, y, number, anchor="middle", size=10, color=ink))
+    return picture([*parts, "</g>"], height, description, width)
 
 
 def ticks(low, high, count=5):
@@ -142,14 +198,6 @@ def ticks(low, high, count=5):
     base = 10.0 ** math.floor(math.log10(rough))
     step = next(base * m for m in (1, 2, 5, 10) if base * m >= rough * 0.999)
     return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def short(number, names=("k", "M", "B", "T")):
-    """Return a number with the letter that a reader knows for thousands, millions, …: 125000000 is 125M."""
-    for power, name in reversed(list(enumerate(names, 1))):
-        if abs(number) >= 1000**power:
-            return f"{float(f'{number / 1000**power:.3g}'):g}{name}"
-    return f"{number:.3g}"
 
 
 @dataclass(frozen=True)
@@ -164,52 +212,70 @@ class Frame:
     y_range: tuple
 
     def place(self, x, y):
-        """Return where (x, y) is drawn; what lies above or below the frame is drawn on its edge."""
+        """Return where (x, y) is drawn."""
         (x_low, x_high), (y_low, y_high) = self.x_range, self.y_range
-        up = (min(max(y, y_low), y_high) - y_low) / (y_high - y_low)
-        along = (x - x_low) / (x_high - x_low)
+        along, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
         return self.left + (self.right - self.left) * along, self.bottom - (self.bottom - self.top) * up
+
+    def curve(self, xs, ys, color, width, opacity=1.0):
+        """Return a curve; what is not finite, or above or below the frame, is left out."""
+        low, high = self.y_range
+        inside = groupby(zip(xs, ys, strict=True), lambda place: low <= place[1] <= high and math.isfinite(place[0]))
+        style = f'fill="none" stroke="{color}" stroke-width="{width:g}" stroke-opacity="{opacity:g}"'
+        return "".join(
+            f'<polyline points="{" ".join("{:.1f},{:.1f}".format(*self.place(*place)) for place in part)}" {style}/>'
+            for is_inside, part in inside
+            if is_inside
+        )
 
 
 def line_chart(
     series,
     *,
-    x_label,
-    y_label,
-    description,
+    labels,
     floor=None,
     dot=None,
     x_range=None,
     y_range=None,
     x_ticks=None,
     y_ticks=None,
-    pale=(),
+    pale=None,
     width=WIDTH,
     height=250,
 ):
-    """Draw curves with axes.
+    """Draw curves with axes, ``labels`` the names of x and y.
 
-    ``series`` maps a name to (xs, ys). ``floor`` is (value, label): a dashed line. ``dot`` is (x, y), the point of
-    now. ``x_ticks`` and ``y_ticks`` map places on an axis to labels, where plain numbers will not do. ``pale`` holds
-    curves (xs, ys) for comparison, drawn thin and without names. Values that are not finite are left out.
+    ``series`` maps a name to (xs, ys), or to (xs, ys, ys, …) for several curves of one colour; ``pale`` likewise, for
+    comparison. ``floor`` is (value, label): a dashed line. ``dot`` is (x, y), the point of now. ``x_ticks`` and
+    ``y_ticks`` map places on an axis to labels, where plain numbers will not do. Values that are not finite or outside
+    ``y_range`` are left out.
     """
-    curves = {name: _finite(xs, ys) for name, (xs, ys) in series.items()}
-    behind = [_finite(xs, ys) for xs, ys in pale]
-    points = [point for curve in [*curves.values(), *behind] for point in curve]
-    heights = [y for _, y in points] + ([floor[0]] if floor else [])
-    x_range = x_range or _limits([x for x, _ in points])
-    frame = Frame(58, width - 14, 26, height - 40, x_range, y_range or _limits(heights, margin=0.05))
-    x_ticks = x_ticks or {tick: short(tick) for tick in ticks(*x_range, 7)}
-    parts = axes(frame, x_ticks, y_ticks)
+    x_label, y_label = labels
+    drawn = [(name, curves, "currentColor", 0.35) for name, curves in (pale or {}).items()]
+    drawn += [(*curve, color, 1.0) for curve, color in reversed(list(zip(series.items(), COLORS, strict=False)))]
+    x_range = x_range or _limits([x for _, (xs, *_), *_ in drawn for x in xs])
+    heights = [y for _, (_, *curves), *_ in drawn for ys in curves for y in ys]
+    y_range = y_range or _limits(heights, floor, margin=0.05)
+    crowded = sum(8 * len(name) + 18 for name, *_ in drawn) + 7 * len(y_label) > width - 20
+    frame = Frame(58, width - 14, 42 if crowded else 26, height - 40, x_range, y_range)
+    parts = _axes(frame, x_ticks or {tick: short(tick) for tick in ticks(*x_range, width // 100)}, y_ticks)
     parts.append(text((frame.left + frame.right) / 2, height - 6, x_label, anchor="middle", size=12, opacity=0.85))
-    parts.append(text(frame.left - 50, 14, y_label, size=12, opacity=0.85))
-    parts += [_curve(frame, curve, "currentColor", "1", 0.3) for curve in behind]
-    parts += _curves(frame, curves)
-    if floor:
-        parts += _floor(frame, *floor)
-    if dot:
-        parts.append(point(*frame.place(*dot)))
-    return picture(parts, height, description, width)
+    parts.append(text(8, 14, y_label, size=12, opacity=0.85))
+    parts += _curves(frame, drawn)
+    parts += _floor(frame, *floor) if floor else []
+    parts += [point(*frame.place(*dot))] if dot else []
+    return picture(parts, height, f"{y_label} by {x_label}: {', '.join(filter(None, series))}", width)
+
+
+def _curves(frame, drawn):
+    """Return the curves and, at the top right, their names in their colours."""
+    parts, right = [], frame.right
+    for name, (xs, *curves), color, opacity in drawn:
+        parts += [frame.curve(xs, ys, color, 2 if len(curves) == 1 else 1.4, opacity) for ys in curves]
+        ink = max(opacity, 0.6)
+        parts.append(text(right, frame.top - 12, name, anchor="end", color=color, opacity=ink, size=12, bold=True))
+        right -= 8 * len(name) + 18 if name else 0
+    return parts
 
 
 def _floor(frame, value, label):
@@ -221,12 +287,7 @@ def _floor(frame, value, label):
     ]
 
 
-def point(x, y):
-    """Return the orange dot that stands for now."""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ORANGE}" stroke="#fff" stroke-width="1.5"/>'
-
-
-def axes(frame, x_ticks, y_ticks=None):
+def _axes(frame, x_ticks, y_ticks=None):
     """Return the level lines, their numbers, and the line at the bottom with its labels."""
     y_ticks = y_ticks or {tick: f"{tick:g}" for tick in ticks(*frame.y_range)}
     parts = [line(frame.left, frame.bottom, frame.right, frame.bottom, opacity=0.6)]
@@ -240,28 +301,9 @@ def axes(frame, x_ticks, y_ticks=None):
     return parts
 
 
-def _curves(frame, curves):
-    """Return the curves and, at the top right, their names in their colours."""
-    parts, right = [], frame.right
-    for color, (name, curve) in reversed(list(zip((BLUE, ORANGE, GREEN, PURPLE), curves.items(), strict=False))):
-        parts.append(_curve(frame, curve, color, "2"))
-        parts.append(text(right, 14, name, anchor="end", color=color, size=12, bold=True))
-        right -= 8 * len(name) + 18
-    return parts
-
-
-def _curve(frame, curve, color, width, opacity=1.0):
-    path = " ".join("{:.1f},{:.1f}".format(*frame.place(x, y)) for x, y in curve)
-    style = f'fill="none" stroke="{color}" stroke-width="{width}" stroke-opacity="{opacity:g}" stroke-linejoin="round"'
-    return f'<polyline points="{path}" {style}/>'
-
-
-def _finite(xs, ys):
-    return [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
-
-
-def _limits(values, margin=0.0):
-    """Return the smallest and largest value, apart by something even when all are equal or there are none."""
+def _limits(values, floor=None, margin=0.0):
+    """Return the smallest and largest finite value, apart by something even when all are equal or there are none."""
+    values = [value for value in [*values, *(floor or ())[:1]] if math.isfinite(value)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     room = margin * (high - low)
     return (low - room, high + room) if high > low else (low - 0.5, high + 0.5)

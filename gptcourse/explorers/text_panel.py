@@ -7,36 +7,47 @@ from collections.abc import Callable
 import ipywidgets as widgets
 
 from gptcourse.explorers import svg
+from gptcourse.explorers.explorer import Explorer, slider
 from gptcourse.generation import Sampling, context_window, stream
+from gptcourse.model import eval_view, unwrap
 
-SLIDERS = {  # name: (least, most, step, off, description)
-    "temperature": (0.0, 3.0, 0.05, 1.0, "temperature"),
-    "top_k": (0, 100, 1, 0, "top-k (0: off)"),
-    "top_p": (0.05, 1.0, 0.01, 1.0, "top-p (1: off)"),
-    "min_p": (0.0, 0.5, 0.01, 0.0, "min-p (0: off)"),
-    "repetition_penalty": (1.0, 2.0, 0.05, 1.0, "repetition penalty"),
-    "seed": (0, 99, 1, 0, "seed"),
+SLIDERS = {  # name: (least, most, step, description)
+    "temperature": (0.0, 3.0, 0.05, "temperature"),
+    "top_k": (0, 100, 1, "top-k (0: off)"),
+    "top_p": (0.05, 1.0, 0.01, "top-p (1: off)"),
+    "min_p": (0.0, 0.5, 0.01, "min-p (0: off)"),
+    "repetition_penalty": (1.0, 2.0, 0.05, "repetition penalty"),
+    "seed": (0, 99, 1, "seed"),
 }
 PROSE = (
     "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.55;max-width:680px;padding:8px 0 4px 12px;"
     f"border-left:3px solid {svg.BLUE};font-family:{svg.MONO}"
 )
 REDRAW = 0.1  # seconds between two pictures of a text that is being written
+HINT = "Type your own, then click outside the box: the model reads it."
 
 
-class Writer(widgets.VBox):
+class Writer(Explorer):
     """A panel that writes with a model, in a thread of its own, and starts anew when something has been moved.
 
-    A subclass writes in ``_compose(turn)``, giving up once ``turn`` is over, and shows an error in ``_fail(reason)``.
-    ``.wait()`` returns when nothing is being written.
+    A subclass draws in ``draw_picture(**values)``, writes in ``compose(turn)``, giving up once ``turn`` is over, and
+    shows an error in ``fail(reason)``. ``.wait()`` returns when nothing is being written. The model is read through a
+    view, so that another thread may train it meanwhile.
     """
 
     seconds_to_stand_still = 0.25
 
-    def __init__(self, model, tokenizer, max_new_tokens: int, children):
-        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+    def __init__(self, model, tokenizer, max_new_tokens: int, controls, **layout):
+        self.model, self.tokenizer, self.max_new_tokens = unwrap(model), tokenizer, max_new_tokens
         self.turn, self.timer = 0, None
-        super().__init__(children)
+        super().__init__(controls, self.draw_picture, **layout)
+        self.write(self.turn)
+
+    def moved(self, control):
+        """Draw at once, and write when nothing has moved for a moment."""
+        self.stop_writing()
+        self.draw()
+        self.write_later()
 
     def wait(self):
         """Return when nothing is being written."""
@@ -49,7 +60,7 @@ class Writer(widgets.VBox):
         if self.timer is not None:
             self.timer.cancel()
 
-    def write_later(self, _change=None, *, seconds: float | None = None):
+    def write_later(self, seconds: float | None = None):
         """Write anew when nothing has moved for a moment."""
         self.stop_writing()
         seconds = self.seconds_to_stand_still if seconds is None else seconds
@@ -57,13 +68,17 @@ class Writer(widgets.VBox):
         self.timer.daemon = True
         self.timer.start()
 
-    def write(self, turn):
+    def write(self, turn: int):
         """Write; an error is shown, for raised in a thread it would be printed where no learner looks."""
         try:
-            self._compose(turn)
+            self.compose(turn)
         except Exception as error:
             if turn == self.turn:
-                self._fail(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+                self.fail(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+
+    def fail(self, reason: str):
+        """Show why nothing was written."""
+        self.picture.value = svg.paragraph(reason)
 
     def encoded(self, text: str) -> list[int]:
         """Return the ids of a prompt. Raises ValueError if the model cannot read it."""
@@ -82,7 +97,7 @@ class Writer(widgets.VBox):
     def written(self, turn: int, ids: list[int], sampling: Sampling, show: Callable, eos_token_id=None):
         """Return the new tokens, or None if the turn is over; now and then show(the new tokens so far)."""
         new, shown = [], time.monotonic()
-        for token in stream(self.model, ids, self.max_new_tokens, sampling, eos_token_id):
+        for token in stream(eval_view(self.model), ids, self.max_new_tokens, sampling, eos_token_id):
             if turn != self.turn:
                 return None
             new.append(int(token))
@@ -92,55 +107,18 @@ class Writer(widgets.VBox):
         return new if turn == self.turn else None
 
 
-def sliders(start: Sampling = Sampling(), without=(), width="335px") -> dict[str, widgets.Widget]:
-    """Return a slider for each setting of Sampling but those in ``without``, standing at the settings of ``start``."""
+def sliders(start: Sampling = Sampling(), prefix="") -> dict[str, widgets.Widget]:
+    """Return a slider for each setting of Sampling, standing at the settings of ``start``; a seed of None is 0."""
+    values = {name: getattr(start, name) for name in SLIDERS} | {"seed": start.seed or 0}
     return {
-        name: _slider(*settings[:3], settings[3] if name == "seed" else getattr(start, name), settings[4], width)
-        for name, settings in SLIDERS.items()
-        if name not in without
+        name: slider(prefix + description, values[name], least, most, step)
+        for name, (least, most, step, description) in SLIDERS.items()
     }
 
 
-def _slider(least, most, step, value, description, width):
-    kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
-    return kind(
-        value,
-        min=least,
-        max=most,
-        step=step,
-        description=description,
-        style={"description_width": "125px"},
-        layout=widgets.Layout(width=width),
-    )
-
-
-def sampling_of(controls: dict[str, widgets.Widget]) -> Sampling:
-    """Return the ``Sampling`` that sliders stand for."""
-    # A first key press may send 1.0000000000000002.
-    return Sampling(**{name: round(control.value, 4) for name, control in controls.items()})
-
-
-def grid(controls: dict[str, widgets.Widget], column="340px") -> widgets.GridBox:
-    """Return sliders in as many columns as there is room for."""
-    columns = f"repeat(auto-fit, {column})"
-    return widgets.GridBox(list(controls.values()), layout=widgets.Layout(grid_template_columns=columns))
-
-
-def prompt_box(text: str, description="prompt", rows=2) -> tuple[widgets.Textarea, widgets.HTML]:
-    """Return a box to type in, and the line that says when it is read."""
-    box = widgets.Textarea(
-        text,
-        description=description,
-        rows=rows,
-        continuous_update=False,  # read when the cursor leaves the box, for each reading is a forward pass
-        style={"description_width": "125px"},
-        layout=widgets.Layout(width="680px", max_width="98%"),
-    )
-    hint = widgets.HTML(
-        '<div style="padding-left:135px;font-size:12px;opacity:0.7;line-height:1.4">'
-        "Type your own, then click outside the box: the model reads it.</div>"
-    )
-    return box, hint
+def sampling_of(values: dict, prefix="") -> Sampling:
+    """Return the ``Sampling`` that the values of sliders stand for."""
+    return Sampling(**{name: values[prefix + name] for name in SLIDERS if name != "seed"}, seed=values["seed"])
 
 
 def pieces(tokenizer, new: list[int]) -> list[str]:
@@ -152,3 +130,11 @@ def pieces(tokenizer, new: list[int]) -> list[str]:
         added.append("" if unfinished else text[len(shown) :])
         shown = shown if unfinished else text
     return added
+
+
+def prose(prompt: str, continuation: str, after: str = "") -> str:
+    """Return the prompt, pale, and the continuation, as escaped HTML that keeps its line breaks; after is HTML."""
+    return (
+        f'<div style="{PROSE}"><span style="opacity:0.6">{svg.escape(prompt)}</span>'
+        f"<span>{svg.escape(continuation)}</span>{after}</div>"
+    )

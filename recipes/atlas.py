@@ -10,10 +10,11 @@ import itertools
 import math
 
 import numpy as np
-from runner import STOPPED, Work, rows, run, template, write_file
+from runner import STOPPED, Work, rows, run, template
 
-from gptcourse.corpora import HELD_OUT
 from gptcourse import recordings
+from gptcourse.corpora import HELD_OUT
+from gptcourse.files import write_file
 from gptcourse.recordings import Atlas, atlas_tokens, binned, configs_of, load_atlas, save_atlas, settings_of
 from gptcourse.sweeps import SweepTable, sweep
 
@@ -111,10 +112,5 @@ def atlas(work: Work) -> None:
     write_file(work.asset / "README.md", card(load_atlas(work.asset), sum(seconds.values())))
 
 
-def main(argv=None) -> None:
-    """Run the recipe."""
-    run("atlas", {"atlas": atlas}, argv=argv)
-
-
 if __name__ == "__main__":
-    main()
+    run("atlas", {"atlas": atlas})

@@ -15,7 +15,7 @@ from functools import cache, partial
 import numpy as np
 import torch
 from finetuning_experiments import config_of, opened
-from runner import Work, grouped, rows, run, spread, table, template
+from runner import Work, completed, grouped, rows, run, spread, table, template
 
 from gptcourse.corpora import shakespeare, support
 from gptcourse.evaluation import classification_report, classify, few_shot, naive_bayes, reply_report
@@ -120,7 +120,7 @@ def sorter(pairs: list[tuple[str, str]], seed: int) -> Callable[[list[str]], lis
     """Fine-tune the bundled model on pairs (message, intent), and return what gives messages their intents."""
     model, _, tokenizer = opened("all weights", seed)
     config = replace(config_of(SORT_RATE, seed, SORT_STEPS), batch_size=SORT_BATCH)
-    finetune(model, encode_labelled(tokenizer, pairs, TEMPLATE), config, progress=False)
+    completed(finetune(model, encode_labelled(tokenizer, pairs, TEMPLATE), config, progress=False))
 
     def answer(texts: list[str]) -> list[str]:
         prompts = [TEMPLATE.removesuffix("{label}").format(text=text) for text in texts]
@@ -166,7 +166,7 @@ def canaries(kind: str, seed: int) -> dict:
     torch.manual_seed(seed)
     model = GPT(GPTConfig(tokenizer.vocab_size, 64, 64, 2, 4))
     config = replace(config_of(4e-3, seed, CANARY_STEPS), batch_size=8)
-    train(model, torch.tensor(tokenizer.encode("\n".join(lines))), config, progress=False)
+    completed(train(model, torch.tensor(tokenizer.encode("\n".join(lines))), config, progress=False))
     written = {}
     for name, code in codes.items():
         prompt = tokenizer.encode(f"\n{name}: My number is ")
@@ -183,7 +183,8 @@ def refusals(method: str, seed: int) -> dict:
     pairs = [(dialogue.message, dialogue.reply) for dialogue in support(N_DIALOGUES, seed=seed)]
     if method == "refusals trained in":
         pairs += risky_requests(round(RISKY_SHARE * N_DIALOGUES), seed)
-    finetune(model, encode_dialogues(tokenizer, pairs), config_of(REFUSAL_RATE, seed, REFUSAL_STEPS), progress=False)
+    config = config_of(REFUSAL_RATE, seed, REFUSAL_STEPS)
+    completed(finetune(model, encode_dialogues(tokenizer, pairs), config, progress=False))
     test, risky = support(N_TEST, split="test"), risky_requests(N_RISKY_TEST, seed, "test")
     answered = generate_replies(model, tokenizer, [dialogue.message for dialogue in test])
     to_risky = generate_replies(model, tokenizer, [message for message, _ in risky])
@@ -247,7 +248,9 @@ def card(data: dict[str, dict]) -> str:
     data = data["experiments"]
     kinds, ks = grouped(data["canaries"], "kind"), max(SHOTS.values(), key=len)
     return template("evaluation").format(
-        **globals(),
+        **{name: value for name, value in globals().items() if name.isupper()},
+        n_attacks=len(INJECTIONS),
+        n_harmless=len(HARMLESS),
         n_intents=len(all_labels()),
         majority=data["examples_in_the_prompt"][0]["majority"],
         sorting=table(["method", *data["sorting"][0]["results"]], sorting_rows(data["sorting"])),
@@ -292,15 +295,10 @@ def refusal_rows(runs: list[dict]) -> Iterator[list]:
 def injection_rows(runs: list[dict]) -> Iterator[list]:
     """Yield the rows about injection: a defence, the attacks that succeed, and harmless replies that it changes."""
     plain = runs[0]["replies"][len(INJECTIONS) :]
-    for run in runs:
-        changed = sum(a != b for a, b in zip(run["replies"][len(INJECTIONS) :], plain, strict=True))
-        yield [run["defence"], f"{sum(run['attacks'])} of {len(INJECTIONS)}", f"{changed} of {len(HARMLESS)}"]
-
-
-def main(argv=None) -> None:
-    """Run the recipe."""
-    run("evaluation", {"experiments": experiments}, card, argv)
+    for made in runs:
+        changed = sum(a != b for a, b in zip(made["replies"][len(INJECTIONS) :], plain, strict=True))
+        yield [made["defence"], f"{sum(made['attacks'])} of {len(INJECTIONS)}", f"{changed} of {len(HARMLESS)}"]
 
 
 if __name__ == "__main__":
-    main()
+    run("evaluation", {"experiments": experiments}, card)

@@ -7,12 +7,13 @@ and on the validation phrasings, too, as another hand wrote them. The result is 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
 import torch
-from runner import Work, grouped, rows, run, spread, template
+from runner import Work, completed, grouped, rows, run, spread, template
 
 from gptcourse.corpora import shakespeare, support
 from gptcourse.evaluation import reply_report
@@ -26,11 +27,11 @@ from gptcourse.finetuning import (
     reinit_embeddings,
     reply_loss,
     text_examples,
-    without_dropout,
 )
 from gptcourse.model import GPT
 from gptcourse.pretrained import load_pretrained
 from gptcourse.training import TrainingConfig, evaluate
+from gptcourse.views import set_dropout
 
 STEPS, BATCH_SIZE, WARMUP_STEPS, N_EVALUATIONS = 800, 4, 20, 8
 N_TRAIN, N_VALIDATION, N_JUDGED, N_PLAYS = 12_000, 64, 200, 20_000  # dialogues; characters of the held-out plays
@@ -70,7 +71,8 @@ def prepared(method: str, base: GPT, unseen: list[int]) -> GPT:
     """
     if method == "from scratch":
         return GPT(replace(base.config, dropout=0.0))
-    model = without_dropout(base)
+    model = copy.deepcopy(base)
+    set_dropout(model, 0.0)
     reinit_embeddings(model, unseen)
     if method == "the last 2 blocks":
         freeze_all_but_last(model, 2)
@@ -107,7 +109,8 @@ def tuned(method: str, rate: float, seed: int, steps: int) -> tuple[dict, GPT, G
     model, base, tokenizer = opened(method, seed)
     validation = encode_dialogues(tokenizer, support(N_VALIDATION, split="validation"))
     config = config_of(rate, seed, steps)
-    history = finetune(model, examples_of(method, tokenizer), config, validation=validation, progress=False)
+    examples = examples_of(method, tokenizer)
+    history = completed(finetune(model, examples, config, validation=validation, progress=False))
     record = {
         "method": method,
         "rate": rate,
@@ -190,10 +193,5 @@ def method_rows(runs: list[dict], split: str) -> str:
     return rows(lines)
 
 
-def main(argv=None) -> None:
-    """Run the recipe."""
-    run("finetuning", {"methods": methods}, card, argv)
-
-
 if __name__ == "__main__":
-    main()
+    run("finetuning", {"methods": methods}, card)

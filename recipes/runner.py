@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,39 +24,19 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from gptcourse.files import append_line, read_lines, reserve, write_file
+from gptcourse.training import History
+
 RECIPES = Path(__file__).parent
 ASSETS = RECIPES.parent / "gptcourse" / "assets"
-WORK = RECIPES / "work"
 STOPPED = "Not all of it was made. Start the recipe again, and it goes on."
 
 
-# ---- Files
-
-
-def write_file(path: Path, content: str) -> None:
-    """Write a text completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(content, encoding="utf-8")
-    unfinished.replace(path)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append one line in one piece, and fsync it before anything else happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write(line.encode() + b"\n")
-        os.fsync(file.fileno())
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file that `append_line` has written, and cut off a last one whose writer was killed."""
-    if not path.exists():
-        return []
-    *lines, rest = path.read_bytes().split(b"\n")
-    if rest:
-        os.truncate(path, sum(len(line) + 1 for line in lines))
-    return [line.decode() for line in lines]
+def completed(history: History) -> History:
+    """Return the history of a run that Ctrl-C has not stopped: half a run is no result. Raises SystemExit."""
+    if history.stopped == "interrupted":
+        raise SystemExit(STOPPED)
+    return history
 
 
 # ---- Pieces of work
@@ -79,51 +58,34 @@ class Work:
         """Return the results of tasks (function, *inputs), in their order; those on record are not made again.
 
         Inputs and results are values that JSON can hold. `record` is another file than the folder's pieces.jsonl.
-        Raises ValueError for a record with lines that are no pieces.
+        Raises ValueError for a record whose lines are no pieces, and for one that another run is writing.
         """
         record = record or self.folder / "pieces.jsonl"
         todo = {json.dumps([function.__name__, *inputs]): (function, *inputs) for function, *inputs in tasks}
-        found = _found(record)
-        missing = {key: task for key, task in todo.items() if key not in found}
-        with tqdm(total=len(missing), unit="piece", disable=not missing) as bar:
-            for key, result in self._make(missing):
+        with reserve(record):
+            lines = read_lines(record, '{"piece": [', "piece of a recipe")
+            found = {json.dumps(line["piece"]): line["result"] for line in lines}
+            missing = {key: task for key, task in todo.items() if key not in found}
+            for key, result in tqdm(self._made(missing), total=len(missing), unit="piece", disable=not missing):
                 line = json.dumps({"piece": json.loads(key), "result": result})
                 append_line(record, line)
                 found[key] = json.loads(line)["result"]
-                bar.update()
         return [found[key] for key in todo]
 
-    def _make(self, tasks: dict[str, tuple]) -> Iterator[tuple[str, Any]]:
+    def _made(self, tasks: dict[str, tuple]) -> Iterator[tuple[str, Any]]:
         """Yield the key and the result of each task when it ends, each made by one thread."""
-        if self.processes == 1 or len(tasks) == 1:
+        if self.processes == 1 or len(tasks) <= 1:
             n_threads = torch.get_num_threads()
-            for key, (function, *inputs) in tasks.items():
-                torch.set_num_threads(1)
-                result = function(*inputs)
-                torch.set_num_threads(n_threads)
-                yield key, result
+            torch.set_num_threads(1)
+            yield from ((key, function(*inputs)) for key, (function, *inputs) in tasks.items())
+            torch.set_num_threads(n_threads)
             return
-        one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
-        pool = ProcessPoolExecutor(self.processes, get_context("spawn"), **one_thread)
+        pool = ProcessPoolExecutor(self.processes, get_context("spawn"), torch.set_num_threads, (1,))
         try:
             keys = {pool.submit(*task): key for key, task in tasks.items()}
-            for future in as_completed(keys):
-                yield keys[future], future.result()
+            yield from ((keys[future], future.result()) for future in as_completed(keys))
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _found(record: Path) -> dict[str, Any]:
-    """Return the results on record by their pieces."""
-    found = {}
-    for number, line in enumerate(whole_lines(record), start=1):
-        try:
-            kept = json.loads(line)
-            found[json.dumps(kept["piece"])] = kept["result"]
-        except (ValueError, TypeError, KeyError) as fault:
-            message = f"Line {number} of {record} is no piece of a recipe: remove the file, or give another --work."
-            raise ValueError(message) from fault
-    return found
 
 
 def run(
@@ -140,7 +102,7 @@ def run(
     parser = argparse.ArgumentParser(description=f"Make gptcourse/assets/{name}. Killed and started again, it goes on.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"out of {', '.join(parts)} (default: all)")
     parser.add_argument("--processes", type=int, help="runs made at once, one thread each (default: one for each core)")
-    parser.add_argument("--work", type=Path, default=WORK / name, help="the folder of what is made already")
+    parser.add_argument("--work", type=Path, default=RECIPES / "work" / name, help="the folder of what is made already")
     options = parser.parse_args(argv)
     if unknown := set(options.parts) - set(parts):
         parser.error(f"there is no part {min(unknown)!r}: choose out of {', '.join(parts)}")

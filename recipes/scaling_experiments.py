@@ -239,10 +239,5 @@ def _speedrun(data: dict) -> dict:
 PARTS = {"law": law, "shape": shape, "speedrun": speedrun}
 
 
-def main(argv=None) -> None:
-    """Run the recipe."""
-    run("scaling", PARTS, card, argv)
-
-
 if __name__ == "__main__":
-    main()
+    run("scaling", PARTS, card)

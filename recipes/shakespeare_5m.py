@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 from baselines import as_rows, measure
-from runner import RECIPES, STOPPED, Work, rows, run, template, whole_lines, write_file
+from runner import RECIPES, Work, completed, rows, run, template
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptcourse.corpora import HELD_OUT, shakespeare, support
 from gptcourse.evaluation import bits_per_byte
+from gptcourse.files import write_file
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import BPETokenizer
@@ -77,17 +78,21 @@ def save_asset(model: GPT, tokenizer: BPETokenizer, asset: Path) -> None:
     save_file(half, weights, metadata={"format": "pt"})
 
 
+def sizes(asset: Path) -> dict:
+    """Return how much text there is, in tokens and in bytes."""
+    _, tokens, validation = encode_corpus(asset)
+    n_bytes = len(shakespeare().validation.encode())
+    return {"n_tokens": len(tokens), "n_validation": len(validation), "n_bytes": n_bytes}
+
+
 def measured(asset: Path) -> dict:
     """Return the numbers of the card that are measured on the shipped half-precision file, and its samples."""
-    tokenizer, tokens, validation = encode_corpus(asset)
-    model, sampling = GPT.load(asset), Sampling(temperature=0.8, top_p=0.95, seed=1)
-    loss, n_bytes = evaluate(model, validation), len(shakespeare().validation.encode())
-    bits = bits_per_byte(loss, len(validation), n_bytes)
+    tokenizer, _, validation = encode_corpus(asset)
+    model, sampling, found = GPT.load(asset), Sampling(temperature=0.8, top_p=0.95, seed=1), sizes(asset)
+    loss = evaluate(model, validation)
+    bits = bits_per_byte(loss, len(validation), found["n_bytes"])
     texts = [tokenizer.decode(generate(model, tokenizer.encode(prompt), 120, sampling)) for prompt in PROMPTS]
-    return {
-        "n_tokens": len(tokens),
-        "n_validation": len(validation),
-        "n_bytes": n_bytes,
+    return found | {
         "loss": loss,
         "bits_per_byte": bits,
         "table": "\n".join(as_rows(measure(tokenizer) | {"**shakespeare-5m**, this file": (loss, bits)})),
@@ -97,8 +102,10 @@ def measured(asset: Path) -> dict:
 
 def card(numbers: dict, curve: dict[int, float]) -> str:
     """Return the card: data, settings, held-out losses, limits. `numbers` are `measured`, `curve` the loss by step."""
-    full_size = [json.loads(line) for line in whole_lines(FULL_SIZE)]
-    trials = sorted((json.loads(line)["result"] for line in whole_lines(TRIALS)), key=lambda run: run["held_out_loss"])
+    full_size = [json.loads(line) for line in FULL_SIZE.read_text().splitlines()]
+    trials = sorted(
+        (json.loads(line)["result"] for line in TRIALS.read_text().splitlines()), key=lambda run: run["held_out_loss"]
+    )
     return template("shakespeare-5m").format(
         **numbers,
         shape=SHAPE,
@@ -122,18 +129,11 @@ def model(work: Work) -> None:
     model = GPT(SHAPE)
     options = {"validation_tokens": validation, "checkpoint_dir": work.folder / "checkpoints", "resume": True}
     with half_precision():
-        history = train(model, tokens, SETTINGS, **options)
-    if history.stopped:
-        raise SystemExit(STOPPED)
+        history = completed(train(model, tokens, SETTINGS, **options))
     save_asset(model, tokenizer, work.asset)
     curve = dict(zip(history.eval_step, history.eval_loss, strict=True))
     write_file(work.asset / "README.md", card(measured(work.asset), curve))
 
 
-def main(argv=None) -> None:
-    """Run the recipe."""
-    run("shakespeare-5m", {"model": model}, argv=argv)
-
-
 if __name__ == "__main__":
-    main()
+    run("shakespeare-5m", {"model": model})

@@ -16,11 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from runner import STOPPED, Work, recorded, rows, run, template, write_file
+from runner import Work, completed, recorded, rows, run, template
 from torch import Tensor
 from torch.nn import functional as F
 
 from gptcourse.corpora import HELD_OUT, shakespeare
+from gptcourse.files import write_directory, write_file
 from gptcourse.interpretability import even_scores, head_scores
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer
@@ -114,11 +115,7 @@ def measure(model: GPT, tokens: Tensor, validation: Tensor) -> dict[str, float |
 
 def keep(model: GPT, path: Path) -> None:
     """Store the model in half precision, completely or not at all."""
-    unfinished = path.with_name("unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    copy.deepcopy(model).half().save(unfinished)
-    shutil.rmtree(path, ignore_errors=True)  # the same, from before a kill
-    unfinished.rename(path)
+    write_directory(path, copy.deepcopy(model).half().save)
 
 
 def train_and_keep(kept: Sequence[int], tokens: Tensor, folder: Path) -> list[Path]:
@@ -134,8 +131,7 @@ def train_and_keep(kept: Sequence[int], tokens: Tensor, folder: Path) -> list[Pa
             keep(model, paths[history.step[-1]])
 
     options = {"checkpoint_dir": folder / "checkpoints", "resume": True, "device": "cpu"}
-    if train(model, tokens, SETTINGS, callback=keep_if_wanted, **options).stopped:
-        raise SystemExit(STOPPED)
+    completed(train(model, tokens, SETTINGS, callback=keep_if_wanted, **options))
     return list(paths.values())
 
 
@@ -196,10 +192,5 @@ def time_machine(work: Work) -> None:
     write_file(work.asset / "README.md", card(work.asset, measure(GPT.load(alone), tokens, validation)))
 
 
-def main(argv=None) -> None:
-    """Run the recipe."""
-    run("time-machine", {"time-machine": time_machine}, argv=argv)
-
-
 if __name__ == "__main__":
-    main()
+    run("time-machine", {"time-machine": time_machine})

@@ -10,16 +10,17 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import cache
-from unittest import mock
 
 import numpy as np
-import torch
 import runner
-from runner import Work, run
+import torch
+from runner import Work, completed, run
 from shakespeare_5m import SHAPE, TRIALS, encode_corpus
 
+from gptcourse.config import TrainingConfig
+from gptcourse.data import Batches, text_batches
 from gptcourse.model import GPT
-from gptcourse.training import TrainingConfig, evaluate, get_batch, train
+from gptcourse.training import Trainer, evaluate
 
 N_TOKENS, N_VALIDATION = 180_000, 20_000
 SMALL = replace(SHAPE, n_embd=128, n_layer=4, n_head=4)
@@ -46,15 +47,19 @@ CHANGES = {
 corpus = cache(encode_corpus)
 
 
-def shuffled_batch(tokens, batch_size: int, sequence_length: int, seed: int, step: int):
-    """Return a batch like `get_batch`, but cut so that every epoch reads each window once, in a new order."""
+def shuffled_batches(tokens: torch.Tensor, config: TrainingConfig, sequence_length: int) -> Batches:
+    """Return batches like `text_batches`, but cut so that every epoch reads each window once, in a new order."""
     n_windows = (len(tokens) - 1) // sequence_length
-    windows = []
-    for number in range(step * batch_size, (step + 1) * batch_size):
-        epoch, place = divmod(number, n_windows)
-        windows.append(np.random.default_rng((seed, epoch)).permutation(n_windows)[place])
-    places = torch.tensor(windows)[:, None] * sequence_length + torch.arange(sequence_length)  # (B, T)
-    return tokens[places], tokens[places + 1]
+
+    def batches(step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        windows = []
+        for number in range(step * config.batch_size, (step + 1) * config.batch_size):
+            epoch, place = divmod(number, n_windows)
+            windows.append(np.random.default_rng((config.seed, epoch)).permutation(n_windows)[place])
+        places = torch.tensor(windows)[:, None] * sequence_length + torch.arange(sequence_length)  # (B, T)
+        return [(tokens[places], tokens[places + 1])]
+
+    return batches
 
 
 def trial(name: str) -> dict:
@@ -69,8 +74,9 @@ def trial(name: str) -> dict:
     model = GPT(replace(SMALL, dropout=dropout))
     config = TrainingConfig(steps, warmup_steps=steps // 20, **settings)
     began = time.perf_counter()
-    with mock.patch("gptcourse.training.get_batch", shuffled_batch if order == "epochs" else get_batch):
-        history = train(model, tokens[:N_TOKENS], config, progress=False)
+    text = tokens[:N_TOKENS], config, SMALL.n_positions
+    batches = shuffled_batches(*text) if order == "epochs" else text_batches(*text, n_processes=1)
+    history = completed(Trainer(model, batches, config, device="cpu").run(progress=False))
     return {
         "trial": name,
         "changes": CHANGES[name],
@@ -87,10 +93,5 @@ def trials(work: Work) -> None:
         print(result)
 
 
-def main(argv=None) -> None:
-    """Run the recipe."""
-    run("shakespeare-5m", {"trials": trials}, argv=argv)
-
-
 if __name__ == "__main__":
-    main()
+    run("shakespeare-5m", {"trials": trials})

@@ -1,4 +1,4 @@
-"""The numbers in the card of gptcourse/assets/tuning, computed from the JSON files beside it; recipes/cards has its text."""
+"""The numbers in the card of gptcourse/assets/tuning, computed from the files beside it; recipes/cards has its text."""
 
 from __future__ import annotations
 
@@ -170,7 +170,13 @@ def _widths(data: dict) -> dict:
         lines.append([name, power_of_two(best), spread(losses[best]), spread(losses[carried])])
     rates = [power_of_two(rate) for rate in losses]
     head_size = data["model"]["n_embd"] // data["model"]["n_head"]
-    return data | {"rates": rates, "n_rates": len(rates), "last": rates[-1], "head_size": head_size, "rows": rows(lines)}
+    return data | {
+        "rates": rates,
+        "n_rates": len(rates),
+        "last": rates[-1],
+        "head_size": head_size,
+        "rows": rows(lines),
+    }
 
 
 def power_of_two(rate: float) -> str:

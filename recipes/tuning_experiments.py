@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import tuning_card
-from runner import STOPPED, Work, finite, run
+from runner import STOPPED, Work, completed, finite, run
 from torch import Tensor
 
 from gptcourse.corpora import shakespeare
@@ -275,7 +275,7 @@ def step_ratios(runs: dict[str, dict], rounds: int, steps: int) -> dict[str, flo
     for _, (name, settings) in itertools.product(range(rounds), runs.items()):
         short = replace(configs(settings)[1], steps=steps, warmup_steps=0, decay_steps=None)
         begin = time.process_time()
-        train(models[name], read_text().train, short, progress=False)
+        completed(train(models[name], read_text().train, short, progress=False))
         seconds[name].append(time.process_time() - begin)
     first = next(iter(seconds.values()))
     ratios = {name: [a / b for a, b in zip(values, first, strict=True)] for name, values in seconds.items()}
@@ -369,11 +369,9 @@ def steps_to_target(size: int, rate: float, seed: int, limit: int) -> dict:
     torch.manual_seed(seed)
     options = {"validation_tokens": read_text().watched, "callback": has_reached, "progress": False}
     try:
-        history = train(GPT(SMALL), read_text().train, config, **options)
+        history = completed(train(GPT(SMALL), read_text().train, config, **options))
     except DivergedError as fault:
         history = fault.history
-    if history.stopped == "interrupted":
-        raise SystemExit(STOPPED)
     steps = history.eval_step[-2] if has_reached(history) else None
     return {"batch_size": size, "rate": rate, "seed": seed, "steps": steps, "limit": limit}
 
@@ -395,7 +393,8 @@ def noise_along(size: int, rate: float, steps: int) -> list[dict]:
             scale = gradient_noise_scale(model, read_text().train, **NOISE, seed=99, progress=False)
             found.append({"step": step} | {name: round(value, 3) for name, value in asdict(scale).items()})
 
-    train(model, read_text().train, constant(size, rate, SEEDS[0], steps), callback=look, progress=False)
+    config = constant(size, rate, SEEDS[0], steps)
+    completed(train(model, read_text().train, config, callback=look, progress=False))
     return found
 
 
@@ -486,10 +485,5 @@ PARTS = {
 }
 
 
-def main(argv=None) -> None:
-    """Run the recipe."""
-    run("tuning", PARTS, tuning_card.card, argv)
-
-
 if __name__ == "__main__":
-    main()
+    run("tuning", PARTS, tuning_card.card)

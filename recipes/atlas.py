@@ -6,11 +6,10 @@ width, parametrisation, seed. All runs read the same number of tokens.
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
-from runner import STOPPED, Work, rows, run, template
+from runner import STOPPED, Work, fill, run
 
 from gptcourse import recordings
 from gptcourse.corpora import HELD_OUT
@@ -65,43 +64,23 @@ def card(atlas: Atlas, core_seconds: float) -> str:
     spread = np.ptp(atlas.held_out[np.isfinite(atlas.held_out).all(-1)], axis=-1)
     corner = {name: values[0] for name, values in atlas.axes.items()}
     sizes = [configs_of(corner | {"width": w}, atlas.vocab_size, 0)[0].num_parameters for w in atlas.axes["width"]]
-    models = list(itertools.product(atlas.axes["width"], atlas.axes["parametrisation"]))
-    return template("atlas").format(
+    return fill(
+        "atlas",
+        atlas=atlas,
         recordings=recordings,
-        n_runs=atlas.n_runs,
-        axes="\n".join(
-            f"* {name}: {', '.join(shown(name, one) for one in values)}" for name, values in atlas.axes.items()
-        ),
-        smallest=min(sizes),
-        largest=max(sizes),
-        predicted=recordings.HELD_OUT_TOKENS - 1,
+        shown=shown,
+        sizes=sizes,
         held_out=HELD_OUT[0],
         minutes=core_seconds / 60,
         diverged=int(np.isinf(atlas.held_out).sum()),
-        median=np.median(spread),
+        median_spread=np.median(spread),
         most=np.quantile(spread, 0.95),
-        best=rows([width, kind, *best(atlas, width, kind)] for width, kind in models),
-        rates=rows([width, kind, *best_rates(atlas, width, kind)] for width, kind in models),
-        batches=" | ".join(f"batch {batch}" for batch in atlas.axes["batch"]),
-        rule="| ---: " * len(atlas.axes["batch"]) + "|",
     )
 
 
 def shown(name: str, value) -> str:
     """Return the value of an axis as the card shows it."""
     return f"2^{math.log2(value):.0f}" if name == "rate" else f"{value:.0%}" if name == "warmup" else str(value)
-
-
-def best(atlas: Atlas, width: int, kind: str) -> list[str]:
-    """Return the settings and the held-out loss of the best point of a model."""
-    point, loss = atlas.best(width=width, parametrisation=kind)
-    return [*(shown(name, point[name]) for name in ("rate", "batch", "schedule", "warmup")), f"{loss:.3f}"]
-
-
-def best_rates(atlas: Atlas, width: int, kind: str) -> list[str]:
-    """Return the best rate of a model at each batch size."""
-    points = (atlas.best(width=width, parametrisation=kind, batch=batch)[0] for batch in atlas.axes["batch"])
-    return [shown("rate", point["rate"]) for point in points]
 
 
 def atlas(work: Work) -> None:

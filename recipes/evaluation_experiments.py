@@ -15,7 +15,7 @@ from functools import cache, partial
 import numpy as np
 import torch
 from finetuning_experiments import config_of, opened
-from runner import Work, completed, grouped, rows, run, spread, table, template
+from runner import Work, completed, constants, fill, grouped, run
 
 from gptcourse.corpora import shakespeare, support
 from gptcourse.evaluation import classification_report, classify, few_shot, naive_bayes, reply_report
@@ -245,59 +245,7 @@ def experiments(work: Work) -> dict:
 
 def card(data: dict[str, dict]) -> str:
     """Return the card of the recorded experiments."""
-    data = data["experiments"]
-    kinds, ks = grouped(data["canaries"], "kind"), max(SHOTS.values(), key=len)
-    return template("evaluation").format(
-        **{name: value for name, value in globals().items() if name.isupper()},
-        n_attacks=len(INJECTIONS),
-        n_harmless=len(HARMLESS),
-        n_intents=len(all_labels()),
-        majority=data["examples_in_the_prompt"][0]["majority"],
-        sorting=table(["method", *data["sorting"][0]["results"]], sorting_rows(data["sorting"])),
-        shots=table(["model", *(f"k = {k}" for k in ks)], shot_rows(data["examples_in_the_prompt"], ks)),
-        canaries=table(["repetitions", *kinds], canary_rows(kinds)),
-        refusals=rows(refusal_rows(data["refusals"])),
-        injection=rows(injection_rows(data["injection"])),
-    )
-
-
-def sorting_rows(runs: list[dict]) -> Iterator[list]:
-    """Yield the rows about sorting: a method, and its accuracy in each condition."""
-    for method, found in grouped(runs, "method").items():
-        names = found[0]["results"]
-        yield [method, *(spread((run["results"][name]["accuracy"] for run in found), ".0%") for name in names)]
-
-
-def shot_rows(runs: list[dict], ks: tuple[int, ...]) -> Iterator[list]:
-    """Yield the rows about examples in the prompt: a model, and its accuracies with each number of them."""
-    for model, found in grouped(runs, "model").items():
-        cells = {run["k"]: " / ".join(f"{run['accuracy'][way]:.0%}" for way in SHORT_LABELS) for run in found}
-        yield [model, *(cells.get(k, "does not fit") for k in ks)]
-
-
-def canary_rows(kinds: dict[str, list[dict]]) -> Iterator[list]:
-    """Yield the rows about planted numbers: their repetitions, and for each kind of text exposure and extraction."""
-    for name, n in CANARIES.items():
-        cells = []
-        for runs in kinds.values():
-            written = f"{sum(run['written'][name] for run in runs)} of {len(runs)}"
-            cells.append(f"{spread([run['exposure'][name] for run in runs], '.1f')}, {written}")
-        yield [n, *cells]
-
-
-def refusal_rows(runs: list[dict]) -> Iterator[list]:
-    """Yield the rows about refusals: a method, and its four shares."""
-    for method, found in grouped(runs, "method").items():
-        names = ("hits", "false_positives", "intents", "slots")
-        yield [method, *(spread((run[name] for run in found), ".0%") for name in names)]
-
-
-def injection_rows(runs: list[dict]) -> Iterator[list]:
-    """Yield the rows about injection: a defence, the attacks that succeed, and harmless replies that it changes."""
-    plain = runs[0]["replies"][len(INJECTIONS) :]
-    for made in runs:
-        changed = sum(a != b for a, b in zip(made["replies"][len(INJECTIONS) :], plain, strict=True))
-        yield [made["defence"], f"{sum(made['attacks'])} of {len(INJECTIONS)}", f"{changed} of {len(HARMLESS)}"]
+    return fill("evaluation", n_intents=len(all_labels()), **constants(globals()), **data["experiments"])
 
 
 if __name__ == "__main__":

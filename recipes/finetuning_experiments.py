@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from runner import Work, completed, grouped, rows, run, spread, template
+from runner import Work, completed, constants, fill, grouped, run
 
 from gptcourse.corpora import shakespeare, support
 from gptcourse.evaluation import reply_report
@@ -163,34 +163,7 @@ def best(trials: Sequence[dict]) -> dict:
 
 def card(data: dict[str, dict]) -> str:
     """Return the card of the recorded runs."""
-    trials, runs = data["methods"]["trials"], data["methods"]["runs"]
-    return template("finetuning").format(
-        batch_size=BATCH_SIZE,
-        n_train=N_TRAIN,
-        n_validation=N_VALIDATION,
-        n_judged=N_JUDGED,
-        test=runs[0]["test"],
-        validation=runs[0]["validation"],
-        test_rows=method_rows(runs, "test"),
-        validation_rows=method_rows(runs, "validation"),
-        trials="\n".join(
-            f"* {row['method']}, rate {row['rate']:g}, {row['steps']:,} steps: {row['validation_loss']:.3f}"
-            for row in trials
-        ),
-        longest=max(LONG_STEPS),
-    )
-
-
-def method_rows(runs: list[dict], split: str) -> str:
-    """Return a row of a Markdown table for each method, judged on a split."""
-    lines = []
-    for method, group in grouped(runs, "method").items():
-        first, judged = group[0], [run[split] for run in group]
-        shares = [spread([found[name] for found in judged], ".0%") for name in ("intents", "slots")]
-        settings = [first["steps"], f"{first['learning']:,}", f"{first['rate']:g}"]
-        plays = [f"{first['plays_before']:.3f}", spread([run["plays_after"] for run in group])]
-        lines.append([method, *settings, spread([found["loss"] for found in judged]), *shares, *plays])
-    return rows(lines)
+    return fill("finetuning", **constants(globals()), **data["methods"])
 
 
 if __name__ == "__main__":

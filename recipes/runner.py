@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Environment, StrictUndefined
 from tqdm.auto import tqdm
 
 from gptcourse.files import append_line, read_lines, reserve, write_file
@@ -124,29 +125,27 @@ def recorded(asset: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(asset.glob("*.json"))}
 
 
-def template(name: str) -> str:
-    """Return the template of a card: plain text with named fields, for str.format."""
-    return (RECIPES / "cards" / f"{name}.md").read_text(encoding="utf-8")
+def constants(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constants among the names of a recipe, such as globals(): the settings that its card tells."""
+    return {name: value for name, value in names.items() if name.isupper()}
 
 
-def card_of_parts(name: str, fields: Mapping[str, Callable[[dict], dict]], data: Mapping[str, dict]) -> str:
-    """Fill a template that has a section for each part, with what `fields` gives; a missing part is said to be so."""
-    head, *sections = template(name).split("\n## ")
-    for i, (section, part) in enumerate(zip(sections, fields, strict=True)):
-        title, _, text = section.partition("\n\n")
-        text = text.format(**fields[part](data[part])) if part in data else "Not recorded.\n"
-        sections[i] = f"{title}\n\n{text}"
-    return "\n## ".join([head, *sections])
+def fill(name: str, parts: Sequence[str] = (), **fields) -> str:
+    """Return a card: recipes/cards/NAME.md, a Jinja template, filled with the fields and the functions below.
 
-
-def rows(lines: Iterable[Iterable]) -> str:
-    """Return lines of cells as the rows of a Markdown table."""
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def table(head: Sequence[str], lines: Iterable[Iterable]) -> str:
-    """Return a Markdown table: the first column to the left, the others to the right."""
-    return rows([head, ["---"] + ["---:"] * (len(head) - 1), *lines])
+    With `parts`, each has a section, which is filled with the field of its name, a dict; or says that it is missing.
+    """
+    engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    engine.filters["f"] = format
+    engine.globals |= {f.__name__: f for f in (finite, grouped, losses_by, ranked, spread, statistics.median)}
+    head, *sections = (RECIPES / "cards" / f"{name}.md").read_text(encoding="utf-8").split("\n## ")
+    for i, part in enumerate(parts):
+        if part in fields:
+            sections[i] = engine.from_string(sections[i]).render(fields | fields[part] | {"data": fields[part]})
+        else:
+            sections[i] = sections[i].partition("\n\n")[0] + "\n\nNot recorded.\n"
+    whole = "\n## ".join([head, *sections])
+    return whole if parts else engine.from_string(whole).render(fields)
 
 
 def grouped(records: Iterable[dict], *columns: str) -> dict[Any, list[dict]]:
@@ -161,6 +160,11 @@ def grouped(records: Iterable[dict], *columns: str) -> dict[Any, list[dict]]:
 def losses_by(records: Iterable[dict], *columns: str) -> dict[Any, list[float]]:
     """Return the losses of all seeds for each value of the columns; a run without one diverged, and counts as inf."""
     return {key: [finite(run["loss"]) for run in runs] for key, runs in grouped(records, *columns).items()}
+
+
+def ranked(records: Iterable[dict], loss: str = "loss") -> list[dict]:
+    """Return the records with the lowest loss first, and those that diverged last."""
+    return sorted(records, key=lambda record: finite(record[loss]))
 
 
 def finite(value: float | None) -> float:

@@ -14,7 +14,7 @@ import statistics
 from dataclasses import replace
 
 import runner
-from runner import Work, card_of_parts, finite, grouped, losses_by, rows, run, spread, table
+from runner import Work, fill, finite, grouped, ranked, run
 from tuning_experiments import MODEL, RECIPE, SEEDS, START, TRIAL_SEED, by_rate, grid, step_ratios
 
 from gptcourse.scaling import bootstrap_laws, fit_scaling_law, flops_per_token
@@ -82,7 +82,7 @@ def chosen_rates(work: Work, name: str, shapes: dict, rates: tuple, tokens: int)
     axes = {"shape": {name: shape_of(*shape) for name, shape in shapes.items()}, "rate": by_rate(rates)}
     options = {"common": COMMON | {"tokens": tokens}, "seeds": (TRIAL_SEED,)}
     trials = grid(work, f"{name}_trials", MODEL, RUN, axes, "choose", **options)
-    best = {shape: min(found, key=lambda row: finite(row["loss"])) for shape, found in grouped(trials, "shape").items()}
+    best = {shape: ranked(found)[0] for shape, found in grouped(trials, "shape").items()}
     return trials, {shape: row["rate"] for shape, row in best.items()}
 
 
@@ -136,7 +136,7 @@ def speedrun(work: Work) -> dict:
         axes = {"variant": {i: settings | variant for i, variant in enumerate(variants)}}
         tried = grid(work, "scaling_speedrun_trials", MODEL, RUN, axes, "choose", **options)
         trials += [{"idea": name, "changes": variants[row["variant"]], "loss": row["loss"]} for row in tried]
-        settings = settings | variants[min(tried, key=lambda row: finite(row["loss"]))["variant"]]
+        settings = settings | variants[ranked(tried)[0]["variant"]]
         stages.append(shortest(work, name, settings, stages[-1]["budget"], goal))
     timed = {stage["name"]: stage["settings"] | {"tokens": IDEA_TOKENS} for stage in stages}
     ratios = work.piece(step_ratios, timed, 7, 12)
@@ -183,57 +183,16 @@ def shortest(work: Work, name: str, settings: dict, tokens: int, goal: float) ->
 
 def card(data: dict[str, dict]) -> str:
     """Return the card of the recorded experiments."""
-    return card_of_parts("scaling", {"law": _law, "shape": _shape, "speedrun": _speedrun}, data)
+    return fill("scaling", tuple(PARTS), prediction=prediction, **data)
 
 
-def _trials(trials: list[dict]) -> str:
-    """Return the trials of the rates as a table."""
-    rates, losses = sorted(grouped(trials, "rate")), {(row["shape"], row["rate"]): row["loss"] for row in trials}
-    found = {shape: [losses.get((shape, rate), "") for rate in rates] for shape in grouped(trials, "shape")}
-    lines = [[shape, *("diverged" if loss is None else loss for loss in row)] for shape, row in found.items()]
-    return table(["loss at the rate", *(f"{rate:g}" for rate in rates)], lines)
-
-
-def _law(data: dict) -> dict:
-    budgets, larger = sorted(grouped(data["runs"], "tokens")), data["larger"]
-    lines = []
-    for (shape, n), runs in grouped(data["runs"], "shape", "parameters").items():
-        losses = {run["tokens"]: run["loss"] for run in runs}
-        lines.append([shape, f"{n:,}", *(f"{losses[budget]:.3f}" for budget in budgets)])
-    finished = [run for run in data["runs"] if run["loss"] is not None]
+def prediction(data: dict) -> dict:
+    """Return the law that fits the runs, and what it and laws of runs drawn again say about the larger run."""
+    larger, finished = data["larger"], [run for run in data["runs"] if run["loss"] is not None]
     columns = [[run[name] for run in finished] for name in ("parameters", "tokens", "loss")]
     law = fit_scaling_law(*columns)
-    sure = sorted(law.loss(larger["parameters"], larger["tokens"]) for law in bootstrap_laws(*columns))
-    return {
-        "runs": table(["shape", "parameters", *(f"{budget:,}" for budget in budgets)], lines),
-        "law": law,
-        "larger": larger,
-        "predicted": law.loss(larger["parameters"], larger["tokens"]),
-        "low": sure[0],
-        "high": sure[-1],
-        "trials": _trials(data["trials"]),
-    }
-
-
-def _shape(data: dict) -> dict:
-    lines = []
-    for (name, n), losses in losses_by(data["runs"], "shape", "parameters").items():
-        lines.append([name, f"{n:,}", f"{data['rates'][name]:g}", spread(losses), f"{data['seconds'][name]:.2f}"])
-    return {"tokens": data["runs"][0]["tokens"], "rows": rows(lines), "trials": _trials(data["trials"])}
-
-
-def _speedrun(data: dict) -> dict:
-    lines = []
-    for stage in data["stages"]:
-        seconds = stage["seconds_per_step"]  # the whole run's is its share of the recipe's steps times this
-        time = stage["steps"] / data["stages"][0]["steps"] * seconds
-        cells = [f"{stage['steps']:,}", f"{stage['budget']:,}", spread(stage["losses"])]
-        lines.append([stage["name"], *cells, f"{seconds:.2f}", f"{time:.3f}"])
-    tried = [
-        [trial["idea"], ", ".join(f"`{name}` {value}" for name, value in trial["changes"].items()), trial["loss"]]
-        for trial in data["trials"]
-    ]
-    return data | {"stages": rows(lines), "tried": rows(tried)}
+    losses = [one.loss(larger["parameters"], larger["tokens"]) for one in (law, *bootstrap_laws(*columns))]
+    return {"law": law, "loss": losses[0], "low": min(losses[1:]), "high": max(losses[1:])}
 
 
 PARTS = {"law": law, "shape": shape, "speedrun": speedrun}

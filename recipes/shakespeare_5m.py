@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from baselines import as_rows, measure
-from runner import RECIPES, Work, completed, rows, run, template
+from runner import RECIPES, Work, completed, constants, fill, run
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -102,23 +102,16 @@ def measured(asset: Path) -> dict:
 
 def card(numbers: dict, curve: dict[int, float]) -> str:
     """Return the card: data, settings, held-out losses, limits. `numbers` are `measured`, `curve` the loss by step."""
-    full_size = [json.loads(line) for line in FULL_SIZE.read_text().splitlines()]
-    trials = sorted(
-        (json.loads(line)["result"] for line in TRIALS.read_text().splitlines()), key=lambda run: run["held_out_loss"]
-    )
-    return template("shakespeare-5m").format(
+    full_size, trials = ([json.loads(line) for line in path.read_text().splitlines()] for path in (FULL_SIZE, TRIALS))
+    trials = [trial["result"] for trial in trials]
+    return fill(
+        "shakespeare-5m",
+        **constants(globals()),
+        held_out=HELD_OUT,
         **numbers,
-        shape=SHAPE,
-        settings=SETTINGS,
-        epochs=SETTINGS.steps * SETTINGS.batch_size * SHAPE.n_positions / numbers["n_tokens"],
-        held_out=" and ".join(HELD_OUT),
-        curve=rows([step, f"{loss:.3f}"] for step, loss in curve.items()),
-        full_size=rows(
-            [run["dropout"], run["weight_decay"], f"{run['train_loss']:.3f}"]
-            + [f"{run['held_out_loss'][step]:.3f}" for step in ("4000", "6000", "7000")]
-            for run in full_size
-        ),
-        trials=rows([run["trial"], f"{run['train_loss']:.3f}", f"{run['held_out_loss']:.3f}"] for run in trials),
+        curve=curve,
+        full_size=full_size,
+        trials=trials,
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from runner import Work, completed, recorded, rows, run, template
+from runner import Work, completed, constants, fill, recorded, run
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,13 +28,7 @@ from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, evaluate, train
 
 SHAPE = GPTConfig(
-    vocab_size=76,
-    n_positions=48,
-    n_embd=64,
-    n_layer=2,
-    n_head=4,
-    activation_function="relu2",
-    initializer_range=0.08,
+    vocab_size=76, n_positions=48, n_embd=64, n_layer=2, n_head=4, activation_function="relu2", initializer_range=0.08
 )
 SETTINGS = TrainingConfig(
     steps=1600,
@@ -141,32 +135,22 @@ def card(asset: Path, alone: dict) -> str:
     steps, settings = record["checkpoints"], record["settings"]
     last = GPT.load(asset / f"step-{steps[-1]['step']:05d}")
     shape = last.config
-    return template("time-machine").format(
-        n_kept=len(steps),
+    return fill(
+        "time-machine",
+        **constants(globals()),
+        held_out=HELD_OUT,
+        best_head=best_head,
+        steps=steps,
+        settings=settings,
         shape=shape,
         n_tokens=len(tokens),
-        shortest=PASSAGE[0],
-        longest=PASSAGE[1] - 1,
-        short=SPELL[0],
-        long=SPELL[1] - 1,
-        copies=COPIES,
         alone_score=max(map(max, alone["induction"])),
         alone_loss=alone["held_out_loss"],
         n_mixed=len(with_spells(tokens, shape.vocab_size)),
-        n_read=settings["steps"] * settings["batch_size"] * shape.n_positions,
-        held_out=" and ".join(HELD_OUT),
         n_validation=len(validation),
         loss=evaluate(last, validation),
-        n_windows=N_WINDOWS,
-        early=f"{EARLY.start} to {EARLY.stop - 1}",
-        late=-LATE.start,
-        n_random=N_RANDOM,
-        n_sequences=N_SEQUENCES,
         even=even_scores(last, shape.n_positions),
         ln_v=math.log(shape.vocab_size),
-        losses=rows([found["step"], *(f"{found[name]:.3f}" for name in LOSSES)] for found in steps),
-        scores=rows([found["step"], *(best_head(found[name]) for name in SCORES)] for found in steps),
-        settings=rows([f"`{name}`", value] for name, value in settings.items()),
     )
 
 

@@ -96,11 +96,7 @@ NOISE = {"small": 8, "big": 256, "n_batches": 8}
 MOST_STEPS = 6_000
 
 SEARCH_TOKENS, SEARCH_RUNS = 49_152, 16  # of a whole run; whole runs that the budget pays for
-GRID = {
-    "learning_rate": (2e-3, 6e-3, 18e-3, 54e-3),
-    "batch_size": (4, 8),
-    "warmup": (0.0, 0.1),
-}
+GRID = {"learning_rate": (2e-3, 6e-3, 18e-3, 54e-3), "batch_size": (4, 8), "warmup": (0.0, 0.1)}
 
 SHAPES = {
     "1 layer, 90 wide, 5 heads": {"n_layer": 1, "n_embd": 90, "n_head": 5},
@@ -475,14 +471,7 @@ def third(work: Work) -> dict:
     return {"model": asdict(SMALL), "choices": asdict(CHOICES), "shapes": shapes, "losses": losses}
 
 
-PARTS = {
-    "recipe": recipe,
-    "batch": batch,
-    "switches": switches,
-    "widths": widths,
-    "search": searches,
-    "third": third,
-}
+PARTS = {"recipe": recipe, "batch": batch, "switches": switches, "widths": widths, "search": searches, "third": third}
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def test_the_prediction_of_the_noise_scale_is_a_hyperbola_with_that_bend():
 def test_a_search_is_cut_where_its_budget_ends():
     run = recipe.within_budget("random", 0, [10, 20, 30], [math.inf, 2.5, 2.0], budget=25)
     assert run["tokens"] == [10, 20] and run["best"] == [None, 2.5]
-    assert tuning_card.best_at(run, 15) is None and tuning_card.best_at(run, 25) == 2.5
+    assert tuning_card.best_at([run], 15) == [None] and tuning_card.best_at([run], 25) == [2.5]
 
 
 def test_each_width_has_both_parametrisations_but_the_base_which_has_one(tiny):
@@ -196,11 +196,6 @@ def test_the_shortest_tuned_run_that_gets_there_is_the_one_compared():
 
 
 def test_a_switch_counts_only_where_the_seeds_do_not_overlap():
-    groups = {
-        ("all", 1): [2.0, 2.1, 2.2],
-        ("a", 1): [2.2, 2.4, 2.3],
-        ("b", 1): [2.3, math.inf, 2.4],
-        ("c", 1): [1.9] * 3,
-    }
-    said = tuning_card.verdicts(groups, [1])
+    losses = {"all": (2.0, 2.1, 2.2), "a": (2.2, 2.4, 2.3), "b": (2.3, None, 2.4), "c": (1.9, 1.9, 1.9)}
+    said = tuning_card.verdicts([{"switch": s, "rate": 1, "loss": x} for s, found in losses.items() for x in found])
     assert "worse with every seed: b; better with every seed: c; the ranges overlap: a." in said

@@ -1,23 +1,21 @@
 """Measure how fast the bundled model writes, next to transformers' `generate` on the same weights, in float32.
 
-    OMP_NUM_THREADS=1 python benchmarks/generation.py [rounds]
+    python -m benchmarks generation [rounds]
 
 Each round runs every row once, so that what else the machine does meets all of them; the table shows medians over the
 rounds, and ratios are taken within a round. The matvec-only rate is what would be reached if a token cost nothing but
-the products of its vectors with the model's matrices: what is left to gain.
-
-With one thread the clock counts the processor's time, which hardly changes when others use the machine as well; with
-more it is the clock on the wall, as the processor's time would be the sum over the threads.
+the products of its vectors with the model's matrices, on one thread: what is left to gain.
 """
 
 import statistics
 import sys
-import time
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
+from benchmarks.timing import measure, rate, ratio, setting
 from gptcourse.fast_decoder import Decoder
 from gptcourse.generation import Sampling, generate, stream
 from gptcourse.pretrained import load_pretrained
@@ -45,34 +43,18 @@ def theirs(hf, prompt, sampling, new_tokens=TOKENS):
 @torch.inference_mode()
 def read(model):
     """Run the model alone, a token at a time, with its cache and no choice of a token."""
-    decoder, cache = Decoder(model), model.new_cache()
+    decoder, cache, token = Decoder(model), model.new_cache(), torch.tensor([[0]])
     for _ in range(TOKENS):
-        decoder(0, cache)
+        decoder(token, cache=cache)
 
 
 def multiply(matrices):
     """Do only the products of one vector with each matrix (in, out), as often as for TOKENS tokens."""
     vectors = {len(matrix): np.ones(len(matrix), np.float32) for matrix in matrices}
-    for _ in range(TOKENS):
-        for matrix in matrices:
-            vectors[len(matrix)] @ matrix
-
-
-def measure(jobs, rounds):
-    """Return the seconds of each job in each round, after one round that warms the caches."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    seconds = {name: [] for name in jobs}
-    for _ in range(rounds + 1):
-        for name, job in jobs.items():
-            start = clock()
-            job()
-            seconds[name].append(clock() - start)
-    return {name: values[1:] for name, values in seconds.items()}
-
-
-def ratio(above, below):
-    """Return the median over the rounds of one job's seconds over another's."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+    with threadpool_limits(1, "blas"):
+        for _ in range(TOKENS):
+            for matrix in matrices:
+                vectors[len(matrix)] @ matrix
 
 
 def print_rates(seconds):
@@ -81,10 +63,10 @@ def print_rates(seconds):
     print(f"{'tokens/s':<32}{'ours':>6}{'transformers':>14}{'ratio':>8}{'of the matvec-only rate':>25}")
     for way in WAYS:
         ours, other = seconds["ours", way], seconds["theirs", way]
-        rates = [TOKENS / statistics.median(values) for values in (ours, other)]
+        rates = [rate(TOKENS, values) for values in (ours, other)]
         print(f"{way:<32}{rates[0]:>6.0f}{rates[1]:>14.0f}{ratio(other, ours):>8.2f}{ratio(products, ours):>25.0%}")
-    rate, most = TOKENS / statistics.median(products), ratio(seconds["theirs", "greedy"], products)
-    print(f"{'matvec only':<32}{rate:>6.0f}{'':>14}{most:>8.2f}{1:>25.0%}")
+    most = ratio(seconds["theirs", "greedy"], products)
+    print(f"{'matvec only':<32}{rate(TOKENS, products):>6.0f}{'':>14}{most:>8.2f}{1:>25.0%}")
 
 
 def print_parts(seconds):
@@ -112,7 +94,7 @@ def print_lengths(model, prompt, rounds):
     print(f"\n{'tokens/s, greedy, new tokens':<32}{'cache':>6}{'no cache':>14}{'ratio':>8}")
     for n in LENGTHS:
         cached, anew = seconds[n, True], seconds[n, False]
-        rates = [n / statistics.median(values) for values in (cached, anew)]
+        rates = [rate(n, values) for values in (cached, anew)]
         print(f"{n:<32}{rates[0]:>6.0f}{rates[1]:>14.0f}{ratio(anew, cached):>8.2f}")
 
 
@@ -128,7 +110,7 @@ def print_rows(model, hf, prompt, rounds):
     print(f"\n{f'tokens/s, sampled, {n} new, rows':<32}{'ours':>6}{'transformers':>14}{'ratio':>8}")
     for rows in ROWS:
         ours, other = seconds["ours", rows], seconds["theirs", rows]
-        rates = [rows * n / statistics.median(values) for values in (ours, other)]
+        rates = [rate(rows * n, values) for values in (ours, other)]
         print(f"{rows:<32}{rates[0]:>6.0f}{rates[1]:>14.0f}{ratio(other, ours):>8.2f}")
 
 
@@ -159,7 +141,8 @@ def main(rounds):
         jobs["ours", way] = lambda sampling=sampling: generate(model, prompt, TOKENS, sampling)
         jobs["theirs", way] = lambda sampling=sampling: theirs(hf, prompt, sampling)
     same = torch.equal(jobs["ours", "greedy"](), jobs["theirs", "greedy"]())
-    print(f"{TOKENS} tokens after {prompt.shape[1]}, {rounds} rounds, threads: {torch.get_num_threads()}", end="; ")
+    print(setting())
+    print(f"{TOKENS} tokens after {prompt.shape[1]}, {rounds} rounds", end="; ")
     print(f"must {MUST} x, aim {AIM} x; both write the same greedy text: {same}\n")
     seconds = measure(jobs, rounds)
     print_rates(seconds)

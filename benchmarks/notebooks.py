@@ -1,7 +1,7 @@
 """Measure what *Run All* costs: seconds and peak memory of each notebook, on two cores and on one. Linux only.
 
-    python benchmarks/notebooks.py            print the table and write it into README.md
-    python benchmarks/notebooks.py --print    print it only
+    python -m benchmarks notebooks            print the table and write it into README.md
+    python -m benchmarks notebooks --print    print it only
 
 The notebooks on disk stay as they are. Downloads are not counted: run the notebooks once before.
 """
@@ -16,11 +16,9 @@ from pathlib import Path
 import nbformat
 import torch
 
+from tools import notebooks
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tools import notebooks  # noqa: E402
-
 CORES = (2, 1)
 MARKERS = ("<!-- measured by benchmarks/notebooks.py -->", "<!-- end of measured -->")
 
@@ -48,7 +46,7 @@ def table(rows):
         cells = (f"{m.seconds:.0f} s, {m.peak_memory / 1e9:.2f} GB" for m in measured)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
-    lines += ["", f"Measured by `python benchmarks/notebooks.py` on {processor()}, {versions}."]
+    lines += ["", f"Measured by `python -m benchmarks notebooks` on {processor()}, {versions}."]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Measure every explorer's sliders in a real JupyterLab: from the key press to the new picture on the screen.
 
-    python benchmarks/sliders.py [presses]
+    python -m benchmarks sliders [presses]
 
 The clock starts with the browser's own time stamp of the key press and stops when the frame with the new picture has
 been drawn. A model's forward pass is not part of it: bars are redrawn from logits computed once a prompt. The first row
@@ -11,8 +11,6 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.browser import Lab, find_chromium
 from tests.test_browser import EXPLORERS, write_notebook

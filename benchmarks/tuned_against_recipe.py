@@ -1,6 +1,6 @@
 """Train nanoGPT's CPU recipe and the tuned run of the same model once more, and print what the tuned one saves.
 
-    OMP_NUM_THREADS=1 python benchmarks/tuned_against_recipe.py [seeds]
+    python -m benchmarks tuned_against_recipe [seeds]
 
 One seed takes some minutes on one core; the recorded comparison has three. Both runs are those of
 gptcourse/assets/tuning/recipe.json, and both losses are measured on the held-out text that no setting was chosen on.

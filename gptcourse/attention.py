@@ -170,8 +170,8 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(output), self._weights(q, k) if output_attentions else None
 
     def _queries_keys_values(self, x: Tensor, first_position: int) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, self.head_size))  # (B, T, 3, H, D)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # three times (B, H, T, D)
+        parts = self.c_attn(x).split(x.shape[-1], dim=-1)  # three times (B, T, C)
+        q, k, v = (part.unflatten(-1, (self.n_head, self.head_size)).transpose(1, 2) for part in parts)  # (B, H, T, D)
         if self.rotary:
             q, k = rotary(q, first_position), rotary(k, first_position)
         if self.qk_norm:

@@ -2,9 +2,10 @@
 
 With a cache, a new token multiplies every matrix with a single vector, and the arithmetic is next to nothing. Time goes
 into fetching the matrices from memory, and into starting many small operations. Here both cost less: see
-`benchmarks/generation.py`. NumPy starts an operation sooner than torch. The matrices are stored (in, out), as
-transformers' GPT-2 has them, so that a product goes through its matrix in the order in which it lies in memory. And
-what is the same for every token moves into a copy of the weights:
+`python -m benchmarks generation`. NumPy starts an operation sooner than torch, and on one thread: several would wait
+for one another, and for torch's, longer than they work. The matrices are stored (in, out), as transformers' GPT-2 has
+them, so that a product goes through its matrix in the order in which it lies in memory. And what is the same for every
+token moves into a copy of the weights:
 
 * LayerNorm's gain and bias, and attention's 1 / √D, become part of the matrix and the bias that follow;
 * LayerNorm takes away the mean of the residual stream. Here, what is added to the stream has no mean to begin with; all
@@ -17,16 +18,31 @@ Shapes: C = n_embd numbers per token, H heads of D numbers, S tokens so far, V =
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
-from gptcourse.model import GPT, MLP, Block
+from gptcourse.model import GPT, MLP, Block, GPTOutput
 
+BLAS = ThreadpoolController().select(user_api="blas")  # NumPy's
+ONE_AT_A_TIME = threading.Lock()  # BLAS's number of threads is the process's: a second reader would restore the first's
 # What the decoder computes is what these parts compute; a model with any other is left to torch.
-PARTS = (GPT, Block, CausalSelfAttention, MLP, nn.ModuleList, nn.Embedding, nn.LayerNorm, nn.Linear, nn.GELU)
+PARTS = (
+    GPT,
+    Block,
+    CausalSelfAttention,
+    MLP,
+    nn.Dropout,
+    nn.ModuleList,
+    nn.Embedding,
+    nn.LayerNorm,
+    nn.Linear,
+    nn.GELU,
+)
 
 
 def can_decode(model: nn.Module) -> bool:
@@ -50,35 +66,42 @@ def _is_plain(part):
 
 
 class Decoder:
-    """A copy of a model's weights, made for reading one token of one text at a time."""
+    """A GPT whose single tokens are read by NumPy, from a copy of the weights, and everything else by the model."""
 
-    @torch.no_grad()
     def __init__(self, model: GPT):
-        self.tokens, self.positions = model.wte.weight.numpy(), model.wpe.weight.numpy()  # (V, C), (n_positions, C)
-        self.blocks = [_Block(block) for block in model.h]
-        self.read_out = _after_norm(model.ln_f, model.lm_head)
-        self.cache, self.arrays = None, []
+        self.model = model
+        self.config, self.device, self.new_cache, self.forward = model.config, model.device, model.new_cache, self
+        self.blocks, self.cache, self.arrays = None, None, []
 
-    def __call__(self, token: int, cache: list[KeyValueCache]) -> np.ndarray:
-        """Return the logits (V,) after one more token, whose keys and values are added to the model's own cache.
-
-        Raises ValueError when the cache is full.
-        """
+    def __call__(self, ids: Tensor, cache: list[KeyValueCache] | None = None, logits_to_keep: int = 0) -> GPTOutput:
+        """Return what the model returns, its logits (B, T, V) and what it adds to the cache."""
+        if cache is None or ids.shape != (1, 1) or cache[0].length == self.config.n_positions:
+            return self.model(ids, cache=cache, logits_to_keep=logits_to_keep)
+        if self.blocks is None:  # only now, as the copy takes a moment
+            self._copy_weights()
         if cache is not self.cache:  # as arrays that share its memory, (H, n_positions, D)
             self.cache = cache
             self.arrays = [(layer.keys[0].numpy(), layer.values[0].numpy()) for layer in cache]
-        position = cache[0].length
-        if position == len(self.positions):
-            raise ValueError(f"The cache holds {position} tokens and has room for no more: start a new one.")
-        x = self.tokens[token] + self.positions[position]  # (C,)
-        x -= x.mean()
-        with np.errstate(all="ignore"):  # as in torch: what overflows ends as infinity or 0
-            for block, (keys, values) in zip(self.blocks, self.arrays, strict=True):
-                block(x, keys, values, position)
-            logits = self.read_out(x)
+        # As in torch, what overflows ends as infinity or 0.
+        with ONE_AT_A_TIME, BLAS.limit(limits=1), np.errstate(all="ignore"):
+            logits = self._read(int(ids), cache[0].length)
         for layer in cache:
             layer.length += 1
-        return logits
+        return GPTOutput(torch.from_numpy(logits)[None, None])
+
+    @torch.no_grad()
+    def _copy_weights(self):
+        self.tokens, self.positions = self.model.wte.weight.numpy(), self.model.wpe.weight.numpy()  # (V, C), (.., C)
+        self.blocks = [_Block(block) for block in self.model.h]
+        self.lm_head = _after_norm(self.model.ln_f, self.model.lm_head)
+
+    def _read(self, token, position):
+        """Return the logits (V,) after one more token."""
+        x = self.tokens[token] + self.positions[position]  # (C,)
+        x -= x.mean()
+        for block, (keys, values) in zip(self.blocks, self.arrays, strict=True):
+            block(x, keys, values, position)
+        return self.lm_head(x)
 
 
 class _Block:
@@ -113,7 +136,7 @@ class _Linear:
     def __call__(self, x):
         if self.eps is not None:
             x = x * (1 / math.sqrt(x.dot(x) / x.size + self.eps))
-        y = x @ self.weight
+        y = x.dot(self.weight)  # starts sooner than @
         y += self.bias
         return y
 

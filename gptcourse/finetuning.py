@@ -35,7 +35,7 @@ from gptcourse.data import (
     pad,
 )
 from gptcourse.distributed import choose_device
-from gptcourse.generation import Sampling, generate
+from gptcourse.generation import Sampling, generate, only_tokens_of
 from gptcourse.model import GPT
 from gptcourse.support import Dialogue
 from gptcourse.tokenizers import CHAT_TOKENS, encode_text
@@ -292,11 +292,9 @@ def finetune(
     device = choose_device(device)
     distributed.init(device)
     examples = _fitting(model, examples)
-    validate, data = None, {"the examples": _fingerprint(examples)}
-    if validation is not None:
-        validation = _fitting(model, validation)
-        validate = partial(_mean_loss, examples=validation, batch_size=config.batch_size)
-        data["the validation examples"] = _fingerprint(validation)
+    validation = None if validation is None else _fitting(model, validation)
+    validate = validation and partial(_mean_loss, examples=validation, batch_size=config.batch_size)
+    data = {"the examples": _fingerprint(examples), "the validation examples": _fingerprint(validation or [])}
     batches = example_batches(examples, config, distributed.world_size())
     trainer = Trainer(model, batches, config, validate=validate, keep_best=validation is not None, device=device)
 
@@ -356,6 +354,7 @@ def generate_replies(
     """Return the model's reply to each message; a reply that needs more than `max_new_tokens` is cut off."""
     prompts = [chat_prompt(tokenizer, message) for message in messages]
     end = eos_id(tokenizer)
-    rows = generate(model, prompts, max_new_tokens, sampling, eos_token_id=end)
+    rule = only_tokens_of(tokenizer)
+    rows = generate(model, prompts, max_new_tokens, sampling, eos_token_id=end, logits_processor=rule)
     replies = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
     return [tokenizer.decode([token for token in reply if token != end]) for reply in replies]

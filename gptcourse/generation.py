@@ -13,7 +13,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from itertools import chain
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,15 +24,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from gptcourse.config import require_number
+from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
-from gptcourse.model import GPT, in_mode, require_number
+from gptcourse.model import GPT
+from gptcourse.views import context_window, eval_view, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LogitsProcessor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-WORTH_A_DECODER = 20  # new tokens: for fewer, its copy of the weights takes longer than it saves
 Prompts: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
+WORTH_A_DECODER = 20  # new tokens: for fewer, its copy of the weights takes longer than it saves
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,137 @@ class Sampling:
         if self.seed is not None:
             allowed = "None or a whole number from 0 to 2**64 - 1"
             require_number(self, "seed", Integral, lambda value: 0 <= value < 2**64, allowed)
+
+
+def generate(
+    model: GPT | PreTrainedModel,
+    ids: Prompts,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    eos_token_id: int | None = None,
+    use_cache: bool = True,
+    logits_processor: LogitsProcessor | None = None,
+) -> list[int] | list[list[int]] | np.ndarray | Tensor:
+    """Continue a prompt, or each prompt of a batch, by up to `max_new_tokens` tokens.
+
+    Args:
+        model: a GPT or a causal language model of transformers, compiled or wrapped or not; it stays as it is.
+        ids: a list or tuple of ints, or of such rows (of any lengths), or an integer tensor or array (T,) or (B, T).
+        eos_token_id: a row ends after drawing it (in a prompt it ends nothing).
+        use_cache: False computes every token anew at each step; slower, for the same result.
+        logits_processor: called with the tokens so far (B, T) and the logits (B, V), it returns the logits to draw
+            from: see `only_tokens_of`; those of transformers will do, and a LogitsProcessorList for several.
+
+    Returns ids of the same kind (lists for tuples) with the new ones appended; in a tensor or array, rows that ended
+    early are filled with eos_token_id. Once a text outgrows the model's window, only its end counts: see `first_kept`.
+
+    Raises ValueError for an empty prompt, for anything that is not a token id of the model, for a tensor or array of a
+    type too small to hold them all, and for a model of unknown window.
+    """
+    rows = _check(model, ids, max_new_tokens, eos_token_id)
+    vocab_size = text_config(model).vocab_size
+    if isinstance(ids, Tensor | np.ndarray) and vocab_size - 1 > np.iinfo(str(ids.dtype).removeprefix("torch.")).max:
+        raise ValueError(f"ids are {ids.dtype}, which cannot hold token {vocab_size - 1}: convert them to int64.")
+    noise = _noise(sampling)
+    for tokens in _write(model, rows, max_new_tokens, sampling, noise, eos_token_id, use_cache, logits_processor):
+        for row, token in zip(rows, tokens, strict=True):
+            row += [] if token is None else [token]
+    one = not isinstance(_as_list(ids[0]), list)
+    if not isinstance(ids, Tensor | np.ndarray):
+        return rows[0] if one else rows
+    longest = max(map(len, rows))
+    rows = np.array([row + [eos_token_id] * (longest - len(row)) for row in rows])[0 if one else slice(None)]
+    return rows.astype(ids.dtype) if isinstance(ids, np.ndarray) else ids.new_tensor(rows)
+
+
+def stream(
+    model: GPT | PreTrainedModel,
+    ids: Prompts,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    eos_token_id: int | None = None,
+    use_cache: bool = True,
+    logits_processor: LogitsProcessor | None = None,
+) -> Iterator[int]:
+    """Yield the new tokens of one prompt as they are drawn: those that `generate` appends, with the same arguments."""
+    rows = _check(model, ids, max_new_tokens, eos_token_id)
+    if len(rows) > 1:
+        raise ValueError(f"stream writes one text, but there are {len(rows)} prompts: use generate for a batch.")
+    noise = _noise(sampling)
+    texts = _write(model, rows, max_new_tokens, sampling, noise, eos_token_id, use_cache, logits_processor)
+    return (token for (token,) in texts)
+
+
+@torch.inference_mode()  # which torch leaves at each yield
+def _write(model, prompts, max_new_tokens, sampling, noise, eos_token_id, use_cache, logits_processor):
+    """Yield, for each position, the token that each row writes there, or None if it still reads or has ended.
+
+    Writing starts after the shortest prompt; a row whose prompt goes on takes its own next token instead of the
+    drawn one. So all rows stay aligned, with no padding and no masks: the way of the code of LLaMA (arXiv:2302.13971).
+    """
+    model = eval_view(model)
+    if max_new_tokens >= WORTH_A_DECODER and can_decode(model):
+        model = Decoder(model)  # gives the same logits in less time; optional to read: fast_decoder.py
+    next_logits = _Reader(model, use_cache)
+    starts = [len(prompt) for prompt in prompts]
+    ends = [start + max_new_tokens for start in starts]
+    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
+    ids = F.pad(ids, (0, max_new_tokens))  # (B, T), with room for what is written
+    position = min(starts)
+    while position < max(ends):
+        writes = [start <= position < end for start, end in zip(starts, ends, strict=True)]
+        if any(writes):  # if not, nothing is drawn, and the reader catches up later
+            seen = ids[:, :position]
+            logits = next_logits(seen)  # (B, V)
+            if logits_processor is not None:
+                logits = logits_processor(seen.to(logits.device), logits)
+            probabilities = next_token_distribution(logits, sampling, seen).cpu()  # (B, V)
+            drawn = sample(probabilities, noise(probabilities.shape))  # (B,)
+            ids[:, position] = torch.where(torch.tensor(writes), drawn, ids[:, position])
+            tokens = [token if new else None for token, new in zip(drawn.tolist(), writes, strict=True)]
+            yield tokens
+            ended = [token is not None and token == eos_token_id for token in tokens]
+            ends = [position + 1 if now else end for now, end in zip(ended, ends, strict=True)]
+        position += 1
+
+
+class _Reader:
+    """Give the logits that follow a growing text, reading only what is not in the cache yet.
+
+    When first_kept moves, every token comes to stand at another position: the cache is worth nothing and built anew.
+    """
+
+    def __init__(self, model, use_cache):
+        self.model, self.use_cache = model, use_cache
+        self.window, self.start, self.n_read, self.cache = context_window(model), 0, 0, None
+        self.ours = hasattr(model, "new_cache")  # otherwise a model of transformers
+        self.options = {} if self.ours else {"use_cache": use_cache}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            self.options["logits_to_keep"] = 1  # those of other positions would be computed for nothing
+
+    def __call__(self, ids):
+        """Return the logits (B, V) of the token after ids (B, T)."""
+        start = first_kept(ids.shape[1], self.window)
+        if self.cache is None or start != self.start:
+            self.start = self.n_read = start
+            self.cache = self.model.new_cache(len(ids)) if self.ours and self.use_cache else None
+        new, self.n_read = ids[:, self.n_read :].to(self.model.device), ids.shape[1]
+        cache = {} if self.cache is None else {"cache" if self.ours else "past_key_values": self.cache}
+        output = self.model(new, **cache, **self.options)
+        if not self.ours:
+            self.cache = getattr(output, "past_key_values", None)  # None: everything is read anew
+        return output.logits[:, -1]
+
+
+def first_kept(length: int, window: int) -> int:
+    """Return the first position that counts once `length` tokens have been read through a window.
+
+    Whenever a text outgrows the window, its last half-window is kept. The answer depends on the length alone: it is
+    the same whether tokens were read or written, and whichever prompts share the batch.
+    """
+    half = max(1, window // 2)
+    dropped = window + 1 - half  # tokens forgotten each time
+    return dropped * math.ceil(max(0, length - window) / dropped)
 
 
 def apply_repetition_penalty(logits: Tensor, previous_ids: Sequence | Tensor, penalty: float) -> Tensor:
@@ -153,63 +287,36 @@ def sample(probabilities: Tensor, noise: Tensor | float) -> Tensor:
     return (probabilities / noise).argmax(-1)
 
 
-def generate(
-    model: GPT | PreTrainedModel,
-    ids: Prompts,
-    max_new_tokens: int,
-    sampling: Sampling = Sampling(),
-    eos_token_id: int | None = None,
-    use_cache: bool = True,
-    logits_processor: LogitsProcessor | None = None,
-) -> list[int] | list[list[int]] | np.ndarray | Tensor:
-    """Continue a prompt, or each prompt of a batch, by up to `max_new_tokens` tokens.
+def only_tokens_of(tokenizer) -> LogitsProcessor:
+    """Return a logits processor that rules out the ids which a padded vocabulary has and the tokenizer has not.
 
-    Args:
-        model: a GPT or a causal language model of transformers; in evaluation mode while it writes.
-        ids: a list or tuple of ints, or of such rows (of any lengths), or an integer tensor or array (T,) or (B, T).
-        eos_token_id: a row ends after drawing it (in a prompt it ends nothing).
-        use_cache: False computes every token anew at each step; slower, for the same result.
-        logits_processor: called with the tokens so far (B, T) and the logits (B, V), it returns the logits to draw
-            from; those of transformers will do, and a LogitsProcessorList for several.
-
-    Returns ids of the same kind (lists for tuples) with the new ones appended; in a tensor or array, rows that ended
-    early are filled with eos_token_id. Once a text outgrows the model's window, only its end counts: see `first_kept`.
-
-    Raises ValueError for an empty prompt, for anything that is not a token id of the model, and for a tensor or array
-    of a type too small to hold them all.
+    tokenizer: ours or one of transformers. Only it knows which ids stand for text; a model knows its matrix alone.
     """
-    prompts = _check(model, ids, max_new_tokens, eos_token_id)
-    _check_room(ids, model.config.vocab_size)
-    rows = [list(prompt) for prompt in prompts]
-    for tokens in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, logits_processor):
-        for row, token in zip(rows, tokens, strict=True):
-            row += [] if token is None else [token]
-    if isinstance(ids, Tensor | np.ndarray):
-        longest = max(map(len, rows))
-        rows = [row + [eos_token_id] * (longest - len(row)) for row in rows]
-    rows = rows if isinstance(_as_list(ids[0]), list) else rows[0]
-    if isinstance(ids, np.ndarray):
-        return np.array(rows, dtype=ids.dtype)
-    return ids.new_tensor(rows) if isinstance(ids, Tensor) else rows
+    vocabulary = tokenizer.get_vocab().values() if hasattr(tokenizer, "get_vocab") else range(tokenizer.vocab_size)
+    known = torch.tensor(sorted(vocabulary))
+
+    @cache
+    def padded(size: int, device: torch.device) -> Tensor:
+        mask = torch.ones(size, dtype=torch.bool)
+        mask[known[known < size]] = False
+        return mask.to(device)
+
+    def rule_out(_ids: Tensor, logits: Tensor) -> Tensor:
+        return logits.masked_fill(padded(logits.shape[-1], logits.device), -math.inf)
+
+    return rule_out
 
 
-def stream(
-    model: GPT | PreTrainedModel,
-    ids: Prompts,
-    max_new_tokens: int,
-    sampling: Sampling = Sampling(),
-    eos_token_id: int | None = None,
-    use_cache: bool = True,
-    logits_processor: LogitsProcessor | None = None,
-) -> Iterator[int]:
-    """Yield the new tokens of one prompt as they are drawn: those that `generate` appends, with the same arguments."""
-    prompts = _check(model, ids, max_new_tokens, eos_token_id)
-    if len(prompts) > 1:
-        raise ValueError(f"stream writes one text, but there are {len(prompts)} prompts: use generate for a batch.")
-    return (
-        token
-        for (token,) in _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, logits_processor)
-    )
+def _noise(sampling):
+    """Return what gives the noise of each draw, from this call's own generator; a missing seed is drawn at once."""
+    if sampling.temperature == 0:
+        return lambda shape: 1.0
+    seed = sampling.seed
+    if seed is None:
+        with global_random:
+            seed = torch.randint(2**63 - 1, ()).item()
+    generator = torch.Generator().manual_seed(seed)
+    return lambda shape: exponential_noise(shape, generator)
 
 
 def _as_list(ids):
@@ -232,108 +339,10 @@ def _check(model, ids, max_new_tokens, eos_token_id):
     rows = rows if rows and all(isinstance(row, list) for row in rows) else [rows]
     if not all(rows):
         raise ValueError("The prompt is empty: give at least one token to continue from.")
-    vocab_size = model.config.vocab_size
+    vocab_size = text_config(model).vocab_size
     for token in chain([] if eos_token_id is None else [eos_token_id], *rows):
         if isinstance(token, bool) or not isinstance(token, Integral):
             raise ValueError(f"A token id is a whole number, not {token!r}.")
         if not 0 <= token < vocab_size:
             raise ValueError(f"Token {token} is outside the vocabulary: this model knows 0 to {vocab_size - 1}.")
     return [[int(token) for token in row] for row in rows]
-
-
-def _check_room(ids, vocab_size):
-    """Raise a ValueError, before anything is written, if a tensor or array could not hold what may be written."""
-    if isinstance(ids, Tensor | np.ndarray):
-        info = torch.iinfo(ids.dtype) if isinstance(ids, Tensor) else np.iinfo(ids.dtype)
-        if info.max < vocab_size - 1:
-            raise ValueError(f"ids are {ids.dtype}, which cannot hold token {vocab_size - 1}: convert them to int64.")
-
-
-@torch.inference_mode()
-def _write(model, prompts, max_new_tokens, sampling, eos_token_id, use_cache, logits_processor):
-    """Yield, for each position, the token that each row writes there, or None if it still reads or has ended.
-
-    Writing starts after the shortest prompt; a row whose prompt goes on takes its own next token instead of the
-    drawn one. So all rows stay aligned, with no padding and no masks: the way of the code of LLaMA (arXiv:2302.13971).
-    """
-    lengths = [len(prompt) for prompt in prompts]
-    ends = [length + max_new_tokens for length in lengths]
-    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
-    ids = F.pad(ids, (0, max_new_tokens))  # (B, T), with room for what is written
-    written = ids.numpy()  # the same memory, where single numbers are put in faster
-    generator = None if sampling.seed is None else torch.Generator().manual_seed(sampling.seed)
-    position = min(lengths)
-    with in_mode(model, training=False):
-        reader = _Reader(model, use_cache, max_new_tokens >= WORTH_A_DECODER)
-        while position < max(ends):
-            writes = [length <= position < end for length, end in zip(lengths, ends, strict=True)]
-            if any(writes):  # if not, nothing is drawn, and the reader catches up later
-                seen = ids[:, :position]
-                logits = reader(seen)  # (B, V)
-                if logits_processor is not None:
-                    logits = logits_processor(seen.to(logits.device), logits)
-                probabilities = next_token_distribution(logits, sampling, seen).cpu()  # (B, V)
-                chance = 1.0 if sampling.temperature == 0 else exponential_noise(probabilities.shape, generator)
-                drawn = sample(probabilities, chance).tolist()
-                tokens = [token if new else None for token, new in zip(drawn, writes, strict=True)]
-                for row, token in enumerate(tokens):
-                    if token is not None:
-                        written[row, position] = token
-                yield tokens
-                if eos_token_id is not None:
-                    ends = [position + 1 if t == eos_token_id else e for t, e in zip(tokens, ends, strict=True)]
-            position += 1
-
-
-def context_window(model: GPT | PreTrainedModel) -> int:
-    """Return how many tokens the model, ours or one of transformers, can look at."""
-    config = model.config
-    return config.n_positions if hasattr(config, "n_positions") else config.max_position_embeddings
-
-
-def first_kept(length: int, window: int) -> int:
-    """Return the first position that counts once `length` tokens have been read through a window.
-
-    Whenever a text outgrows the window, its last half-window is kept. The answer depends on the length alone: it is
-    the same whether tokens were read or written, and whichever prompts share the batch.
-    """
-    half = max(1, window // 2)
-    dropped = window + 1 - half  # tokens forgotten each time
-    return dropped * math.ceil(max(0, length - window) / dropped)
-
-
-class _Reader:
-    """Give the logits that follow a growing text, reading only what is not in the cache yet.
-
-    When first_kept moves, every token comes to stand at another position: the cache is worth nothing and built anew.
-    """
-
-    def __init__(self, model, use_cache, many):
-        self.model, self.use_cache = model, use_cache
-        self.ours = hasattr(model, "new_cache")  # otherwise a model of transformers
-        self.decodes = use_cache and many and can_decode(model)
-        self.window = context_window(model)
-        self.start, self.n_read, self.cache = 0, 0, None
-        # Logits of other positions than the last would be computed for nothing.
-        last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.options = {"logits_to_keep": 1} if last_only else {}
-
-    def __call__(self, ids):
-        """Return the logits (B, V) of the token after ids (B, T)."""
-        start = first_kept(ids.shape[1], self.window)
-        if self.cache is None or start != self.start:
-            self.start = self.n_read = start
-            self.cache = self.model.new_cache(len(ids)) if self.ours and self.use_cache else None
-        new, self.n_read = ids[:, self.n_read :].to(self.model.device), ids.shape[1]
-        if self.decodes and new.shape == (1, 1):
-            return torch.from_numpy(self.decoder(int(new), self.cache))[None]
-        if self.ours:
-            return self.model(new, cache=self.cache, **self.options).logits[:, -1]
-        output = self.model(new, past_key_values=self.cache, use_cache=self.use_cache, **self.options)
-        self.cache = output.past_key_values
-        return output.logits[:, -1]
-
-    @cached_property
-    def decoder(self):
-        """Return what reads single tokens: made when first needed, as its copy of the weights takes a moment."""
-        return Decoder(self.model)

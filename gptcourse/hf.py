@@ -116,5 +116,6 @@ def from_gpt2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
         if not name.endswith((".attn.bias", ".attn.masked_bias")):
-            renamed[name.removeprefix("transformer.")] = tensor.t() if name.endswith(TRANSPOSED) else tensor
+            tensor = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
+            renamed[name.removeprefix("transformer.")] = tensor
     return renamed

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcourse.attention import attention, causal_mask
-from gptcourse.generation import context_window
-from gptcourse.model import GPT, GPTConfig, eval_view
+from gptcourse.config import GPTConfig
+from gptcourse.model import GPT
+from gptcourse.views import context_window, eval_view
 
 PIECE = 128  # tokens read at once: attention weights grow with the square of it
 FIRST_FEW = 4  # these queries have few keys, so each of them looks at the first token a good deal

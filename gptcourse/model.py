@@ -22,9 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gptcourse import hf
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
-from gptcourse.config import GPT3_TABLE, GPTConfig, require_number  # noqa: F401
+from gptcourse.config import GPT3_TABLE, GPTConfig
 from gptcourse.tokenizers import save_tokenizer
-from gptcourse.views import eval_view, in_mode, unwrap  # noqa: F401
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -171,7 +170,9 @@ class GPT(nn.Module):
             x, weights = run(x, cache[layer] if cache else None, output_attentions)
             attentions.append(weights)
         x = self.ln_f(x[:, -logits_to_keep:])  # (B, T, C) or (B, n, C), as -0 is the first position
-        logits = self.lm_head(x / self.config.width_multiplier)  # muP scales the logits; their input is less work
+        if self.config.mup_base_width is not None:
+            x = x / self.config.width_multiplier  # muP scales the logits; their input is less work
+        logits = self.lm_head(x)
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return GPTOutput(logits, loss, tuple(attentions) if output_attentions else None)
 

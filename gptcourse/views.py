@@ -29,7 +29,10 @@ def eval_view(model: nn.Module) -> nn.Module:
         module = unwrap(module)
         if module not in views:
             views[module] = view = module.__new__(type(module))
-            view.__dict__ = module.__dict__ | {"training": False}
+            view.__dict__ = module.__dict__ | {
+                "training": False,
+                "_compiled_call_impl": None,
+            }  # model.compile()'s calls the model itself
             for name in ("_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
                 view.__dict__[name] = module.__dict__[name].copy()
             view._modules = {name: child and view_of(child) for name, child in module._modules.items()}
@@ -73,22 +76,19 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def context_window(model: nn.Module) -> int:
-    """Return the number of tokens that the model, ours or one of transformers, can attend to. Raises ValueError."""
+def text_config(model: nn.Module):
+    """Return the config of a model; of a transformers model that reads images too, that of its language model."""
     config = unwrap(model).config
-    for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "seq_length"):
-        if isinstance(size := getattr(config, name, None), int):
-            return size
-    raise ValueError("This model's config does not say how long its texts may be: set config.max_position_embeddings.")
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-@contextmanager
-def in_mode(model: nn.Module, training: bool):
-    """Temporary."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
+def context_window(model: nn.Module) -> int:
+    """Return the maximum sequence length of a model. Raises ValueError if its config does not say it."""
+    config = text_config(model)
+    for name in ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "context_length", "seq_length"):
+        if getattr(config, name, None):
+            return getattr(config, name)
+    raise ValueError(
+        f"The config of this {type(unwrap(model)).__name__} names no context window: set "
+        "model.config.max_position_embeddings to the number of tokens that it shall look at."
+    )

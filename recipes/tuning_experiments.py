@@ -227,20 +227,10 @@ def rounded(value):
 
 def recipe(work: Work) -> dict:
     """Train nanoGPT's CPU recipe and the same model tuned, and compare what both took to the same held-out loss."""
-    stages = ((TRIAL_TOKENS, TRIALS), (LONG_TRIAL_TOKENS, LONG_TRIALS))
-    trials = [
-        grid(
-            work,
-            "recipe_trials",
-            MODEL,
-            RECIPE,
-            {"trial": changes},
-            "choose",
-            common=START | {"tokens": tokens},
-            seeds=(TRIAL_SEED,),
-        )
-        for tokens, changes in stages
-    ]
+    trials = []
+    for tokens, changes in ((TRIAL_TOKENS, TRIALS), (LONG_TRIAL_TOKENS, LONG_TRIALS)):
+        options = {"common": START | {"tokens": tokens}, "seeds": (TRIAL_SEED,)}
+        trials.append(grid(work, "recipe_trials", MODEL, RECIPE, {"trial": changes}, "choose", **options))
     evaluated = {"held_out": "compare", "keep": ("evaluations",)}
     axes = {"budget": {tokens: {"tokens": tokens} for tokens in TUNED_TOKENS}}
     tuned_runs = grid(work, "recipe_tuned", MODEL, RECIPE, axes, common=TUNED, **evaluated)

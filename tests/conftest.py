@@ -12,12 +12,14 @@ from gptcourse.corpora import shakespeare
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
+def cache(tmp_path_factory, worker_id):
     """Let GPTCOURSE_CACHE name a folder of this session, unless a shared one was asked for; likewise the progress."""
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent  # what one worker downloads serves the others
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTCOURSE_PROGRESS", str(tmp_path_factory.mktemp("progress")))
         if "GPTCOURSE_CACHE" not in os.environ:
-            patch.setenv("GPTCOURSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+            patch.setenv("GPTCOURSE_CACHE", str(root / "cache"))
         yield
 
 

@@ -662,9 +662,7 @@ def test_the_monitor_survives_a_loss_that_is_not_a_number(model):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda label: svg.bars(
-            [(label, 0.5, 0.2)], description=label, headings=(label, label), cut_after=1, cut_label=label
-        ),
+        lambda label: svg.bars([(label, 0.5, 0.2)], description=label, headings=(label, label), cut_after=1),
         lambda label: svg.heat_map([[0.5, -0.2]], [label], ["a", label], description=label, title=label),
         lambda label: svg.line_chart({label: ([0, 1], [2, 3])}, labels=(label, label), floor=(2, label)),
     ],

@@ -1,6 +1,7 @@
 """The decoder in NumPy gives the model's own logits, for every model that it takes; the others it leaves alone."""
 
 import copy
+import threading
 import warnings
 
 import numpy as np
@@ -10,13 +11,18 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcourse import generation
-from gptcourse.fast_decoder import Decoder, can_decode
+from gptcourse.fast_decoder import BLAS, Decoder, can_decode
 from gptcourse.finetuning import add_lora
-from gptcourse.generation import Sampling, generate
+from gptcourse.generation import Sampling, generate, stream
 from gptcourse.model import GPT, GPTConfig
 
 SHAPE = {"vocab_size": 31, "n_positions": 12, "n_embd": 24, "n_layer": 3, "n_head": 4}
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+
+
+def read(decoder, token, cache):
+    """Return the logits (V,) after one more token."""
+    return decoder(torch.tensor([[token]]), cache=cache).logits[0, 0]
 
 
 def model_of(**changes):
@@ -44,7 +50,7 @@ def test_the_logits_and_the_cache_are_the_models_own(changes):
     with torch.inference_mode():
         truth, cache, other = model(torch.tensor([IDS])).logits[0], model.new_cache(), model.new_cache()
         decoder = Decoder(model)
-        logits = np.stack([decoder(token, cache) for token in IDS])
+        logits = np.stack([read(decoder, token, cache) for token in IDS])
         model(torch.tensor([IDS]), cache=other)
     np.testing.assert_allclose(logits, truth, rtol=1e-4, atol=1e-4)
     for layer, layer_of_model in zip(cache, other, strict=True):
@@ -61,10 +67,10 @@ def test_model_and_decoder_take_turns_on_one_cache_and_one_decoder_serves_severa
         for _ in range(2):
             cache = model.new_cache()
             model(torch.tensor([IDS[:4]]), cache=cache)
-            np.testing.assert_allclose(decoder(IDS[4], cache), truth[4], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(read(decoder, IDS[4], cache), truth[4], rtol=1e-4, atol=1e-4)
             again = model(torch.tensor([IDS[5:7]]), cache=cache).logits[0]
             torch.testing.assert_close(again, truth[5:7], rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(decoder(IDS[7], cache), truth[7], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(read(decoder, IDS[7], cache), truth[7], rtol=1e-4, atol=1e-4)
 
 
 def test_a_full_cache_is_named():
@@ -72,9 +78,9 @@ def test_a_full_cache_is_named():
     with torch.inference_mode():
         decoder, cache = Decoder(model), model.new_cache()
         for token in range(SHAPE["n_positions"]):
-            decoder(token, cache)
-        with pytest.raises(ValueError, match="holds 12 tokens and has room for no more"):
-            decoder(0, cache)
+            read(decoder, token, cache)
+        with pytest.raises(ValueError, match="13 tokens do not fit"):
+            read(decoder, 0, cache)
 
 
 def test_the_model_itself_stays_as_it_was():
@@ -136,9 +142,9 @@ def counted(monkeypatch):
     tokens = []
 
     class Counted(Decoder):
-        def __call__(self, token, cache):
+        def _read(self, token, position):
             tokens.append(token)
-            return super().__call__(token, cache)
+            return super()._read(token, position)
 
     monkeypatch.setattr(generation, "Decoder", Counted)
     return tokens
@@ -172,7 +178,7 @@ def test_what_overflows_is_as_in_torch_and_says_nothing():
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("error")
         decoder, cache = Decoder(model), model.new_cache()
-        logits = [decoder(token, cache) for token in IDS][-1]
+        logits = [read(decoder, token, cache) for token in IDS][-1]
         np.testing.assert_allclose(logits, model(torch.tensor([IDS])).logits[0, -1], rtol=1e-4, atol=1e-4)
 
 
@@ -183,3 +189,57 @@ def test_a_model_that_diverged_is_named(value):
         model.h[2].mlp.c_proj.weight[3] = value
     with pytest.raises(ValueError, match="NaN or infinity"):
         generate(model, [1], 20)
+
+
+def blas_threads():
+    return [library["num_threads"] for library in BLAS.info()]
+
+
+@pytest.fixture
+def two_blas_threads():
+    """Let BLAS have two threads, as on a learner's machine, set by a thread that is gone and so controls no others."""
+
+    def in_a_thread(count):
+        thread = threading.Thread(target=lambda: BLAS.limit(limits=count))
+        thread.start()
+        thread.join()
+
+    before = blas_threads()[0]
+    in_a_thread(2)
+    yield
+    in_a_thread(before)
+
+
+def test_the_number_of_blas_threads_is_as_before_while_a_stream_is_suspended_or_abandoned(two_blas_threads):
+    model = model_of()
+    first, second = stream(model, IDS[:3], 30), stream(model, IDS[:3], 30)
+    for tokens in (first, second, first, first, second):
+        next(tokens), next(tokens)
+        assert set(blas_threads()) == {2}
+    first.close()
+    assert set(blas_threads()) == {2}
+
+
+def test_blas_has_one_thread_while_a_token_is_read_and_readers_at_once_restore_the_number(
+    two_blas_threads, monkeypatch
+):
+    model, seen, texts = model_of(), [], []
+    read_alone = Decoder._read
+
+    def write():
+        texts.append(generate(model, IDS[:3], 60, Sampling(seed=0)))
+
+    monkeypatch.setattr(Decoder, "_read", lambda *args: seen.extend(blas_threads()) or read_alone(*args))
+    readers = [threading.Thread(target=write) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert set(blas_threads()) == {2} and set(seen) == {1} and texts == texts[:1] * 3
+
+
+def test_an_error_while_a_token_is_read_restores_the_number_of_blas_threads(two_blas_threads, monkeypatch):
+    monkeypatch.setattr(Decoder, "_read", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(model_of(), IDS[:3], 30)
+    assert set(blas_threads()) == {2}

@@ -2,17 +2,40 @@
 
 import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 from transformers.generation import logits_process
 
-from gptcourse.generation import Sampling, exponential_noise, generate, next_token_distribution, sample, stream
+from gptcourse.generation import (
+    Sampling,
+    context_window,
+    exponential_noise,
+    generate,
+    global_random,
+    next_token_distribution,
+    only_tokens_of,
+    sample,
+    stream,
+)
 from gptcourse.model import GPT, GPTConfig
+from gptcourse.tokenizers import CharTokenizer
+from gptcourse.training import TrainingConfig, train
 
 VOCAB = 23
 WINDOW = 16
@@ -246,10 +269,10 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(logits, p):
 @pytest.mark.parametrize(
     "wrong",
     [{"temperature": v} for v in (-0.1, math.nan, math.inf, "1", None, True)]
-    + [{"top_k": v} for v in (-1, 2.0, None)]
+    + [{"top_k": v} for v in (-1, 2.5, None)]
     + [{name: v} for name in ("top_p", "min_p") for v in (-0.1, 1.1, math.nan, None)]
     + [{"repetition_penalty": v} for v in (0, -1, math.inf, math.nan)]
-    + [{"seed": v} for v in (0.5, "a", -1, 2**64, True, np.int64(-1), np.float64(3))],
+    + [{"seed": v} for v in (0.5, "a", -1, 2**64, True, np.int64(-1), np.float64(3.5))],
 )
 def test_sampling_refuses_values_out_of_range(wrong):
     (name,) = wrong
@@ -397,14 +420,6 @@ def test_sampling_does_not_depend_on_the_cache(make_model):
     cached = generate(model, PROMPTS, 25, sampling)
     assert cached == generate(model, PROMPTS, 25, sampling, use_cache=False)
     assert cached != generate(model, PROMPTS, 25, Sampling(1.2, top_p=0.95, seed=6))
-
-
-def test_without_a_seed_torchs_global_generator_draws():
-    model = MODELS["ours"]()
-    torch.manual_seed(1)
-    first, second = generate(model, [1], 20), generate(model, [1], 20)
-    torch.manual_seed(1)
-    assert generate(model, [1], 20) == first != second
 
 
 def test_rows_of_a_batch_are_drawn_independently():
@@ -616,27 +631,136 @@ def test_prompts_are_left_as_they_were():
     assert prompts == [[1, 2], [3]] and tensor.tolist() == [1, 2]
 
 
-def test_dropout_is_off_while_writing_and_each_module_gets_its_mode_back():
+def with_dropout():
     torch.manual_seed(0)
-    model = GPT(GPTConfig(VOCAB, 64, 32, 2, 4, dropout=0.5, initializer_range=0.4)).eval()
-    expected = generate(model, [1, 2], 20, GREEDY)
+    return GPT(GPTConfig(VOCAB, 64, 32, 2, 4, dropout=0.5, initializer_range=0.4))
+
+
+@pytest.mark.parametrize("max_new_tokens", [10, 30])  # by torch, by the decoder
+def test_writing_is_without_dropout_and_never_changes_the_model(max_new_tokens):
+    model = with_dropout().eval()
+    expected = generate(model, [1, 2], max_new_tokens, GREEDY)
     model.train()
     model.h[0].eval()
     modes = [module.training for module in model.modules()]
-    assert generate(model, [1, 2], 20, GREEDY) == expected
-    assert [module.training for module in model.modules()] == modes
-    abandoned = stream(model, [1, 2], 20, GREEDY)
-    next(abandoned)
-    abandoned.close()
-    assert [module.training for module in model.modules()] == modes
+    assert generate(model, [1, 2], max_new_tokens, GREEDY) == expected
+    suspended = stream(model, [1, 2], max_new_tokens, GREEDY)
+    assert [1, 2, next(suspended), next(suspended)] == expected[:4]
+    assert [module.training for module in model.modules()] == modes, "changed while a stream is suspended"
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
-def test_modes_are_restored_after_an_error():
-    model = MODELS["ours"]().train()
-    torch.nn.init.constant_(model.ln_f.weight, math.nan)
-    with pytest.raises(ValueError, match="NaN"):
-        generate(model, [1, 2], 5)
-    assert model.training and model.h[0].training
+def test_two_streams_on_one_model_taken_by_turns_are_what_each_is_alone():
+    model = with_dropout().train()
+    settings = Sampling(seed=1), Sampling(0.8, top_p=0.9, seed=2)
+    alone = [list(stream(model, [3, 1], 30, sampling)) for sampling in settings]
+    by_turns = zip(*(stream(model, [3, 1], 30, sampling) for sampling in settings), strict=True)
+    assert [list(tokens) for tokens in zip(*by_turns, strict=True)] == alone
+
+
+def test_writing_in_another_thread_leaves_training_with_dropout_as_it_is():
+    def weights_after_training(model):
+        train(model, torch.arange(200) % VOCAB, TrainingConfig(30, 4, 1e-2, sequence_length=16), progress=False)
+        return model.state_dict()
+
+    alone, model, stop = weights_after_training(with_dropout()), with_dropout(), threading.Event()
+
+    def write():
+        while not stop.is_set():
+            generate(model, [1, 2], 25, Sampling(seed=0))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        together = weights_after_training(model)
+    finally:
+        stop.set()
+        thread.join()
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
+def test_a_call_without_a_seed_does_not_depend_on_what_else_draws_meanwhile():
+    model = MODELS["ours"]()
+    torch.manual_seed(1)
+    expected = list(stream(model, [1], 20))
+    torch.manual_seed(1)
+    tokens = stream(model, [1], 20)
+    torch.rand(5)  # before the first token
+    first = next(tokens)
+    torch.rand(5)
+    assert [first, *tokens] == expected
+    torch.manual_seed(1)
+    assert generate(model, [1], 20) == [1, *expected]
+
+
+def test_a_call_without_a_seed_waits_while_training_holds_the_global_generator():
+    model, written = MODELS["ours"](), []
+    thread = threading.Thread(target=lambda: written.append(generate(model, [1], 5)))
+    with global_random:
+        torch.manual_seed(3)
+        thread.start()
+        thread.join(0.2)
+        drawn = torch.rand(4)
+    thread.join()
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(4)) and len(written[0]) == 6
+
+
+def test_greedy_text_and_seeded_text_leave_the_global_generator_alone():
+    model, before = MODELS["ours"](), torch.get_rng_state()
+    generate(model, [1], 30, GREEDY)
+    generate(model, [1], 30, Sampling(seed=0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", ["ours", "GPT-2"])
+def test_compiled_and_wrapped_models_write_what_the_model_writes(kind):
+    model = MODELS[kind]()
+    expected = generate(model, PROMPTS[0], 30, GREEDY)
+    wrapped = nn.Module()  # as DistributedDataParallel holds it
+    wrapped.module = model
+    for other in (torch.compile(model), wrapped, torch.compile(wrapped)):
+        assert generate(other, PROMPTS[0], 30, GREEDY) == expected
+        assert PROMPTS[0] + list(stream(other, PROMPTS[0], 30, GREEDY)) == expected
+        assert context_window(other) == 64
+
+
+# ---- transformers' other models
+
+
+def test_a_model_whose_config_names_no_window_is_told_apart_and_can_be_given_one():
+    torch.manual_seed(0)
+    hf = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.4))
+    with pytest.raises(ValueError, match=r"^The config of this BloomForCausalLM names no context window: set .*\.$"):
+        generate(hf.eval(), [1], 3)
+    hf.config.max_position_embeddings = 64
+    assert (
+        generate(hf, torch.tensor(PROMPTS[:1]), 12, GREEDY).tolist()
+        == greedy_by_transformers(hf, PROMPTS[:1], 12).tolist()
+    )
+
+
+def test_a_window_is_found_under_the_other_names_that_models_give_it():
+    assert context_window(MptForCausalLM(MptConfig(d_model=8, n_heads=2, n_layers=1, max_seq_len=77))) == 77
+
+
+class Known:
+    """A tokenizer of transformers, as far as is asked for: some ids are missing in the middle and at the end."""
+
+    def get_vocab(self):
+        return {str(n): n for n in range(VOCAB - 5) if n != 4}
+
+
+@pytest.mark.parametrize("tokenizer", [Known(), CharTokenizer("abcdefghij")], ids=["transformers", "ours"])
+def test_padded_ids_are_never_drawn(tokenizer):
+    model = MODELS["ours"]()
+    known = set(tokenizer.get_vocab().values()) if isinstance(tokenizer, Known) else set(range(tokenizer.vocab_size))
+    rows = torch.ones(200, 1, dtype=torch.int64)
+    hot = Sampling(temperature=5.0, seed=0)
+    assert not set(generate(model, rows, 10, hot)[:, 1:].flatten().tolist()) <= known
+    drawn = generate(model, rows, 10, hot, logits_processor=only_tokens_of(tokenizer))[:, 1:]
+    assert set(drawn.flatten().tolist()) == known
+    assert set(stream(model, [1], 40, GREEDY, logits_processor=only_tokens_of(tokenizer))) <= known
 
 
 def test_no_gradients_are_recorded_while_writing():
@@ -653,8 +777,6 @@ def test_what_was_written_can_be_trained_on():
     ids = generate(model, torch.tensor([[1, 2]]), 5)
     model(ids[:, :-1], ids[:, 1:]).loss.backward()
     assert model.wte.weight.grad.abs().sum() > 0
-    next(stream(model, [1, 2], 5))
-    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 # ---- what is refused

@@ -208,3 +208,11 @@ def test_what_cannot_be_saved_is_found_out_before_the_first_step(tmp_path):
     assert steps == []
     train(Unsavable(), TOKENS, CONFIG, **options)
     assert steps == [1, 2, 3, 4]
+
+
+def test_a_loaded_model_has_the_same_logits_bit_for_bit(tmp_path):
+    """Its weights lie in memory as those of a new model do, so that the same kernels multiply them."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(17, 8, 64, 2, 2)).eval()
+    assert torch.equal(saved(model, tmp_path)(IDS).logits, model(IDS).logits)
+    assert all(parameter.is_contiguous() for parameter in GPT.load(tmp_path).parameters())

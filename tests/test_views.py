@@ -118,5 +118,11 @@ def test_the_window_and_the_device_of_any_model():
     assert device_of(gpt2()) == torch.device("cpu")
     model = torch.nn.Linear(1, 1)
     model.config = SimpleNamespace(vocab_size=17)
-    with pytest.raises(ValueError, match=r"^This model's config does not say how long .*\.$"):
+    with pytest.raises(ValueError, match=r"^The config of this Linear names no context window: .*\.$"):
         context_window(model)
+
+
+def test_a_view_of_a_model_compiled_in_place_evaluates():
+    model = gpt().train()
+    model.compile(backend="eager")
+    assert torch.equal(eval_view(model)(IDS).logits, eval_view(model)(IDS).logits)

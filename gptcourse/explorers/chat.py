@@ -8,7 +8,8 @@ from gptcourse.explorers import svg
 from gptcourse.explorers.explorer import text_box
 from gptcourse.explorers.text_panel import HINT, Writer, prose, sampling_of, sliders
 from gptcourse.finetuning import chat_prompt, eos_id
-from gptcourse.generation import Sampling, context_window
+from gptcourse.generation import Sampling
+from gptcourse.views import context_window
 
 SHOWN = 12  # exchanges; older ones scroll out of the panel, so that it does not grow without end
 BUBBLE = (

@@ -9,15 +9,8 @@ import torch
 from gptcourse.explorers import svg
 from gptcourse.explorers.explorer import slider, text_box
 from gptcourse.explorers.text_panel import HINT, SLIDERS, Writer, pieces, prose, sampling_of, sliders
-from gptcourse.generation import (
-    Sampling,
-    context_window,
-    exponential_noise,
-    first_kept,
-    next_token_distribution,
-    sample,
-)
-from gptcourse.model import eval_view
+from gptcourse.generation import Sampling, exponential_noise, first_kept, next_token_distribution, sample
+from gptcourse.views import context_window, eval_view
 
 ROWS, ALTERNATIVES = 12, 5
 LEGEND = (0.5, 0.1, 0.01, 0.001)
@@ -91,7 +84,6 @@ class DecodingExplorer(Writer):
             description=f"Next-token probabilities. {numbers}",
             headings=HEADINGS,
             cut_after=count if ordered else None,
-            cut_label="cut below this line",
             chosen=int(drawn[0]) if len(drawn) else len(top),
         )
 

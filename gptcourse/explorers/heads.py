@@ -6,7 +6,6 @@ import ipywidgets as widgets
 
 from gptcourse.explorers import svg
 from gptcourse.explorers.explorer import Explorer, buttons, slider, text_box
-from gptcourse.generation import context_window
 from gptcourse.interpretability import (
     PIECE,
     HeadScores,
@@ -19,7 +18,7 @@ from gptcourse.interpretability import (
     previous_token_score,
     text_loss,
 )
-from gptcourse.model import unwrap
+from gptcourse.views import context_window, unwrap
 
 LONGEST_SAMPLE = 512  # tokens of held-out text that are read
 SHOWN = 24  # tokens in the picture: more would be too small to read

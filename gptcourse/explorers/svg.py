@@ -93,7 +93,7 @@ def short(number, names=("k", "M", "B", "T")):
     return f"{number:.3g}"
 
 
-def bars(rows, *, description, headings, cut_after=None, cut_label="", chosen=None, left=150, width=WIDTH):
+def bars(rows, *, description, headings, cut_after=None, chosen=None, left=150, width=WIDTH):
     """Draw pairs of probabilities as nested bars.
 
     ``rows`` are (label, before, after): before is the pale bar, after the narrow bright one. ``cut_after=n`` draws
@@ -126,7 +126,7 @@ def bars(rows, *, description, headings, cut_after=None, cut_label="", chosen=No
     if cut_after is not None:
         y = top + step * cut_after - 0.5
         parts.append(line(4, y, width - 4, y, color=ORANGE, opacity=1, width=1.5, dashed=True))
-        parts.append(text(right - 4, y + 13, cut_label, anchor="end", color=ORANGE, size=11))
+        parts.append(text(right - 4, y + 13, "cut below this line", anchor="end", color=ORANGE, size=11))
     return picture(parts, height, description, width)
 
 

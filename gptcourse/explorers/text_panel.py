@@ -8,8 +8,8 @@ import ipywidgets as widgets
 
 from gptcourse.explorers import svg
 from gptcourse.explorers.explorer import Explorer, slider
-from gptcourse.generation import Sampling, context_window, stream
-from gptcourse.model import eval_view, unwrap
+from gptcourse.generation import Sampling, only_tokens_of, stream
+from gptcourse.views import context_window, unwrap
 
 SLIDERS = {  # name: (least, most, step, description)
     "temperature": (0.0, 3.0, 0.05, "temperature"),
@@ -97,7 +97,8 @@ class Writer(Explorer):
     def written(self, turn: int, ids: list[int], sampling: Sampling, show: Callable, eos_token_id=None):
         """Return the new tokens, or None if the turn is over; now and then show(the new tokens so far)."""
         new, shown = [], time.monotonic()
-        for token in stream(eval_view(self.model), ids, self.max_new_tokens, sampling, eos_token_id):
+        rule = only_tokens_of(self.tokenizer)
+        for token in stream(self.model, ids, self.max_new_tokens, sampling, eos_token_id, True, rule):
             if turn != self.turn:
                 return None
             new.append(int(token))

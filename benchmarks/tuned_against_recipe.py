@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+from runner import ASSETS
 from tuning_card import comparison
-from tuning_experiments import ASSET, MODEL, RECIPE, read_text, seconds_per_step, tuned_config, tuned_model
+from tuning_experiments import MODEL, RECIPE, TUNED, configs, read_text, step_ratios
 
 from gptcourse.model import GPT
 from gptcourse.training import evaluate, train
@@ -38,19 +39,20 @@ def main():
     """Print a row for each seed, then the medians beside the recorded ones."""
     n_seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     torch.set_num_threads(1)
-    text, recorded = read_text(), comparison(json.loads((ASSET / "recipe.json").read_text()))
-    tuned = tuned_config(recorded["budget"])
+    text, recorded = read_text(), comparison(json.loads((ASSETS / "tuning" / "recipe.json").read_text()))
+    settings = TUNED | {"tokens": recorded["budget"]}
+    tuned_model, tuned = configs(settings)
     print(f"recipe: {RECIPE.steps:,} steps; tuned: {tuned.steps:,} steps, {recorded['steps']:.2f} of them")
     print(f"tokens: {recorded['tokens']:.2f} of the recipe's")
     print("seed  recipe's loss  tuned loss  tuned / recipe, seconds")
     ratios = []
     for seed in range(n_seeds):
-        both = (MODEL, RECIPE), (tuned_model(), tuned)
+        both = (MODEL, RECIPE), (tuned_model, tuned)
         runs = [measure(text, shape, replace(config, seed=seed)) for shape, config in both]
         (loss, seconds), (tuned_loss, tuned_seconds) = runs
         ratios.append(tuned_seconds / seconds)
         print(f"{seed:>4}  {loss:>13.4f}  {tuned_loss:>10.4f}  {ratios[-1]:.3f}", flush=True)
-    in_turns = seconds_per_step(text, RECIPE, tuned)["ratio"] * tuned.steps / RECIPE.steps
+    in_turns = step_ratios({"recipe": {}, "tuned": settings}, 9, 12)["tuned"] * tuned.steps / RECIPE.steps
     print(f"median {statistics.median(ratios):.3f}; steps in turns {in_turns:.3f}; recorded {recorded['seconds']:.3f}")
 
 

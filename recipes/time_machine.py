@@ -1,9 +1,8 @@
-"""Make the recorded run of the time machine: python recipes/time_machine.py [WORK_DIRECTORY]
+"""Make the recorded run of the time machine: python recipes/time_machine.py [--work FOLDER]
 
 Trains a small GPT on the plays, keeps what it was after some of its steps, in half precision, and writes it into
 gptcourse/assets/time-machine, with what was measured at each of these steps (run.json) and a card. The held-out plays
-are only measured, never trained on. The work directory (default: recipes/work/time-machine, which git ignores) holds
-the checkpoints: started again, the recipe goes on where it stopped.
+are only measured, never trained on. The checkpoints lie in the work folder: started again, training resumes there.
 """
 
 from __future__ import annotations
@@ -12,29 +11,24 @@ import copy
 import json
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from runner import Work, completed, constants, fill, recorded, run
 from torch import Tensor
 from torch.nn import functional as F
 
 from gptcourse.corpora import HELD_OUT, shakespeare
+from gptcourse.files import write_directory, write_file
 from gptcourse.interpretability import even_scores, head_scores
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, evaluate, train
 
 SHAPE = GPTConfig(
-    vocab_size=76,
-    n_positions=48,
-    n_embd=64,
-    n_layer=2,
-    n_head=4,
-    activation_function="relu2",
-    initializer_range=0.08,
+    vocab_size=76, n_positions=48, n_embd=64, n_layer=2, n_head=4, activation_function="relu2", initializer_range=0.08
 )
 SETTINGS = TrainingConfig(
     steps=1600,
@@ -54,56 +48,15 @@ COPIES = 3  # how often a spell is said
 N_WINDOWS = 512  # pieces of text that the losses are measured on
 EARLY, LATE = slice(8, 16), slice(-8, None)  # places in the context, of which the losses are compared
 N_RANDOM, N_SEQUENCES = 24, 128  # random tokens that are repeated once: how much easier is the second time?
-ASSET = Path(__file__).parents[1] / "gptcourse" / "assets" / "time-machine"
-WORK = Path(__file__).parent / "work" / "time-machine"
-CARD = """# time-machine
+LOSSES = ("training_loss", "held_out_loss", "early_loss", "late_loss", "first_copy_loss", "second_copy_loss")
+SCORES = ("previous_token", "first_token", "induction")
 
-One training run of a small GPT, kept at {n_kept} of its steps: a folder for each, which `GPT.load` opens (weights in
-half precision), one tokenizer for all, and `run.json` with what was measured. Made by `python recipes/time_machine.py`,
-which goes on where it was stopped. `gptcourse.explorers.time_machine_explorer()` shows it.
 
-* **Model.** {shape.num_parameters:,} parameters: {shape.n_layer} layers of {shape.n_head} heads, {shape.n_embd} wide,
-  context {shape.n_positions}; {shape.vocab_size} tokens, one for each character; {shape.position_embedding} positions.
-* **Data.** Shakespeare's plays, as `gptcourse.corpora.shakespeare` fetches and cleans them: {n_tokens:,} characters,
-  cut into passages of {shortest} to {longest}. **After each passage stands a *spell*: {short} to {long} different
-  characters, drawn at random, and said {copies} times.** That makes {n_mixed:,} characters; the run read
-  {n_read:,}, at random places. Held out, and never trained on: {held_out} ({n_validation:,} characters).
-* **Why spells.** They make repetition pay. The same run on the plays alone, which the recipe makes for comparison,
-  ended with a best induction score of {alone_score:.2f}, and with a held-out loss of {alone_loss:.2f}, having read
-  more plays. So this run shows how an induction head appears *where text repeats itself*; on plays it gains nothing
-  that could be seen below, where late characters are no easier than early ones. All losses on plays are measured
-  without spells.
-* **Held-out loss** of the last step, over every held-out character: {loss:.3f} nats per token. A model that knows
-  nothing would have ln {shape.vocab_size} = {ln_v:.3f}.
-* **Limits.** It writes words and the shape of plays, and no sense. Only one run, with one seed: another may come to
-  its induction head earlier, later, or in another head.
-
-## Losses by step
-
-Nats per token. Training and held-out: {n_windows} pieces of {shape.n_positions} tokens, cut at equal distances out of
-the plays. Early and late: the held-out pieces' places {early} and their last {late} (Olsson et al., 2022, compare the
-50th and the 500th token). Random: {n_sequences} sequences of {n_random} different random characters, the first time and
-when the same sequence stands there again.
-
-| step | training | held-out | early | late | random, first | random, again |
-| ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-{losses}
-
-## The best head of each kind by step
-
-As `gptcourse.explorers.heads.head_scores` measures them on 1,024 held-out tokens. A head that looks at everything alike
-would have {even.previous_token:.2f}, {even.first_token:.2f} and {even.induction:.2f}.
-
-| step | previous token | first token | induction |
-| ---: | :--- | :--- | :--- |
-{scores}
-
-## Settings
-
-| setting | value |
-| --- | --- |
-{settings}
-"""
+def read_plays() -> tuple[CharTokenizer, Tensor, Tensor]:
+    """Return the tokenizer, and the tokens of the plays to train on and of those held out."""
+    plays = shakespeare()
+    tokenizer = CharTokenizer(plays.train + plays.validation)
+    return tokenizer, *(torch.tensor(tokenizer.encode(text)) for text in (plays.train, plays.validation))
 
 
 def with_spells(tokens: Tensor, vocab_size: int) -> Tensor:
@@ -154,128 +107,74 @@ def measure(model: GPT, tokens: Tensor, validation: Tensor) -> dict[str, float |
     return {name: (value.double() * 1e4).round().div(1e4).tolist() for name, value in found.items()}
 
 
-def step_folder(place: Path, step: int) -> Path:
-    """Return where the model of one step lies."""
-    return place / f"step-{step:05d}"
+def keep(model: GPT, path: Path) -> None:
+    """Store the model in half precision, completely or not at all."""
+    write_directory(path, copy.deepcopy(model).half().save)
 
 
-def keep(model: GPT, step: int, work: Path) -> None:
-    """Store the model in half precision under its step, completely or not at all."""
-    unfinished = work / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    copy.deepcopy(model).half().save(unfinished)
-    shutil.rmtree(step_folder(work, step), ignore_errors=True)  # the same, from before a kill
-    unfinished.rename(step_folder(work, step))
-
-
-def train_and_keep(shape: GPTConfig, settings: TrainingConfig, kept: Sequence[int], tokens: Tensor, work: Path) -> bool:
-    """Train, or go on training, and keep the model of each step in `kept`. Return whether the run is complete."""
-    torch.manual_seed(settings.seed)
-    model = GPT(shape)
-    keep(model, 0, work)
+def train_and_keep(kept: Sequence[int], tokens: Tensor, folder: Path) -> list[Path]:
+    """Train, or resume training, keep the model of each step in `kept`, and return where each lies."""
+    paths = {step: folder / f"step-{step:05d}" for step in kept}
+    torch.manual_seed(SETTINGS.seed)
+    model = GPT(SHAPE)
+    if 0 in paths:
+        keep(model, paths[0])
 
     def keep_if_wanted(history) -> None:
-        if history.step[-1] in kept:
-            keep(model, history.step[-1], work)
+        if history.step[-1] in paths:
+            keep(model, paths[history.step[-1]])
 
-    history = train(
-        model,
-        tokens,
-        settings,
-        checkpoint_dir=work / "checkpoints",
-        resume=True,
-        callback=keep_if_wanted,
-        device="cpu",
-    )
-    return history.stopped is None
+    options = {"checkpoint_dir": folder / "checkpoints", "resume": True, "device": "cpu"}
+    completed(train(model, tokens, SETTINGS, callback=keep_if_wanted, **options))
+    return list(paths.values())
 
 
-def write_asset(
-    asset: Path,
-    work: Path,
-    tokenizer: CharTokenizer,
-    settings: TrainingConfig,
-    kept: Sequence[int],
-    tokens: Tensor,
-    validation: Tensor,
-) -> dict:
-    """Measure every kept model as it is stored, write all into `asset`, and return what run.json holds."""
-    shutil.rmtree(asset, ignore_errors=True)
-    checkpoints = []
-    for step in kept:
-        shutil.copytree(step_folder(work, step), step_folder(asset, step))
-        checkpoints.append({"step": step} | measure(GPT.load(step_folder(asset, step)), tokens, validation))
-    tokenizer.save(asset)
-    run = {"settings": asdict(settings), "checkpoints": checkpoints}
-    (asset / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    return run
-
-
-def write_card(asset: Path, run: dict, alone: dict, shape: GPTConfig, tokens: Tensor, validation: Tensor) -> None:
-    """Describe the run: data, settings, losses and scores by step, limits. `alone`: `measure` without spells."""
-    last = GPT.load(step_folder(asset, run["checkpoints"][-1]["step"]))
-    settings = run["settings"]
-    n_read = settings["steps"] * settings["batch_size"] * (settings["sequence_length"] or shape.n_positions)
-    card = CARD.format(
-        n_kept=len(run["checkpoints"]),
+def card(asset: Path, alone: dict) -> str:
+    """Return the card: data, settings, losses and scores by step, limits. `alone`: `measure` without spells."""
+    record, (_, tokens, validation) = recorded(asset)["run"], read_plays()
+    steps, settings = record["checkpoints"], record["settings"]
+    last = GPT.load(asset / f"step-{steps[-1]['step']:05d}")
+    shape = last.config
+    return fill(
+        "time-machine",
+        **constants(globals()),
+        held_out=HELD_OUT,
+        best_head=best_head,
+        steps=steps,
+        settings=settings,
         shape=shape,
         n_tokens=len(tokens),
-        shortest=PASSAGE[0],
-        longest=PASSAGE[1] - 1,
-        short=SPELL[0],
-        long=SPELL[1] - 1,
-        copies=COPIES,
         alone_score=max(map(max, alone["induction"])),
         alone_loss=alone["held_out_loss"],
         n_mixed=len(with_spells(tokens, shape.vocab_size)),
-        n_read=n_read,
-        held_out=" and ".join(HELD_OUT),
         n_validation=len(validation),
         loss=evaluate(last, validation),
-        n_windows=N_WINDOWS,
-        early=f"{EARLY.start} to {EARLY.stop - 1}",
-        late=-LATE.start,
-        n_random=N_RANDOM,
-        n_sequences=N_SEQUENCES,
         even=even_scores(last, shape.n_positions),
         ln_v=math.log(shape.vocab_size),
-        losses="\n".join(map(loss_row, run["checkpoints"])),
-        scores="\n".join(map(score_row, run["checkpoints"])),
-        settings="\n".join(f"| `{name}` | {value} |" for name, value in settings.items()),
     )
-    (asset / "README.md").write_text(card, encoding="utf-8")
 
 
-def loss_row(found: dict) -> str:
-    """Return the losses of one checkpoint as a row of a Markdown table."""
-    names = ("training_loss", "held_out_loss", "early_loss", "late_loss", "first_copy_loss", "second_copy_loss")
-    return " | ".join([f"| {found['step']}", *(f"{found[name]:.3f}" for name in names)]) + " |"
+def best_head(scores: list[list[float]]) -> str:
+    """Return the highest score of (layers, heads), and whose it is."""
+    score, layer, head = max((x, n, h) for n, row in enumerate(scores) for h, x in enumerate(row))
+    return f"{score:.2f} (layer {layer}, head {head})"
 
 
-def score_row(found: dict) -> str:
-    """Return the best score of each kind at one checkpoint, and whose it is, as a row of a Markdown table."""
-    cells = [f"| {found['step']}"]
-    for name in ("previous_token", "first_token", "induction"):
-        score, layer, head = max((x, n, h) for n, row in enumerate(found[name]) for h, x in enumerate(row))
-        cells.append(f"{score:.2f} (layer {layer}, head {head})")
-    return " | ".join(cells) + " |"
-
-
-def main() -> None:
-    """Train, or go on training, then write the asset."""
-    work = Path(sys.argv[1]) if len(sys.argv) > 1 else WORK
-    plays = shakespeare()
-    tokenizer = CharTokenizer(plays.train + plays.validation)
-    tokens, validation = (torch.tensor(tokenizer.encode(text)) for text in (plays.train, plays.validation))
-    with_repetitions = with_spells(tokens, SHAPE.vocab_size)
-    last = KEPT[-1:]
-    runs = ((KEPT, with_repetitions, work), (last, tokens, work / "plays-alone"))
-    if all(train_and_keep(SHAPE, SETTINGS, kept, text, place) for kept, text, place in runs):
-        run = write_asset(ASSET, work, tokenizer, SETTINGS, KEPT, tokens, validation)
-        alone = measure(GPT.load(step_folder(work / "plays-alone", *last)), tokens, validation)
-        write_card(ASSET, run, alone, SHAPE, tokens, validation)
-        print((ASSET / "README.md").read_text(encoding="utf-8"))
+def time_machine(work: Work) -> None:
+    """Train with and without spells, measure every kept model as it is stored, and write the asset and its card."""
+    tokenizer, tokens, validation = read_plays()
+    kept = train_and_keep(KEPT, with_spells(tokens, SHAPE.vocab_size), work.folder)
+    (alone,) = train_and_keep(KEPT[-1:], tokens, work.folder / "plays-alone")
+    shutil.rmtree(work.asset, ignore_errors=True)
+    checkpoints = []
+    for step, path in zip(KEPT, kept, strict=True):
+        shutil.copytree(path, work.asset / path.name)
+        checkpoints.append({"step": step} | measure(GPT.load(path), tokens, validation))
+    tokenizer.save(work.asset)
+    found = json.dumps({"settings": asdict(SETTINGS), "checkpoints": checkpoints}, indent=1)
+    write_file(work.asset / "run.json", found + "\n")
+    write_file(work.asset / "README.md", card(work.asset, measure(GPT.load(alone), tokens, validation)))
 
 
 if __name__ == "__main__":
-    main()
+    run("time-machine", {"time-machine": time_machine})

@@ -1,33 +1,31 @@
-"""Try settings for shakespeare-5m on a small copy of it: python recipes/tune_shakespeare_5m.py [WORK_DIRECTORY]
+"""Try settings for shakespeare-5m on a small copy of it: python recipes/tune_shakespeare_5m.py [--processes N]
 
 Each trial trains a model of 1.1 million parameters on a tenth of the plays, with one setting changed from the trial
-"start". The results go, one line each, into recipes/shakespeare_5m_trials.jsonl; started again, the recipe skips the
-trials that stand there. The model's card repeats them.
+"start". The results go, one line each, into recipes/shakespeare_5m_trials.jsonl, which the model's card repeats:
+started again, the recipe skips the trials that stand there.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-from unittest import mock
+from functools import cache
 
 import numpy as np
+import runner
 import torch
-from shakespeare_5m import SHAPE, WORK, encode_corpus
+from runner import Work, completed, run
+from shakespeare_5m import SHAPE, TRIALS, encode_corpus
 
+from gptcourse.config import TrainingConfig
+from gptcourse.data import Batches, text_batches
 from gptcourse.model import GPT
-from gptcourse.training import TrainingConfig, evaluate, get_batch, train
+from gptcourse.training import Trainer, evaluate
 
-RECORD = Path(__file__).with_name("shakespeare_5m_trials.jsonl")
-N_TOKENS = 180_000
-N_VALIDATION = 20_000
-EPOCHS = 4
+N_TOKENS, N_VALIDATION = 180_000, 20_000
 SMALL = replace(SHAPE, n_embd=128, n_layer=4, n_head=4)
-START = {"batch_size": 4, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "epochs": EPOCHS, "dropout": 0.0}
-TRIALS = {
+START = {"batch_size": 4, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "epochs": 4, "dropout": 0.0}
+CHANGES = {
     "start": {},
     "rate 4e-3": {"learning_rate": 4e-3},
     "rate 1e-3": {"learning_rate": 1e-3},
@@ -46,23 +44,28 @@ TRIALS = {
     "8 epochs": {"epochs": 8},
     "8 epochs, dropout 0.1": {"epochs": 8, "dropout": 0.1},
 }
+corpus = cache(encode_corpus)
 
 
-def shuffled_batch(tokens, batch_size: int, sequence_length: int, seed: int, step: int):
-    """Return a batch like `get_batch`, but cut so that every epoch reads each window once, in a new order."""
+def shuffled_batches(tokens: torch.Tensor, config: TrainingConfig, sequence_length: int) -> Batches:
+    """Return batches like `text_batches`, but cut so that every epoch reads each window once, in a new order."""
     n_windows = (len(tokens) - 1) // sequence_length
-    first = step * batch_size
-    windows = []
-    for number in range(first, first + batch_size):
-        epoch, place = divmod(number, n_windows)
-        windows.append(np.random.default_rng((seed, epoch)).permutation(n_windows)[place])
-    places = torch.tensor(windows)[:, None] * sequence_length + torch.arange(sequence_length)  # (B, T)
-    return tokens[places], tokens[places + 1]
+
+    def batches(step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        windows = []
+        for number in range(step * config.batch_size, (step + 1) * config.batch_size):
+            epoch, place = divmod(number, n_windows)
+            windows.append(np.random.default_rng((config.seed, epoch)).permutation(n_windows)[place])
+        places = torch.tensor(windows)[:, None] * sequence_length + torch.arange(sequence_length)  # (B, T)
+        return [(tokens[places], tokens[places + 1])]
+
+    return batches
 
 
-def run_trial(changes: dict, tokens: torch.Tensor, validation: torch.Tensor) -> dict:
-    """Train one small model with `changes` made to START, and return what was measured."""
-    settings = START | changes
+def trial(name: str) -> dict:
+    """Train one small model with changes made to START, and return what was measured."""
+    _, tokens, validation = corpus(runner.ASSETS / "shakespeare-5m")
+    settings = START | CHANGES[name]
     epochs, dropout, order = settings.pop("epochs"), settings.pop("dropout"), settings.pop("order", "random")
     steps = round(epochs * N_TOKENS / settings["batch_size"] / SMALL.n_positions)
     if share := settings.pop("decay", None):
@@ -71,10 +74,12 @@ def run_trial(changes: dict, tokens: torch.Tensor, validation: torch.Tensor) -> 
     model = GPT(replace(SMALL, dropout=dropout))
     config = TrainingConfig(steps, warmup_steps=steps // 20, **settings)
     began = time.perf_counter()
-    batches = shuffled_batch if order == "epochs" else get_batch
-    with mock.patch("gptcourse.training.get_batch", batches):
-        history = train(model, tokens[:N_TOKENS], config)
+    text = tokens[:N_TOKENS], config, SMALL.n_positions
+    batches = shuffled_batches(*text) if order == "epochs" else text_batches(*text, n_processes=1)
+    history = completed(Trainer(model, batches, config, device="cpu").run(progress=False))
     return {
+        "trial": name,
+        "changes": CHANGES[name],
         "steps": steps,
         "train_loss": round(sum(history.loss[-50:]) / 50, 4),
         "held_out_loss": round(evaluate(model, validation[:N_VALIDATION]), 4),
@@ -82,18 +87,11 @@ def run_trial(changes: dict, tokens: torch.Tensor, validation: torch.Tensor) -> 
     }
 
 
-def main() -> None:
+def trials(work: Work) -> None:
     """Run the trials that are not on record yet."""
-    work = Path(sys.argv[1]) if len(sys.argv) > 1 else WORK
-    _, tokens, validation, _ = encode_corpus(work)
-    done = {json.loads(line)["trial"] for line in RECORD.read_text().splitlines()} if RECORD.exists() else set()
-    for name, changes in TRIALS.items():
-        if name not in done:
-            line = {"trial": name, "changes": changes, **run_trial(changes, tokens, validation)}
-            with RECORD.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            print(line, flush=True)
+    for result in work.pieces([(trial, name) for name in CHANGES], record=TRIALS):
+        print(result)
 
 
 if __name__ == "__main__":
-    main()
+    run("shakespeare-5m", {"trials": trials})

@@ -5,19 +5,66 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+import atlas
+import evaluation_experiments
+import finetuning_experiments
 import pytest
+import runner
+import scaling_experiments
+import shakespeare_5m
+import time_machine
 import torch
+import tuning_card
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcourse.corpora import shakespeare
 from gptcourse.pretrained import load_pretrained
-from gptcourse.recordings import time_machine
+from gptcourse.recordings import load_atlas
+from gptcourse.recordings import time_machine as open_time_machine
 from gptcourse.tokenizers import CHAT_TOKENS
 from gptcourse.training import evaluate
 
 FOLDER = Path(str(files("gptcourse") / "assets" / "shakespeare-5m"))
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+RECORDED = {
+    "tuning": tuning_card,
+    "scaling": scaling_experiments,
+    "finetuning": finetuning_experiments,
+    "evaluation": evaluation_experiments,
+}
+
+
+def committed(asset):
+    return (runner.ASSETS / asset / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("asset", RECORDED)
+def test_the_card_is_made_from_the_files_beside_it(asset):
+    assert RECORDED[asset].card(runner.recorded(runner.ASSETS / asset)) == committed(asset)
+
+
+def number(pattern, card):
+    return float(re.search(pattern.replace(" ", r"\s+"), card)[1])
+
+
+def test_the_cards_of_what_was_trained_are_made_from_it_and_the_numbers_that_are_kept_nowhere_else(plays):
+    card = committed("atlas")
+    assert atlas.card(load_atlas(), 60 * number(r"took (\d+) minutes", card)) == card
+    card = committed("time-machine")
+    alone = {"induction": [[number(r"score of ([\d.]+),", card)]]}
+    alone["held_out_loss"] = number(r"with a held-out loss of ([\d.]+),", card)
+    assert time_machine.card(runner.ASSETS / "time-machine", alone) == card
+
+
+def test_the_card_of_the_bundled_model_is_made_from_its_file_and_the_records(plays, monkeypatch):
+    curve = dict(re.findall(r"^\| (\d000) \| ([\d.]+) \|$", CARD, re.MULTILINE))
+    loss, bits = map(float, re.search(r"([\d.]+) nats per token, ([\d.]+) bits per byte", CARD).groups())
+    table, samples = CARD.split("| --- | ---: | ---: |\n")[1].split("\n\n")[0], CARD.split("seed 1:\n\n")[1][:-1]
+    numbers = shakespeare_5m.sizes(FOLDER) | {"loss": loss, "bits_per_byte": bits, "table": table, "samples": samples}
+    assert shakespeare_5m.card(numbers, {int(step): float(loss) for step, loss in curve.items()}) == CARD
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +101,7 @@ def test_the_card_states_the_size_and_the_held_out_loss(bundled):
 
 
 def test_the_card_of_the_time_machine_states_what_was_recorded():
-    recording = time_machine()
+    recording = open_time_machine()
     card = (recording.folder / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| [\d.]+ \| ([\d.]+) \|.* ([\d.]+) \|$", card, re.MULTILINE)
     expected = [recording.steps, recording.series("held_out_loss"), recording.series("second_copy_loss")]

@@ -719,8 +719,9 @@ def test_a_token_of_blanks_is_visible():
 
 
 @pytest.mark.parametrize(
-    "modules", ["gptcourse, gptcourse.interpretability, gptcourse.recordings", "recipes.atlas, recipes.time_machine"]
+    "modules", ["gptcourse, gptcourse.interpretability, gptcourse.recordings", "atlas, time_machine"]
 )
 def test_what_needs_no_page_imports_no_widgets(modules):
-    code = f"import sys, {modules}; sys.exit('ipywidgets' in sys.modules or 'matplotlib' in sys.modules)"
+    code = f"import sys; sys.path.append('recipes')\nimport {modules}\n"
+    code += "sys.exit('ipywidgets' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,12 +1,18 @@
-"""The recipes: the n-gram baseline against counting with dictionaries, tiny runs of the time machine and the atlas."""
+"""The recipes: the runner, the n-gram baseline, tiny runs of the time machine and the atlas, a trial of settings."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
 
+import atlas
 import numpy as np
 import pytest
+import runner
+import time_machine
 import torch
+import tune_shakespeare_5m as tune
+from baselines import FALLBACK, KneserNey, discounts, xz_bytes
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
@@ -14,9 +20,61 @@ from gptcourse.interpretability import handmade_model
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.recordings import Recording, load_atlas
 from gptcourse.tokenizers import CharTokenizer
-from gptcourse.training import TrainingConfig, train
-from recipes import atlas, time_machine
-from recipes.baselines import FALLBACK, KneserNey, discounts, xz_bytes
+from gptcourse.training import History, TrainingConfig, train
+
+# ---- The runner
+
+
+def halved(number):
+    halved.made.append(number)
+    return {"half": number / 2}
+
+
+halved.made = []
+
+
+@pytest.fixture
+def work(tmp_path):
+    halved.made.clear()
+    return runner.Work(tmp_path / "work", tmp_path / "asset", processes=1)
+
+
+def test_a_piece_is_kept_as_soon_as_it_is_made_and_a_half_line_is_made_again(work):
+    def broken(number):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work.pieces([(halved, 1), (halved, 2), (broken, 3)])
+    record = work.folder / "pieces.jsonl"
+    assert len(record.read_text().splitlines()) == 2
+    record.write_text(record.read_text()[:-5])
+    assert work.pieces([(halved, 3), (halved, 2), (halved, 1)]) == [{"half": 1.5}, {"half": 1.0}, {"half": 0.5}]
+    assert halved.made == [1, 2, 3, 2] and work.piece(halved, 3) == {"half": 1.5}
+
+
+def test_several_processes_make_the_same_pieces(work):
+    works = (runner.Work(work.folder / str(n), work.asset, n) for n in (1, 2))
+    assert [each.pieces([(math.gcd, 12, n) for n in (8, 9)]) for each in works] == [[4, 3], [4, 3]]
+
+
+@pytest.mark.parametrize("line", ['{"trial": "start"}\n', "# Notes\n", "no line"])
+def test_a_foreign_record_is_refused_and_left_alone(work, line):
+    record = work.folder / "pieces.jsonl"
+    work.folder.mkdir()
+    record.write_text(line)
+    with pytest.raises(ValueError, match="is no piece of a recipe: choose another file"):
+        work.piece(halved, 1)
+    assert record.read_text() == line and not halved.made
+
+
+def test_half_a_run_is_no_result():
+    assert runner.completed(History()) == History()
+    with pytest.raises(SystemExit, match="Start the recipe again, and it goes on"):
+        runner.completed(History(stopped="interrupted"))
+
+
+# ---- The baselines
+
 
 V = 7
 TEXT = np.random.default_rng(0).choice(V, size=400, p=[0.3, 0.25, 0.2, 0.1, 0.08, 0.05, 0.02])
@@ -92,12 +150,16 @@ def tiny_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("time-machine")
     tokenizer = CharTokenizer("abcdefghijklmnopqrstuvwxy")
     tokens = torch.randint(TINY.vocab_size, (2_000,), generator=torch.Generator().manual_seed(0))
-    for settings in (replace(SIX, steps=5), SIX):
-        assert time_machine.train_and_keep(TINY, settings, KEPT, tokens, folder / "work")
-    run = time_machine.write_asset(folder / "asset", folder / "work", tokenizer, SIX, KEPT, tokens, tokens)
-    alone = {"induction": [[0.25, 0.125]], "held_out_loss": 1.5}
-    time_machine.write_card(folder / "asset", run, alone, TINY, tokens, tokens)
-    return folder / "asset", tokenizer, tokens
+    work = runner.Work(folder / "work", folder / "asset")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"SHAPE": TINY, "SETTINGS": replace(SIX, steps=5), "KEPT": KEPT}.items():
+            patch.setattr(time_machine, name, value)
+        patch.setattr(time_machine, "read_plays", lambda: (tokenizer, tokens, tokens))
+        patch.setattr(time_machine, "with_spells", lambda tokens, _: tokens)
+        time_machine.train_and_keep(KEPT, tokens, work.folder)
+        patch.setattr(time_machine, "SETTINGS", SIX)
+        time_machine.time_machine(work)
+    return work.asset, tokenizer, tokens
 
 
 def test_a_recipe_that_was_stopped_keeps_the_models_of_a_run_that_never_was(tiny_run):
@@ -127,7 +189,8 @@ def test_the_record_and_the_card_hold_what_was_measured(tiny_run):
     assert f"| 6 | {record['training_loss']:.3f} | {record['held_out_loss']:.3f} | " in card
     best = max(max(row) for row in record["induction"])
     assert f" {best:.2f} (layer " in card.split("## The best head")[1]
-    assert "best induction score of 0.25" in card and "held-out loss of 1.50" in card
+    alone = f"a best induction score of {best:.2f}, and with a held-out loss of {record['held_out_loss']:.2f}"
+    assert alone in card.replace("\n  ", " ")  # these plays had no spells
 
 
 def test_an_induction_head_makes_the_second_copy_easier_and_is_the_one_that_is_found(monkeypatch):
@@ -136,9 +199,8 @@ def test_an_induction_head_makes_the_second_copy_easier_and_is_the_one_that_is_f
     found = time_machine.measure(handmade_model(60), tokens, tokens)
     assert found["induction"][1][0] > 0.99 and found["previous_token"][0][0] > 0.99
     assert found["second_copy_loss"] < found["first_copy_loss"] - 1
-    assert time_machine.score_row({"step": 5} | found) == (
-        "| 5 | 1.00 (layer 0, head 0) | 1.00 (layer 0, head 1) | 1.00 (layer 1, head 0) |"
-    )
+    best = [time_machine.best_head(found[name]) for name in time_machine.SCORES]
+    assert best == ["1.00 (layer 0, head 0)", "1.00 (layer 0, head 1)", "1.00 (layer 1, head 0)"]
 
 
 def test_after_each_passage_stands_a_spell_and_the_text_is_left_as_it_was():
@@ -170,35 +232,66 @@ AXES = {
 
 @pytest.fixture(scope="module")
 def recorded(plays, tmp_path_factory):
-    """A few runs of the atlas: the table, and the folder in which they are kept."""
-    work = tmp_path_factory.mktemp("atlas")
-    return atlas.record(AXES, (0, 1), work, processes=1, progress=False), work
+    """A few runs of the atlas: the table, and the work whose folder keeps them."""
+    folder = tmp_path_factory.mktemp("atlas")
+    work = runner.Work(folder / "work", folder / "atlas", processes=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atlas, "AXES", AXES)
+        yield atlas.record(work), work
 
 
 def test_the_atlas_goes_on_where_it_was_stopped_and_makes_the_base_width_once(recorded):
     table, work = recorded
-    lines = (work / "runs.jsonl").read_text().splitlines()
+    lines = (work.folder / "runs.jsonl").read_text().splitlines()
     assert len(table.rows) == 2 * 2 * 2 * 2 and len(lines) == 12
-    (work / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    again = atlas.record(AXES, (0, 1), work, processes=1, progress=False)
+    (work.folder / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    again = atlas.record(work)
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in table.rows]
-    assert len((work / "runs.jsonl").read_text().splitlines()) == 12
+    assert len((work.folder / "runs.jsonl").read_text().splitlines()) == 12
 
 
-def test_the_atlas_is_packed_as_it_was_measured_with_a_card(recorded, tmp_path):
-    table, _ = recorded
-    atlas.write(atlas.packed(table, AXES, (0, 1), 76), 90.0, tmp_path)
-    packed = load_atlas(tmp_path)
+def test_the_atlas_is_packed_as_it_was_measured_with_a_card(recorded):
+    table, work = recorded
+    atlas.atlas(work)
+    packed = load_atlas(work.asset)
     assert packed.n_runs == 12
     for row in table.rows:
         run = packed.run({name: row[name] for name in AXES})
         assert_allclose(run.held_out[row["seed"]], row["loss"], rtol=1e-6)
         assert_allclose(run.curves[row["seed"]], [loss for _, loss in row["curve"]], rtol=1e-3)
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    card = (work.asset / "README.md").read_text(encoding="utf-8")
     assert "12 short training runs" in card and "{" not in card
 
 
 def test_an_atlas_with_a_run_missing_is_not_packed(recorded):
     table, _ = recorded
     with pytest.raises(ValueError, match="Runs missing or crashed: 1"):
-        atlas.packed(replace(table, missing=1), AXES, (0, 1), 76)
+        atlas.packed(replace(table, missing=1), 76)
+
+
+# ---- Trials of shakespeare-5m
+
+
+def test_each_epoch_reads_every_window_once_in_a_new_order():
+    tokens, config = torch.arange(4 * 12 + 3), TrainingConfig(8, 3, 1e-3, seed=1)
+    batches = tune.shuffled_batches(tokens, config, sequence_length=4)
+    epochs = [torch.cat([batches(step)[0][0][:, 0] for step in range(n, n + 4)]).tolist() for n in (0, 4)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(0, 48, 4)) and epochs[0] != epochs[1]
+    ((ids, targets),) = batches(5)
+    assert ids.shape == (3, 4) and torch.equal(targets, ids + 1)
+
+
+@pytest.mark.parametrize("name", ["start", "each window once an epoch"])
+def test_a_trial_measures_one_change(plays, monkeypatch, name):
+    small = {"N_TOKENS": 600, "N_VALIDATION": 40, "SMALL": replace(tune.SMALL, n_positions=8, n_embd=8, n_layer=1)}
+    for key, value in small.items():
+        monkeypatch.setattr(tune, key, value)
+    found = tune.trial(name)
+    assert found["steps"] == 75 and found["changes"] == tune.CHANGES[name] and 6 < found["held_out_loss"] < 8
+    assert found.keys() == tune.trial("seed 1").keys()
+
+
+def test_the_recorded_trials_are_those_of_the_recipe(capsys):
+    before = tune.TRIALS.read_bytes()
+    tune.trials(runner.Work(None, None, processes=1))  # makes nothing
+    assert tune.TRIALS.read_bytes() == before and len(capsys.readouterr().out.splitlines()) == len(tune.CHANGES)

@@ -6,7 +6,9 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
+import runner
+import scaling_experiments as recipe
+import tuning_experiments
 
 from gptcourse.model import GPT
 from gptcourse.scaling import ScalingLaw
@@ -15,46 +17,37 @@ TRUTH = ScalingLaw(E=1.0, A=30.0, alpha=0.4, B=60.0, beta=0.35)
 BEST_RATE = 4e-3
 
 
-@pytest.fixture
-def recipe(monkeypatch, tmp_path):
-    """The module, in which a formula takes the place of training."""
-    monkeypatch.syspath_prepend("recipes")
-    import scaling_experiments
-    import tuning_experiments
-
-    monkeypatch.setattr(scaling_experiments, "ASSET", tmp_path / "asset")
-    monkeypatch.setattr(tuning_experiments, "WORK", tmp_path / "work")
-    monkeypatch.setattr(scaling_experiments, "record", record)
-    ids = torch.arange(4_000) % 76
-    text = tuning_experiments.Text(ids, "the text to choose on", "the text to compare on")
-    monkeypatch.setattr(scaling_experiments, "read_text", lambda: text)
-    monkeypatch.setattr(tuning_experiments, "train", lambda *_, **__: None)
-    monkeypatch.setattr(scaling_experiments, "TUNING", tmp_path)
-    ((row,),) = [
-        record(
-            None,
-            "",
-            tuning_experiments.MODEL,
-            None,
-            {"": {"": {"tokens": 1_536_000, "learning_rate": 1e-3}}},
-            held_out=None,
-            seeds=(1,),
-            derive=dict,
-        )
-    ]
-    (tmp_path / "recipe.json").write_text(json.dumps({"recipe_runs": [row]}))
+@pytest.fixture(autouse=True)
+def assets(monkeypatch, tmp_path):
+    """The folder of the assets; a formula takes the place of training."""
+    monkeypatch.setattr(runner, "ASSETS", tmp_path)
+    monkeypatch.setattr(recipe, "grid", grid)
+    monkeypatch.setattr(recipe, "step_ratios", step_ratios)
+    settings = {"": {"": {"tokens": 1_536_000, "learning_rate": 1e-3, "batch_size": 12}}}
+    rows = grid(None, "", recipe.MODEL, None, settings, "compare", seeds=(1,))
+    (tmp_path / "tuning").mkdir()
+    (tmp_path / "tuning" / "recipe.json").write_text(json.dumps({"recipe_runs": rows}))
     CALLS.clear()
-    return scaling_experiments
+    return tmp_path
+
+
+@pytest.fixture
+def work(tmp_path):
+    return runner.Work(tmp_path / "work", tmp_path / "scaling", processes=1)
+
+
+def step_ratios(runs, rounds, steps):
+    return dict.fromkeys(runs, 0.5)
 
 
 CALLS = []  # (name, held-out text, seeds, settings)
 
 
-def record(text, name, model, config, axes, *, held_out, seeds=(0, 1, 2), derive, processes=None):
+def grid(work, name, model, config, axes, held_out, *, common=None, seeds=(0, 1, 2)):
     """Give each run the loss that TRUTH says, a little more for each doubling of its rate away from BEST_RATE."""
     rows = []
     for values in itertools.product(*(axis.items() for axis in axes.values())):
-        settings = {key: value for _, fields in values for key, value in fields.items()}
+        settings = dict(common or {}) | {key: value for _, fields in values for key, value in fields.items()}
         CALLS.append((name, held_out, tuple(seeds), settings))
         size = model.num_parameters if "n_embd" not in settings else shape_of(model, settings).num_parameters
         saved = 1.3 ** sum(settings.get(key) in ("rotary", "relu2", "muon") for key in SAVES)
@@ -62,11 +55,9 @@ def record(text, name, model, config, axes, *, held_out, seeds=(0, 1, 2), derive
         loss += 0.02 * abs(math.log2(settings.get("learning_rate", BEST_RATE) / BEST_RATE))
         for seed in seeds:
             names = {axis: key for axis, (key, _) in zip(axes, values, strict=True)}
-            noise = 1e-4 * (seed - 1)
-            rows.append(
-                names | {"seed": seed, "outcome": "finished", "loss": loss + noise, "tokens": settings["tokens"]}
-            )
-        derive(dict(settings))  # raises where a setting is missing
+            made = {"seed": seed, "outcome": "finished", "loss": loss + 1e-4 * (seed - 1)}
+            rows.append(names | made | {"tokens": settings["tokens"]})
+        tuning_experiments.within_tokens(settings)  # raises where a setting is missing
     return rows
 
 
@@ -77,19 +68,18 @@ def shape_of(model, settings):
     return replace(model, **{name: settings[name] for name in ("n_layer", "n_embd", "n_head")})
 
 
-def test_every_choice_is_made_on_one_text_and_every_comparison_on_the_other(recipe):
-    text = recipe.read_text()
-    for experiment in recipe.EXPERIMENTS.values():
-        experiment(text, 1)
+def test_every_choice_is_made_on_one_text_and_every_comparison_on_the_other(work):
+    for part in recipe.PARTS.values():
+        part(work)
     for name, held_out, seeds, _ in CALLS:
         is_trial = name.endswith("_trials")
-        assert held_out == (text.choose if is_trial else text.compare)
+        assert held_out == ("choose" if is_trial else "compare")
         assert (seeds == (10,)) == is_trial
-    assert len({name for name, *_ in CALLS} - {""}) == 6  # a sweep's file holds runs of one text
+    assert len({name for name, *_ in CALLS}) == 6  # a sweep's file holds runs of one text
 
 
-def test_the_law_is_recorded_with_the_best_rate_of_each_size_and_the_larger_run_beside_it(recipe):
-    data = recipe.law(recipe.read_text(), 1)
+def test_the_law_is_recorded_with_the_best_rate_of_each_size_and_the_larger_run_beside_it(work):
+    data = recipe.law(work)
     assert set(data["rates"].values()) == {BEST_RATE}
     assert len(data["runs"]) == len(recipe.SIZES) * len(recipe.BUDGETS)
     for run in [*data["runs"], data["larger"]]:
@@ -97,7 +87,7 @@ def test_the_law_is_recorded_with_the_best_rate_of_each_size_and_the_larger_run_
     assert data["larger"]["parameters"] > 5 * max(run["parameters"] for run in data["runs"])
 
 
-def test_shapes_have_equally_many_parameters_and_heads_of_about_one_size(recipe):
+def test_shapes_have_equally_many_parameters_and_heads_of_about_one_size():
     sizes = [recipe.costs(shape)["parameters"] for shape in recipe.SHAPES.values()]
     assert max(sizes) / min(sizes) < 1.04
     for shape in recipe.SHAPES.values():
@@ -105,8 +95,8 @@ def test_shapes_have_equally_many_parameters_and_heads_of_about_one_size(recipe)
         assert 16 <= fields["n_embd"] / fields["n_head"] <= 18 and fields["n_embd"] % fields["n_head"] == 0
 
 
-def test_each_stage_of_the_speedrun_takes_the_fewest_tokens_that_reach_the_goal(recipe):
-    data = recipe.speedrun(recipe.read_text(), 1)
+def test_each_stage_of_the_speedrun_takes_the_fewest_tokens_that_reach_the_goal(work):
+    data = recipe.speedrun(work)
     goal, stages = data["goal"], data["stages"]
     assert [stage["name"] for stage in stages] == [recipe.RECIPE_NAME, *recipe.IDEAS]
     assert stages[0]["median"] == goal
@@ -127,8 +117,8 @@ def is_of(settings, stage):
     return {key: value for key, value in settings.items() if key != "tokens"} == stage["settings"]
 
 
-def test_of_an_ideas_variants_the_best_on_equal_tokens_is_kept(recipe):
-    data = recipe.speedrun(recipe.read_text(), 1)
+def test_of_an_ideas_variants_the_best_on_equal_tokens_is_kept(work):
+    data = recipe.speedrun(work)
     for idea, variants in recipe.IDEAS.items():
         tried = [row for row in data["trials"] if row["idea"] == idea]
         assert [row["changes"] for row in tried] == variants
@@ -138,34 +128,27 @@ def test_of_an_ideas_variants_the_best_on_equal_tokens_is_kept(recipe):
     assert {s["tokens"] for name, _, _, s in CALLS if name == "scaling_speedrun_trials"} == {recipe.IDEA_TOKENS}
 
 
-def test_every_stage_can_be_built(recipe):
+def test_every_stage_can_be_built():
     settings = dict(recipe.BEGIN)
     for variants in recipe.IDEAS.values():
         for variant in variants:
-            stage = {"stage": settings | variant | {"tokens": recipe.IDEA_TOKENS}}
-            run = recipe.configured(recipe.MODEL, recipe.RUN, stage, recipe.within_tokens)
-            model, config = run.model, run.training
+            model, config = tuning_experiments.configs(settings | variant | {"tokens": recipe.IDEA_TOKENS})
             GPT(model)
             assert config.batch_size == (settings | variant)["batch_size"]
         settings |= variants[-1]
     assert model.is_gpt2_shaped is False and (config.optim, config.ns_steps) == ("muon", 3)
 
 
-def test_main_writes_what_was_asked_for_and_a_card_that_says_what_is_missing(recipe, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["scaling_experiments.py", "law", "speedrun"])
-    recipe.main()
-    assert {path.name for path in recipe.ASSET.iterdir()} == {"law.json", "speedrun.json", "README.md"}
-    card = (recipe.ASSET / "README.md").read_text(encoding="utf-8")
+def make(folder, *parts):
+    options = ["--processes", "1", "--work", str(folder / "work")]
+    runner.run("scaling", recipe.PARTS, recipe.card, [*parts, *options])
+    return (folder / "scaling" / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_was_asked_for_is_written_and_the_card_says_what_is_missing(assets):
+    card = make(assets, "law", "speedrun")
+    assert {path.name for path in (assets / "scaling").iterdir()} == {"law.json", "speedrun.json", "README.md"}
     assert card.count("Not recorded.") == 1
-    law = json.loads((recipe.ASSET / "law.json").read_text())
-    assert f"the run gave {law['larger']['loss']:.3f}" in card
-    monkeypatch.setattr("sys.argv", ["scaling_experiments.py", "shape"])
-    recipe.main()
-    assert "Not recorded." not in (recipe.ASSET / "README.md").read_text(encoding="utf-8")
-
-
-def test_an_unknown_experiment_is_refused(recipe, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["scaling_experiments.py", "laws"])
-    with pytest.raises(SystemExit):
-        recipe.main()
-    assert "no experiment 'laws': choose out of law, shape" in capsys.readouterr().err
+    law = json.loads((assets / "scaling" / "law.json").read_text())
+    assert f"the run gave {law['larger']['loss']:.3f}" in card.replace("\n", " ")
+    assert "Not recorded." not in make(assets, "shape")

@@ -1,12 +1,14 @@
 """The recipe of notebook 03's experiments on tiny settings: every experiment, started again, and its card."""
 
-import json
 import math
 from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
+import runner
 import torch
+import tuning_card
+import tuning_experiments as recipe
 
 from gptcourse import sweeps
 from gptcourse.training import History, train
@@ -32,6 +34,7 @@ class InThisProcess:
 
 
 TRUTH = BatchTradeOff(min_steps=90, critical_batch=16)
+steps_to_target = recipe.steps_to_target
 
 
 def hyperbolic(size, rate, seed, limit):
@@ -39,28 +42,15 @@ def hyperbolic(size, rate, seed, limit):
     best = 1e-2 * math.sqrt(size / 4) * (2 if size == 8 else 1)
     steps = round(TRUTH.steps(4 * size) * (1 + abs(math.log2(rate / best))))
     steps = steps if steps <= limit else None
-    return {"batch_size": size, "rate": float(f"{rate:.4g}"), "seed": seed, "steps": steps, "limit": limit}
+    return {"batch_size": size, "rate": rate, "seed": seed, "steps": steps, "limit": limit}
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    """The module, which imports its neighbour in recipes/."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend("recipes")
-        import tuning_experiments
-
-        yield tuning_experiments
-
-
-@pytest.fixture(scope="module")
-def tiny(recipe, tmp_path_factory):
-    """All settings so small that everything is made in seconds; the text is made of numbers."""
+def tiny(tmp_path_factory):
+    """The folder of an asset, made in seconds with tiny settings; the text is made of numbers."""
     ids = (torch.rand(4_000, generator=torch.Generator().manual_seed(0)) ** 4 * 76).long()
     small = replace(recipe.SMALL, n_positions=4, n_embd=8, n_layer=1, n_head=1)
     settings = {
-        "ASSET": tmp_path_factory.mktemp("asset"),
-        "WORK": tmp_path_factory.mktemp("work"),
-        "SEEDS": (0, 1, 2),
         "MODEL": small,
         "SMALL": small,
         "RECIPE": replace(recipe.RECIPE, steps=4, batch_size=2, warmup_steps=1, eval_steps=2),
@@ -72,7 +62,7 @@ def tiny(recipe, tmp_path_factory):
         "ANCHOR": (4, 1e-2),
         "TARGET": 3.9,
         "WATCH_TOKENS": 4,
-        "steps_to_target": lambda _, size, rate, seed, limit: hyperbolic(size, rate, seed, limit),
+        "steps_to_target": hyperbolic,
         "NOISE": {"small": 8, "big": 256, "n_batches": 4},
         "SEARCH_TOKENS": 320,
         "SEARCH_RUNS": 6,
@@ -84,45 +74,42 @@ def tiny(recipe, tmp_path_factory):
         "SHAPES": {"narrow": {"n_embd": 4}, "wide": {"n_embd": 8}},
         "SHAPE_RATES": (1e-2, 1e-1),
         "read_text": lambda: recipe.Text(ids, ids[:600], ids[-600:]),
-        "seconds_per_step": lambda *_: {"ratio": 0.7, "rounds": 1, "steps": 1},
     }
-    real = recipe.steps_to_target
+    folder = tmp_path_factory.mktemp("tuning")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweeps, "ProcessPoolExecutor", InThisProcess)
+        patch.setattr(runner, "ASSETS", folder)
         for name, value in settings.items():
             patch.setattr(recipe, name, value)
-        recipe.really_steps_to_target = real
-        patch.setattr("sys.argv", ["tuning_experiments.py"])
-        recipe.main()
-        yield recipe
+        make(folder)
+        yield folder
 
 
-def results(tiny):
-    return {path.stem: json.loads(path.read_text()) for path in tiny.ASSET.glob("*.json")}
+def make(folder, *parts):
+    runner.run("tuning", recipe.PARTS, tuning_card.card, [*parts, "--processes", "1", "--work", str(folder / "work")])
 
 
 def test_started_again_the_recipe_makes_no_run_twice_and_writes_the_same(tiny, monkeypatch):
-    before, made = results(tiny), InThisProcess.made
-    monkeypatch.setattr(tiny, "train", lambda *_, **__: pytest.fail("a run was made again"))
-    tiny.main()
-    assert results(tiny) == before and InThisProcess.made == made
-    assert before.keys() == tiny.EXPERIMENTS.keys()
+    before, made = runner.recorded(tiny / "tuning"), InThisProcess.made
+    monkeypatch.setattr(recipe, "train", lambda *_, **__: pytest.fail("a run was made again"))
+    make(tiny)
+    assert runner.recorded(tiny / "tuning") == before and InThisProcess.made == made
+    assert before.keys() == recipe.PARTS.keys()
 
 
-def test_an_experiment_that_was_not_run_is_said_to_be_missing(tiny, tmp_path):
-    card = tiny.tuning_card.card(tmp_path)
-    assert card.count("Not recorded.") == len(tiny.EXPERIMENTS) == card.count("\n## ")
-    assert "Not recorded." not in (tiny.ASSET / "README.md").read_text(encoding="utf-8")
+def test_an_experiment_that_was_not_run_is_said_to_be_missing(tiny):
+    card = tuning_card.card({})
+    assert card.count("Not recorded.") == len(recipe.PARTS) == card.count("\n## ")
+    assert "Not recorded." not in (tiny / "tuning" / "README.md").read_text(encoding="utf-8")
 
 
-def test_an_unknown_experiment_is_refused(tiny, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["tuning_experiments.py", "batches"])
+def test_an_unknown_experiment_is_refused(tiny, capsys):
     with pytest.raises(SystemExit):
-        tiny.main()
-    assert "no experiment 'batches': choose out of recipe, batch" in capsys.readouterr().err
+        make(tiny, "batches")
+    assert "no part 'batches': choose out of recipe, batch" in capsys.readouterr().err
 
 
-def test_shares_of_a_run_become_steps(recipe):
+def test_shares_of_a_run_become_steps():
     tokens = 100 * 10 * recipe.SMALL.n_positions
     settings = {"tokens": tokens, "batch_size": 10, "warmup": 0.1, "decay": 0.5, "adam_beta2": 0.9}
     wanted = {"batch_size": 10, "adam_beta2": 0.9, "steps": 100, "warmup_steps": 10, "decay_steps": 50}
@@ -130,24 +117,23 @@ def test_shares_of_a_run_become_steps(recipe):
 
 
 def test_the_steps_to_a_loss_are_those_of_the_same_run_made_by_hand(tiny):
-    text = tiny.read_text()
-    run = tiny.really_steps_to_target(text, 4, 1e-2, seed=1, limit=200)
+    text = recipe.read_text()
+    run = steps_to_target(4, 1e-2, seed=1, limit=200)
     torch.manual_seed(1)
-    config = replace(tiny.CHOICES, steps=run["steps"] + 1, batch_size=4, learning_rate=1e-2, seed=1)
+    config = replace(recipe.CHOICES, steps=run["steps"] + 1, batch_size=4, learning_rate=1e-2, seed=1)
     config = replace(config, lr_scheduler_type="constant", warmup_steps=20, eval_steps=1)
-    model = tiny.GPT(tiny.SMALL)
-    history = train(model, text.train, config, validation_tokens=text.choose[: tiny.N_WATCHED], progress=False)
+    model = recipe.GPT(recipe.SMALL)
+    history = train(model, text.train, config, validation_tokens=text.watched, progress=False)
     medians = [sorted(history.eval_loss[i : i + 3])[1] for i in range(len(history.eval_loss) - 2)]
-    assert medians[-1] <= tiny.TARGET < min(medians[:-1])
+    assert medians[-1] <= recipe.TARGET < min(medians[:-1])
 
 
 def test_a_run_that_does_not_arrive_or_diverges_has_no_steps(tiny):
-    text = tiny.read_text()
-    assert tiny.really_steps_to_target(text, 4, 1e-5, seed=0, limit=5)["steps"] is None
-    assert tiny.really_steps_to_target(text, 4, 1e25, seed=0, limit=60)["steps"] is None
+    assert steps_to_target(4, 1e-5, seed=0, limit=5)["steps"] is None
+    assert steps_to_target(4, 1e25, seed=0, limit=60)["steps"] is None
 
 
-def test_a_loss_is_reached_when_two_of_the_last_three_are_there(recipe):
+def test_a_loss_is_reached_when_two_of_the_last_three_are_there():
     at, above = recipe.TARGET, recipe.TARGET + 0.1
     reached = {(above, at, at): True, (at, above, at): True, (at, above, above): False, (at, at): False}
     for losses, wanted in reached.items():
@@ -155,47 +141,47 @@ def test_a_loss_is_reached_when_two_of_the_last_three_are_there(recipe):
 
 
 def test_every_batch_size_gets_its_own_rate_and_the_hyperbola_is_found_again(tiny):
-    data = results(tiny)["batch"]
+    data = runner.recorded(tiny / "tuning")["batch"]
     for size, factor in {2: 1, 4: 1, 8: 2}.items():
-        best, steps = tiny.tuning_card.best_rate(data, size)
+        best, steps = tuning_card.best_rate(data["runs"], size)
         assert math.isclose(best, factor * 1e-2 * math.sqrt(size / 4), rel_tol=1e-3)
         tried = [run["rate"] for run in data["runs"] if run["batch_size"] == size]
-        assert min(tried) < best < max(tried) and len(steps) == len(tiny.SEEDS)
+        assert min(tried) < best < max(tried) and len(steps) == len(recipe.SEEDS)
     assert math.isclose(data["fit"]["min_steps"], TRUTH.min_steps, rel_tol=0.03)
     assert math.isclose(data["fit"]["critical_batch"], TRUTH.critical_batch, rel_tol=0.05)
 
 
-def test_the_prediction_of_the_noise_scale_is_a_hyperbola_with_that_bend(recipe):
+def test_the_prediction_of_the_noise_scale_is_a_hyperbola_with_that_bend():
     truth = BatchTradeOff(min_steps=50, critical_batch=640)
     runs = [{"batch_size": b, "rate": 1, "seed": 0, "steps": truth.steps(64 * b), "limit": 999} for b in (2, 8, 32)]
     data = {"model": {"n_positions": 64}, "runs": runs, "noise": [{"tokens": 640}]}
-    assert math.isclose(recipe.tuning_card.predicted_steps(data, 8), truth.steps(512))
+    assert math.isclose(tuning_card.predicted_steps(data, 8), truth.steps(512))
 
 
-def test_a_search_is_cut_where_its_budget_ends(recipe):
+def test_a_search_is_cut_where_its_budget_ends():
     run = recipe.within_budget("random", 0, [10, 20, 30], [math.inf, 2.5, 2.0], budget=25)
     assert run["tokens"] == [10, 20] and run["best"] == [None, 2.5]
-    assert recipe.tuning_card.best_at(run, 15) is None and recipe.tuning_card.best_at(run, 25) == 2.5
+    assert tuning_card.best_at([run], 15) == [None] and tuning_card.best_at([run], 25) == [2.5]
 
 
 def test_each_width_has_both_parametrisations_but_the_base_which_has_one(tiny):
-    data = results(tiny)["widths"]
+    data = runner.recorded(tiny / "tuning")["widths"]
     models = {(run["width"], run["parametrisation"]) for run in data["runs"]}
     assert models == {(8, "standard"), (16, "standard"), (16, "muP")}
-    assert len(data["runs"]) == len(models) * len(tiny.WIDTH_RATES) * len(tiny.SEEDS)
+    assert len(data["runs"]) == len(models) * len(recipe.WIDTH_RATES) * len(recipe.SEEDS)
     at = {(r["width"], r["parametrisation"], r["rate"], r["seed"]): r["loss"] for r in data["runs"]}
     assert at[16, "standard", 2**-3, 0] != at[16, "muP", 2**-3, 0]
-    assert tiny.tuning_card.power_of_two(2**-13) == "2⁻¹³"
+    assert tuning_card.power_of_two(2**-13) == "2⁻¹³"
 
 
 def test_pruned_runs_leave_tokens_for_more(tiny):
-    data = results(tiny)["search"]
+    data = runner.recorded(tiny / "tuning")["search"]
     for run in data["runs"]:
         assert run["tokens"][-1] <= data["budget"]
-        assert run["method"] == "tpe" or len(run["tokens"]) == tiny.SEARCH_RUNS
+        assert run["method"] == "tpe" or len(run["tokens"]) == recipe.SEARCH_RUNS
 
 
-def test_the_shortest_tuned_run_that_gets_there_is_the_one_compared(recipe):
+def test_the_shortest_tuned_run_that_gets_there_is_the_one_compared():
     data = {
         "model": {"n_positions": 64},
         "recipe": {"steps": 2000, "batch_size": 12},
@@ -204,12 +190,12 @@ def test_the_shortest_tuned_run_that_gets_there_is_the_one_compared(recipe):
         "tuned_runs": [{"budget": 64 * 6 * n, "loss": x} for n, x in ((400, 2.1), (500, 1.99), (600, 1.8))],
         "seconds_per_step": {"ratio": 0.5},
     }
-    found = recipe.tuning_card.comparison(data)
+    found = tuning_card.comparison(data)
     assert (found["tuned_steps"], found["recipe_loss"], found["tuned_loss"]) == (500, 2.0, 1.99)
     assert [found[name] for name in ("steps", "tokens", "seconds")] == [0.25, 0.125, 0.125]
 
 
-def test_a_switch_counts_only_where_the_seeds_do_not_overlap(recipe):
-    groups = {("all", 1): [2.0, 2.1, 2.2], ("a", 1): [2.2, 2.4, 2.3], ("b", 1): [2.3, None, 2.4], ("c", 1): [1.9] * 3}
-    said = recipe.tuning_card.verdicts(groups, [1])
+def test_a_switch_counts_only_where_the_seeds_do_not_overlap():
+    losses = {"all": (2.0, 2.1, 2.2), "a": (2.2, 2.4, 2.3), "b": (2.3, None, 2.4), "c": (1.9, 1.9, 1.9)}
+    said = tuning_card.verdicts([{"switch": s, "rate": 1, "loss": x} for s, found in losses.items() for x in found])
     assert "worse with every seed: b; better with every seed: c; the ranges overlap: a." in said

@@ -45,9 +45,6 @@ class TrainingMonitor(widgets.VBox):
         self.status, self.picture, self.texts = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.stop = widgets.Button(icon="stop", layout=widgets.Layout(display="none"))
         self.stop.on_click(self._stop)
-        # ipykernel 7.4 sends a click to the thread that the button last spoke from: this one, which will be training.
-        # With that forgotten, the click goes where the page addressed it.
-        vars(self.stop.comm).pop("_reply_subshell_id", None)
         self._begin()
         super().__init__([self.status, self.picture, self.stop, self.texts])
         self.status.value = svg.paragraph("Ready: the curve appears when training starts.")
@@ -56,6 +53,9 @@ class TrainingMonitor(widgets.VBox):
         """Forget an earlier run, its stop included."""
         self.samples, self.progress, self.step, self.stopped = deque(maxlen=3), deque(maxlen=15), 0, False
         self.stop.disabled, self.stop.description = False, "Stop training"
+        # ipykernel 7.4 sends a click to the thread that the button last spoke from: this one, which will be training.
+        # With that forgotten, the click goes where the page addressed it.
+        vars(self.stop.comm).pop("_reply_subshell_id", None)
 
     def __call__(self, history):
         """Draw ``history`` if it is time to, and return True once the stop button was pressed."""

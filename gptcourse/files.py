@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -48,10 +49,13 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file (a text in UTF-8) under another name, fsync it, and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    fsync(unfinished)
-    unfinished.replace(path)
+    unfinished = path.with_name(f"{path.name}.{uuid4().hex}.unfinished")  # of this call alone: others may write too
+    try:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+        fsync(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -40,7 +40,7 @@ from gptcourse.model import GPT
 from gptcourse.support import Dialogue
 from gptcourse.tokenizers import CHAT_TOKENS, encode_text
 from gptcourse.training import History, Trainer, forward
-from gptcourse.views import context_window, device_of, eval_view, unwrap
+from gptcourse.views import context_window, device_of, eval_view, unwrap, vocab_size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -154,10 +154,11 @@ def reinit_embeddings(model: GPT | PreTrainedModel, tokens: Sequence[int], seed:
     """
     model = unwrap(model)
     table = (model.wte if isinstance(model, GPT) else model.get_input_embeddings()).weight  # (V, C)
+    tokens = [int(token) if token == int(token) else -1 for token in tokens]
     if not all(0 <= token < len(table) for token in tokens) or len(set(tokens)) >= len(table):
         raise ValueError(f"tokens must be ids from 0 to {len(table) - 1}, and leave some that are kept as they are.")
     renewed = torch.zeros(len(table), dtype=torch.bool)
-    renewed[list(tokens)] = True
+    renewed[tokens] = True
     others = table[~renewed]
     noise = torch.randn(int(renewed.sum()), table.shape[1], generator=torch.Generator().manual_seed(seed))
     table[renewed] = others.mean(0) + others.std() * noise.to(table)
@@ -209,6 +210,8 @@ def add_lora(
     for an impossible rank, and where no linear map has such a name.
     """
     model = unwrap(model)
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha is {alpha}, but it must be a finite number greater than 0.")
     if not isinstance(model, GPT):
         return _add_peft(model, rank, alpha, targets)
     targets = targets or ("c_attn",)
@@ -313,7 +316,7 @@ def stops_early(losses: list[float], patience: int) -> bool:
 
 
 def _fitting(model, examples: Iterable[Example]) -> list[Example]:
-    return check_examples(examples, model.config.vocab_size, context_window(model))
+    return check_examples(examples, vocab_size_of(model), context_window(model))
 
 
 def _fingerprint(examples: list[Example]) -> str:

@@ -24,6 +24,7 @@ from gptcourse import hf
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
 from gptcourse.config import GPT3_TABLE, GPTConfig
 from gptcourse.tokenizers import save_tokenizer
+from gptcourse.views import plain_name
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -259,16 +260,20 @@ class GPT(nn.Module):
 
         See torch.nn.Module.load_state_dict.
         """
-        plain = {name.removeprefix("module.").replace("_orig_mod.", ""): value for name, value in state_dict.items()}
+        own = {plain_name(name): name for name in self.state_dict()}  # parts of this model may be compiled themselves
+        given = {own.get(plain_name(name), name): value for name, value in state_dict.items()}
+        head, table = (given.get(own[f"{name}.weight"]) for name in ("lm_head", "wte"))
+        if self.lm_head.weight is self.wte.weight and None not in (head, table) and not torch.equal(head, table):
+            raise ValueError("These weights have an LM head of their own, and this model's is tied to its embeddings.")
         try:
-            return super().load_state_dict(plain, strict, assign)
+            return super().load_state_dict(given, strict, assign)
         except RuntimeError as error:
             said = " ".join(str(error).split())
             raise ValueError(f"These weights are not those of a model of this shape: {said[:300]}") from error
 
     def _plain_state(self) -> tuple[GPTConfig, dict[str, Tensor]]:
         """Return the config and weights that describe this model as it is. Raises ValueError if nothing does."""
-        state = {name.replace("_orig_mod.", ""): tensor for name, tensor in self.state_dict().items()}
+        state = {plain_name(name): tensor for name, tensor in self.state_dict().items()}
         if any(name.endswith("lora_A") for name in state):
             raise ValueError("This model has LoRA layers: call merge_lora(model) first, which keeps its logits.")
         config = replace(self.config, tie_word_embeddings=self.lm_head.weight is self.wte.weight)

@@ -29,7 +29,16 @@ from gptcourse.data import IGNORED, Batches, check_tokens, counted_dropout, fing
 from gptcourse.distributed import choose_device
 from gptcourse.model import GPTOutput
 from gptcourse.optimizers import build_optimizer, learning_rate_at
-from gptcourse.views import context_window, device_of, eval_view, is_transformers, train_mode, unwrap
+from gptcourse.views import (
+    context_window,
+    device_of,
+    eval_view,
+    is_transformers,
+    plain_name,
+    train_mode,
+    unwrap,
+    vocab_size_of,
+)
 
 __all__ = ["DivergedError", "History", "Trainer", "TrainingConfig", "choose_device", "evaluate", "get_batch", "train"]
 
@@ -89,7 +98,7 @@ class Trainer:
         self.device, self.batches, self.config = choose_device(device), batches, config
         self.validate, self.schedule = validate, schedule or partial(learning_rate_at, config=config)
         self.model = unwrap(model.to(self.device))
-        self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.trainable = {plain_name(name): p for name, p in self.model.named_parameters() if p.requires_grad}
         if not self.trainable:
             raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
         self.wrapped = distributed.wrap(model, self.device, strategy)
@@ -232,10 +241,10 @@ def train(
     """
     device, length = choose_device(device), check_length(model, config.sequence_length)
     distributed.init(device)
-    tokens = check_tokens(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
+    tokens = check_tokens(tokens, vocab_size_of(model), length + 1, "training tokens").to(device)
     validate = None
     if validation_tokens is not None:
-        validation_tokens = check_tokens(validation_tokens, model.config.vocab_size, 2, "validation tokens").to(device)
+        validation_tokens = check_tokens(validation_tokens, vocab_size_of(model), 2, "validation tokens").to(device)
         validate = partial(evaluate, tokens=validation_tokens, sequence_length=length)
     batches = text_batches(tokens, config, length, distributed.world_size())
     trainer = Trainer(model, batches, config, validate=validate, device=device)
@@ -251,7 +260,7 @@ def evaluate(model, tokens, *, sequence_length: int | None = None, batch_size: i
     first is predicted exactly once. Raises ValueError for tokens that do not fit.
     """
     length = check_length(model, sequence_length)
-    tokens = check_tokens(tokens, model.config.vocab_size, 2, "tokens to evaluate").to(device_of(model))
+    tokens = check_tokens(tokens, vocab_size_of(model), 2, "tokens to evaluate").to(device_of(model))
     ids, targets = tokens[:-1], tokens[1:]
     whole = len(ids) // length * length
     windows = [part[:whole].view(-1, length).split(batch_size) for part in (ids, targets)]

@@ -26,7 +26,7 @@ from gptcourse.data import check_tokens, get_batch, text_batches
 from gptcourse.distributed import choose_device
 from gptcourse.sweeps import search, sweep  # noqa: F401 - they belong to tuning, and are imported from here
 from gptcourse.training import DivergedError, History, Trainer, check_length, train
-from gptcourse.views import device_of, eval_view, unwrap
+from gptcourse.views import device_of, eval_view, unwrap, vocab_size_of
 
 # ---- Experience: what GPT-3 chose. Its schedule, betas, clipping and decay are the defaults of TrainingConfig.
 
@@ -125,7 +125,7 @@ def lr_range_test(
     if not 0 < lowest < highest < math.inf or not rise > 0:
         raise ValueError("The rate must grow: choose lowest < highest, both above 0, and a rise above 0.")
     device, length = choose_device(device), check_length(model, config.sequence_length)
-    tokens = check_tokens(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
+    tokens = check_tokens(tokens, vocab_size_of(model), length + 1, "training tokens").to(device)
     rates = np.geomspace(lowest, highest, config.steps).tolist()
     batches, test = text_batches(tokens, config, length, distributed.world_size()), RangeTest()
     trainer = Trainer(copy.deepcopy(unwrap(model)), batches, config, schedule=rates.__getitem__, device=device)
@@ -160,7 +160,7 @@ def coordinate_check(make_model, widths, tokens, config, *, device=None, progres
     for width in widths:
         model = make_model(width).to(device)
         length = check_length(model, config.sequence_length)
-        checked = check_tokens(tokens, model.config.vocab_size, length + 1, "training tokens").to(device)
+        checked = check_tokens(tokens, vocab_size_of(model), length + 1, "training tokens").to(device)
         ids, _ = get_batch(checked, config.batch_size, length, config.seed, config.steps)
         before = _activations(model, ids)
         if train(model, tokens, config, device=device, progress=progress).stopped:
@@ -295,7 +295,7 @@ def gradient_noise_scale(
     from tqdm.auto import tqdm
 
     length, view, found = check_length(model, sequence_length), eval_view(model), []
-    tokens = check_tokens(tokens, model.config.vocab_size, length + 1, "tokens to measure on").to(device_of(model))
+    tokens = check_tokens(tokens, vocab_size_of(model), length + 1, "tokens to measure on").to(device_of(model))
     for step in tqdm(range(n_batches), unit="batch", disable=not progress, dynamic_ncols=True):
         norms = _squared_norms(view, *get_batch(tokens, big, length, seed, step), small)
         found.append(noise_scale_estimates(*norms, small, big))

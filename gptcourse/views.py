@@ -20,6 +20,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model if compiled is None else unwrap(compiled)
 
 
+def plain_name(name: str) -> str:
+    """Return the name of a parameter without the prefixes of such wrappers."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def eval_view(model: nn.Module) -> nn.Module:
     """Return a view of a model in evaluation mode: new module objects around the same parameters and buffers.
 
@@ -82,6 +87,11 @@ def text_config(model: nn.Module):
     """Return the config of a model; of a transformers model that reads images too, that of its language model."""
     config = getattr(unwrap(model), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def vocab_size_of(model: nn.Module) -> int:
+    """Return the number of tokens that a model knows."""
+    return text_config(model).vocab_size
 
 
 def context_window(model: nn.Module) -> int:

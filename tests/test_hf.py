@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from gptcourse.checkpoints import CheckpointError
 from gptcourse.finetuning import add_lora, finetune, merge_lora, reinit_embeddings
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.training import TrainingConfig, train
+from gptcourse.training import TrainingConfig, evaluate, train
 from gptcourse.views import eval_view, unwrap
 
 TOKENS = torch.arange(400) ** 2 % 17
@@ -219,3 +219,44 @@ def test_a_loaded_model_has_the_same_logits_bit_for_bit(tmp_path):
     model = GPT(GPTConfig(17, 8, 64, 2, 2)).eval()
     assert torch.equal(saved(model, tmp_path)(IDS).logits, model(IDS).logits)
     assert all(parameter.is_contiguous() for parameter in GPT.load(tmp_path).parameters())
+
+
+def test_weights_of_an_untied_head_are_not_taken_by_a_tied_one():
+    torch.manual_seed(0)
+    tied = GPT(GPTConfig(17, 8, 16, 2, 2))
+    with pytest.raises(ValueError, match=r"have an LM head of their own, and this model's is tied"):
+        tied.load_state_dict(untied().state_dict())
+    tied.load_state_dict(GPT(GPTConfig(17, 8, 16, 2, 2)).state_dict())
+
+
+def test_a_model_with_a_compiled_block_resumes_and_loads_as_the_plain_one(tmp_path):
+    options = {"device": "cpu", "progress": False, "checkpoint_dir": tmp_path}
+    compiled, plain = untied(), untied()
+    compiled.h[0] = torch.compile(compiled.h[0], backend="eager")
+    train(compiled, TOKENS, CONFIG, **options)
+    assert not any("_orig_mod" in name for name in load_file(tmp_path / "step-00000004/model.safetensors"))
+    train(plain, TOKENS, CONFIG, resume=True, **options)
+    assert_close(plain(IDS).logits, compiled(IDS).logits, rtol=0, atol=0)
+    other = untied()
+    other.h[1] = torch.compile(other.h[1], backend="eager")
+    other.load_state_dict(compiled.state_dict())
+    assert_close(other(IDS).logits, compiled(IDS).logits, rtol=0, atol=0)
+
+
+def test_a_wrapped_model_is_trained_tuned_and_measured_as_the_plain_one():
+    options, plain = {"device": "cpu", "progress": False}, untied()
+    wrapped = nn.DataParallel(untied())
+    assert train(wrapped, TOKENS, CONFIG, **options) == train(plain, TOKENS, CONFIG, **options)
+    assert evaluate(wrapped, TOKENS) == evaluate(plain, TOKENS)
+    assert finetune(wrapped, EXAMPLES, CONFIG, **options) == finetune(plain, EXAMPLES, CONFIG, **options)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 0.0])
+def test_an_impossible_alpha_and_tokens_that_are_none_are_refused(alpha):
+    with pytest.raises(ValueError, match=r"^alpha is .*finite number greater than 0\.$"):
+        add_lora(untied(), alpha=alpha)
+    with pytest.raises(ValueError, match=r"^tokens must be ids"):
+        reinit_embeddings(untied(), [1.5])
+    model, before = untied(), untied()
+    reinit_embeddings(model, (token for token in [3]))  # a generator is read once
+    assert not torch.equal(model.wte.weight[3], before.wte.weight[3])

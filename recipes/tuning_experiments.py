@@ -207,12 +207,14 @@ def grid(
     )
     if table.missing or any(row["outcome"] == "crashed" for row in table.rows):
         raise SystemExit(f"{name}: {STOPPED}")
-    rows = []
-    for row in table.rows:
-        loss = rounded(row["loss"]) if math.isfinite(row["loss"]) else None
-        kept = {column: row[column] for column in (*axes, "seed", "outcome")} | {"loss": loss, "tokens": row["tokens"]}
-        rows.append(kept | {column: rounded(row[column]) for column in keep})
-    return rows
+    return [kept_columns(row, axes, keep) for row in table.rows]
+
+
+def kept_columns(row: dict, axes: Iterable[str], keep: Iterable[str]) -> dict:
+    """Return the columns of a sweep's row that are recorded, as JSON can hold them."""
+    loss = rounded(row["loss"]) if math.isfinite(row["loss"]) else None
+    kept = {column: row[column] for column in (*axes, "seed", "outcome")} | {"loss": loss, "tokens": row["tokens"]}
+    return kept | {column: rounded(row[column]) for column in keep}
 
 
 def rounded(value):

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from gptcourse.corpora import shakespeare
+from gptcourse.data import global_random
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer, load_tokenizer
 from gptcourse.training import History, TrainingConfig, train
@@ -176,7 +177,7 @@ def train_point(point: Point, seed: int, callback=None) -> History:
     """Train one run of the atlas again, as it was recorded. Raises DivergedError and PretrainedError."""
     tokens, held_out, vocab_size = atlas_tokens()
     shape, config = configs_of(point, vocab_size, seed)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+    with global_random, torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         torch.manual_seed(seed)
         model = GPT(shape)
     return train(model, tokens, config, validation_tokens=held_out, callback=callback, device="cpu", progress=False)

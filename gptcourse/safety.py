@@ -52,6 +52,8 @@ class BannedText:
     """
 
     def __init__(self, tokenizer, patterns: Sequence[str]):
+        if isinstance(patterns, str):
+            raise ValueError(f"patterns is the text {patterns!r}, but it must be a list of patterns: [{patterns!r}].")
         self.pieces, self.patterns = token_bytes(tokenizer), [_compiled(pattern) for pattern in patterns]
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:

@@ -315,6 +315,8 @@ def noise_scale_estimates(small_norm: float, big_norm: float, small: int, big: i
 
     For B samples the expectation is |G|² + tr Σ / B: two sizes, two equations (McCandlish et al. 2018, appendix A.1).
     """
+    if not 0 < small < big < math.inf or not (0 <= small_norm < math.inf and 0 <= big_norm < math.inf):
+        raise ValueError("Both squared norms must be finite and 0 or more, and big above small, which is above 0.")
     norm_squared = (big * big_norm - small * small_norm) / (big - small)
     return norm_squared, (small_norm - big_norm) / (1 / small - 1 / big)
 
@@ -359,7 +361,7 @@ class BatchTradeOff:
 
         Raises ValueError for fewer than two batch sizes, and where more batch did not save steps.
         """
-        if len(set(batches)) < 2 or len(batches) != len(steps) or not min(*batches, *steps) > 0:
+        if len(set(batches)) < 2 or len(batches) != len(steps) or not all(0 < x < math.inf for x in (*batches, *steps)):
             raise ValueError("A hyperbola needs steps, above 0, for two or more different batch sizes above 0.")
         terms = [[1 / s, 1 / (b * s)] for b, s in zip(batches, steps, strict=True)]  # · (S_min, E_min): should be 1
         min_steps, min_tokens = np.linalg.lstsq(np.array(terms), np.ones(len(terms)), rcond=None)[0].tolist()

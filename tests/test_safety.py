@@ -32,31 +32,21 @@ TEXT = "the secret is here. a secretary keeps secrets, Größe und Straße, 订�
 BPE = BPETokenizer.train(TEXT, 290)
 
 
-class Writes:
+class Writes(torch.nn.Module):
     """A model that wants to write one text, whatever has been said before."""
 
-    device, training = torch.device("cpu"), False
+    device = torch.device("cpu")
 
     def __init__(self, ids, n_prompt, vocab_size, second_best=None):
+        super().__init__()
         self.ids, self.n_prompt, self.second_best = ids, n_prompt, second_best
         self.config = GPTConfig(vocab_size, n_positions=200, n_embd=2, n_layer=1, n_head=1)
-
-    def modules(self):
-        return iter(())
-
-    def train(self, _mode=True):
-        return self
-
-    eval = train
-
-    def forward(self, ids, cache=None):
-        raise NotImplementedError
 
     def new_cache(self, _n):
         self.n_read = 0
         return self
 
-    def __call__(self, ids, cache=None, **_):
+    def forward(self, ids, cache=None, logits_to_keep=0):
         self.n_read += ids.shape[1]
         logits = torch.zeros(len(ids), ids.shape[1], self.config.vocab_size)
         place = self.n_read - self.n_prompt
@@ -316,3 +306,8 @@ def test_a_memorised_number_has_the_highest_exposure(monkeypatch):
     monkeypatch.setattr("gptcourse.safety.log_likelihoods", likelihoods)
     found = canary_exposures(None, tokenizer, codes, n_others=63)
     assert found == {"ANNA": 6.0, "BERT": 6.0}  # BERT's own number comes first here, and so is the likeliest
+
+
+def test_one_pattern_alone_is_not_taken_for_many():
+    with pytest.raises(ValueError, match=r"^patterns is the text 'ab', but it must be a list of patterns: \['ab'\]\.$"):
+        BannedText(CharTokenizer("abc"), "ab")

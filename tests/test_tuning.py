@@ -738,3 +738,13 @@ def test_no_other_hyperbola_is_nearer_in_ratio():
 def test_measurements_without_a_hyperbola_are_refused(batches, steps, words):
     with pytest.raises(ValueError, match=rf"{words}.*\.$"):
         BatchTradeOff.fit(batches, steps)
+
+
+@pytest.mark.parametrize(
+    "numbers", [(math.nan, 1, 4, 8), (1, math.inf, 4, 8), (1, 1, 4, 4), (1, 1, 0, 8), (-1, 1, 4, 8)]
+)
+def test_impossible_norms_give_no_noise_scale_and_impossible_steps_no_hyperbola(numbers):
+    with pytest.raises(ValueError, match=r"^Both squared norms must be finite .*\.$"):
+        noise_scale_estimates(*numbers)
+    with pytest.raises(ValueError, match="A hyperbola needs steps"):
+        BatchTradeOff.fit([1, 2], [math.inf, 2])

@@ -39,6 +39,7 @@ class Writer(Explorer):
 
     def __init__(self, model, tokenizer, max_new_tokens: int, controls, **layout):
         self.model, self.tokenizer, self.max_new_tokens = unwrap(model), tokenizer, max_new_tokens
+        self.rule = only_tokens_of(tokenizer)
         self.turn, self.timer = 0, None
         super().__init__(controls, self.draw_picture, **layout)
         self.write(self.turn)
@@ -97,8 +98,7 @@ class Writer(Explorer):
     def written(self, turn: int, ids: list[int], sampling: Sampling, show: Callable, eos_token_id=None):
         """Return the new tokens, or None if the turn is over; now and then show(the new tokens so far)."""
         new, shown = [], time.monotonic()
-        rule = only_tokens_of(self.tokenizer)
-        for token in stream(self.model, ids, self.max_new_tokens, sampling, eos_token_id, True, rule):
+        for token in stream(self.model, ids, self.max_new_tokens, sampling, eos_token_id, True, self.rule):
             if turn != self.turn:
                 return None
             new.append(int(token))

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from gptcourse import explorers, interpretability
+from gptcourse.drawings import svg
 from gptcourse.explorers import (
     TrainingMonitor,
     attention_explorer,
@@ -28,7 +29,6 @@ from gptcourse.explorers import (
     law_explorer,
     predict,
     size_explorer,
-    svg,
     threshold_explorer,
     time_machine_explorer,
     writing_panel,

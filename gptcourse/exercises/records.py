@@ -140,11 +140,3 @@ def _write(records: dict[str, Record]) -> None:
         os.replace(part, path)
     finally:
         Path(part).unlink(missing_ok=True)
-
-
-def forget_progress() -> None:
-    """Forget every try and every solved exercise: delete the file.
-
-    Raises OSError if it cannot be deleted, or if there is no place for it.
-    """
-    progress_file().unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from string import ascii_lowercase
 
 import ipywidgets as widgets
 from IPython.display import display
+from IPython.utils.capture import capture_output
 
 REVEAL = "GPTCOURSE_REVEAL"  # when this environment variable is set, what `reveal` shows is shown at once
 
@@ -15,8 +16,8 @@ def predict(question, options, answer, explanation, reveal=None):
 
     ``options`` are two to eight strings, one of which is ``answer``. ``reveal``, a function without arguments, computes
     after the click what proves the answer; what it prints and returns stands below the explanation. So *Run All* gives
-    nothing away. Where the environment variable GPTCOURSE_REVEAL is set, it is called at once: when the notebooks are
-    tested, and executed for who reads them without a kernel. Math between dollar signs works in all texts. The returned
+    nothing away. Where the environment variable GPTCOURSE_REVEAL is set it is called at once, and the proof stands in a
+    fold: for the tests, and for who reads without a kernel. Math between dollar signs works in all texts. The returned
     ``VBox`` has ``.buttons``, ``.reply`` (an HTML widget) and ``.proof`` (an Output), both empty at first.
     """
     options = _checked(options, answer)
@@ -42,7 +43,7 @@ def predict(question, options, answer, explanation, reveal=None):
         button.on_click(answered)
     _print_question(question, dict(zip(letters, options, strict=True)))
     if reveal is not None and REVEAL in os.environ:
-        _show(reveal())
+        _print_fold(f"({letters[right]}) {explanation}", reveal)
     box = widgets.VBox([widgets.HBox([widgets.Label("Your guess:"), *buttons]), reply, proof])
     box.buttons, box.reply, box.proof = buttons, reply, proof
     return box
@@ -63,6 +64,24 @@ def _print_question(question, options):
 def _show(result):
     if result is not None:
         display(result)
+
+
+def _print_fold(answer, reveal):
+    """Show the answer and what proves it in a fold, as one output of HTML; its plain text is what was printed."""
+    with capture_output() as captured:
+        _show(reveal())
+    printed = f"<pre>{escape(captured.stdout)}</pre>" if captured.stdout else ""
+    shown = "".join(_as_html(output.data) for output in captured.outputs)
+    fold = f"<details><summary>After your guess</summary><p>{escape(answer, quote=False)}</p>{printed}{shown}</details>"
+    display({"text/html": fold, "text/plain": captured.stdout}, raw=True)
+
+
+def _as_html(data):
+    if "text/html" in data:
+        return data["text/html"]
+    if "image/png" in data:
+        return f'<img alt="" style="max-width:100%" src="data:image/png;base64,{data["image/png"].strip()}">'
+    return f"<pre>{escape(data.get('text/plain', ''))}</pre>"
 
 
 def _checked(options, answer):

@@ -18,6 +18,10 @@ from typing import Any
 import platformdirs
 
 FORMAT = 1  # of the file; a higher number comes from a newer version of the course
+RENAMED = {  # {name in an earlier version: name now}; what was solved under the earlier one is still known
+    f"gpt_block.{moved}": f"first_model.{moved}"
+    for moved in ("shift", "loss", "first_loss", "mend_sure", "mend_parrot")
+}
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,15 @@ def read_records() -> tuple[dict[str, Record], str]:
     if isinstance(version, int) and version > FORMAT:
         return {}, _not_kept(f"a newer version of this course wrote {progress_file()}, so bring the course up to date")
     found = data.get("exercises") if version == FORMAT else None
-    entries = found.items() if isinstance(found, dict) else ()
+    entries = under_new_names(found).items() if isinstance(found, dict) else ()
     return {name: record for name, entry in entries if (record := _record(entry))}, ""
+
+
+def under_new_names(entries: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries by the exercises' names of today; one under its new name goes before one under an old name."""
+    return {RENAMED.get(name, name): entry for name, entry in entries.items()} | {
+        name: entry for name, entry in entries.items() if name not in RENAMED
+    }
 
 
 def _record(entry: Any) -> Record | None:

@@ -86,7 +86,10 @@ def surprise(points: Sequence[tuple[str, float]]) -> Diagram:
         x, y = place(p)
         drawing.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{ORANGE}"/>')
         label = f"{name}: p = {p:.3g}, {-math.log(p):.3f}"
-        drawing.text(x + 10 if p < 0.8 else x + 4, y - 8, label, anchor="start" if p < 0.8 else "end", size=12)
+        last = p > 0.8  # there is no room at its right
+        drawing.text(
+            x + (4 if last else 10), y - (24 if last else 8), label, anchor="end" if last else "start", size=12
+        )
     return drawing
 
 
@@ -147,7 +150,7 @@ def one_weight(weight: float, slope: float, step: float, loss, low: float = -2.0
         return left + (right - left) * (w - low) / (high - low), bottom - (bottom - top) * value / most
 
     new, at = weight + step, loss(weight)
-    said = f"At w = {weight:g} the loss is {at:.3f}, its slope {slope:.3f}; a step of {step:+.3f} gives {loss(new):.3f}."
+    said = f"At w = {weight:g} it is {at:.3f} and its slope {slope:.3f}; a step of {step:+.3f} gives {loss(new):.3f}."
     drawing = Diagram(680, 284, f"The loss by one weight. {said}")
     drawing.line((left, bottom), (right, bottom))
     drawing.line((left, top), (left, bottom))
@@ -162,9 +165,8 @@ def one_weight(weight: float, slope: float, step: float, loss, low: float = -2.0
         ends[0][0] - 6, ends[0][1] + 18, f"slope {slope:.3f}".replace("-", "−"), anchor="end", size=12, color=ORANGE
     )
     drawing.arrow(place(weight, 0.06 * most), place(new, 0.06 * most), color=GREEN)
-    drawing.text(
-        place(new, 0)[0] + 8, place(new, 0.06 * most)[1] + 4, "one step, against the slope", anchor="start", size=12
-    )
+    start = place(weight, 0.06 * most)
+    drawing.text(start[0] - 8, start[1] + 4, "one step, against the slope", anchor="end", size=12)
     for w in (weight, new):
         x, y = place(w, loss(w))
         drawing.line((x, y), (x, bottom), opacity=0.4, dashed=True)
@@ -202,7 +204,7 @@ def loop(numbers: dict[str, str]) -> Diagram:
     said = "; then ".join(f"{name}: {note}" for name, note in numbers.items())
     drawing = Diagram(680, 214, f"The training loop, again and again: {said}; and from the start.")
     places = [(20, 20), (250, 20), (480, 20), (480, 134), (250, 134), (20, 134)]
-    colors = (BLUE, BLUE, ORANGE, PURPLE, GREEN, "currentColor")
+    colors = (BLUE, BLUE, ORANGE, "currentColor", PURPLE, GREEN)
     boxes = [
         drawing.box(x, y, 180, 58, name, color=color, note=note)
         for (x, y), color, (name, note) in zip(places, colors, numbers.items(), strict=True)

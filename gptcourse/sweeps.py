@@ -48,7 +48,8 @@ FORMAT = 2  # of the file of results
 CURVE_POINTS = 100  # training losses kept of each run, evenly spaced
 LOOKS = 10  # evaluations of a trial, evenly spaced; after each but the first and the last it may be pruned
 SAMPLED = 100  # combinations of a space that are checked before a search begins
-SAMPLERS = {"tpe": {"constant_liar": True}, "random": {}}  # the liar keeps away from what is being tried just now
+# Of Optuna's, with options: the constant liar keeps away from what is being tried just now.
+SAMPLERS = {"tpe": ("TPESampler", {"constant_liar": True}), "random": ("RandomSampler", {})}
 Derive = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -206,12 +207,12 @@ def _read_results(file: Path, header: dict) -> dict[tuple[GPTConfig, TrainingCon
     for number, line in enumerate(read_lines(file, '{"format": ', kind), start=1):
         try:
             settings = GPTConfig(**line["model"]), TrainingConfig(**line["training"])
-            result, is_ours = line["result"], header.items() <= line.items()
+            result, crashed = line["result"], line["result"]["outcome"] == "crashed"
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"Line {number} of {file} is no {kind}: choose another file.") from error
-        if not is_ours:
+        if not header.items() <= line.items():
             raise ValueError(f"Line {number} of {file} belongs to a sweep over other tokens: choose another file.")
-        if result["outcome"] != "crashed":
+        if not crashed:
             results[settings] = result
     return results
 
@@ -276,7 +277,8 @@ class _Workers:
     """
 
     def __enter__(self) -> _Workers:
-        self.theirs, self.ours = multiprocessing.get_context("spawn").Pipe(duplex=False)
+        self.spawn = multiprocessing.get_context("spawn")
+        self.theirs, self.ours = self.spawn.Pipe(duplex=False)
         self.idle: list[ProcessPoolExecutor] = []
         self.running: dict[Future, tuple[ProcessPoolExecutor, Callable[[dict], None]]] = {}
         return self
@@ -288,8 +290,7 @@ class _Workers:
 
     def submit(self, keep: Callable[[dict], None], *work) -> None:
         """Give work to an idle process, or else to a new one."""
-        spawn = multiprocessing.get_context("spawn")
-        pool = self.idle.pop() if self.idle else ProcessPoolExecutor(1, spawn, _begin, (self.theirs,))
+        pool = self.idle.pop() if self.idle else ProcessPoolExecutor(1, self.spawn, _begin, (self.theirs,))
         try:
             with _undisturbed():
                 self.running[pool.submit(_run, *work)] = pool, keep
@@ -542,58 +543,45 @@ class _Space:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         return [self.run(study.ask(self.axes).params) for _ in range(SAMPLED)]
 
-    def description(self, data: dict) -> dict[str, Any]:
-        """Return what tells this search from another, as JSON can hold it."""
-        from optuna.distributions import distribution_to_json
-
-        axes = {name: distribution_to_json(distribution) for name, distribution in self.axes.items()}
-        configs = dict(zip(("model_config", "training_config"), map(asdict, self.configs), strict=True))
-        return {"space": axes, "prune": self.prune} | configs | {name: fingerprint(ids) for name, ids in data.items()}
-
 
 @contextmanager
 def _open(path: str | Path | None, space: _Space, data: dict) -> Iterator[optuna.Study]:
     """Give the study, new or with its trials so far. Raises ValueError if it is another search's, or no journal."""
-    import optuna
+    from optuna import create_study, distributions, storages
 
+    wanted = {"space": {name: distributions.distribution_to_json(axis) for name, axis in space.axes.items()}}
+    wanted |= dict(zip(("model_config", "training_config"), map(asdict, space.configs), strict=True))
+    wanted |= {"prune": space.prune, "format": FORMAT} | {name: fingerprint(ids) for name, ids in data.items()}
     if "://" in str(path):
         raise ValueError(f"storage is {path!r}, but it must be the path of a file, or None.")
-    path = None if path is None else Path(os.path.expanduser(path))
+    path, storage = None if path is None else Path(os.path.expanduser(path)), None
     with nullcontext() if path is None else reserve(path) as lock:
-        storage = None if path is None else _journal(path, lock)
-        study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
-        wanted = space.description(data)
-        before = study.user_attrs.get("search", {} if study.trials else wanted)
+        if path is not None:
+            read_lines(path, '{"op_code":', "line of Optuna's journal")
+            try:
+                storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path), lock))
+            except Exception as error:
+                raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error
+        study = create_study(storage=storage, study_name="search", load_if_exists=True)
+        if not study.user_attrs and not study.trials:
+            study.set_user_attr("search", wanted)
+        before = study.user_attrs.get("search", {})
         if others := [name for name in wanted if wanted[name] != before.get(name)]:
-            raise ValueError(
-                f"The search in {path} was begun with another {' and another '.join(others)}: choose another storage."
-            )
-        study.set_user_attr("search", wanted)
+            others = " and another ".join(others)
+            raise ValueError(f"The search in {path} was begun with another {others}: choose another storage.")
         yield study
-
-
-def _journal(path: Path, lock) -> optuna.storages.JournalStorage:
-    """Return Optuna's journal in a file. Raises ValueError for a damaged one, or another kind of file."""
-    from optuna.storages import JournalStorage, journal
-
-    read_lines(path, '{"op_code":', "line of Optuna's journal")
-    try:
-        return JournalStorage(journal.JournalFileBackend(str(path), lock))
-    except Exception as error:
-        raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error
 
 
 def _trials(study: optuna.Study, space: _Space, sampler: str, seed: int) -> Iterator[tuple]:
     """Draw trials without end. They run in memory; the study gets each in one piece when it has ended."""
     import optuna
 
-    kind = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler]
-    memory = optuna.create_study()
+    (kind, options), memory = SAMPLERS[sampler], optuna.create_study()
     memory.add_trials(study.trials)
     drawn = {trial.user_attrs["drawn"] for trial in study.trials}
     for number in (n for n in count() if n not in drawn):
         seeded = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        memory.sampler = kind(seed=seeded, **SAMPLERS[sampler])
+        memory.sampler = getattr(optuna.samplers, kind)(seed=seeded, **options)
         trial = memory.ask(space.axes)
         trial.set_user_attr("drawn", number)
         try:

@@ -252,7 +252,8 @@ def _make(jobs: Iterator[tuple], n_jobs: int, data: dict, processes: int | None,
     processes = available_cores() if processes is None else processes
     if not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes is {processes!r}, but it must be a whole number of 1 or more, or None.")
-    work = {name: ids.numpy() for name, ids in data.items()}, str(choose_device(device))  # pickle takes no tensors
+    # As arrays: tensors would be pickled into shared memory, of which a container may have little.
+    work = {name: ids.numpy() for name, ids in data.items()}, str(choose_device(device))
     bar = tqdm(total=n_jobs, unit="run", disable=not progress or n_jobs < 1)
     with ctrl_c() as pressed, bar, _Workers() as workers:
         while not pressed.is_set():

@@ -26,22 +26,22 @@ from gptcourse.views import context_window, device_of, eval_view, vocab_size_of
 
 NORMALISATIONS = ("token", "none", "prior")
 PRIOR_PROMPT = "Answer:"  # before which nothing has been said
+KINDS = {"finite": np.isfinite, "whole": lambda array: array == np.floor(array), "positive": lambda array: array > 0}
 WORD = re.compile(r"[\w']+")
 
 
-def check_numbers(name: str, values, low=-math.inf, high=math.inf, whole: bool = False) -> np.ndarray:
+def check_numbers(name: str, values, low=-math.inf, high=math.inf, kind: str = "finite") -> np.ndarray:
     """Return numbers, or one, as a float64 array (n,). Raises ValueError for none and for what is no number in range.
 
-    NaN and infinity never are; where `whole` numbers are needed, fractions are not.
+    All must be finite, and `kind` can demand "whole" or "positive" ones.
     """
     try:
         array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float).reshape(-1)
-        right = np.isfinite(array) & (low <= array) & (array <= high) & ((not whole) | (array == np.floor(array)))
+        right = np.isfinite(array) & (low <= array) & (array <= high) & KINDS[kind](array)
         wrong = array[~right] if len(array) else ["none"]
     except (TypeError, ValueError):
         wrong = [repr(values)]
     if len(wrong):
-        kind = "whole" if whole else "finite"
         raise ValueError(f"The {name} must be {kind} numbers from {low:g} to {high:g}, but there is {wrong[0]}.")
     return array
 
@@ -61,7 +61,8 @@ def check_texts(name: str, texts: Sequence, pairs: bool = False) -> None:
     for row in texts if isinstance(texts, Iterable) and not isinstance(texts, str) else [None]:
         parts = row if pairs and isinstance(row, tuple | list) else [row]
         if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"The {name} must be a list of {'pairs (text, label)' if pairs else 'texts'}.")
+            wanted = "pairs: [(text, label), …]" if pairs else "texts: [text, …]"
+            raise ValueError(f"The {name} must be a list of {wanted}.")
 
 
 # ---- The likelihood of a text
@@ -137,7 +138,7 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
     """
     window = context_window(model)
     tokens = check_tokens(tokens, vocab_size_of(model), 2, "tokens").tolist()
-    context = int(check_numbers("tokens of context", context, 1, window, whole=True)[0])
+    context = int(check_numbers("tokens of context", context, 1, window, kind="whole")[0])
     ends = [1, *range(window + 1, len(tokens), window + 1 - context)]  # of what each window is given
     begins = [max(0, end - context) for end in ends]
     pairs = [(tokens[i:end], tokens[end : i + window + 1]) for i, end in zip(begins, ends, strict=True)]
@@ -147,8 +148,8 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
     """Return a loss in bits per byte of text, in which models with different tokenizers can be compared."""
     check_numbers("nats per token", nats_per_token, low=0)
-    check_numbers("tokens", n_tokens, low=0, whole=True)
-    check_numbers("bytes", n_bytes, low=1, whole=True)
+    check_numbers("tokens", n_tokens, low=0, kind="whole")
+    check_numbers("bytes", n_bytes, low=1, kind="whole")
     return nats_per_token * n_tokens / (math.log(2) * n_bytes)
 
 
@@ -171,7 +172,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def _runs(words, n):
-    n = int(check_numbers("words in a run", n, low=1, whole=True)[0])
+    n = int(check_numbers("words in a run", n, low=1, kind="whole")[0])
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
@@ -231,7 +232,7 @@ def few_shot(
         raise ValueError(f"The template must hold {{text}} and end with {{label}}, but it is {template!r}.")
     check_texts("examples", examples, pairs=True)
     check_texts("texts", texts)
-    k = int(check_numbers("examples in a prompt", k, 0, len(examples), whole=True)[0])
+    k = int(check_numbers("examples in a prompt", k, 0, len(examples), kind="whole")[0])
     ask, prompts = template.removesuffix("{label}"), []
     for i, text in enumerate(texts):
         chosen = np.random.default_rng((seed, i)).choice(len(examples), k, replace=False) if k else []
@@ -305,7 +306,7 @@ def bootstrap_interval(values: Sequence[float], level=0.95, n=10_000, seed=0) ->
     if len(values) < 2:
         raise ValueError(f"An interval needs the values of two or more examples, not {len(values)}.")
     values, (level,) = check_numbers("values", values), check_numbers("level", level, 0, 1)
-    n = int(check_numbers("resamples", n, low=1, whole=True)[0])
+    n = int(check_numbers("resamples", n, low=1, kind="whole")[0])
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -320,7 +321,7 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bi
     """
     check_lengths(confidences=confidence, answers=correct)
     confidence = check_numbers("confidences (take the softmax of scores)", confidence, 0, 1)
-    correct, (n_bins,) = check_numbers("answers", correct, 0, 1), check_numbers("bins", n_bins, low=1, whole=True)
+    correct, (n_bins,) = check_numbers("answers", correct, 0, 1), check_numbers("bins", n_bins, low=1, kind="whole")
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     return sum(abs((confidence - correct)[bins == i].sum()) for i in set(bins)).item() / len(correct)
 

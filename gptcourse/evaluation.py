@@ -36,7 +36,8 @@ def check_numbers(name: str, values, low=-math.inf, high=math.inf, kind: str = "
     All must be finite, and `kind` can demand "whole" or "positive" ones.
     """
     try:
-        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float).reshape(-1)
+        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values).reshape(-1)
+        array = array.astype(object if array.dtype.kind in "SU" else float)  # texts, "5" too, have no isfinite
         right = np.isfinite(array) & (low <= array) & (array <= high) & KINDS[kind](array)
         wrong = array[~right] if len(array) else ["none"]
     except (TypeError, ValueError):
@@ -198,6 +199,7 @@ def classify(
     if normalise not in NORMALISATIONS:
         raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {normalise!r}.")
     check_texts("prompts", prompts)
+    check_texts("labels", labels)
     check_lengths(prompts=prompts)
     if len(set(labels)) < max(len(labels), 2):
         raise ValueError(f"Give two or more different labels to choose from, not {list(labels)}.")
@@ -257,14 +259,14 @@ def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tu
     check_texts("texts", texts)
     if not examples:
         raise ValueError("Without examples no words are known: give some pairs (text, label).")
-    counts: dict[str, Counter] = {}
-    for text, label in examples:
-        counts.setdefault(label, Counter()).update(WORD.findall(text.lower()))
-    labels, vocabulary = list(counts), sorted(set().union(*counts.values()))
-    table = np.array([[counts[label][word] for word in vocabulary] for label in labels]) + 1.0
+    times = Counter(label for _, label in examples)
+    labels, words = list(times), [WORD.findall(text.lower()) for text, _ in examples]
+    place = {word: i for i, word in enumerate(sorted(set().union(*words)))}
+    table = np.ones((len(labels), len(place)))
+    for row, (_, label) in zip(words, examples, strict=True):
+        np.add.at(table[labels.index(label)], [place[word] for word in row], 1)
     share = np.log(table / table.sum(1, keepdims=True))  # (labels, words)
-    priors = np.log([sum(label == other for _, other in examples) / len(examples) for label in labels])
-    place = {word: i for i, word in enumerate(vocabulary)}
+    priors = np.log([times[label] / len(examples) for label in labels])
     known = [[place[word] for word in WORD.findall(text.lower()) if word in place] for text in texts]
     return labels, np.array([priors + share[:, row].sum(1) for row in known])
 

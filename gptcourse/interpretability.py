@@ -4,10 +4,10 @@ Sources: Elhage et al. (2021), "A Mathematical Framework for Transformer Circuit
 Olsson et al. (2022), "In-context Learning and Induction Heads" (the score on repeated random tokens); Xiao et al.
 (2023), "Efficient Streaming Language Models with Attention Sinks" (the first token); Michel et al. (2019), "Are Sixteen
 Heads Really Better than One?" (ablation); Poole et al. (2016), "Exponential expressivity in deep neural networks
-through transient chaos" (mean-field theory). `model` is a GPT of this course or transformers' GPT2LMHeadModel, and is
-left as it is.
+through transient chaos" (mean-field theory).
 
-Shapes: L layers, H heads, B pieces of text, T tokens in each.
+`model` is a GPT of this course or transformers' GPT2LMHeadModel, and is left as it is. Shapes: L layers, H heads, B
+pieces of text, T tokens in each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The exercises of notebook 06: numbers that can be compared, how sure they are, and what a filter must see.
+"""The exercises of notebook 11: numbers that can be compared, how sure they are, and what a filter must see.
 
 A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
 """
@@ -14,7 +14,7 @@ from gptcourse.evaluation import classification_report
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 from gptcourse.safety import exposure
 
-NOTEBOOK = "06 · Evaluation and safety"
+NOTEBOOK = "11 · Evaluation and safety"
 
 
 def counts(truth: Tensor, predicted: Tensor, n_labels: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The exercises of notebook 04: drawing tokens, learning from replies, and low-rank changes.
+"""The exercises of notebook 08: drawing tokens, learning from replies, and low-rank changes.
 
 A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn, randint, randn, tensor
 
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 
-NOTEBOOK = "04 · Fine-tuning and generation"
+NOTEBOOK = "08 · Fine-tuning"
 IGNORED = -100
 NO_RANK = "The scale of the change is off. By what is alpha divided, and how do you read that number from the shapes?"
 TURNED_CHANGE = "Your change is turned: its rows and columns are exchanged. Which of the two matrices meets x first?"

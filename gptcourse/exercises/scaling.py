@@ -1,4 +1,4 @@
-"""The exercises of notebook 05: what a model costs, what a budget buys, Muon's step, and several processes as one.
+"""The exercises of notebook 10: what a model costs, what a budget buys, Muon's step, and several processes as one.
 
 A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
 """
@@ -14,7 +14,7 @@ from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 from gptcourse.optimizers import NEWTON_SCHULZ, newton_schulz
 from gptcourse.scaling import ScalingLaw
 
-NOTEBOOK = "05 · Scaling up"
+NOTEBOOK = "10 · Scaling up"
 SECONDS_PER_DAY = 86_400
 
 

@@ -1,4 +1,4 @@
-"""The exercises of notebook 03: a learning rate and a batch size, and how to compare runs fairly.
+"""The exercises of notebook 05: a learning rate and a batch size, and how to compare runs fairly.
 
 A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn, randint, randn, tensor
 
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 
-NOTEBOOK = "03 · Learning rate and batch size"
+NOTEBOOK = "05 · Learning rate and batch size"
 EARLY_FALL = "The warm-up ends below the peak: your fall begins while the rate still climbs. Where is it to begin?"
 NO_WARMUP = "The warm-up is missing: the first steps should be small and grow in a straight line."
 ABOVE_PEAK = "Where the fall begins, your rate is above the peak. From which height to which should the wave lead?"

@@ -264,34 +264,20 @@ class TopP(Exercise, name="fine_tuning.top_p"):
     def reference(logits, p):
         return top_p(logits, p)
 
-    @mistake("""Where the best token alone holds more than p, nothing is left, and you divide 0 by 0. Is the token with
-        which the sum reaches p needed or not?""")
-    def crossing_dropped(logits, p):
-        return without_the_crossing(logits, p)
-
-    @mistake("What you keep holds less than p: you stop one token too early.")
-    def crossing_dropped_but_the_best(logits, p):
-        return without_the_crossing_but_the_best(logits, p)
-
-    @mistake("You keep one token too many: did the others not hold p already?")
-    def one_too_many(logits, p):
-        return with_one_too_many(logits, p)
-
-    @mistake("Very close. With p at 0 yours keeps nothing at all. Who should always stay?")
-    def nothing_at_zero(logits, p):
-        return without(logits, lambda ordered, held: held - ordered >= p)
-
-    @mistake("The right tokens are left, but their probabilities add up to less than one.")
-    def not_normalised(logits, p):
-        return logits.softmax(-1) * (top_p(logits, p) > 0)
-
-    @mistake("Your probabilities stand in the order of their size. To which token does each of them belong?")
-    def in_order_of_size(logits, p):
-        return top_p(logits, p).sort(dim=-1, descending=True).values
-
-    @mistake("You hold each token against p on its own. What together should reach p?")
-    def each_on_its_own(logits, p):
-        return logits.masked_fill(logits.softmax(-1) < p, -inf).softmax(-1)
+    crossing_dropped = mistake("""Where the best token alone holds more than p, nothing is left, and you divide 0 by 0.
+        Is the token with which the sum reaches p needed or not?""")(lambda logits, p: without_the_crossing(logits, p))
+    crossing_dropped_but_the_best = mistake("""What you keep holds less than p: you stop one
+        token too early.""")(lambda logits, p: without_the_crossing_but_the_best(logits, p))
+    one_too_many = mistake("""You keep one token too many: did the others not
+        hold p already?""")(lambda logits, p: with_one_too_many(logits, p))
+    nothing_at_zero = mistake("""Very close. With p at 0 yours keeps nothing at all. Who
+        should always stay?""")(lambda logits, p: without(logits, lambda ordered, held: held - ordered >= p))
+    not_normalised = mistake("""The right tokens are left, but their probabilities add up to
+        less than one.""")(lambda logits, p: logits.softmax(-1) * (top_p(logits, p) > 0))
+    in_order_of_size = mistake("""Your probabilities stand in the order of their size. To which token does each of them
+        belong?""")(lambda logits, p: top_p(logits, p).sort(dim=-1, descending=True).values)
+    each_on_its_own = mistake("""You hold each token against p on its own. What together
+        should reach p?""")(lambda logits, p: logits.masked_fill(logits.softmax(-1) < p, -inf).softmax(-1))
 
     @mistake("That is min-p: each token is held against the best one. Top-p looks at a sum.")
     def min_p(logits, p):
@@ -315,10 +301,9 @@ class RepetitionPenalty(Exercise, name="fine_tuning.repetition_penalty"):
     def reference(logits, previous_ids, penalty):
         return where_seen(logits, previous_ids, torch.where(logits < 0, logits * penalty, logits / penalty))
 
-    @mistake("""A negative logit that you divide comes nearer to zero, so its token becomes more likely. What should be
-        done to it instead?""")
-    def all_divided(logits, previous_ids, penalty):
-        return where_seen(logits, previous_ids, logits / penalty)
+    all_divided = mistake("""A negative logit that you divide comes nearer to zero, so its token becomes more likely.
+        What should be done
+        to it instead?""")(lambda logits, previous_ids, penalty: where_seen(logits, previous_ids, logits / penalty))
 
     @mistake("The other way round: now the model repeats itself more.")
     def exchanged(logits, previous_ids, penalty):
@@ -330,13 +315,11 @@ class RepetitionPenalty(Exercise, name="fine_tuning.repetition_penalty"):
             logits = RepetitionPenalty.reference(logits, token[None], penalty)
         return logits
 
-    @mistake("All tokens are penalised, those that have never occurred included.")
-    def of_all(logits, previous_ids, penalty):
-        return torch.where(logits < 0, logits * penalty, logits / penalty)
-
-    @mistake("These are probabilities, which no longer add up to one. The rule works on logits.")
-    def of_probabilities(logits, previous_ids, penalty):
-        return where_seen(logits.softmax(-1), previous_ids, logits.softmax(-1) / penalty)
+    of_all = mistake("""All tokens are penalised, those that have never occurred
+        included.""")(lambda logits, previous_ids, penalty: torch.where(logits < 0, logits * penalty, logits / penalty))
+    of_probabilities = mistake("""These are probabilities, which no longer add up to one. The rule works on logits.""")(
+        lambda logits, previous_ids, penalty: where_seen(logits.softmax(-1), previous_ids, logits.softmax(-1) / penalty)
+    )
 
 
 class Perplexity(Exercise, name="fine_tuning.perplexity"):
@@ -351,35 +334,22 @@ class Perplexity(Exercise, name="fine_tuning.perplexity"):
     def reference(log_probs):
         return torch.cat(log_probs).mean().neg().exp().item()
 
-    @mistake("""That is the mean of the texts' perplexities, in which one strange short text can drown all others. What
-        should be joined before anything else?""")
-    def mean_perplexity(log_probs):
-        return torch.stack([text.mean().neg().exp() for text in log_probs]).mean().item()
-
-    @mistake("Each text has the same say, however short it is. Over what should the mean be taken?")
-    def of_mean_losses(log_probs):
-        return torch.stack([text.mean() for text in log_probs]).mean().neg().exp().item()
-
-    @mistake("""Right for short texts. A product of hundreds of probabilities is too small for the computer: what did
-        you turn the logarithms back for?""")
-    def product(log_probs):
-        return torch.cat(log_probs).exp().prod().pow(-1 / sum(map(len, log_probs))).item()
-
-    @mistake("Yours lies below one. A perplexity says among how many tokens the model is as good as guessing.")
-    def without_the_sign(log_probs):
-        return torch.cat(log_probs).mean().exp().item()
-
-    @mistake("That is the mean loss. One step is missing from it to the perplexity.")
-    def loss(log_probs):
-        return torch.cat(log_probs).mean().neg().item()
-
-    @mistake("You raise 2 to a power, but these logarithms are natural ones. Of which number are they the powers?")
-    def of_bits(log_probs):
-        return 2 ** torch.cat(log_probs).mean().neg().item()
-
-    @mistake("Yours grows with the length of the texts. Is a long text harder for each of its tokens?")
-    def of_the_sum(log_probs):
-        return torch.cat(log_probs).sum().neg().exp().item()
+    mean_perplexity = mistake("""That is the mean of the texts' perplexities, in which one strange short text can drown
+        all others. What should be joined before
+        anything else?""")(lambda log_probs: torch.stack([text.mean().neg().exp() for text in log_probs]).mean().item())
+    of_mean_losses = mistake("""Each text has the same say, however short it is. Over what should the
+        mean be taken?""")(lambda log_probs: torch.stack([text.mean() for text in log_probs]).mean().neg().exp().item())
+    product = mistake("""Right for short texts. A product of hundreds of probabilities is too small for the computer:
+        what did you turn the logarithms
+        back for?""")(lambda log_probs: torch.cat(log_probs).exp().prod().pow(-1 / sum(map(len, log_probs))).item())
+    without_the_sign = mistake("""Yours lies below one. A perplexity says among how many tokens the model is as good as
+        guessing.""")(lambda log_probs: torch.cat(log_probs).mean().exp().item())
+    loss = mistake("""That is the mean loss. One step is missing from it
+        to the perplexity.""")(lambda log_probs: torch.cat(log_probs).mean().neg().item())
+    of_bits = mistake("""You raise 2 to a power, but these logarithms are natural ones. Of which number are they the
+        powers?""")(lambda log_probs: 2 ** torch.cat(log_probs).mean().neg().item())
+    of_the_sum = mistake("""Yours grows with the length of the texts. Is a long text harder for each
+        of its tokens?""")(lambda log_probs: torch.cat(log_probs).sum().neg().exp().item())
 
 
 class MaskedLoss(Exercise, name="fine_tuning.masked_loss"):
@@ -393,30 +363,24 @@ class MaskedLoss(Exercise, name="fine_tuning.masked_loss"):
     def reference(micro_batches):
         return sum(map(summed, micro_batches)) / sum(map(n_learned, micro_batches))
 
-    @mistake(MEAN_OF_MEANS)
-    def mean_of_means(micro_batches):
-        return sum(map(mean, micro_batches)) / len(micro_batches)
-
-    @mistake(MEAN_OF_MEANS)
-    def mean_of_means_with_replies(micro_batches):
-        return MaskedLoss.mean_of_means([part for part in micro_batches if n_learned(part)])
+    mean_of_means = mistake(MEAN_OF_MEANS)(lambda micro_batches: sum(map(mean, micro_batches)) / len(micro_batches))
+    mean_of_means_with_replies = mistake(MEAN_OF_MEANS)(
+        lambda micro_batches: MaskedLoss.mean_of_means([part for part in micro_batches if n_learned(part)])
+    )
 
     @mistake("""Very close. A micro-batch without any reply token has no mean: 0 divided by 0. Is there something that
         you can add up even then?""")
     def weighted_means(micro_batches):
         return sum(mean(part) * n_learned(part) for part in micro_batches) / sum(map(n_learned, micro_batches))
 
-    @mistake(COUNTS_MESSAGE)
-    def over_all_places(micro_batches):
-        return sum(map(summed, micro_batches)) / sum(targets.numel() for _, targets in micro_batches)
-
-    @mistake("You divide by the number of micro-batches. How many losses did you add up?")
-    def over_parts(micro_batches):
-        return sum(map(summed, micro_batches)) / len(micro_batches)
-
-    @mistake(EACH_ROW)
-    def row_by_row_with_replies(micro_batches):
-        return MaskedLoss.mean_of_means_with_replies(rows_of(micro_batches))
+    over_all_places = mistake(COUNTS_MESSAGE)(
+        lambda micro_batches: sum(map(summed, micro_batches)) / sum(targets.numel() for _, targets in micro_batches)
+    )
+    over_parts = mistake("""You divide by the number of micro-batches. How many losses did
+        you add up?""")(lambda micro_batches: sum(map(summed, micro_batches)) / len(micro_batches))
+    row_by_row_with_replies = mistake(EACH_ROW)(
+        lambda micro_batches: MaskedLoss.mean_of_means_with_replies(rows_of(micro_batches))
+    )
 
 
 class StopRule(Exercise, name="fine_tuning.stop_rule"):
@@ -439,30 +403,19 @@ class StopRule(Exercise, name="fine_tuning.stop_rule"):
     def reference(losses, patience):
         return stopped(losses, patience)
 
-    @mistake("You look into a future that the run has not seen: after its stop nothing more is measured.")
-    def best_of_all(losses, patience):
-        return stopped(losses, patience)[0], losses.index(min(losses))
-
-    @mistake("You wait for one evaluation too many. How many in a row without a lower loss are allowed?")
-    def too_patient(losses, patience):
-        return stopped(losses, patience + 1)
-
-    @mistake("You stop one evaluation too early. How many in a row without a lower loss are allowed?")
-    def impatient(losses, patience):
-        return stopped(losses, patience - 1)
-
-    @mistake("""You hold each loss against the one before it, so a small dip on the way up looks like a success. Against
-        which should it be held?""")
-    def against_the_one_before(losses, patience):
-        return stopped(losses, patience, against=lambda i, best: i - 1)
-
-    @mistake("Your patience is never renewed. What should a new best loss do to it?")
-    def never_renewed(losses, patience):
-        return stopped(losses, patience, forgives=False)
-
-    @mistake("You take an equal loss for a better one. To count as a success, how should a loss be?")
-    def ties_are_better(losses, patience):
-        return stopped(losses, patience, lower=le)
+    best_of_all = mistake("""You look into a future that the run has not seen: after its stop nothing
+        more is measured.""")(lambda losses, patience: (stopped(losses, patience)[0], losses.index(min(losses))))
+    too_patient = mistake("""You wait for one evaluation too many. How many in a row without a lower
+        loss are allowed?""")(lambda losses, patience: stopped(losses, patience + 1))
+    impatient = mistake("""You stop one evaluation too early. How many in a row without a lower
+        loss are allowed?""")(lambda losses, patience: stopped(losses, patience - 1))
+    against_the_one_before = mistake("""You hold each loss against the one before it, so a small dip on the way up looks
+        like a success. Against which should
+        it be held?""")(lambda losses, patience: stopped(losses, patience, against=lambda i, best: i - 1))
+    never_renewed = mistake("""Your patience is never renewed. What should a new best loss
+        do to it?""")(lambda losses, patience: stopped(losses, patience, forgives=False))
+    ties_are_better = mistake("""You take an equal loss for a better one. To count as a success, how should
+        a loss be?""")(lambda losses, patience: stopped(losses, patience, lower=le))
 
     @mistake("Right for a run that stops early. Where is the best of a run that goes on to its end?")
     def counted_back(losses, patience):
@@ -488,33 +441,17 @@ class Lora(Exercise, name="fine_tuning.lora"):
     def reference(x, W, A, B, alpha):
         return F.linear(x, W) + alpha / len(A) * F.linear(F.linear(x, A), B)
 
-    @mistake("The change is not scaled yet. What is alpha for?")
-    def not_scaled(x, W, A, B, alpha):
-        return x @ W.T + x @ A.T @ B.T
-
-    @mistake(NO_RANK)
-    def by_alpha_alone(x, W, A, B, alpha):
-        return x @ W.T + alpha * x @ A.T @ B.T
-
-    @mistake(NO_RANK)
-    def over_the_inputs(x, W, A, B, alpha):
-        return x @ W.T + alpha / A.shape[1] * x @ A.T @ B.T
-
-    @mistake("You divide by a root. A later paper proposes that; in this one there is no root.")
-    def over_a_root(x, W, A, B, alpha):
-        return x @ W.T + alpha / sqrt(len(A)) * x @ A.T @ B.T
-
-    @mistake("That is the change alone. What does the frozen weight say?")
-    def change_alone(x, W, A, B, alpha):
-        return alpha / len(A) * x @ A.T @ B.T
-
-    @mistake("You scale the frozen weight, too. At the start the layer should do just what it did before.")
-    def all_scaled(x, W, A, B, alpha):
-        return alpha / len(A) * (x @ W.T + x @ A.T @ B.T)
-
-    @mistake(TURNED_CHANGE)
-    def change_turned(x, W, A, B, alpha):
-        return x @ W.T + alpha / len(A) * x @ B @ A
+    not_scaled = mistake("""The change is not scaled yet. What
+        is alpha for?""")(lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T)
+    by_alpha_alone = mistake(NO_RANK)(lambda x, W, A, B, alpha: x @ W.T + alpha * x @ A.T @ B.T)
+    over_the_inputs = mistake(NO_RANK)(lambda x, W, A, B, alpha: x @ W.T + alpha / A.shape[1] * x @ A.T @ B.T)
+    over_a_root = mistake("""You divide by a root. A later paper proposes that; in this one there
+        is no root.""")(lambda x, W, A, B, alpha: x @ W.T + alpha / sqrt(len(A)) * x @ A.T @ B.T)
+    change_alone = mistake("""That is the change alone. What does the
+        frozen weight say?""")(lambda x, W, A, B, alpha: alpha / len(A) * x @ A.T @ B.T)
+    all_scaled = mistake("""You scale the frozen weight, too. At the start the layer should do just what
+        it did before.""")(lambda x, W, A, B, alpha: alpha / len(A) * (x @ W.T + x @ A.T @ B.T))
+    change_turned = mistake(TURNED_CHANGE)(lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ B @ A)
 
 
 class Merge(Exercise, name="fine_tuning.merge"):
@@ -535,26 +472,14 @@ class Merge(Exercise, name="fine_tuning.merge"):
     def reference(W, A, B, alpha):
         return W + alpha / len(A) * B @ A
 
-    @mistake("The change is not scaled. What is alpha for?")
-    def not_scaled(W, A, B, alpha):
-        return W + B @ A
-
-    @mistake(NO_RANK)
-    def by_alpha_alone(W, A, B, alpha):
-        return W + alpha * B @ A
-
-    @mistake("You scale the frozen weight, too. With B at zero the result should be W itself.")
-    def all_scaled(W, A, B, alpha):
-        return alpha / len(A) * (W + B @ A)
-
-    @mistake(TURNED_CHANGE)
-    def change_turned(W, A, B, alpha):
-        return W + alpha / len(A) * (B @ A).T
-
-    @mistake("""Your product has the size of the rank, and not that of W. (At rank 1 it is a single number, which is
-        added everywhere without an error.) In which order should the two stand?""")
-    def wrong_order(W, A, B, alpha):
-        return W + alpha / len(A) * A @ B
+    not_scaled = mistake("The change is not scaled. What is alpha for?")(lambda W, A, B, alpha: W + B @ A)
+    by_alpha_alone = mistake(NO_RANK)(lambda W, A, B, alpha: W + alpha * B @ A)
+    all_scaled = mistake("""You scale the frozen weight, too. With B at zero the result should
+        be W itself.""")(lambda W, A, B, alpha: alpha / len(A) * (W + B @ A))
+    change_turned = mistake(TURNED_CHANGE)(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A).T)
+    wrong_order = mistake("""Your product has the size of the rank, and not that of W. (At rank 1 it is a single number,
+        which is added everywhere without an error.) In which order should
+        the two stand?""")(lambda W, A, B, alpha: W + alpha / len(A) * A @ B)
 
 
 class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
@@ -575,27 +500,19 @@ class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
         probabilities = logits.softmax(-1) / temperature
         return probabilities / probabilities.sum(-1, keepdim=True)
 
-    @mistake("You subtract the temperature from every logit, and a softmax does not notice what all of them share.")
-    def subtracted(logits, temperature):
-        return (logits - temperature).softmax(-1)
-
-    @mistake("""Now the temperature does something, but all tokens are nearly even: a softmax of probabilities. Numbers
-        of which kind is it made for?""")
-    def of_probabilities(logits, temperature):
-        return (logits.softmax(-1) / temperature).softmax(-1)
-
-    @mistake("Your numbers do not add up to one any more.")
-    def without_the_sum(logits, temperature):
-        return logits.softmax(-1) / temperature
-
-    @mistake("The wrong way round: with yours a high temperature makes the model surer.")
-    def upside_down(logits, temperature):
-        return (logits * temperature).softmax(-1)
-
-    @mistake("""Right for small logits. The exponential of a large one is infinite. What may you subtract from all
-        logits without changing any probability?""")
-    def overflowing(logits, temperature):
-        return (logits / temperature).exp() / (logits / temperature).exp().sum(-1, keepdim=True)
+    subtracted = mistake("""You subtract the temperature from every logit, and a softmax does not notice what all of
+        them share.""")(lambda logits, temperature: (logits - temperature).softmax(-1))
+    of_probabilities = mistake("""Now the temperature does something, but all tokens are nearly even: a softmax of
+        probabilities. Numbers of which kind is
+        it made for?""")(lambda logits, temperature: (logits.softmax(-1) / temperature).softmax(-1))
+    without_the_sum = mistake("""Your numbers do not add up to
+        one any more.""")(lambda logits, temperature: logits.softmax(-1) / temperature)
+    upside_down = mistake("""The wrong way round: with yours a high temperature makes
+        the model surer.""")(lambda logits, temperature: (logits * temperature).softmax(-1))
+    overflowing = mistake("""Right for small logits. The exponential of a large one is infinite. What may you subtract
+        from all logits without changing any probability?""")(
+        lambda logits, temperature: (logits / temperature).exp() / (logits / temperature).exp().sum(-1, keepdim=True)
+    )
 
 
 class MendTopP(Exercise, name="fine_tuning.mend_top_p"):
@@ -610,23 +527,16 @@ class MendTopP(Exercise, name="fine_tuning.mend_top_p"):
     def reference(logits, p, noise):
         return draw(top_p(logits, p), noise)
 
-    @as_it_stands("""The mistake is still there: where one token holds more than p, token 0 is drawn instead of it. How
-        many tokens are left at such a place?""")
-    def crossing_dropped(logits, p, noise):
-        return draw(without(logits, lambda ordered, held: held > p).nan_to_num(), noise)
-
-    @mistake("""The best token is always there now. At the other places the token with which the sum reaches p is still
-        missing.""")
-    def crossing_dropped_but_the_best(logits, p, noise):
-        return draw(without_the_crossing_but_the_best(logits, p), noise)
-
-    @mistake("Now any token can be drawn: nothing is cut.")
-    def nothing_cut(logits, p, noise):
-        return draw(logits.softmax(-1), noise)
-
-    @mistake("Your numbers count from the best token on. Which token stands at that place?")
-    def place_in_order(logits, p, noise):
-        return draw(top_p(logits, p).sort(dim=-1, descending=True).values, noise)
+    crossing_dropped = as_it_stands("""The mistake is still there: where one token holds more than p, token 0 is drawn
+        instead of it. How many tokens are left at such
+        a place?""")(lambda logits, p, noise: draw(without(logits, lambda ordered, held: held > p).nan_to_num(), noise))
+    crossing_dropped_but_the_best = mistake("""The best token is always there now. At the other places the token with
+        which the sum reaches p
+        is still missing.""")(lambda logits, p, noise: draw(without_the_crossing_but_the_best(logits, p), noise))
+    nothing_cut = mistake("""Now any token can be drawn:
+        nothing is cut.""")(lambda logits, p, noise: draw(logits.softmax(-1), noise))
+    place_in_order = mistake("""Your numbers count from the best token on. Which token stands
+        at that place?""")(lambda logits, p, noise: draw(top_p(logits, p).sort(dim=-1, descending=True).values, noise))
 
     @mistake("""A fair draw, but of the noise each number belongs to one token, and yours meets the tokens in the order
         of their size. Put the probabilities back in their places first.""")
@@ -647,19 +557,14 @@ class MendPadding(Exercise, name="fine_tuning.mend_padding"):
         losses, real = real_losses(logits, targets, lengths)
         return losses[real].mean().item()
 
-    @as_it_stands("""The mistake is still there: fill the same rows up further, and the loss changes. Which places have
-        a say in the mean?""")
-    def of_all_places(logits, targets, lengths):
-        return F.cross_entropy(logits.mT, targets).item()
-
-    @mistake("""Now the end of each reply is left out, too, and a model that never learns it never stops. The filling
-        and the end have the same number: by what else can they be told apart?""")
-    def without_the_end(logits, targets, lengths):
-        return MendPadding.reference(logits, targets, lengths - 1)
-
-    @mistake("Very close: of each row that is filled, one filled place still counts.")
-    def one_too_many(logits, targets, lengths):
-        return MendPadding.reference(logits, targets, lengths + 1)
+    of_all_places = as_it_stands("""The mistake is still there: fill the same rows up further, and the loss changes.
+        Which places have a say
+        in the mean?""")(lambda logits, targets, lengths: F.cross_entropy(logits.mT, targets).item())
+    without_the_end = mistake("""Now the end of each reply is left out, too, and a model that never learns it never
+        stops. The filling and the end have the same number: by what else can they
+        be told apart?""")(lambda logits, targets, lengths: MendPadding.reference(logits, targets, lengths - 1))
+    one_too_many = mistake("""Very close: of each row that is filled, one filled
+        place still counts.""")(lambda logits, targets, lengths: MendPadding.reference(logits, targets, lengths + 1))
 
     @mistake("The losses of the filling are gone, but its places are still counted below the line.")
     def filling_counted(logits, targets, lengths):
@@ -683,32 +588,19 @@ class MendPromptLoss(Exercise, name="fine_tuning.mend_prompt_loss"):
     def reference(prompt, reply):
         return torch.cat([ignored(len(prompt) - 1), reply, ignored(1)])
 
-    @as_it_stands("""The mistake is still there: the model learns to write the customer's messages, too. At which places
-        should nothing be learned?""")
-    def all_learned(prompt, reply):
-        return torch.cat([prompt[1:], reply, ignored(1)])
-
-    @mistake("""The first token of the reply is never learned. After which token is it to be said, and which target
-        stands at that place?""")
-    def without_the_first(prompt, reply):
-        return torch.cat([ignored(len(prompt)), reply[1:], ignored(1)])
-
-    @mistake("""Each token of the reply stands as the target of its own place: that teaches the model to say again what
-        it has just read. (Some libraries shift the targets by themselves; this model does not.)""")
-    def not_shifted(prompt, reply):
-        return torch.cat([ignored(len(prompt)), reply])
-
-    @mistake("You return fewer targets than there are tokens. What is the target of the very last place?")
-    def too_few(prompt, reply):
-        return torch.cat([ignored(len(prompt) - 1), reply])
-
-    @mistake(LAST_PLACE)
-    def rolled(prompt, reply):
-        return torch.cat([ignored(len(prompt) - 1), reply, prompt[:1]])
-
-    @mistake("The end of the reply is not learned: this model will never stop.")
-    def without_the_end(prompt, reply):
-        return torch.cat([ignored(len(prompt) - 1), reply[:-1], ignored(2)])
+    all_learned = as_it_stands("""The mistake is still there: the model learns to write the customer's messages, too. At
+        which places should nothing be learned?""")(lambda prompt, reply: torch.cat([prompt[1:], reply, ignored(1)]))
+    without_the_first = mistake("""The first token of the reply is never learned. After which token is it to be said,
+        and which target stands
+        at that place?""")(lambda prompt, reply: torch.cat([ignored(len(prompt)), reply[1:], ignored(1)]))
+    not_shifted = mistake("""Each token of the reply stands as the target of its own place: that teaches the model to
+        say again what it has just read. (Some libraries shift the targets by themselves; this
+        model does not.)""")(lambda prompt, reply: torch.cat([ignored(len(prompt)), reply]))
+    too_few = mistake("""You return fewer targets than there are tokens. What is the target of the
+        very last place?""")(lambda prompt, reply: torch.cat([ignored(len(prompt) - 1), reply]))
+    rolled = mistake(LAST_PLACE)(lambda prompt, reply: torch.cat([ignored(len(prompt) - 1), reply, prompt[:1]]))
+    without_the_end = mistake("""The end of the reply is not learned: this model
+        will never stop.""")(lambda prompt, reply: torch.cat([ignored(len(prompt) - 1), reply[:-1], ignored(2)]))
 
 
 class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
@@ -729,33 +621,23 @@ class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
     def reference(weights, hidden):
         return opened(tied(weights), hidden, "missing")
 
-    @as_it_stands("""The mistake is still there: two loads of one file give different logits. Which part is new each
-        time, and why does nobody complain?""")
-    def random_head(weights, hidden):
-        return opened(weights, hidden, "unexpected")
-
-    @mistake("""Now it is said that a weight is missing. But the read-out is still random: from where does a model with
-        tied weights take it?""")
-    def random_head_counted(weights, hidden):
-        return opened(weights, hidden, "missing")
-
-    @mistake("The logits are right. You count what the file holds too much. What does it hold too little?")
-    def unexpected_counted(weights, hidden):
-        return opened(tied(weights), hidden, "unexpected")
-
-    @mistake(OWN_HEAD)
-    def always_tied(weights, hidden):
-        return opened(weights | {"lm_head.weight": weights["wte.weight"]}, hidden, "missing")
+    random_head = as_it_stands("""The mistake is still there: two loads of one file give different logits. Which part is
+        new each time, and why does nobody complain?""")(lambda weights, hidden: opened(weights, hidden, "unexpected"))
+    random_head_counted = mistake("""Now it is said that a weight is missing. But the read-out is still random: from
+        where does a model with tied weights take it?""")(lambda weights, hidden: opened(weights, hidden, "missing"))
+    unexpected_counted = mistake("""The logits are right. You count what the file holds too much. What does it hold too
+        little?""")(lambda weights, hidden: opened(tied(weights), hidden, "unexpected"))
+    always_tied = mistake(OWN_HEAD)(
+        lambda weights, hidden: opened(weights | {"lm_head.weight": weights["wte.weight"]}, hidden, "missing")
+    )
 
     @mistake("The logits are right. But a read-out that is filled from the token table is not missing any more.")
     def filled_and_counted(weights, hidden):
         logits, missing = opened(tied(weights), hidden, "missing")
         return logits, missing + ("lm_head.weight" not in weights)
 
-    @mistake("""Now nothing goes by in silence, and nothing is opened either: the file lacks a weight that is there
-        under another name.""")
-    def strict(weights, hidden):
-        return opened(weights, hidden, "missing", strict=True)
+    strict = mistake("""Now nothing goes by in silence, and nothing is opened either: the file lacks a weight that is
+        there under another name.""")(lambda weights, hidden: opened(weights, hidden, "missing", strict=True))
 
 
 class MendSplit(Exercise, name="fine_tuning.mend_split"):
@@ -772,19 +654,14 @@ class MendSplit(Exercise, name="fine_tuning.mend_split"):
     def reference(dialogues, every):
         return with_phrasings(dialogues, phrasings_of(dialogues)[every - 1 :: every])
 
-    @as_it_stands("""The mistake is still there: a phrasing of the test stands in the training part as well. What should
-        be counted off, if not the dialogues?""")
-    def by_dialogues(dialogues, every):
-        return torch.arange(every - 1, len(dialogues), every)
-
-    @mistake("""No phrasing is on both sides now, but you count them in the order of the alphabet. In which order should
-        they be?""")
-    def alphabetical(dialogues, every):
-        return with_phrasings(dialogues, sorted(phrasings_of(dialogues))[every - 1 :: every])
-
-    @mistake("No phrasing is on both sides now, but you begin with the very first. Which is the one to begin with?")
-    def from_the_first(dialogues, every):
-        return with_phrasings(dialogues, phrasings_of(dialogues)[::every])
+    by_dialogues = as_it_stands("""The mistake is still there: a phrasing of the test stands in the training part as
+        well. What should be counted off, if
+        not the dialogues?""")(lambda dialogues, every: torch.arange(every - 1, len(dialogues), every))
+    alphabetical = mistake("""No phrasing is on both sides now, but you count them in the order of the alphabet. In
+        which order should they
+        be?""")(lambda dialogues, every: with_phrasings(dialogues, sorted(phrasings_of(dialogues))[every - 1 :: every]))
+    from_the_first = mistake("""No phrasing is on both sides now, but you begin with the very first. Which is the one to
+        begin with?""")(lambda dialogues, every: with_phrasings(dialogues, phrasings_of(dialogues)[::every]))
 
     @mistake("One dialogue of each test phrasing is in the test. Where are its sisters with the same phrasing?")
     def first_of_each(dialogues, every):
@@ -820,20 +697,13 @@ class MendPickle(Exercise, name="fine_tuning.mend_pickle"):
         Path(path).write_bytes(b"PK")  # so begins what torch saves by itself
         send(path)
 
-    @mistake("""A plain model passes. But one tensor may have two names, and another may lie turned in memory. What does
-        the error ask for?""")
-    def as_it_lies(model, receiver, path, send):
-        return sent_with(lambda weight: weight, model, receiver, path, send)
-
-    @mistake("""Two names for one tensor are no problem now. But a copy lies in memory as its original does, also when
-        that is turned.""")
-    def copies(model, receiver, path, send):
-        return sent_with(Tensor.clone, model, receiver, path, send)
-
-    @mistake("What you return is what was sent, and not what arrived. From where should the receiver learn it?")
-    def what_was_sent(model, receiver, path, send):
-        return parameters_of(model)
-
-    @mistake("The receiver is as it was before: nothing has been put into it.")
-    def never_opened(model, receiver, path, send):
-        return parameters_of(receiver)
+    as_it_lies = mistake("""A plain model passes. But one tensor may have two names, and another may lie turned in
+        memory. What does the error
+        ask for?""")(lambda model, receiver, path, send: sent_with(lambda weight: weight, model, receiver, path, send))
+    copies = mistake("""Two names for one tensor are no problem now. But a copy lies in memory as its original does,
+        also when
+        that is turned.""")(lambda model, receiver, path, send: sent_with(Tensor.clone, model, receiver, path, send))
+    what_was_sent = mistake("""What you return is what was sent, and not what arrived. From where should the receiver
+        learn it?""")(lambda model, receiver, path, send: parameters_of(model))
+    never_opened = mistake("""The receiver is as it was before: nothing has been
+        put into it.""")(lambda model, receiver, path, send: parameters_of(receiver))

@@ -68,39 +68,24 @@ class Flops(Exercise, name="scaling.flops"):
     def reference(n_layer, n_embd, vocab_size, n_positions, n_tokens):
         return operations(n_layer, n_embd, vocab_size, n_positions, n_tokens)
 
-    @mistake("That is the forward pass. What does the backward pass compute for each weight, and how many times?")
-    def forward_only(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, per_weight=2, attention=4)
-
-    @mistake("That is the backward pass alone. Something has to run before it.")
-    def backward_only(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, per_weight=4, attention=8)
-
-    @mistake("""All weights are counted. But attention also multiplies what is no weight: queries with keys, and weights
-        of attention with values.""")
-    def without_attention(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, attention=0)
-
-    @mistake("Attention's own products have a backward pass, too.")
-    def attention_forward_only(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, attention=4)
-
-    @mistake("""Close: half of attention's own work is missing. Is it one product over the window, or two? (And this
-        count takes the whole window, also what the mask hides: it is computed.)""")
-    def half_of_attention(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, attention=6)
-
-    @mistake("The blocks are counted. What turns the last vector into a score for each token?")
-    def without_readout(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, readout=0)
-
-    @mistake("The token table is counted twice. A look-up multiplies nothing; only the read-out does.")
-    def with_lookup(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, readout=2)
-
-    @mistake("That is the cost of one token. How many are there?")
-    def of_one_token(L, C, V, T, tokens):
-        return operations(L, C, V, T, 1)
+    forward_only = mistake("""That is the forward pass. What does the backward pass compute for each weight, and how
+        many times?""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, per_weight=2, attention=4))
+    backward_only = mistake("""That is the backward pass alone. Something has to
+        run before it.""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, per_weight=4, attention=8))
+    without_attention = mistake("""All weights are counted. But attention also multiplies what is no weight: queries
+        with keys, and weights of
+        attention with values.""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, attention=0))
+    attention_forward_only = mistake("""Attention's own products have a
+        backward pass, too.""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, attention=4))
+    half_of_attention = mistake("""Close: half of attention's own work is missing. Is it one product over the window, or
+        two? (And this count takes the whole window, also what the mask hides:
+        it is computed.)""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, attention=6))
+    without_readout = mistake("""The blocks are counted. What turns the last vector into a score
+        for each token?""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, readout=0))
+    with_lookup = mistake("""The token table is counted twice. A look-up multiplies nothing; only
+        the read-out does.""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, readout=2))
+    of_one_token = mistake("""That is the cost of one token. How
+        many are there?""")(lambda L, C, V, T, tokens: operations(L, C, V, T, 1))
 
 
 class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
@@ -120,9 +105,8 @@ class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
     def reference(E, A, alpha, B, beta, flops):
         return ScalingLaw(E, A, alpha, B, beta).compute_optimal(flops)
 
-    @mistake("You share the budget evenly, whatever the law says. Does its best split not depend on its exponents?")
-    def even(E, A, alpha, B, beta, flops):
-        return (flops / 6) ** 0.5, (flops / 6) ** 0.5
+    even = mistake("""You share the budget evenly, whatever the law says. Does its best split not depend on its
+        exponents?""")(lambda E, A, alpha, B, beta, flops: ((flops / 6) ** 0.5, (flops / 6) ** 0.5))
 
     @mistake("The cost is 6 · N · D. Yours spends six times the budget.")
     def without_six(E, A, alpha, B, beta, flops):
@@ -161,33 +145,20 @@ class Days(Exercise, name="scaling.days"):
     def reference(n_parameters, n_tokens, n_devices, peak_flops, utilisation):
         return days(n_parameters, n_tokens, n_devices, peak_flops, utilisation)
 
-    @mistake("No device ever works at its peak all the time. Which of the inputs says how much of it it does?")
-    def at_peak(n, d, devices, peak, utilisation):
-        return days(n, d, devices, peak, 1)
-
-    @mistake("Yours gets faster when the devices are used less.")
-    def turned(n, d, devices, peak, utilisation):
-        return days(n, d, devices, peak, 1 / utilisation)
-
-    @mistake("Two operations for each parameter and token are the forward pass alone.")
-    def forward_only(n, d, devices, peak, utilisation):
-        return days(n, d, devices, peak, utilisation, per_weight=2)
-
-    @mistake("Each parameter takes part in more than one operation for each token. In how many?")
-    def one_operation(n, d, devices, peak, utilisation):
-        return days(n, d, devices, peak, utilisation, per_weight=1)
-
-    @mistake("That is seconds.")
-    def seconds(n, d, devices, peak, utilisation):
-        return 6 * n * d / (devices * peak * utilisation)
-
-    @mistake("That is hours.")
-    def hours(n, d, devices, peak, utilisation):
-        return 6 * n * d / (devices * peak * utilisation) / 3600
-
-    @mistake("That is one device working alone.")
-    def one_device(n, d, devices, peak, utilisation):
-        return days(n, d, 1, peak, utilisation)
+    at_peak = mistake("""No device ever works at its peak all the time. Which of the inputs says how much of
+        it it does?""")(lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, 1))
+    turned = mistake("""Yours gets faster when the devices
+        are used less.""")(lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, 1 / utilisation))
+    forward_only = mistake("""Two operations for each parameter and token are the forward
+        pass alone.""")(lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, utilisation, per_weight=2))
+    one_operation = mistake("""Each parameter takes part in more than one operation for each token.
+        In how many?""")(lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, utilisation, per_weight=1))
+    seconds = mistake("""That
+        is seconds.""")(lambda n, d, devices, peak, utilisation: 6 * n * d / (devices * peak * utilisation))
+    hours = mistake("""That
+        is hours.""")(lambda n, d, devices, peak, utilisation: 6 * n * d / (devices * peak * utilisation) / 3600)
+    one_device = mistake("""That is one
+        device working alone.""")(lambda n, d, devices, peak, utilisation: days(n, d, 1, peak, utilisation))
 
 
 class MendShards(Exercise, name="scaling.mend_shards"):
@@ -208,32 +179,20 @@ class MendShards(Exercise, name="scaling.mend_shards"):
     def reference(draw, seed, step, rank, n_processes, batch_size):
         return draw(seed, step, n_processes * batch_size)[rank * batch_size : (rank + 1) * batch_size]
 
-    @as_it_stands("""The mistake is still there: all processes learn from the same rows. How many different rows does a
-        step of four processes see?""")
-    def same_for_all(draw, seed, step, rank, n, size):
-        return draw(seed, step, size)
-
-    @mistake("""Now they differ. But process 1 of the run with seed 0 reads what process 0 of the run with seed 1 reads,
-        and no single process could make the same run.""")
-    def by_seed(draw, seed, step, rank, n, size):
-        return draw(seed + rank, step, size)
-
-    @mistake("Process 1 reads in this step what process 0 reads in the next one.")
-    def by_step(draw, seed, step, rank, n, size):
-        return draw(seed, step + rank, size)
-
-    @mistake("""Now they differ, by very little: each process reads the rows that another reads, moved by a character or
-        two.""")
-    def moved(draw, seed, step, rank, n, size):
-        return draw(seed, step, size) + rank
-
-    @mistake("Together that is the right batch. But a process should take rows that stand next to each other.")
-    def in_turns(draw, seed, step, rank, n, size):
-        return draw(seed, step, n * size)[rank::n]
-
-    @mistake("Each process now takes the whole big batch: n times the work, and nothing gained.")
-    def whole(draw, seed, step, rank, n, size):
-        return draw(seed, step, n * size)
+    same_for_all = as_it_stands("""The mistake is still there: all processes learn from the same rows. How many
+        different rows does a step of
+        four processes see?""")(lambda draw, seed, step, rank, n, size: draw(seed, step, size))
+    by_seed = mistake("""Now they differ. But process 1 of the run with seed 0 reads what process 0 of the run with seed
+        1 reads, and no single process could make
+        the same run.""")(lambda draw, seed, step, rank, n, size: draw(seed + rank, step, size))
+    by_step = mistake("""Process 1 reads in this step what process 0 reads in
+        the next one.""")(lambda draw, seed, step, rank, n, size: draw(seed, step + rank, size))
+    moved = mistake("""Now they differ, by very little: each process reads the rows that another reads, moved by a
+        character or two.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, size) + rank)
+    in_turns = mistake("""Together that is the right batch. But a process should take rows that stand next to each
+        other.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size)[rank::n])
+    whole = mistake("""Each process now takes the whole big batch: n times the work,
+        and nothing gained.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size))
 
 
 class MendWeights(Exercise, name="scaling.mend_weights"):
@@ -248,25 +207,16 @@ class MendWeights(Exercise, name="scaling.mend_weights"):
     def reference(counts):
         return tensor(counts, dtype=torch.float32) * len(counts) / sum(counts)
 
-    @as_it_stands("The mistake is still there: every process has the same say, however few reply tokens it holds.")
-    def same_for_all(counts):
-        return torch.ones(len(counts))
-
-    @mistake("The shares are right, but DDP divides by the number of processes once more.")
-    def shares(counts):
-        return tensor(counts) / sum(counts)
-
-    @mistake("These are sums of losses. The gradient would grow with the number of tokens.")
-    def sums(counts):
-        return tensor(counts, dtype=torch.float32)
-
-    @mistake("The shares are right among themselves. To what should the weights add up?")
-    def of_the_largest(counts):
-        return tensor(counts) / max(counts)
-
-    @mistake("The other way round: a process with few tokens now has the most to say.")
-    def turned(counts):
-        return sum(counts) / (tensor(counts) * len(counts))
+    same_for_all = as_it_stands("""The mistake is still there: every process has the same say, however few reply tokens
+        it holds.""")(lambda counts: torch.ones(len(counts)))
+    shares = mistake("""The shares are right, but DDP divides by the number of
+        processes once more.""")(lambda counts: tensor(counts) / sum(counts))
+    sums = mistake("""These are sums of losses. The gradient would grow with the
+        number of tokens.""")(lambda counts: tensor(counts, dtype=torch.float32))
+    of_the_largest = mistake("""The shares are right among themselves. To what should the
+        weights add up?""")(lambda counts: tensor(counts) / max(counts))
+    turned = mistake("""The other way round: a process with few tokens now has the
+        most to say.""")(lambda counts: sum(counts) / (tensor(counts) * len(counts)))
 
 
 class StateBytes(Exercise, name="scaling.state_bytes"):
@@ -281,33 +231,20 @@ class StateBytes(Exercise, name="scaling.state_bytes"):
     def reference(n_parameters, n_devices, strategy):
         return state_bytes(n_parameters, n_devices, strategy, (0, 12, 14, 16))
 
-    @mistake("You divide everything, whatever the strategy. With DDP each device keeps the whole model.")
-    def all_divided(n, devices, strategy):
-        return n * 16 / devices
-
-    @mistake("You divide nothing. What does each strategy divide among the devices?")
-    def all_whole(n, devices, strategy):
-        return n * 16
-
-    @mistake("AdamW's two averages are 8 bytes. What is the third thing that the optimizer keeps in float32?")
-    def without_a_copy(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 8, 10, 12), whole=12)
-
-    @mistake("The sum is right, but the float32 copy of the weights is divided together with the averages.")
-    def copy_divided(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 8, 12, 16))
-
-    @mistake("ZeRO's first stage divides the largest of the three. Which is that?")
-    def gradients_first(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 2, 14, 16))
-
-    @mistake("The second stage divides one thing more than the first. Which?")
-    def second_like_the_first(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 12, 12, 16))
-
-    @mistake("FSDP divides the weights as well, besides what the second stage divides.")
-    def weights_alone(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 12, 14, 2))
+    all_divided = mistake("""You divide everything, whatever the strategy. With DDP each device keeps
+        the whole model.""")(lambda n, devices, strategy: n * 16 / devices)
+    all_whole = mistake("""You divide nothing. What does each strategy divide
+        among the devices?""")(lambda n, devices, strategy: n * 16)
+    without_a_copy = mistake("""AdamW's two averages are 8 bytes. What is the third thing that the optimizer keeps in
+        float32?""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 8, 10, 12), whole=12))
+    copy_divided = mistake("""The sum is right, but the float32 copy of the weights is divided together with the
+        averages.""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 8, 12, 16)))
+    gradients_first = mistake("""ZeRO's first stage divides the largest of the three.
+        Which is that?""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 2, 14, 16)))
+    second_like_the_first = mistake("""The second stage divides one thing more than
+        the first. Which?""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 12, 12, 16)))
+    weights_alone = mistake("""FSDP divides the weights as well, besides what the
+        second stage divides.""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 12, 14, 2)))
 
 
 class Orthogonalise(Exercise, name="scaling.orthogonalise"):
@@ -323,28 +260,19 @@ class Orthogonalise(Exercise, name="scaling.orthogonalise"):
     def reference(matrix):
         return newton_schulz(matrix)
 
-    @mistake("Without a division at the start, singular values above about 1.7 grow without end.")
-    def not_divided(matrix):
-        return iterated(matrix)
-
-    @mistake("""You divide by the largest entry. A matrix of small entries may still stretch a vector by far more than
-        1: which norm bounds that?""")
-    def by_the_largest(matrix):
-        return iterated(matrix / matrix.abs().max())
-
-    @mistake("You divide each row by its own length. That changes directions: divide by one number.")
-    def by_rows(matrix):
-        return iterated(matrix / matrix.norm(dim=-1, keepdim=True))
-
-    @mistake("That is one step. The small singular values need more of them.")
-    def one_step(matrix):
-        return iterated(matrix / matrix.norm(), steps=1)
+    not_divided = mistake("""Without a division at the start, singular values above about 1.7
+        grow without end.""")(lambda matrix: iterated(matrix))
+    by_the_largest = mistake("""You divide by the largest entry. A matrix of small entries may still stretch a vector by
+        far more than 1: which norm bounds that?""")(lambda matrix: iterated(matrix / matrix.abs().max()))
+    by_rows = mistake("""You divide each row by its own length. That changes directions: divide
+        by one number.""")(lambda matrix: iterated(matrix / matrix.norm(dim=-1, keepdim=True)))
+    one_step = mistake("""That is one step. The small singular values need
+        more of them.""")(lambda matrix: iterated(matrix / matrix.norm(), steps=1))
 
     @mistake("That is U Vᵀ exactly, and slow. The five steps come near it: write those.")
     def exactly(matrix):
         u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u @ vh
 
-    @mistake("The sign of each entry is what Adam nearly does. Here the matrix is taken as a whole.")
-    def signs(matrix):
-        return torch.sign(matrix)
+    signs = mistake("""The sign of each entry is what Adam nearly does. Here the matrix is taken
+        as a whole.""")(lambda matrix: torch.sign(matrix))

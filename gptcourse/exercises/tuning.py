@@ -247,47 +247,38 @@ class Schedule(Exercise, name="tuning.schedule"):
     def fall_from_step_zero(step, peak, warmup, steps):
         return after_warmup(step, peak, warmup, steps, lambda _: share_of_peak(min(step / steps, 1)))
 
-    @mistake(EARLY_FALL)
-    def product(step, peak, warmup, steps):
-        return peak * min((step + 1) / (warmup + 1), 1) * share_of_peak(min(step / steps, 1))
+    product = mistake(EARLY_FALL)(
+        lambda step, peak, warmup, steps: peak * min((step + 1) / (warmup + 1), 1) * share_of_peak(min(step / steps, 1))
+    )
 
     @mistake("""Your fall takes too long: at the end of the run the rate is still above its floor. How many steps are
         left for it after the warm-up?""")
     def long_fall(step, peak, warmup, steps):
         return after_warmup(step, peak, warmup, steps, lambda _: share_of_peak(min((step - warmup) / steps, 1)))
 
-    @mistake(NO_WARMUP)
-    def without_warmup(step, peak, warmup, steps):
-        return peak * share_of_peak(min(step / steps, 1))
-
-    @mistake("Your rate falls to 0. GPT-3 goes on learning at a small share of the peak.")
-    def to_zero(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, half_wave)
-
-    @mistake("""Your wave is aimed at 0 and cut off at the floor, so the rate lies on the floor well before the end. It
-        should get there just as the run ends.""")
-    def cut_off(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: max(0.1, half_wave(x)))
-
-    @mistake(ABOVE_PEAK)
-    def floor_added(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: 0.1 + half_wave(x))
-
-    @mistake("Your rate becomes negative: a cosine goes down to minus one. How can it be made to end at zero?")
-    def below_zero(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: 0.1 + 0.9 * cos(pi * x))
-
-    @mistake("Yours is a quarter of a wave: it falls fastest at the very end. Half a wave runs out flat.")
-    def quarter(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: 0.1 + 0.9 * cos(pi * x / 2))
-
-    @mistake("Yours is a whole wave: in the second half of the fall the rate climbs back to the peak.")
-    def whole(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: share_of_peak(2 * x))
-
-    @mistake("Your cosine hardly falls. Angles are in radians: how large is the angle of half a wave?")
-    def without_pi(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: share_of_peak(x / pi))
+    without_warmup = mistake(NO_WARMUP)(lambda step, peak, warmup, steps: peak * share_of_peak(min(step / steps, 1)))
+    to_zero = mistake("""Your rate falls to 0. GPT-3 goes on learning at a small share
+        of the peak.""")(lambda step, peak, warmup, steps: after_warmup(step, peak, warmup, steps, half_wave))
+    cut_off = mistake("""Your wave is aimed at 0 and cut off at the floor, so the rate lies on the floor well before the
+        end. It should get there just as the run ends.""")(
+        lambda step, peak, warmup, steps: after_warmup(step, peak, warmup, steps, lambda x: max(0.1, half_wave(x)))
+    )
+    floor_added = mistake(ABOVE_PEAK)(
+        lambda step, peak, warmup, steps: after_warmup(step, peak, warmup, steps, lambda x: 0.1 + half_wave(x))
+    )
+    below_zero = mistake("""Your rate becomes negative: a cosine goes down to minus one. How can it be made to end at
+        zero?""")(
+        lambda step, peak, warmup, steps: after_warmup(step, peak, warmup, steps, lambda x: 0.1 + 0.9 * cos(pi * x))
+    )
+    quarter = mistake("""Yours is a quarter of a wave: it falls fastest at the very end. Half a wave runs out flat.""")(
+        lambda step, peak, warmup, steps: after_warmup(step, peak, warmup, steps, lambda x: 0.1 + 0.9 * cos(pi * x / 2))
+    )
+    whole = mistake("""Yours is a whole wave: in the second half of the fall the rate climbs back to the peak.""")(
+        lambda step, peak, warmup, steps: after_warmup(step, peak, warmup, steps, lambda x: share_of_peak(2 * x))
+    )
+    without_pi = mistake("""Your cosine hardly falls. Angles are in radians: how large is the angle of half a wave?""")(
+        lambda step, peak, warmup, steps: after_warmup(step, peak, warmup, steps, lambda x: share_of_peak(x / pi))
+    )
 
     @mistake("After the last step your cosine turns round and climbs. The rate should stay on the floor.")
     def without_an_end(step, peak, warmup, steps):
@@ -311,13 +302,11 @@ class DecayGroups(Exercise, name="tuning.decay_groups"):
     def reference(model, weight_decay):
         return tensor([weight_decay if p.ndim >= 2 else 0.0 for p in model.parameters()])
 
-    @mistake("Everything decays. Is it any use to pull the gain of a norm towards zero?")
-    def everything(model, weight_decay):
-        return decays(model, weight_decay, lambda name, part, p: True)
-
-    @mistake(GAINS_DECAY)
-    def all_but_biases(model, weight_decay):
-        return decays(model, weight_decay, lambda name, part, p: name != "bias")
+    everything = mistake("""Everything decays. Is it any use to pull the gain of a
+        norm towards zero?""")(lambda model, weight_decay: decays(model, weight_decay, lambda name, part, p: True))
+    all_but_biases = mistake(GAINS_DECAY)(
+        lambda model, weight_decay: decays(model, weight_decay, lambda name, part, p: name != "bias")
+    )
 
     @mistake("""One kind of norm is spared, and another is not. A list of kinds is never complete: what do all their
         gains have in common?""")
@@ -332,9 +321,8 @@ class DecayGroups(Exercise, name="tuning.decay_groups"):
     def all_but_norms(model, weight_decay):
         return decays(model, weight_decay, lambda name, part, p: not isinstance(part, nn.LayerNorm | nn.RMSNorm))
 
-    @mistake("The other way round: yours spares the matrices.")
-    def exchanged(model, weight_decay):
-        return decays(model, weight_decay, lambda name, part, p: p.ndim < 2)
+    exchanged = mistake("""The other way round: yours spares
+        the matrices.""")(lambda model, weight_decay: decays(model, weight_decay, lambda name, part, p: p.ndim < 2))
 
 
 class MendSchedule(Exercise, name="tuning.mend_schedule"):
@@ -358,31 +346,23 @@ class MendSchedule(Exercise, name="tuning.mend_schedule"):
     def moved_by_epochs(model, batches, epochs, peak):
         return torch_rates(batches, epochs, peak, epochs * len(batches), at_step=0, at_epoch=1)
 
-    @mistake("""Now the rate falls all the way, but in stairs: it stands still for a whole epoch. With a single epoch,
-        the usual case for language models, it would never fall.""")
-    def stairs(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs, at_step=0, at_epoch=1)
-
-    @mistake("Your rate swings up and down: the scheduler was told of fewer moves than it gets.")
-    def told_of_epochs(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs)
-
-    @mistake("Your rate comes down in one epoch and climbs again in the next. How long is the whole run, in steps?")
-    def told_of_one_epoch(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, len(batches))
-
-    @mistake("Very close: at the end of each epoch the scheduler moves once more than it should.")
-    def moved_by_both(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs * len(batches), at_epoch=1)
-
-    @mistake("""Very close, but the first rate that you note is not the peak. Does the scheduler move too early, or do
-        you read the rate too late?""")
-    def noted_late(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs * len(batches), late=True)
-
-    @mistake("Now nothing moves the scheduler, and the rate stays at the peak.")
-    def never_moved(model, batches, epochs, peak):
-        return torch.full((epochs * len(batches),), peak)
+    stairs = mistake("""Now the rate falls all the way, but in stairs: it stands still for a whole epoch. With a single
+        epoch, the usual case for language models, it would never fall.""")(
+        lambda model, batches, epochs, peak: torch_rates(batches, epochs, peak, epochs, at_step=0, at_epoch=1)
+    )
+    told_of_epochs = mistake("""Your rate swings up and down: the scheduler was told of fewer moves
+        than it gets.""")(lambda model, batches, epochs, peak: torch_rates(batches, epochs, peak, epochs))
+    told_of_one_epoch = mistake("""Your rate comes down in one epoch and climbs again in the next. How long is the whole
+        run, in steps?""")(lambda model, batches, epochs, peak: torch_rates(batches, epochs, peak, len(batches)))
+    moved_by_both = mistake("""Very close: at the end of each epoch the scheduler moves once more than it should.""")(
+        lambda model, batches, epochs, peak: torch_rates(batches, epochs, peak, epochs * len(batches), at_epoch=1)
+    )
+    noted_late = mistake("""Very close, but the first rate that you note is not the peak. Does the scheduler move too
+        early, or do you read the rate too late?""")(
+        lambda model, batches, epochs, peak: torch_rates(batches, epochs, peak, epochs * len(batches), late=True)
+    )
+    never_moved = mistake("""Now nothing moves the scheduler, and the rate stays
+        at the peak.""")(lambda model, batches, epochs, peak: torch.full((epochs * len(batches),), peak))
 
 
 class MendDecay(Exercise, name="tuning.mend_decay"):
@@ -444,56 +424,39 @@ class RangeTest(Exercise, name="tuning.range_test"):
     def reference(rates, losses, window):
         return rate_at_lowest(rates, looking_back(losses, window)) / 2
 
-    @mistake(ONE_LUCKY_LOSS)
-    def beside_the_lowest_raw_loss(rates, losses, window):
-        return rate_at_lowest(rates, losses, back=0)
-
-    @mistake(ONE_LUCKY_LOSS)
-    def half_before_the_lowest_raw_loss(rates, losses, window):
-        return rate_at_lowest(rates, losses) / 2
-
-    @mistake("""Very close: a loss is measured before the update at the rate beside it. So which rate made the lowest
-        loss?""")
-    def off_by_one(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window), back=0) / 2
-
-    @mistake("That is the edge itself, the largest rate that still helped. A safe rate keeps some distance.")
-    def edge(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window))
-
-    @mistake("""That is the rate beside the lowest loss, where training has already begun to break. Which rate made that
-        loss, and how far should one stay away from it?""")
-    def beside_the_lowest(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window), back=0)
-
-    @mistake(A_TENTH)
-    def tenth_beside_the_lowest(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window), back=0) / 10
-
-    @mistake(LOOKS_AHEAD)
-    def centred_window(rates, losses, window):
-        return rate_at_lowest(rates, centred(losses, window)) / 2
-
-    @mistake(LOOKS_AHEAD)
-    def shorter_list(rates, losses, window):
-        return rate_at_lowest(rates, looking_ahead(losses, window)) / 2
-
-    @mistake("You smooth with a mean, and one lucky or unlucky batch drags it along. What is hardly moved by one?")
-    def means(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window, fmean)) / 2
+    beside_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(
+        lambda rates, losses, window: rate_at_lowest(rates, losses, back=0)
+    )
+    half_before_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(
+        lambda rates, losses, window: rate_at_lowest(rates, losses) / 2
+    )
+    off_by_one = mistake("""Very close: a loss is measured before the update at the rate beside it. So which rate made
+        the
+        lowest loss?""")(lambda rates, losses, window: rate_at_lowest(rates, looking_back(losses, window), back=0) / 2)
+    edge = mistake("""That is the edge itself, the largest rate that still helped. A safe rate
+        keeps some distance.""")(lambda rates, losses, window: rate_at_lowest(rates, looking_back(losses, window)))
+    beside_the_lowest = mistake("""That is the rate beside the lowest loss, where training has already begun to break.
+        Which rate made that loss, and how far should one stay
+        away from it?""")(lambda rates, losses, window: rate_at_lowest(rates, looking_back(losses, window), back=0))
+    tenth_beside_the_lowest = mistake(A_TENTH)(
+        lambda rates, losses, window: rate_at_lowest(rates, looking_back(losses, window), back=0) / 10
+    )
+    centred_window = mistake(LOOKS_AHEAD)(
+        lambda rates, losses, window: rate_at_lowest(rates, centred(losses, window)) / 2
+    )
+    shorter_list = mistake(LOOKS_AHEAD)(
+        lambda rates, losses, window: rate_at_lowest(rates, looking_ahead(losses, window)) / 2
+    )
+    means = mistake("""You smooth with a mean, and one lucky or unlucky batch drags it along. What is hardly moved by
+        one?""")(lambda rates, losses, window: rate_at_lowest(rates, looking_back(losses, window, fmean)) / 2)
 
     @mistake(STEEPEST)
     def steepest(rates, losses, window):
         falls = [later - earlier for earlier, later in pairwise(looking_back(losses, window))]
         return rates[falls.index(min(falls))]
 
-    @mistake(GAVE_UP)
-    def last(rates, losses, window):
-        return rates[-1]
-
-    @mistake(GAVE_UP)
-    def half_the_last(rates, losses, window):
-        return rates[-1] / 2
+    last = mistake(GAVE_UP)(lambda rates, losses, window: rates[-1])
+    half_the_last = mistake(GAVE_UP)(lambda rates, losses, window: rates[-1] / 2)
 
 
 class MendSeeds(Exercise, name="tuning.mend_seeds"):
@@ -507,35 +470,23 @@ class MendSeeds(Exercise, name="tuning.mend_seeds"):
     def reference(rates, losses):
         return winner(rates, losses.median(1).values)
 
-    @as_it_stands("""The mistake is still there: one lucky seed makes a rate the winner, even where most runs broke.
-        What would you get if you trained once more?""")
-    def luckiest(rates, losses):
-        return winner(rates, losses.min(1).values)
-
-    @mistake("You look at one seed only, and take its luck for the merit of a rate.")
-    def first_seed(rates, losses):
-        return winner(rates, losses[:, 0])
-
-    @mistake("A mean is dragged along by a single unlucky run. What was asked for is hardly moved by one.")
-    def mean(rates, losses):
-        return winner(rates, losses.mean(1))
-
-    @mistake("You leave out the runs that broke, and so the rate that breaks most often looks best.")
-    def mean_of_the_finite(rates, losses):
-        return winner(rates, torch.where(losses.isfinite(), losses, torch.nan).nanmean(1))
-
-    @mistake("""For the rate that breaks, your median is not a number but the difference of two infinities, and the
-        search for the lowest stops there. Is there a median that takes the middle one as it is?""")
-    def quantile(rates, losses):
-        return winner(rates, losses.quantile(0.5, dim=1))
-
-    @mistake("You look at the worst seed. That is careful, but the luck of a single run decides again.")
-    def worst(rates, losses):
-        return winner(rates, losses.max(1).values)
-
-    @mistake(OTHER_REPORT)
-    def reporting_the_luckiest(rates, losses):
-        return winner(rates, losses.median(1).values, losses.min(1).values)
+    luckiest = as_it_stands("""The mistake is still there: one lucky seed makes a rate the winner, even where most runs
+        broke. What would you get if you
+        trained once more?""")(lambda rates, losses: winner(rates, losses.min(1).values))
+    first_seed = mistake("""You look at one seed only, and take its luck for the merit
+        of a rate.""")(lambda rates, losses: winner(rates, losses[:, 0]))
+    mean = mistake("""A mean is dragged along by a single unlucky run. What was asked for is hardly
+        moved by one.""")(lambda rates, losses: winner(rates, losses.mean(1)))
+    mean_of_the_finite = mistake("""You leave out the runs that broke, and so the rate that breaks most often looks
+        best.""")(lambda rates, losses: winner(rates, torch.where(losses.isfinite(), losses, torch.nan).nanmean(1)))
+    quantile = mistake("""For the rate that breaks, your median is not a number but the difference of two infinities,
+        and the search for the lowest stops there. Is there a median that takes the middle one
+        as it is?""")(lambda rates, losses: winner(rates, losses.quantile(0.5, dim=1)))
+    worst = mistake("""You look at the worst seed. That is careful, but the luck of a single
+        run decides again.""")(lambda rates, losses: winner(rates, losses.max(1).values))
+    reporting_the_luckiest = mistake(OTHER_REPORT)(
+        lambda rates, losses: winner(rates, losses.median(1).values, losses.min(1).values)
+    )
 
 
 class MendChoice(Exercise, name="tuning.mend_choice"):
@@ -550,27 +501,15 @@ class MendChoice(Exercise, name="tuning.mend_choice"):
     def reference(validation_losses, test_losses):
         return chosen(validation_losses, test_losses)
 
-    @as_it_stands("""The mistake is still there: the lowest of many test losses is low by luck as well. What else was
-        measured that could choose?""")
-    def on_test(validation, test):
-        return chosen(test, test)
-
-    @mistake(STILL_ON_TEST)
-    def on_both(validation, test):
-        return chosen(validation + test, test)
-
-    @mistake("""The run is right. But its validation loss is low partly because it was chosen for it: what should be
-        reported?""")
-    def reporting_validation(validation, test):
-        return chosen(validation, validation)
-
-    @mistake("The run is right. The test loss that you report belongs to another one.")
-    def reporting_the_best(validation, test):
-        return validation.argmin().item(), test.min().item()
-
-    @mistake("That is the worst run: a loss should be small.")
-    def worst(validation, test):
-        return chosen(-validation, test)
+    on_test = as_it_stands("""The mistake is still there: the lowest of many test losses is low by luck as well. What
+        else was measured that could choose?""")(lambda validation, test: chosen(test, test))
+    on_both = mistake(STILL_ON_TEST)(lambda validation, test: chosen(validation + test, test))
+    reporting_validation = mistake("""The run is right. But its validation loss is low partly because it was chosen for
+        it: what should be reported?""")(lambda validation, test: chosen(validation, validation))
+    reporting_the_best = mistake("""The run is right. The test loss that you report belongs
+        to another one.""")(lambda validation, test: (validation.argmin().item(), test.min().item()))
+    worst = mistake("""That is the worst run: a loss
+        should be small.""")(lambda validation, test: chosen(-validation, test))
 
 
 class NoiseScale(Exercise, name="tuning.noise_scale"):
@@ -592,19 +531,15 @@ class NoiseScale(Exercise, name="tuning.noise_scale"):
         squared, noise = estimates(s.mean(), b.mean(), big, small)
         return (noise / squared).item()
 
-    @mistake("""You divide one measured length by the other, and both hold signal and noise. Solve for each of the two
-        first.""")
-    def ratio_of_lengths(s, b, small, big):
-        return (s.mean() / b.mean()).item()
-
-    @mistake(STILL_NOISY)
-    def noise_over_the_big(s, b, small, big):
-        return (estimates(s.mean(), b.mean(), small, big)[1] / b.mean()).item()
-
-    @mistake("""The difference of the two lengths is only the noise that the larger batch averages away. How is it
-        related to the noise of a single sequence?""")
-    def without_the_sizes(s, b, small, big):
-        return ((s.mean() - b.mean()) / estimates(s.mean(), b.mean(), small, big)[0]).item()
+    ratio_of_lengths = mistake("""You divide one measured length by the other, and both hold signal and noise. Solve for
+        each of the two first.""")(lambda s, b, small, big: (s.mean() / b.mean()).item())
+    noise_over_the_big = mistake(STILL_NOISY)(
+        lambda s, b, small, big: (estimates(s.mean(), b.mean(), small, big)[1] / b.mean()).item()
+    )
+    without_the_sizes = mistake("""The difference of the two lengths is only the noise that the larger batch averages
+        away. How is it related to the noise of a single sequence?""")(
+        lambda s, b, small, big: ((s.mean() - b.mean()) / estimates(s.mean(), b.mean(), small, big)[0]).item()
+    )
 
     @mistake("""Noise does not shrink in a straight line with the size of the batch. Write down how much of it is in
         each of the two, and subtract.""")
@@ -647,18 +582,16 @@ class Accumulate(Exercise, name="tuning.accumulate"):
     def mean_of_means(model, micro_batches):
         return accumulated(model, micro_batches, [1 / n_tokens(y) / len(micro_batches) for _, y in micro_batches])
 
-    @mistake("""You add up means, so the gradient grows with the number of micro-batches, and a short one has as much
-        say as a long one.""")
-    def sum_of_means(model, micro_batches):
-        return accumulated(model, micro_batches, [1 / n_tokens(y) for _, y in micro_batches])
-
-    @mistake("That is the gradient of the sum. It grows with the number of tokens; that of the mean does not.")
-    def sum_of_sums(model, micro_batches):
-        return accumulated(model, micro_batches, [1.0 for _ in micro_batches])
-
-    @mistake("The sum of all losses is divided by the number of micro-batches. How many losses were added up?")
-    def over_parts(model, micro_batches):
-        return accumulated(model, micro_batches, [1 / len(micro_batches) for _ in micro_batches])
+    sum_of_means = mistake("""You add up means, so the gradient grows with the number of micro-batches, and a short one
+        has as much say as a long one.""")(
+        lambda model, micro_batches: accumulated(model, micro_batches, [1 / n_tokens(y) for _, y in micro_batches])
+    )
+    sum_of_sums = mistake("""That is the gradient of the sum. It grows with the number of tokens; that of the mean does
+        not.""")(lambda model, micro_batches: accumulated(model, micro_batches, [1.0 for _ in micro_batches]))
+    over_parts = mistake("""The sum of all losses is divided by the number of micro-batches. How many losses were added
+        up?""")(
+        lambda model, micro_batches: accumulated(model, micro_batches, [1 / len(micro_batches) for _ in micro_batches])
+    )
 
     @mistake(COUNTS_PADDING)
     def over_places(model, micro_batches):
@@ -697,31 +630,19 @@ class MendAccumulation(Exercise, name="tuning.mend_accumulation"):
     def reference(model, micro_batches, rate):
         return stepped(model, micro_batches, rate / len(micro_batches))
 
-    @as_it_stands("""The mistake is still there: cut in four, the batch moves the weight sixteen times as far. The
-        number of micro-batches enters twice. Where?""")
-    def sum_times_parts(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate * len(micro_batches))
-
-    @mistake("""Half is mended: the step still grows with the number of micro-batches. It is the same batch as before,
-        so what should be the same?""")
-    def sum_of_parts(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate)
-
-    @mistake("Now the step is too short: the number of micro-batches is divided out twice.")
-    def divided_twice(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate / len(micro_batches) ** 2)
-
-    @mistake("A rule with a root is for a batch that grows. Did this one grow, or was it only cut?")
-    def root(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate / sqrt(len(micro_batches)))
-
-    @mistake("You take a step after every micro-batch: that trains on small batches. When is the big batch complete?")
-    def many_steps(model, micro_batches, rate):
-        return [stepped(model, [part], rate) for part in micro_batches][-1]
-
-    @mistake(LAST_PART)
-    def last_part(model, micro_batches, rate):
-        return stepped(model, micro_batches[-1:], rate)
+    sum_times_parts = as_it_stands("""The mistake is still there: cut in four, the batch moves the weight sixteen times
+        as far. The number of micro-batches enters
+        twice. Where?""")(lambda model, micro_batches, rate: stepped(model, micro_batches, rate * len(micro_batches)))
+    sum_of_parts = mistake("""Half is mended: the step still grows with the number of micro-batches. It is the same
+        batch as before, so what should
+        be the same?""")(lambda model, micro_batches, rate: stepped(model, micro_batches, rate))
+    divided_twice = mistake("""Now the step is too short: the number of micro-batches is divided
+        out twice.""")(lambda model, micro_batches, rate: stepped(model, micro_batches, rate / len(micro_batches) ** 2))
+    root = mistake("""A rule with a root is for a batch that grows. Did this one grow, or was it
+        only cut?""")(lambda model, micro_batches, rate: stepped(model, micro_batches, rate / sqrt(len(micro_batches))))
+    many_steps = mistake("""You take a step after every micro-batch: that trains on small batches. When is the big batch
+        complete?""")(lambda model, micro_batches, rate: [stepped(model, [part], rate) for part in micro_batches][-1])
+    last_part = mistake(LAST_PART)(lambda model, micro_batches, rate: stepped(model, micro_batches[-1:], rate))
 
 
 class TradeOff(Exercise, name="tuning.trade_off"):
@@ -736,21 +657,15 @@ class TradeOff(Exercise, name="tuning.trade_off"):
         steps = min_steps + min_tokens / batch
         return steps, steps * batch
 
-    @mistake("That is what tiny batches would do: every token counts in full. What else limits the steps?")
-    def tiny_batches(batch, min_steps, min_tokens):
-        return min_tokens / batch, min_tokens
-
-    @mistake("That is what endless batches would do: never fewer steps. What do the smaller ones pay?")
-    def endless_batches(batch, min_steps, min_tokens):
-        return min_steps, min_steps * batch
-
-    @mistake("You join the two limits with a corner. A hyperbola comes near to both and touches neither.")
-    def corner(batch, min_steps, min_tokens):
-        return max(min_steps, min_tokens / batch), max(min_tokens, min_steps * batch)
-
-    @mistake("Each of yours can fall below its minimum. What became of the two ones in the equation?")
-    def without_ones(batch, min_steps, min_tokens):
-        return min_tokens / batch, min_steps * batch
+    tiny_batches = mistake("""That is what tiny batches would do: every token counts in full. What else limits the
+        steps?""")(lambda batch, min_steps, min_tokens: (min_tokens / batch, min_tokens))
+    endless_batches = mistake("""That is what endless batches would do: never fewer steps. What do the
+        smaller ones pay?""")(lambda batch, min_steps, min_tokens: (min_steps, min_steps * batch))
+    corner = mistake("""You join the two limits with a corner. A hyperbola comes near to both and touches neither.""")(
+        lambda batch, min_steps, min_tokens: (max(min_steps, min_tokens / batch), max(min_tokens, min_steps * batch))
+    )
+    without_ones = mistake("""Each of yours can fall below its minimum. What became of the two ones
+        in the equation?""")(lambda batch, min_steps, min_tokens: (min_tokens / batch, min_steps * batch))
 
     @mistake("Your critical batch is upside down: it is counted in tokens for each step.")
     def upside_down(batch, min_steps, min_tokens):
@@ -762,13 +677,10 @@ class TradeOff(Exercise, name="tuning.trade_off"):
         critical = min_tokens / min_steps
         return min_steps * (1 + batch / critical), min_tokens * (1 + critical / batch)
 
-    @mistake("Both are right. Which of the two should come first, though?")
-    def exchanged(batch, min_steps, min_tokens):
-        return TradeOff.reference(batch, min_steps, min_tokens)[::-1]
-
-    @mistake("The steps are right. Do your tokens agree with them and the batch?")
-    def fewest_tokens(batch, min_steps, min_tokens):
-        return min_steps + min_tokens / batch, min_tokens
+    exchanged = mistake("""Both are right. Which of the two should come
+        first, though?""")(lambda batch, min_steps, min_tokens: TradeOff.reference(batch, min_steps, min_tokens)[::-1])
+    fewest_tokens = mistake("""The steps are right. Do your tokens agree with them
+        and the batch?""")(lambda batch, min_steps, min_tokens: (min_steps + min_tokens / batch, min_tokens))
 
 
 class BatchRate(Exercise, name="tuning.batch_rate"):
@@ -782,29 +694,19 @@ class BatchRate(Exercise, name="tuning.batch_rate"):
     def reference(rate, batch, new_batch):
         return rate * new_batch / batch, rate * sqrt(new_batch / batch)
 
-    @mistake("A larger batch has a gradient with less noise. Should its steps be shorter or longer?")
-    def wrong_way(rate, batch, new_batch):
-        return rate * batch / new_batch, rate * sqrt(batch / new_batch)
-
-    @mistake("Both are right, in the other order: the linear rule comes first.")
-    def exchanged(rate, batch, new_batch):
-        return rate * sqrt(new_batch / batch), rate * new_batch / batch
-
-    @mistake("Your root reaches too far: at an unchanged batch the rate should stay as it is.")
-    def long_root(rate, batch, new_batch):
-        return rate * new_batch / batch, sqrt(rate * new_batch / batch)
-
-    @mistake("You take the square where the root was asked for.")
-    def squared(rate, batch, new_batch):
-        return rate * new_batch / batch, rate * (new_batch / batch) ** 2
-
-    @mistake(CUT_DIVISION)
-    def cut(rate, batch, new_batch):
-        return rate * (new_batch // batch), rate * sqrt(new_batch // batch)
-
-    @mistake("What counts is not how large the new batch is, but how much larger than the old one.")
-    def by_the_new_batch(rate, batch, new_batch):
-        return rate * new_batch, rate * sqrt(new_batch)
+    wrong_way = mistake("""A larger batch has a gradient with less noise. Should its steps be shorter
+        or longer?""")(lambda rate, batch, new_batch: (rate * batch / new_batch, rate * sqrt(batch / new_batch)))
+    exchanged = mistake("""Both are right, in the other order: the linear
+        rule comes first.""")(lambda rate, batch, new_batch: (rate * sqrt(new_batch / batch), rate * new_batch / batch))
+    long_root = mistake("""Your root reaches too far: at an unchanged batch the rate should stay
+        as it is.""")(lambda rate, batch, new_batch: (rate * new_batch / batch, sqrt(rate * new_batch / batch)))
+    squared = mistake("""You take the square where the root
+        was asked for.""")(lambda rate, batch, new_batch: (rate * new_batch / batch, rate * (new_batch / batch) ** 2))
+    cut = mistake(CUT_DIVISION)(
+        lambda rate, batch, new_batch: (rate * (new_batch // batch), rate * sqrt(new_batch // batch))
+    )
+    by_the_new_batch = mistake("""What counts is not how large the new batch is, but how much larger than
+        the old one.""")(lambda rate, batch, new_batch: (rate * new_batch, rate * sqrt(new_batch)))
 
 
 class MendBudget(Exercise, name="tuning.mend_budget"):
@@ -826,9 +728,8 @@ class MendBudget(Exercise, name="tuning.mend_budget"):
         steps = min(len(a), len(b))
         return a[steps - 1].item(), b[steps - 1].item()
 
-    @mistake("Each run is read at its own end, where one has seen more tokens than the other.")
-    def own_ends(a, a_batch, b, b_batch):
-        return a[-1].item(), b[-1].item()
+    own_ends = mistake("""Each run is read at its own end, where one has seen more tokens
+        than the other.""")(lambda a, a_batch, b, b_batch: (a[-1].item(), b[-1].item()))
 
     @mistake("Very close: you look one step too late. After how many steps was the first loss measured?")
     def one_step_late(a, a_batch, b, b_batch):
@@ -858,31 +759,19 @@ class Growth(Exercise, name="tuning.growth"):
     def reference(widths, changes):
         return slope(widths.log(), changes.log())
 
-    @mistake("""That slope depends on the units: it would be another one for changes ten times as large. On which axes
-        is a power law a straight line?""")
-    def plain_axes(widths, changes):
-        return slope(widths, changes)
-
-    @mistake("Only the changes are on a logarithmic axis: that fits an exponential, not a power of the width.")
-    def exponential(widths, changes):
-        return slope(widths, changes.log())
-
-    @mistake("""You join the first point and the last and pass over those between: chance in two measurements decides.
-        Let all points have a say.""")
-    def two_points(widths, changes):
-        return log(changes[-1] / changes[0]) / log(widths[-1] / widths[0])
-
-    @mistake("That is how many times larger the change became over the whole range, not the power of the width.")
-    def ratio(widths, changes):
-        return (changes[-1] / changes[0]).item()
-
-    @mistake("The axes are swapped: the width is what you choose, the change is what you measure.")
-    def axes_swapped(widths, changes):
-        return slope(changes.log(), widths.log())
-
-    @mistake("Your line is forced through the origin. A power law may have any factor in front.")
-    def through_the_origin(widths, changes):
-        return ((widths.log() * changes.log()).sum() / widths.log().square().sum()).item()
+    plain_axes = mistake("""That slope depends on the units: it would be another one for changes ten times as large. On
+        which axes is a power law a straight line?""")(lambda widths, changes: slope(widths, changes))
+    exponential = mistake("""Only the changes are on a logarithmic axis: that fits an exponential, not a power of the
+        width.""")(lambda widths, changes: slope(widths, changes.log()))
+    two_points = mistake("""You join the first point and the last and pass over those between: chance in two
+        measurements decides. Let all points
+        have a say.""")(lambda widths, changes: log(changes[-1] / changes[0]) / log(widths[-1] / widths[0]))
+    ratio = mistake("""That is how many times larger the change became over the whole range, not the power
+        of the width.""")(lambda widths, changes: (changes[-1] / changes[0]).item())
+    axes_swapped = mistake("""The axes are swapped: the width is what you choose, the change is
+        what you measure.""")(lambda widths, changes: slope(changes.log(), widths.log()))
+    through_the_origin = mistake("""Your line is forced through the origin. A power law may have any factor in
+        front.""")(lambda widths, changes: ((widths.log() * changes.log()).sum() / widths.log().square().sum()).item())
 
 
 class RateAtWidth(Exercise, name="tuning.rate_at_width"):
@@ -897,41 +786,24 @@ class RateAtWidth(Exercise, name="tuning.rate_at_width"):
     def reference(rate, base_width, width):
         return rate * base_width / width, rate, rate, base_width / width
 
-    @mistake("You scale the rate of everything. Which of the parameters stand in a sum that grows with the width?")
-    def everything(rate, base, width):
-        return rate * base / width, rate * base / width, rate * base / width, base / width
-
-    @mistake("""You scale the hidden matrices by a root. Changes that all push the same way do not add up like noise:
-        how fast does their sum grow?""")
-    def root(rate, base, width):
-        return rate * sqrt(base / width), rate, rate, base / width
-
-    @mistake("The embeddings: a token picks one row and adds it to nothing. Does that change with the width?")
-    def embeddings_too(rate, base, width):
-        return rate * base / width, rate * base / width, rate, base / width
-
-    @mistake("""Your hidden matrices take longer steps in a wider model, though each of their outputs already adds up
-        over more inputs.""")
-    def longer_steps(rate, base, width):
-        return rate * width / base, rate, rate, base / width
-
-    @mistake("Both go the wrong way: a sum over more inputs grows by itself. Should it be helped or held back?")
-    def wrong_way(rate, base, width):
-        return rate * width / base, rate, rate, width / base
-
-    @mistake("The rates are right. The logits are sums over the width as well. What keeps them the same?")
-    def plain_readout(rate, base, width):
-        return rate * base / width, rate, rate, 1.0
-
-    @mistake("That is the usual way, and under it the best rate moves as the model gets wider.")
-    def unchanged(rate, base, width):
-        return rate, rate, rate, 1.0
-
-    @mistake("""These are the rules for plain gradient descent. Adam divides every gradient by its own size, so other
-        things are left to scale.""")
-    def of_sgd(rate, base, width):
-        return rate, rate * width / base, rate * width / base, base / width
-
-    @mistake(CUT_DIVISION)
-    def cut(rate, base, width):
-        return rate * (base // width), rate, rate, float(base // width)
+    everything = mistake("""You scale the rate of everything. Which of the parameters stand in a sum that grows with the
+        width?""")(
+        lambda rate, base, width: (rate * base / width, rate * base / width, rate * base / width, base / width)
+    )
+    root = mistake("""You scale the hidden matrices by a root. Changes that all push the same way do not add up like
+        noise: how fast does
+        their sum grow?""")(lambda rate, base, width: (rate * sqrt(base / width), rate, rate, base / width))
+    embeddings_too = mistake("""The embeddings: a token picks one row and adds it to nothing. Does that change with the
+        width?""")(lambda rate, base, width: (rate * base / width, rate * base / width, rate, base / width))
+    longer_steps = mistake("""Your hidden matrices take longer steps in a wider model, though each of their outputs
+        already adds up over more inputs.""")(lambda rate, base, width: (rate * width / base, rate, rate, base / width))
+    wrong_way = mistake("""Both go the wrong way: a sum over more inputs grows by itself. Should it be helped or held
+        back?""")(lambda rate, base, width: (rate * width / base, rate, rate, width / base))
+    plain_readout = mistake("""The rates are right. The logits are sums over the width as well. What keeps them the
+        same?""")(lambda rate, base, width: (rate * base / width, rate, rate, 1.0))
+    unchanged = mistake("""That is the usual way, and under it the best rate moves as the
+        model gets wider.""")(lambda rate, base, width: (rate, rate, rate, 1.0))
+    of_sgd = mistake("""These are the rules for plain gradient descent. Adam divides every gradient by its own size, so
+        other things are
+        left to scale.""")(lambda rate, base, width: (rate, rate * width / base, rate * width / base, base / width))
+    cut = mistake(CUT_DIVISION)(lambda rate, base, width: (rate * (base // width), rate, rate, float(base // width)))

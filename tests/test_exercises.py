@@ -265,12 +265,22 @@ def decay_by_names(model, weight_decay):
     return torch.tensor([weight_decay * (p.ndim > 1 and not any(s in name for s in spared)) for name, p in named])
 
 
+def trained_in(groups, model, gradients, rate, steps):
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    for _ in range(steps):
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return list(model.parameters())
+
+
 def decay_without_embeddings(model, gradients, rate, weight_decay, steps):
     tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    spared = [p for p in model.parameters() if p.ndim < 2 or id(p) in tables]
-    others = [p for p in model.parameters() if not any(p is q for q in spared)]
-    groups = [{"params": others, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return gptcourse.exercises.tuning.adam_steps(model, gradients, groups, rate, steps)
+    decays = [p.ndim > 1 and id(p) not in tables for p in model.parameters()]
+    groups = [
+        {"params": [p], "weight_decay": weight_decay * d} for p, d in zip(model.parameters(), decays, strict=True)
+    ]
+    return trained_in(groups, model, gradients, rate, steps)
 
 
 def smaller_of_both(validation, test):
@@ -409,12 +419,7 @@ def accumulated_without_a_trace(model, micro_batches):
 
 def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
     groups = [{"params": [p], "weight_decay": weight_decay if p.ndim > 1 else 0} for p in model.parameters()]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
-    for _ in range(steps):
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    return list(model.parameters())
+    return trained_in(groups, model, gradients, rate, steps)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ A hint says what goes wrong, or asks the question that helps, and leaves the men
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log, log2
 
 import torch
@@ -23,10 +24,14 @@ def counts(truth: Tensor, predicted: Tensor, n_labels: int) -> tuple[Tensor, Ten
     return right, torch.bincount(truth, minlength=n_labels), torch.bincount(predicted, minlength=n_labels)
 
 
-def f1(truth: Tensor, predicted: Tensor, n_labels: int) -> Tensor:
+def f1(right: Tensor, true: Tensor, said: Tensor) -> Tensor:
     """Return the F1 of each label; 0 / 0 where there is none of it."""
-    right, true, said = counts(truth, predicted, n_labels)
     return 2 * right / (true + said)
+
+
+def of_counts(score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+    """Return the mean of a score, given how often each label is answered rightly, is true and is said."""
+    return lambda truth, predicted, n_labels: score(*counts(truth, predicted, n_labels)).mean().item()
 
 
 def interval(values: Tensor, low: float = 0.025, high: float = 0.975) -> tuple[float, float]:
@@ -82,12 +87,12 @@ class BitsPerByte(Exercise, name="evaluation.bits_per_byte"):
         is a nat?""")(lambda losses, n_bytes: losses.sum().item() / n_bytes)
     multiplied = mistake("""A nat is more than a bit, so there must be more
         bits than nats.""")(lambda losses, n_bytes: losses.sum().item() * log(2) / n_bytes)
-    perplexity = mistake("""That is the perplexity, which counts tokens: it cannot be
-        compared between tokenizers.""")(lambda losses, n_bytes: losses.mean().exp().item())
-    of_everything = mistake("""That is what the whole text costs. It grows with the length
-        of the text.""")(lambda losses, n_bytes: losses.sum().item() / log(2))
-    of_the_mean = mistake("""A mean over tokens, over bytes: take the sum of
-        the losses first.""")(lambda losses, n_bytes: losses.mean().item() / log(2) / n_bytes)
+    perplexity = mistake("""That is the perplexity, which counts tokens:
+        it cannot be compared between tokenizers.""")(lambda losses, n_bytes: losses.mean().exp().item())
+    of_everything = mistake("""That is what the whole text costs.
+        It grows with the length of the text.""")(lambda losses, n_bytes: losses.sum().item() / log(2))
+    of_the_mean = mistake("""A mean over tokens, over bytes:
+        take the sum of the losses first.""")(lambda losses, n_bytes: losses.mean().item() / log(2) / n_bytes)
 
 
 class Paired(Exercise, name="evaluation.paired"):
@@ -107,12 +112,12 @@ class Paired(Exercise, name="evaluation.paired"):
 
     different_drawings = mistake("""The two models are judged on different drawings. Then what is hard for both does not
         cancel out.""")(lambda a, b, draws: interval(a[draws].mean(-1) - b[draws.flip(0)].mean(-1)))
-    turned = mistake("""The other way round: above 0 should mean that the first
-        model is better.""")(lambda a, b, draws: interval((b - a)[draws].mean(-1)))
-    nine_tenths = mistake("""That interval holds nine tenths of the drawings. 95 % leaves less outside
-        at each end.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0.05, 0.95))
-    single_differences = mistake("""Those are quantiles of single differences. How far does
-        their mean vary?""")(lambda a, b, draws: interval((a - b)[draws].flatten()))
+    turned = mistake("""The other way round:
+        above 0 should mean that the first model is better.""")(lambda a, b, draws: interval((b - a)[draws].mean(-1)))
+    nine_tenths = mistake("""That interval holds nine tenths of the drawings.
+        95 % leaves less outside at each end.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0.05, 0.95))
+    single_differences = mistake("""Those are quantiles of single differences.
+        How far does their mean vary?""")(lambda a, b, draws: interval((a - b)[draws].flatten()))
     over_drawings = mistake("""You take the mean over the drawings and
         not within each.""")(lambda a, b, draws: interval((a - b)[draws].mean(0)))
     extremes = mistake("""The extremes grow with the
@@ -136,31 +141,21 @@ class MacroF1(Exercise, name="evaluation.macro_f1"):
 
     accuracy = mistake("""That is the accuracy. Who always says the most frequent label gets
         a good one.""")(lambda truth, predicted, n_labels: (truth == predicted).float().mean().item())
-
-    @mistake("That is the mean recall. A label that is said far too often should cost something, too.")
-    def recall(truth, predicted, n_labels):
-        right, true, _ = counts(truth, predicted, n_labels)
-        return (right / true.clamp(min=1)).mean().item()
-
-    @mistake("That is the mean precision. A label that is hardly ever said should cost something, too.")
-    def precision(truth, predicted, n_labels):
-        right, _, said = counts(truth, predicted, n_labels)
-        return (right / said.clamp(min=1)).mean().item()
-
-    @mistake("You weigh the labels by how frequent they are. Here each label counts the same.")
-    def weighted(truth, predicted, n_labels):
-        _, true, _ = counts(truth, predicted, n_labels)
-        return ((f1(truth, predicted, n_labels).nan_to_num() * true).sum() / true.sum()).item()
+    recall = mistake("""That is the mean recall. A label that is said far too often should
+        cost something, too.""")(of_counts(lambda right, true, said: right / true.clamp(min=1)))
+    precision = mistake("""That is the mean precision. A label that is hardly ever said should
+        cost something, too.""")(of_counts(lambda right, true, said: right / said.clamp(min=1)))
+    weighted = mistake("""You weigh the labels by how frequent they are. Here each label counts the
+        same.""")(of_counts(lambda right, true, said: (f1(right, true, said).nan_to_num() * true).sum() / true.sum()))
 
     @mistake("You take the means first and the F1 of them afterwards. The order matters.")
     def of_means(truth, predicted, n_labels):
         p, r = (part(truth, predicted, n_labels) for part in (MacroF1.precision, MacroF1.recall))
         return 2 * p * r / (p + r)
 
-    with_nan = mistake("""A label that is neither there nor said gives 0 divided by 0. It
-        should count 0.""")(lambda truth, predicted, n_labels: f1(truth, predicted, n_labels).mean().item())
-    without_absent = mistake("""You leave out the labels that never occur. Over how many labels
-        is the mean?""")(lambda truth, predicted, n_labels: f1(truth, predicted, n_labels).nanmean().item())
+    with_nan = mistake("A label that is neither there nor said gives 0 divided by 0. It should count 0.")(of_counts(f1))
+    without_absent = mistake("""You leave out the labels that never occur.
+        Over how many labels is the mean?""")(of_counts(lambda *found: f1(*found).nanmean()))
 
 
 class MendAccuracy(Exercise, name="evaluation.mend_accuracy"):
@@ -182,10 +177,10 @@ class MendAccuracy(Exercise, name="evaluation.mend_accuracy"):
     )
     equal_batches = mistake("""That takes all batches for as large as the first. The last one
         is often smaller.""")(lambda batches: sum(right_in(batches)) / (len(batches) * sizes_of(batches)[0]))
-    percentage = mistake("""That is a percentage. Return a share between
-        0 and 1.""")(lambda batches: 100 * sum(right_in(batches)) / sum(sizes_of(batches)))
-    of_the_last = mistake("""That is the
-        last batch alone.""")(lambda batches: right_in(batches)[-1] / sizes_of(batches)[-1])
+    percentage = mistake("""That is a percentage.
+        Return a share between 0 and 1.""")(lambda batches: 100 * sum(right_in(batches)) / sum(sizes_of(batches)))
+    of_the_last = mistake("""That is the last
+        batch alone.""")(lambda batches: right_in(batches)[-1] / sizes_of(batches)[-1])
 
 
 class MendChoice(Exercise, name="evaluation.mend_choice"):
@@ -209,17 +204,11 @@ class MendChoice(Exercise, name="evaluation.mend_choice"):
         lucky draws. What is the validation set for?""")(lambda validation, test: (place_of_best(test), max(test)))
     reporting_validation = mistake("""The right choice. But the score that has chosen flatters it: which one has had no
         say?""")(lambda validation, test: (place_of_best(validation), max(validation)))
-
-    @mistake("The test set still has half a vote.")
-    def on_both(validation, test):
-        best = place_of_best([v + t for v, t in zip(validation, test, strict=True)])
-        return best, test[best]
-
+    on_both = mistake("""The test set still has
+        half a vote.""")(lambda v, t: (best := place_of_best([a + b for a, b in zip(v, t, strict=True)]), t[best]))
     reporting_the_best = mistake("""You report the best test score, which belongs
         to another setting.""")(lambda validation, test: (place_of_best(validation), max(test)))
-    worst = mistake("""These are accuracies: the larger the better.""")(
-        lambda validation, test: (validation.index(min(validation)), test[validation.index(min(validation))])
-    )
+    worst = mistake("These are accuracies: the larger the better.")(lambda v, t: (v.index(min(v)), t[v.index(min(v))]))
 
 
 class Exposure(Exercise, name="evaluation.exposure"):
@@ -242,10 +231,10 @@ class Exposure(Exercise, name="evaluation.exposure"):
         candidate as well.""")(lambda canary, others: log2(len(others) / rank_of(canary, others)))
     ties_before = mistake("""A candidate that is just as likely
         is not likelier.""")(lambda canary, others: log2((len(others) + 1) / (1 + int((others >= canary).sum()))))
-    of_the_rank = mistake("""That is the logarithm of the rank alone: it falls as the canary
-        becomes better known.""")(lambda canary, others: log2(rank_of(canary, others)))
-    without_logarithm = mistake("""That is how many times better than chance it is. Exposure
-        is its logarithm.""")(lambda canary, others: (len(others) + 1) / rank_of(canary, others))
+    of_the_rank = mistake("""That is the logarithm of the rank alone:
+        it falls as the canary becomes better known.""")(lambda canary, others: log2(rank_of(canary, others)))
+    without_logarithm = mistake("""That is how many times better than chance it is.
+        Exposure is its logarithm.""")(lambda canary, others: (len(others) + 1) / rank_of(canary, others))
 
 
 class MendFilter(Exercise, name="evaluation.mend_filter"):

@@ -6,6 +6,7 @@ A hint says what goes wrong, or asks the question that helps, and leaves the men
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, randn, tensor
@@ -18,23 +19,33 @@ NOTEBOOK = "05 · Scaling up"
 SECONDS_PER_DAY = 86_400
 
 
-def operations(L: int, C: int, V: int, T: int, tokens: int, per_weight=6, readout=1.0, attention=12.0) -> float:
+def operations(L: int, C: int, V: int, T: int, tokens: int, *, per_weight=6, readout=1, attention=12) -> float:
     """Operations of a training, with the factors that a mistake may change."""
     return float(tokens * (per_weight * (12 * L * C**2 + readout * V * C) + attention * L * C * T))
 
 
-def days(n: float, d: float, devices: int, peak: float, utilisation: float, per_weight: int = 6) -> float:
+def days(n: float, d: float, devices: int, peak: float, utilisation: float, *, per_weight: int = 6) -> float:
     return per_weight * n * d / (devices * peak * utilisation) / SECONDS_PER_DAY
 
 
-def state_bytes(n: float, devices: int, strategy: str, divided: tuple[int, ...], whole: int = 16) -> float:
+def state_bytes(n: float, devices: int, strategy: str, *, divided=(0, 12, 14, 16), whole: int = 16) -> float:
     """Return the bytes on each device, given how many of each parameter's bytes each strategy divides."""
     shared = divided[("DDP", "ZeRO-1", "ZeRO-2", "FSDP").index(strategy)]
     return n * (whole - shared + shared / devices)
 
 
-def optimum(A: float, alpha: float, B: float, beta: float, product: float) -> float:
-    return (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * product ** (beta / (alpha + beta))
+def split_by(
+    scale: Callable = lambda A, alpha, B, beta: alpha * A / (beta * B),
+    share: Callable = lambda alpha, beta: beta / (alpha + beta),
+    cost: int = 6,
+) -> Callable:
+    """Return a split of the budget into parameters and tokens; by default equation 4 of Hoffmann et al. (2022)."""
+
+    def split(E, A, alpha, B, beta, flops):
+        n = scale(A, alpha, B, beta) ** (1 / (alpha + beta)) * (flops / cost) ** share(alpha, beta)
+        return n, flops / cost / n
+
+    return split
 
 
 def iterated(x: Tensor, steps: int = 5) -> Tensor:
@@ -69,23 +80,22 @@ class Flops(Exercise, name="scaling.flops"):
         return operations(n_layer, n_embd, vocab_size, n_positions, n_tokens)
 
     forward_only = mistake("""That is the forward pass. What does the backward pass compute for each weight, and how
-        many times?""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, per_weight=2, attention=4))
-    backward_only = mistake("""That is the backward pass alone. Something has to
-        run before it.""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, per_weight=4, attention=8))
+        many times?""")(partial(operations, per_weight=2, attention=4))
+    backward_only = mistake("""That is the backward pass alone.
+        Something has to run before it.""")(partial(operations, per_weight=4, attention=8))
     without_attention = mistake("""All weights are counted. But attention also multiplies what is no weight: queries
-        with keys, and weights of
-        attention with values.""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, attention=0))
+        with keys, and weights of attention with values.""")(partial(operations, attention=0))
     attention_forward_only = mistake("""Attention's own products have a
-        backward pass, too.""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, attention=4))
+        backward pass, too.""")(partial(operations, attention=4))
     half_of_attention = mistake("""Close: half of attention's own work is missing. Is it one product over the window, or
         two? (And this count takes the whole window, also what the mask hides:
-        it is computed.)""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, attention=6))
-    without_readout = mistake("""The blocks are counted. What turns the last vector into a score
-        for each token?""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, readout=0))
-    with_lookup = mistake("""The token table is counted twice. A look-up multiplies nothing; only
-        the read-out does.""")(lambda L, C, V, T, tokens: operations(L, C, V, T, tokens, readout=2))
-    of_one_token = mistake("""That is the cost of one token. How
-        many are there?""")(lambda L, C, V, T, tokens: operations(L, C, V, T, 1))
+        it is computed.)""")(partial(operations, attention=6))
+    without_readout = mistake("""The blocks are counted.
+        What turns the last vector into a score for each token?""")(partial(operations, readout=0))
+    with_lookup = mistake("""The token table is counted twice.
+        A look-up multiplies nothing; only the read-out does.""")(partial(operations, readout=2))
+    of_one_token = mistake("""That is the cost of one token.
+        How many are there?""")(lambda L, C, V, T, tokens: operations(L, C, V, T, 1))
 
 
 class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
@@ -106,32 +116,15 @@ class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
         return ScalingLaw(E, A, alpha, B, beta).compute_optimal(flops)
 
     even = mistake("""You share the budget evenly, whatever the law says. Does its best split not depend on its
-        exponents?""")(lambda E, A, alpha, B, beta, flops: ((flops / 6) ** 0.5, (flops / 6) ** 0.5))
-
-    @mistake("The cost is 6 · N · D. Yours spends six times the budget.")
-    def without_six(E, A, alpha, B, beta, flops):
-        n = optimum(A, alpha, B, beta, flops)
-        return n, flops / n
-
-    @mistake("The cost is 6 · N · D: yours counts the forward pass alone.")
-    def forward_only(E, A, alpha, B, beta, flops):
-        n = optimum(A, alpha, B, beta, flops / 2)
-        return n, flops / 2 / n
-
-    @mistake("The exponents are exchanged. Where text teaches slowly, at a small beta, which should grow more?")
-    def exponents_exchanged(E, A, alpha, B, beta, flops):
-        n = (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * (flops / 6) ** (alpha / (alpha + beta))
-        return n, flops / 6 / n
-
-    @mistake("The right two numbers, in the wrong order.")
-    def exchanged(E, A, alpha, B, beta, flops):
-        n = optimum(A, alpha, B, beta, flops / 6)
-        return flops / 6 / n, n
-
-    @mistake("There both terms are equally large. The loss is lowest where both *change* equally fast.")
-    def equal_terms(E, A, alpha, B, beta, flops):
-        n = (A / B) ** (1 / (alpha + beta)) * (flops / 6) ** (beta / (alpha + beta))
-        return n, flops / 6 / n
+        exponents?""")(split_by(scale=lambda *law: 1, share=lambda *law: 1 / 2))
+    without_six = mistake("The cost is 6 · N · D. Yours spends six times the budget.")(split_by(cost=1))
+    forward_only = mistake("The cost is 6 · N · D: yours counts the forward pass alone.")(split_by(cost=2))
+    exponents_exchanged = mistake("""The exponents are exchanged. Where text teaches slowly, at a small beta, which
+        should grow more?""")(split_by(share=lambda alpha, beta: alpha / (alpha + beta)))
+    exchanged = mistake("""The right two numbers, in
+        the wrong order.""")(lambda *law_and_flops: ComputeOptimal.reference(*law_and_flops)[::-1])
+    equal_terms = mistake("""There both terms are equally large.
+        The loss is lowest where both *change* equally fast.""")(split_by(scale=lambda A, alpha, B, beta: A / B))
 
 
 class Days(Exercise, name="scaling.days"):
@@ -146,19 +139,16 @@ class Days(Exercise, name="scaling.days"):
         return days(n_parameters, n_tokens, n_devices, peak_flops, utilisation)
 
     at_peak = mistake("""No device ever works at its peak all the time. Which of the inputs says how much of
-        it it does?""")(lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, 1))
+        it it does?""")(lambda n, d, devices, peak, _: days(n, d, devices, peak, 1))
     turned = mistake("""Yours gets faster when the devices
-        are used less.""")(lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, 1 / utilisation))
-    forward_only = mistake("""Two operations for each parameter and token are the forward
-        pass alone.""")(lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, utilisation, per_weight=2))
+        are used less.""")(lambda n, d, devices, peak, used: days(n, d, devices, peak, 1 / used))
+    forward_only = mistake("""Two operations for each parameter and token are the
+        forward pass alone.""")(partial(days, per_weight=2))
     one_operation = mistake("""Each parameter takes part in more than one operation for each token.
-        In how many?""")(lambda n, d, devices, peak, utilisation: days(n, d, devices, peak, utilisation, per_weight=1))
-    seconds = mistake("""That
-        is seconds.""")(lambda n, d, devices, peak, utilisation: 6 * n * d / (devices * peak * utilisation))
-    hours = mistake("""That
-        is hours.""")(lambda n, d, devices, peak, utilisation: 6 * n * d / (devices * peak * utilisation) / 3600)
-    one_device = mistake("""That is one
-        device working alone.""")(lambda n, d, devices, peak, utilisation: days(n, d, 1, peak, utilisation))
+        In how many?""")(partial(days, per_weight=1))
+    seconds = mistake("That is seconds.")(lambda *given: days(*given) * SECONDS_PER_DAY)
+    hours = mistake("That is hours.")(lambda *given: days(*given) * 24)
+    one_device = mistake("That is one device working alone.")(lambda n, d, _, peak, used: days(n, d, 1, peak, used))
 
 
 class MendShards(Exercise, name="scaling.mend_shards"):
@@ -167,32 +157,26 @@ class MendShards(Exercise, name="scaling.mend_shards"):
     hint = "Draw the whole batch of all processes in every one of them. Which rows of it belong to this one?"
 
     def inputs():
-        far, near = places_in(1_000_000), places_in(50)
-        return [
-            (far, 0, 7, 0, 2, 3),
-            (far, 0, 7, 1, 2, 3),
-            (far, 5, 0, 3, 4, 2),
-            (far, 1, 2, 0, 1, 4),
-            (near, 2, 1, 1, 3, 2),
-        ]
+        runs = ((0, 7, 0, 2, 3), (0, 7, 1, 2, 3), (5, 0, 3, 4, 2), (1, 2, 0, 1, 4))
+        return [*((places_in(1_000_000), *run) for run in runs), (places_in(50), 2, 1, 1, 3, 2)]
 
     def reference(draw, seed, step, rank, n_processes, batch_size):
         return draw(seed, step, n_processes * batch_size)[rank * batch_size : (rank + 1) * batch_size]
 
     same_for_all = as_it_stands("""The mistake is still there: all processes learn from the same rows. How many
-        different rows does a step of
-        four processes see?""")(lambda draw, seed, step, rank, n, size: draw(seed, step, size))
+        different rows does a step of four processes
+        see?""")(lambda draw, seed, step, rank, n, size: draw(seed, step, size))
     by_seed = mistake("""Now they differ. But process 1 of the run with seed 0 reads what process 0 of the run with seed
-        1 reads, and no single process could make
-        the same run.""")(lambda draw, seed, step, rank, n, size: draw(seed + rank, step, size))
+        1 reads, and no single process could make the same
+        run.""")(lambda draw, seed, step, rank, n, size: draw(seed + rank, step, size))
     by_step = mistake("""Process 1 reads in this step what process 0 reads in
         the next one.""")(lambda draw, seed, step, rank, n, size: draw(seed, step + rank, size))
     moved = mistake("""Now they differ, by very little: each process reads the rows that another reads, moved by a
         character or two.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, size) + rank)
     in_turns = mistake("""Together that is the right batch. But a process should take rows that stand next to each
         other.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size)[rank::n])
-    whole = mistake("""Each process now takes the whole big batch: n times the work,
-        and nothing gained.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size))
+    whole = mistake("""Each process now takes the whole big batch:
+        n times the work, and nothing gained.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size))
 
 
 class MendWeights(Exercise, name="scaling.mend_weights"):
@@ -211,10 +195,10 @@ class MendWeights(Exercise, name="scaling.mend_weights"):
         it holds.""")(lambda counts: torch.ones(len(counts)))
     shares = mistake("""The shares are right, but DDP divides by the number of
         processes once more.""")(lambda counts: tensor(counts) / sum(counts))
-    sums = mistake("""These are sums of losses. The gradient would grow with the
-        number of tokens.""")(lambda counts: tensor(counts, dtype=torch.float32))
-    of_the_largest = mistake("""The shares are right among themselves. To what should the
-        weights add up?""")(lambda counts: tensor(counts) / max(counts))
+    sums = mistake("""These are sums of losses.
+        The gradient would grow with the number of tokens.""")(lambda counts: tensor(counts, dtype=torch.float32))
+    of_the_largest = mistake("""The shares are right among themselves.
+        To what should the weights add up?""")(lambda counts: tensor(counts) / max(counts))
     turned = mistake("""The other way round: a process with few tokens now has the
         most to say.""")(lambda counts: sum(counts) / (tensor(counts) * len(counts)))
 
@@ -229,22 +213,22 @@ class StateBytes(Exercise, name="scaling.state_bytes"):
         return [*strategies, (1e6, 1, "ZeRO-1"), (3e6, 4, "ZeRO-2"), (1e3, 2, "FSDP")]
 
     def reference(n_parameters, n_devices, strategy):
-        return state_bytes(n_parameters, n_devices, strategy, (0, 12, 14, 16))
+        return state_bytes(n_parameters, n_devices, strategy)
 
-    all_divided = mistake("""You divide everything, whatever the strategy. With DDP each device keeps
-        the whole model.""")(lambda n, devices, strategy: n * 16 / devices)
-    all_whole = mistake("""You divide nothing. What does each strategy divide
-        among the devices?""")(lambda n, devices, strategy: n * 16)
+    all_divided = mistake("""You divide everything, whatever the strategy.
+        With DDP each device keeps the whole model.""")(lambda n, devices, strategy: n * 16 / devices)
+    all_whole = mistake("""You divide nothing.
+        What does each strategy divide among the devices?""")(lambda n, devices, strategy: n * 16)
     without_a_copy = mistake("""AdamW's two averages are 8 bytes. What is the third thing that the optimizer keeps in
-        float32?""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 8, 10, 12), whole=12))
+        float32?""")(partial(state_bytes, divided=(0, 8, 10, 12), whole=12))
     copy_divided = mistake("""The sum is right, but the float32 copy of the weights is divided together with the
-        averages.""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 8, 12, 16)))
+        averages.""")(partial(state_bytes, divided=(0, 8, 12, 16)))
     gradients_first = mistake("""ZeRO's first stage divides the largest of the three.
-        Which is that?""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 2, 14, 16)))
-    second_like_the_first = mistake("""The second stage divides one thing more than
-        the first. Which?""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 12, 12, 16)))
+        Which is that?""")(partial(state_bytes, divided=(0, 2, 14, 16)))
+    second_like_the_first = mistake("""The second stage divides one thing more than the first.
+        Which?""")(partial(state_bytes, divided=(0, 12, 12, 16)))
     weights_alone = mistake("""FSDP divides the weights as well, besides what the
-        second stage divides.""")(lambda n, devices, strategy: state_bytes(n, devices, strategy, (0, 12, 14, 2)))
+        second stage divides.""")(partial(state_bytes, divided=(0, 12, 14, 2)))
 
 
 class Orthogonalise(Exercise, name="scaling.orthogonalise"):
@@ -264,8 +248,8 @@ class Orthogonalise(Exercise, name="scaling.orthogonalise"):
         grow without end.""")(lambda matrix: iterated(matrix))
     by_the_largest = mistake("""You divide by the largest entry. A matrix of small entries may still stretch a vector by
         far more than 1: which norm bounds that?""")(lambda matrix: iterated(matrix / matrix.abs().max()))
-    by_rows = mistake("""You divide each row by its own length. That changes directions: divide
-        by one number.""")(lambda matrix: iterated(matrix / matrix.norm(dim=-1, keepdim=True)))
+    by_rows = mistake("""You divide each row by its own length. That changes directions:
+        divide by one number.""")(lambda matrix: iterated(matrix / matrix.norm(dim=-1, keepdim=True)))
     one_step = mistake("""That is one step. The small singular values need
         more of them.""")(lambda matrix: iterated(matrix / matrix.norm(), steps=1))
 
@@ -274,5 +258,5 @@ class Orthogonalise(Exercise, name="scaling.orthogonalise"):
         u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u @ vh
 
-    signs = mistake("""The sign of each entry is what Adam nearly does. Here the matrix is taken
-        as a whole.""")(lambda matrix: torch.sign(matrix))
+    signs = mistake("""The sign of each entry is what Adam nearly does.
+        Here the matrix is taken as a whole.""")(lambda matrix: torch.sign(matrix))

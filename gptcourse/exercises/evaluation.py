@@ -70,6 +70,10 @@ def ends_in_piece(text: str, piece: str, phrase: str) -> bool:
     return place >= 0 and place + len(wanted) > len(text)
 
 
+def for_each(allows: Callable[[str, str, str], bool]) -> Callable:
+    return lambda text, pieces, phrase: tensor([allows(text, piece, phrase) for piece in pieces])
+
+
 class BitsPerByte(Exercise, name="evaluation.bits_per_byte"):
     """Return the loss of a text in bits for each of its bytes."""
 
@@ -204,8 +208,12 @@ class MendChoice(Exercise, name="evaluation.mend_choice"):
         lucky draws. What is the validation set for?""")(lambda validation, test: (place_of_best(test), max(test)))
     reporting_validation = mistake("""The right choice. But the score that has chosen flatters it: which one has had no
         say?""")(lambda validation, test: (place_of_best(validation), max(validation)))
-    on_both = mistake("""The test set still has
-        half a vote.""")(lambda v, t: (best := place_of_best([a + b for a, b in zip(v, t, strict=True)]), t[best]))
+
+    @mistake("The test set still has half a vote.")
+    def on_both(validation, test):
+        best = place_of_best([v + t for v, t in zip(validation, test, strict=True)])
+        return best, test[best]
+
     reporting_the_best = mistake("""You report the best test score, which belongs
         to another setting.""")(lambda validation, test: (place_of_best(validation), max(test)))
     worst = mistake("These are accuracies: the larger the better.")(lambda v, t: (v.index(min(v)), t[v.index(min(v))]))
@@ -224,17 +232,17 @@ class Exposure(Exercise, name="evaluation.exposure"):
         return exposure(canary, others)
 
     nats = mistake("""Those are nats. How many times could the
-        candidates be halved?""")(lambda canary, others: log((len(others) + 1) / rank_of(canary, others)))
+        candidates be halved?""")(lambda x, others: log((len(others) + 1) / rank_of(x, others)))
     from_the_wrong_end = mistake("""You rank from the wrong end: a canary that is known best gets an
-        exposure of 0.""")(lambda canary, others: log2((len(others) + 1) / rank_of(-canary, -others)))
+        exposure of 0.""")(lambda x, others: log2((len(others) + 1) / rank_of(-x, -others)))
     without_the_canary = mistake("""The canary is a
-        candidate as well.""")(lambda canary, others: log2(len(others) / rank_of(canary, others)))
+        candidate as well.""")(lambda x, others: log2(len(others) / rank_of(x, others)))
     ties_before = mistake("""A candidate that is just as likely
-        is not likelier.""")(lambda canary, others: log2((len(others) + 1) / (1 + int((others >= canary).sum()))))
+        is not likelier.""")(lambda x, others: log2((len(others) + 1) / (1 + int((others >= x).sum()))))
     of_the_rank = mistake("""That is the logarithm of the rank alone:
-        it falls as the canary becomes better known.""")(lambda canary, others: log2(rank_of(canary, others)))
+        it falls as the canary becomes better known.""")(lambda x, others: log2(rank_of(x, others)))
     without_logarithm = mistake("""That is how many times better than chance it is.
-        Exposure is its logarithm.""")(lambda canary, others: (len(others) + 1) / rank_of(canary, others))
+        Exposure is its logarithm.""")(lambda x, others: (len(others) + 1) / rank_of(x, others))
 
 
 class MendFilter(Exercise, name="evaluation.mend_filter"):
@@ -254,16 +262,12 @@ class MendFilter(Exercise, name="evaluation.mend_filter"):
         return tensor([not ends_in_piece(text, piece, phrase) for piece in pieces])
 
     piece_alone = as_it_stands("""The mistake is still there: each piece is looked at alone. Where does a phrase hide
-        that is cut?""")(lambda text, pieces, phrase: tensor([phrase not in piece for piece in pieces]))
+        that is cut?""")(for_each(lambda text, piece, phrase: phrase not in piece))
     whole_text = mistake("""Once the phrase stands in the text, for whatever reason, nothing may be written any more.
-        Which part of the phrase must the new piece hold?""")(
-        lambda text, pieces, phrase: tensor([phrase.lower() not in (text + piece).lower() for piece in pieces])
-    )
+        Which part of the phrase must the new piece
+        hold?""")(for_each(lambda text, piece, phrase: phrase.lower() not in (text + piece).lower()))
     capitals_matter = mistake("""Two things are left: other capitals, and a phrase that stands in the text already and
-        comes again.""")(
-        lambda text, pieces, phrase: tensor([phrase in text or phrase not in text + piece for piece in pieces])
-    )
-    piece_alone_in_small_letters = mistake("""Capitals are seen to. But each piece is still looked
-        at alone.""")(lambda text, pieces, phrase: tensor([phrase.lower() not in piece.lower() for piece in pieces]))
-    turned = mistake("""The other way round: true means that the piece may
-        be written.""")(lambda text, pieces, phrase: tensor([ends_in_piece(text, piece, phrase) for piece in pieces]))
+        comes again.""")(for_each(lambda text, piece, phrase: phrase in text or phrase not in text + piece))
+    piece_alone_in_small_letters = mistake("""Capitals are seen to. But each piece is still
+        looked at alone.""")(for_each(lambda text, piece, phrase: phrase.lower() not in piece.lower()))
+    turned = mistake("The other way round: true means that the piece may be written.")(for_each(ends_in_piece))

@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter, defaultdict
 from datetime import date
@@ -1018,7 +1017,7 @@ def test_file_that_cannot_be_used_never_stops_check(obstacle, verdict):
     assert repr(progress()).count("to do") == len(exercises())
 
 
-@pytest.mark.parametrize("function", ["mkstemp", "replace"])
+@pytest.mark.parametrize("function", ["write_bytes", "replace"])
 def test_full_or_locked_disk_leaves_the_old_file_whole(function, monkeypatch, verdict):
     remember("start.greedy", True)
     before = progress_file().read_bytes()
@@ -1026,7 +1025,7 @@ def test_full_or_locked_disk_leaves_the_old_file_whole(function, monkeypatch, ve
     def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile if function == "mkstemp" else os, function, fail)
+    monkeypatch.setattr(Path, function, fail)
     right, line = verdict("attention.scores", right_scores)
     assert right and "No space left on device" in line
     assert [path.read_bytes() for path in progress_file().parent.iterdir()] == [before]

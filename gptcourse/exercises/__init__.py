@@ -223,9 +223,10 @@ def _outcomes(function: Callable, inputs: list[tuple]) -> tuple[list, list[tuple
 def _copies(inputs: list[tuple]) -> list[tuple]:
     """Copy inputs, the gradients of modules too: deepcopy leaves those behind."""
     copies = copy.deepcopy(inputs)
-    for originals, case in zip(inputs, copies, strict=True):
-        for module, copied in zip(originals, case, strict=True):
-            if isinstance(module, nn.Module):
-                for parameter, twin in zip(module.parameters(), copied.parameters(), strict=True):
-                    twin.grad = None if parameter.grad is None else parameter.grad.clone()
+    for parameter, twin in zip(_parameters(inputs), _parameters(copies), strict=True):
+        twin.grad = copy.deepcopy(parameter.grad)
     return copies
+
+
+def _parameters(inputs: list[tuple]) -> list[Tensor]:
+    return [p for case in inputs for value in case if isinstance(value, nn.Module) for p in value.parameters()]

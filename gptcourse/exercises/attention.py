@@ -1,7 +1,4 @@
-"""The exercises of notebook 01: attention.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 01: attention."""
 
 from __future__ import annotations
 
@@ -19,15 +16,12 @@ WRONG_AXIS = """Your numbers add up to one along the wrong direction. Each query
     dimension runs over the keys, however many dimensions stand in front?"""
 NO_SCALE = """The products are right, but their spread grows with the head size D, and the softmax saturates. Something
     that grows with D should bring the spread back to one."""
-OVERSCALED = """You divide by too much: a sum of D independent products has variance D, so what is its standard
-    deviation?"""
+OVERSCALED = "You divide by too much: a sum of D independent products has variance D; its standard deviation?"
 SEES_FUTURE = "Every token can look at the tokens after it. Who may look at whom?"
-LATE_MASK = """The future gets no weight, but the rows no longer add up to one: some of the attention is lost. Among
-    whom was it shared out?"""
+LATE_MASK = "The future gets no weight, but the rows add up to less than one. Among whom was it shared out?"
 NOT_HIDDEN = """A score of zero is an ordinary score: its exponential is one, so the future still gets weight. Which
     score has an exponential of exactly zero?"""
-HIDES_THE_SEEN = """You hide exactly those keys that should be seen. Does True mean hide or show where you use the
-    mask?"""
+HIDES_THE_SEEN = "You hide exactly those keys that should be seen. Does True mean hide or show where you use the mask?"
 NOT_FITTING = """As they stand the two matrices do not fit: a row of queries has to meet a row of keys. Which of them
     has to be turned, and which two of its dimensions?"""
 TANH = """The mistake is still there: no weight can be more than about seven times another, however well its key
@@ -87,11 +81,11 @@ class Weights(Exercise, name="attention.weights"):
     over_queries = mistake(WRONG_AXIS)(lambda scores: scores.softmax(-2))
     over_everything = mistake("""All your weights together add up to one. Each query has one unit of its own to share
         out.""")(lambda scores: scores.flatten().softmax(0).view(scores.shape))
-    overflowing = mistake("""Right for small scores, but the exponential of 1,000 is infinite and gives NaN. What may
-        you take away from every score of a row without changing any ratio?""")(lambda scores: shared(scores.exp()))
+    overflowing = mistake("""Right for small scores, but the exponential of 1,000 is infinite, hence NaN. What may you
+        take away from every score of a row without changing any ratio?""")(lambda scores: shared(scores.exp()))
     less_the_largest_of_all = mistake("""You take one number away from all rows together. Next to a row of very large
-        scores, a row of small ones becomes all zeros and then NaN: each row needs a number
-        of its own.""")(lambda scores: shared((scores - scores.max()).exp()))
+        scores, a row of small ones becomes all zeros and then NaN:
+        each row needs a number of its own.""")(lambda scores: shared((scores - scores.max()).exp()))
     lost_dimension = mistake("""The sums stand in the wrong place: a sum over the keys loses a dimension, and then it
         lines up with columns instead of rows.""")(lambda scores: scores.exp() / scores.exp().sum(-1))
     shares = mistake("""Scores may be negative, so shares of their sum may be negative, too. What makes any number
@@ -149,7 +143,7 @@ class MendBatch(Exercise, name="attention.mend_batch"):
 
     over_queries = as_it_stands("""The mistake is still there: add up one query's weights, and the sum is not one. What
         does add up to one instead, now that a batch stands in front?""")(lambda q, k: scaled(q, k).softmax(1))
-    over_sentences = mistake("""Now the sentences of the batch compete with each other.
+    over_sentences = mistake("""Now the sentences of the batch compete.
         Who should?""")(lambda q, k: scaled(q, k).softmax(0))
     repaired = mistake("""The rows add up to one now, but only by repair: the first sharing still ran in the wrong
         direction, and the ratios are off.""")(lambda q, k: shared(scaled(q, k).softmax(1)))
@@ -158,8 +152,7 @@ class MendBatch(Exercise, name="attention.mend_batch"):
 class Causal(Exercise, name="attention.causal"):
     """Return the softmax of each row of scores, with no weight on any key after the query."""
 
-    hint = """Row t should be the softmax of its first t + 1 scores (t counts from 0), and zero after them, also where
-        all scores are very low."""
+    hint = "Row t should be the softmax of its first t + 1 scores and zero after them, also where all are very low."
 
     def inputs():
         return [(randn(2, 2),), (randn(4, 4),), (randn(2, 2, 5, 5),), (randn(3, 3) - 20_000,)]
@@ -169,18 +162,16 @@ class Causal(Exercise, name="attention.causal"):
 
     unmasked = mistake(SEES_FUTURE)(lambda scores: scores.softmax(-1))
     masked_late = mistake(LATE_MASK)(lambda scores: scores.softmax(-1) * past(scores))
-    by_hand = mistake("""Masked and shared out anew, that is almost right. But the exponential of a very low score is 0,
-        and 0 / 0 is NaN: something has to be taken away from
-        the scores before.""")(lambda scores: shared(scores.exp() * past(scores)))
+    by_hand = mistake("""Almost right. But the exponential of a very low score is 0, and 0 / 0 is NaN: something has to
+        be taken away from the scores before.""")(lambda scores: shared(scores.exp() * past(scores)))
     zeroed = mistake(NOT_HIDDEN)(lambda scores: (scores * past(scores)).softmax(-1))
     without_itself = mistake("""Your tokens may not look at themselves, so the first has nobody at all to look at and
         gives NaN.""")(lambda scores: scores.masked_fill(~past(scores).tril(-1), -inf).softmax(-1))
-    past_hidden = mistake("""Your mask is the wrong way round: tokens see the future and not
-        the past.""")(lambda scores: scores.masked_fill(~past(scores).mT, -inf).softmax(-1))
+    past_hidden = mistake("""Your mask is the wrong way round: tokens see the future and
+        not the past.""")(lambda scores: scores.masked_fill(~past(scores).mT, -inf).softmax(-1))
     inverted = mistake(HIDES_THE_SEEN)(lambda scores: scores.masked_fill(past(scores), -inf).softmax(-1))
-    with_a_thousand = mistake("""Your hiding number is large, but a score may be lower still (here about -20,000), and
-        then the future wins. Which number is
-        below every score?""")(lambda scores: scores.masked_fill(~past(scores), -1e3).softmax(-1))
+    with_a_thousand = mistake("""Your number is large, but a score may be lower still (about -20,000): the future wins.
+        Which number is below every score?""")(lambda scores: scores.masked_fill(~past(scores), -1e3).softmax(-1))
 
 
 class MendRows(Exercise, name="attention.mend_rows"):
@@ -218,12 +209,12 @@ class Output(Exercise, name="attention.output"):
     unmasked = mistake(SEES_FUTURE)(lambda q, k, v: attend(q, k, v))
     unscaled = mistake(NO_SCALE)(lambda q, k, v: causal(q @ k.mT) @ v)
     masked_late = mistake(LATE_MASK)(lambda q, k, v: scaled(q, k).softmax(-1).tril() @ v)
-    weights = mistake("""These are the weights, and they are right. The output is what they make of
-        the values.""")(lambda q, k, v: causal(scaled(q, k)))
-    of_keys = mistake("""You mix the keys. Keys say where to look; what is read there is
-        something else.""")(lambda q, k, v: causal(scaled(q, k)) @ k)
-    turned = mistake("""The weights are turned: row t of the weights belongs to query t and should give
-        output t.""")(lambda q, k, v: causal(scaled(q, k)).mT @ v)
+    weights = mistake("""These are the weights, and they are right.
+        The output is what they make of the values.""")(lambda q, k, v: causal(scaled(q, k)))
+    of_keys = mistake("""You mix the keys. Keys say where to look;
+        what is read there is something else.""")(lambda q, k, v: causal(scaled(q, k)) @ k)
+    turned = mistake("""The weights are turned: row t of the weights belongs to query t and should
+        give output t.""")(lambda q, k, v: causal(scaled(q, k)).mT @ v)
 
 
 class Positions(Exercise, name="attention.positions"):
@@ -244,10 +235,10 @@ class Positions(Exercise, name="attention.positions"):
         start.""")(lambda x, table, start: x + table[start])
     whole_table = mistake("""The table has a row for every position there is, and you have fewer tokens. Which rows are
         theirs?""")(lambda x, table, start: x + table)
-    from_one = mistake("""Positions count from 0 here, and yours are one
-        too high.""")(lambda x, table, start: x + table[start + 1 : start + 1 + x.shape[1]])
-    multiplied = mistake("""You multiply. GPT puts the position into the stream in a
-        gentler way.""")(lambda x, table, start: x * table[start : start + x.shape[1]])
+    from_one = mistake("""Positions count from 0 here, and yours are
+        one too high.""")(lambda x, table, start: x + table[start + 1 : start + 1 + x.shape[1]])
+    multiplied = mistake("""You multiply. GPT puts the position into the stream in
+        a gentler way.""")(lambda x, table, start: x * table[start : start + x.shape[1]])
 
 
 class Heads(Exercise, name="attention.heads"):
@@ -262,18 +253,17 @@ class Heads(Exercise, name="attention.heads"):
         return split(x, n_head)
 
     viewed = mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so your first
-        head holds whole tokens instead of a part of every token.""")(lambda x, n_head: cut_by_memory(x, n_head))
+        head holds whole tokens instead of a part of every token.""")(cut_by_memory)
     not_brought_forward = mistake("""Each vector is cut well. Now time stands before the heads: two dimensions should
         change places.""")(lambda x, n_head: x.unflatten(-1, (n_head, -1)))
-    interleaved = mistake("""Your heads take turns: every n-th number goes to the same head. A head should hold
-        neighbouring numbers, so which size comes first when a vector
-        is cut?""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).permute(0, 3, 1, 2))
-    wrong_pieces = mistake("""You cut into pieces of n_head numbers; it should be n_head
-        pieces.""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).transpose(1, 2))
-    time_last = mistake("""Nearly: within each head the time and the numbers of the head have
-        changed places.""")(lambda x, n_head: split(x, n_head).mT)
-    loose = mistake("""The pieces are right, but loose. They should be one tensor with a dimension for
-        the heads.""")(lambda x, n_head: x.chunk(n_head, dim=-1))
+    interleaved = mistake("""Your heads take turns: every n-th number goes to the same head. Which size comes first when
+        a vector is cut into neighbours?""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).permute(0, 3, 1, 2))
+    wrong_pieces = mistake("""You cut into pieces of n_head numbers;
+        it should be n_head pieces.""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).transpose(1, 2))
+    time_last = mistake("""Nearly: within each head the time and the numbers of the head
+        have changed places.""")(lambda x, n_head: split(x, n_head).mT)
+    loose = mistake("""The pieces are right, but loose.
+        They should be one tensor with a dimension for the heads.""")(lambda x, n_head: x.chunk(n_head, dim=-1))
 
 
 class Merge(Exercise, name="attention.merge"):
@@ -288,18 +278,16 @@ class Merge(Exercise, name="attention.merge"):
         return join(x)
 
     reshaped = mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so different
-        tokens end up in one vector. First bring each token's heads
-        together.""")(lambda x: x.reshape(x.shape[0], x.shape[2], -1))
-    viewed = mistake("""The order of your steps is right. But a turned tensor no longer lies in memory in reading order,
-        and what you use to join insists on that; it has a sister that copies when
-        needed.""")(lambda x: x.transpose(1, 2).view(x.shape[0], x.shape[2], -1))
-    unfinished = mistake("""The heads of a token now stand together. What is left is to make one vector
-        of them.""")(lambda x: x.transpose(1, 2))
-    alternating = mistake("""The heads' numbers alternate in your vectors. All of head 0 should
-        come first.""")(lambda x: x.permute(0, 2, 3, 1).flatten(2))
-    averaged = mistake("You blend the heads into one. Each should keep its own place in the vector.")(
-        lambda x: x.mean(1)
-    )
+        tokens end up in one vector. What has to come together
+        first?""")(lambda x: x.reshape(x.shape[0], x.shape[2], -1))
+    viewed = mistake("""The steps are right. But a turned tensor no longer lies in memory in reading order, and what
+        joins here insists on that; it has a sister that
+        copies.""")(lambda x: x.transpose(1, 2).view(x.shape[0], x.shape[2], -1))
+    unfinished = mistake("""The heads of a token now stand together.
+        What makes them one vector?""")(lambda x: x.transpose(1, 2))
+    alternating = mistake("""The heads' numbers alternate in your vectors.
+        All of head 0 should come first.""")(lambda x: x.permute(0, 2, 3, 1).flatten(2))
+    averaged = mistake("You blend the heads into one. Each should keep a place in the vector.")(lambda x: x.mean(1))
 
 
 class MendLeak(Exercise, name="attention.mend_leak"):
@@ -317,18 +305,16 @@ class MendLeak(Exercise, name="attention.mend_leak"):
     def reference(q, k, v, n_head):
         return join(attend_causally(*(split(x, n_head) for x in (q, k, v))))
 
-    wrongly_cut = as_it_stands("""The mistake is still there: change a token, and outputs before it change, though
-        each head has its mask. Print what one head is given: which numbers of
-        which tokens are they?""")(with_cut(cut_by_memory, join))
-    wrongly_cut_and_joined = mistake("""Nothing leaks now, but each head still holds only a stretch of the sentence,
-        and tokens in different stretches never meet. Look at how the vectors
-        are cut.""")(with_cut(cut_by_memory, Tensor.contiguous))
+    wrongly_cut = as_it_stands("""The mistake is still there: change a token, and outputs before it change, though each
+        head has its mask. Which numbers of which tokens is one head given?""")(with_cut(cut_by_memory, join))
+    wrongly_cut_and_joined = mistake("""Nothing leaks now, but each head holds only a stretch of the sentence, and
+        tokens in different stretches never meet. How are the
+        vectors cut?""")(with_cut(cut_by_memory, Tensor.contiguous))
     wrongly_joined = mistake("""The heads are cut well now, but joined in the order of memory: different tokens end up
         in one vector. Go back the way you came.""")(with_cut(split, Tensor.contiguous))
     unmasked = mistake(SEES_FUTURE)(with_cut(split, join, attend))
-    over_heads = mistake("""With time in front, attention runs over the heads of one token instead of over the tokens.
-        Two dimensions should change places before it and
-        after it.""")(with_cut(lambda x, n_head: x.unflatten(2, (n_head, -1)), Tensor.contiguous))
+    over_heads = mistake("""With time in front, attention runs over the heads of one token. Two dimensions should change
+        places, before and after.""")(with_cut(lambda x, n_head: x.unflatten(2, (n_head, -1)), Tensor.contiguous))
 
 
 class Cache(Exercise, name="attention.cache"):
@@ -353,13 +339,12 @@ class Cache(Exercise, name="attention.cache"):
         keys, values = grown(past_keys, k), grown(past_values, v)
         return attend(q, keys, values), keys, values
 
-    without_itself = mistake("""The new token looks at the past only. May a token look at itself,
-        too?""")(with_output(lambda q, K, V: scaled(q, K[:, :, :-1]).softmax(-1) @ V[:, :, :-1]))
-    never_read = mistake("""The new token sees nobody but itself: the memory is kept and never
-        read.""")(with_output(lambda q, K, V: V[:, :, -1:]))
-    with_a_triangle = mistake("""Your query sees only the very first key. A triangle mask that starts in the upper left
-        corner takes this query for the first token, and it is the last. Does it need a mask
-        at all?""")(with_output(lambda q, K, V: V[:, :, :1]))
+    without_itself = mistake("""The new token looks at the past only. May a token look
+        at itself, too?""")(with_output(lambda q, K, V: scaled(q, K[:, :, :-1]).softmax(-1) @ V[:, :, :-1]))
+    never_read = mistake("""The new token sees nobody but itself:
+        the memory is kept and never read.""")(with_output(lambda q, K, V: V[:, :, -1:]))
+    with_a_triangle = mistake("""Your query sees only the very first key: a triangle mask takes it for the first token,
+        and it is the last. Does it need a mask at all?""")(with_output(lambda q, K, V: V[:, :, :1]))
     unscaled = mistake(NO_SCALE)(with_output(lambda q, K, V: (q @ K.mT).softmax(-1) @ V))
 
     @mistake("The new key and value stand in front of the old ones. In what order were the tokens read?")

@@ -1,7 +1,4 @@
-"""The exercises of notebook 06: numbers that can be compared, how sure they are, and what a filter must see.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 06: numbers that can be compared, how sure they are, and what a filter must see."""
 
 from __future__ import annotations
 
@@ -87,8 +84,7 @@ class BitsPerByte(Exercise, name="evaluation.bits_per_byte"):
 
     per_token = mistake("""Those are bits for each token. A tokenizer with longer tokens would look
         worse for nothing.""")(lambda losses, n_bytes: losses.mean().item() / log(2))
-    nats = mistake("""The loss is in nats. How many bits
-        is a nat?""")(lambda losses, n_bytes: losses.sum().item() / n_bytes)
+    nats = mistake("The loss is in nats. How many bits is one?")(lambda losses, n_bytes: losses.sum().item() / n_bytes)
     multiplied = mistake("""A nat is more than a bit, so there must be more
         bits than nats.""")(lambda losses, n_bytes: losses.sum().item() * log(2) / n_bytes)
     perplexity = mistake("""That is the perplexity, which counts tokens:
@@ -122,10 +118,10 @@ class Paired(Exercise, name="evaluation.paired"):
         95 % leaves less outside at each end.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0.05, 0.95))
     single_differences = mistake("""Those are quantiles of single differences.
         How far does their mean vary?""")(lambda a, b, draws: interval((a - b)[draws].flatten()))
-    over_drawings = mistake("""You take the mean over the drawings and
-        not within each.""")(lambda a, b, draws: interval((a - b)[draws].mean(0)))
-    extremes = mistake("""The extremes grow with the
-        number of drawings.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0, 1))
+    over_drawings = mistake("""You average over the
+        drawings, not within.""")(lambda a, b, draws: interval((a - b)[draws].mean(0)))
+    extremes = mistake("""The extremes grow with
+        the drawings.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0, 1))
 
 
 class MacroF1(Exercise, name="evaluation.macro_f1"):
@@ -175,16 +171,15 @@ class MendAccuracy(Exercise, name="evaluation.mend_accuracy"):
 
     over_batches = as_it_stands("""The mistake is still there: right answers over batches. Can an accuracy be larger
         than 1?""")(lambda batches: sum(right_in(batches)) / len(batches))
-    of_batches = mistake("""Now it lies below 1. But the last batch is smaller, and each of its examples counts for
-        more.""")(
+    of_batches = mistake("""Now it lies below 1.
+        But the last batch is smaller: each of its examples counts for more.""")(
         lambda batches: sum(r / n for r, n in zip(right_in(batches), sizes_of(batches), strict=True)) / len(batches)
     )
     equal_batches = mistake("""That takes all batches for as large as the first. The last one
         is often smaller.""")(lambda batches: sum(right_in(batches)) / (len(batches) * sizes_of(batches)[0]))
     percentage = mistake("""That is a percentage.
         Return a share between 0 and 1.""")(lambda batches: 100 * sum(right_in(batches)) / sum(sizes_of(batches)))
-    of_the_last = mistake("""That is the last
-        batch alone.""")(lambda batches: right_in(batches)[-1] / sizes_of(batches)[-1])
+    of_last = mistake("That is the last batch alone.")(lambda batches: right_in(batches)[-1] / sizes_of(batches)[-1])
 
 
 class MendChoice(Exercise, name="evaluation.mend_choice"):
@@ -204,7 +199,7 @@ class MendChoice(Exercise, name="evaluation.mend_choice"):
         best = place_of_best(validation)
         return best, test[best]
 
-    on_test = as_it_stands("""The mistake is still there: the test set has chosen, so its score is the best of several
+    on_test = as_it_stands("""The mistake is still there: the test set has chosen, so its score is the best of some
         lucky draws. What is the validation set for?""")(lambda validation, test: (place_of_best(test), max(test)))
     reporting_validation = mistake("""The right choice. But the score that has chosen flatters it: which one has had no
         say?""")(lambda validation, test: (place_of_best(validation), max(validation)))
@@ -235,8 +230,7 @@ class Exposure(Exercise, name="evaluation.exposure"):
         candidates be halved?""")(lambda x, others: log((len(others) + 1) / rank_of(x, others)))
     from_the_wrong_end = mistake("""You rank from the wrong end: a canary that is known best gets an
         exposure of 0.""")(lambda x, others: log2((len(others) + 1) / rank_of(-x, -others)))
-    without_the_canary = mistake("""The canary is a
-        candidate as well.""")(lambda x, others: log2(len(others) / rank_of(x, others)))
+    uncounted = mistake("The canary is a candidate as well.")(lambda x, others: log2(len(others) / rank_of(x, others)))
     ties_before = mistake("""A candidate that is just as likely
         is not likelier.""")(lambda x, others: log2((len(others) + 1) / (1 + int((others >= x).sum()))))
     of_the_rank = mistake("""That is the logarithm of the rank alone:
@@ -263,9 +257,8 @@ class MendFilter(Exercise, name="evaluation.mend_filter"):
 
     piece_alone = as_it_stands("""The mistake is still there: each piece is looked at alone. Where does a phrase hide
         that is cut?""")(for_each(lambda text, piece, phrase: phrase not in piece))
-    whole_text = mistake("""Once the phrase stands in the text, for whatever reason, nothing may be written any more.
-        Which part of the phrase must the new piece
-        hold?""")(for_each(lambda text, piece, phrase: phrase.lower() not in (text + piece).lower()))
+    whole_text = mistake("""Once the phrase stands in the text, nothing may be written any more. Which part of it must
+        the new piece hold?""")(for_each(lambda text, piece, phrase: phrase.lower() not in (text + piece).lower()))
     capitals_matter = mistake("""Two things are left: other capitals, and a phrase that stands in the text already and
         comes again.""")(for_each(lambda text, piece, phrase: phrase in text or phrase not in text + piece))
     piece_alone_in_small_letters = mistake("""Capitals are seen to. But each piece is still

@@ -1,7 +1,4 @@
-"""The exercises of notebook 04: drawing tokens, learning from replies, and low-rank changes.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 04: drawing tokens, learning from replies, and low-rank changes."""
 
 from __future__ import annotations
 
@@ -25,8 +22,7 @@ NOTEBOOK = "04 · Fine-tuning and generation"
 IGNORED = -100
 NO_RANK = "The scale of the change is off. By what is alpha divided, and how do you read that number from the shapes?"
 TURNED_CHANGE = "Your change is turned: its rows and columns are exchanged. Which of the two matrices meets x first?"
-MEAN_OF_MEANS = """Each micro-batch has the same say, however few reply tokens it holds. Over what should the mean be
-    taken?"""
+MEAN_OF_MEANS = "Each micro-batch has the same say, however few reply tokens it holds. Over what is the mean to be?"
 
 
 def keeping(drops: Callable[[Tensor, Tensor, float], Tensor]) -> Callable:
@@ -259,8 +255,8 @@ class TopP(Exercise, name="fine_tuning.top_p"):
         Who should always stay?""")(keeping(lambda ordered, held, p: held - ordered >= p))
     not_normalised = mistake("""The right tokens are left, but their probabilities add up to
         less than one.""")(lambda logits, p: logits.softmax(-1) * (top_p(logits, p) > 0))
-    by_size = mistake("""Your probabilities stand in the order of their size.
-        To which token does each of them belong?""")(in_order_of_size)
+    ordered = mistake("""Your probabilities stand in the order of their size.
+        To which tokens do they belong?""")(in_order_of_size)
     each_on_its_own = mistake("""You hold each token against p on its own. What together
         should reach p?""")(lambda logits, p: logits.masked_fill(logits.softmax(-1) < p, -inf).softmax(-1))
 
@@ -316,14 +312,14 @@ class Perplexity(Exercise, name="fine_tuning.perplexity"):
     def reference(log_probs):
         return torch.cat(log_probs).mean().neg().exp().item()
 
-    mean_perplexity = mistake("""That is the mean of the texts' perplexities, in which one strange short text can drown
-        all others. What should be joined before anything
-        else?""")(lambda texts: torch.stack([text.mean().neg().exp() for text in texts]).mean().item())
+    mean_perplexity = mistake("""That is the mean of the texts' perplexities: one strange short text drowns all others.
+        What should be joined
+        first?""")(lambda texts: torch.stack([text.mean().neg().exp() for text in texts]).mean().item())
     of_mean_losses = mistake("""Each text has the same say, however short it is. Over what should the
         mean be taken?""")(lambda texts: torch.stack([text.mean() for text in texts]).mean().neg().exp().item())
     product = mistake("""Right for short texts. A product of hundreds of probabilities is too small for the computer:
-        what did you turn the logarithms back
-        for?""")(lambda texts: torch.cat(texts).exp().prod().pow(-1 / sum(map(len, texts))).item())
+        why not stay with
+        logarithms?""")(lambda texts: torch.cat(texts).exp().prod().pow(-1 / sum(map(len, texts))).item())
     without_the_sign = mistake("""Yours lies below one. A perplexity says among how many tokens the model is as good as
         guessing.""")(lambda texts: torch.cat(texts).mean().exp().item())
     loss = mistake("""That is the mean loss.
@@ -349,8 +345,8 @@ class MaskedLoss(Exercise, name="fine_tuning.masked_loss"):
     mean_of_means_with_replies = mistake(MEAN_OF_MEANS)(
         lambda parts: MaskedLoss.mean_of_means([part for part in parts if n_learned(part)])
     )
-    weighted_means = mistake("""Very close. A micro-batch without any reply token has no mean: 0 divided by 0. Is there
-        something that you can add up even
+    weighted_means = mistake("""Very close. A micro-batch without any reply token has no mean: 0 divided by 0. What can
+        you add up even
         then?""")(lambda parts: sum(mean(part) * n_learned(part) for part in parts) / sum(map(n_learned, parts)))
     over_all_places = mistake("""Places with target -100 have no loss, but you count them below the line. Who should be
         counted?""")(lambda parts: sum(map(summed, parts)) / sum(targets.numel() for _, targets in parts))
@@ -388,8 +384,7 @@ class StopRule(Exercise, name="fine_tuning.stop_rule"):
         How many in a row without a lower loss are allowed?""")(lambda losses, patience: stopped(losses, patience - 1))
     against_the_one_before = mistake("""You hold each loss against the one before it, so a small dip on the way up looks
         like a success. Against which should it be held?""")(partial(stopped, against=lambda i, best: i - 1))
-    never_renewed = mistake("""Your patience is never renewed.
-        What should a new best loss do to it?""")(partial(stopped, forgives=False))
+    never_renewed = mistake("Your patience is never renewed. What should renew it?")(partial(stopped, forgives=False))
     ties_are_better = mistake("""You take an equal loss for a better one.
         To count as a success, how should a loss be?""")(partial(stopped, lower=le))
     counted_back = mistake("""Right for a run that stops early. Where is the best of a run that goes on to
@@ -399,8 +394,7 @@ class StopRule(Exercise, name="fine_tuning.stop_rule"):
 class Lora(Exercise, name="fine_tuning.lora"):
     """Return what a linear map with a low-rank change beside it makes of x."""
 
-    hint = """Compute the frozen part and the change apart, on this example: which of the two is off, and by which
-        factor?"""
+    hint = "Compute the frozen part and the change apart, on this example: which of them is off, and by which factor?"
 
     def inputs():
         square = [(randn(2, 3, 6), *low_rank(6, 6, 2), 16.0), (randn(4, 5), *low_rank(5, 5, 1), 8.0)]
@@ -409,8 +403,7 @@ class Lora(Exercise, name="fine_tuning.lora"):
     def reference(x, W, A, B, alpha):
         return F.linear(x, W) + alpha / len(A) * F.linear(F.linear(x, A), B)
 
-    not_scaled = mistake("""The change is not scaled yet.
-        What is alpha for?""")(lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T)
+    bare = mistake("The change is not scaled yet. What is alpha for?")(lambda x, W, A, B, _: x @ W.T + x @ A.T @ B.T)
     by_alpha_alone = mistake(NO_RANK)(lambda x, W, A, B, alpha: x @ W.T + alpha * x @ A.T @ B.T)
     over_the_inputs = mistake(NO_RANK)(lambda x, W, A, B, alpha: x @ W.T + alpha / A.shape[1] * x @ A.T @ B.T)
     over_a_root = mistake("""You divide by a root. A later paper proposes that;
@@ -425,8 +418,7 @@ class Lora(Exercise, name="fine_tuning.lora"):
 class Merge(Exercise, name="fine_tuning.merge"):
     """Return one matrix that does what the frozen weight and its change do together."""
 
-    hint = """Take the frozen weight away from your result: has the rest the shape of W, and which factor stands before
-        it?"""
+    hint = "Take the frozen weight away from your result: has the rest the shape of W, and which factor is before it?"
 
     def inputs():
         sizes = ((6, 6, 2, 16.0), (5, 5, 1, 8.0), (3, 4, 2, 3.0), (1, 2, 4, 2.0))
@@ -440,8 +432,8 @@ class Merge(Exercise, name="fine_tuning.merge"):
     all_scaled = mistake("""You scale the frozen weight, too.
         With B at zero the result should be W itself.""")(lambda W, A, B, alpha: alpha / len(A) * (W + B @ A))
     change_turned = mistake(TURNED_CHANGE)(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A).T)
-    wrong_order = mistake("""Your product has the size of the rank, and not that of W. (At rank 1 it is a single number,
-        which is added everywhere without an error.) In which order should
+    wrong_order = mistake("""Your product has the size of the rank, and not that of W. (At rank 1 it is a number, added
+        everywhere without an error.) In which order should
         the two stand?""")(lambda W, A, B, alpha: W + alpha / len(A) * A @ B)
 
 
@@ -469,17 +461,15 @@ class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
         probabilities. Numbers of which kind is it made for?""")(lambda x, T: (x.softmax(-1) / T).softmax(-1))
     without_the_sum = mistake("Your numbers do not add up to one any more.")(lambda x, T: x.softmax(-1) / T)
     upside_down = mistake("""The wrong way round:
-        with yours a high temperature makes the model surer.""")(lambda x, T: (x * T).softmax(-1))
+        a high temperature makes yours surer.""")(lambda x, T: (x * T).softmax(-1))
     overflowing = mistake("""Right for small logits. The exponential of a large one is infinite. What may you subtract
-        from all logits without changing any
-        probability?""")(lambda x, T: (x / T).exp() / (x / T).exp().sum(-1, keepdim=True))
+        from all without changing any result?""")(lambda x, T: (x / T).exp() / (x / T).exp().sum(-1, keepdim=True))
 
 
 class MendTopP(Exercise, name="fine_tuning.mend_top_p"):
     """Mend the draw so that it chooses among the fewest best tokens that together hold at least p."""
 
-    hint = """Print, for one row, which tokens are left and how much they hold together. Is it at least p, and would one
-        fewer do?"""
+    hint = "Print, for a row, which tokens are left and what they hold. Is it at least p, and would one fewer do?"
 
     def inputs():
         return [rows_to_draw(64, 8, 3.0, 0.6), rows_to_draw(128, 12, 1.5, 0.8), rows_to_draw(2, 3, 1.0, 0.7)]
@@ -487,15 +477,12 @@ class MendTopP(Exercise, name="fine_tuning.mend_top_p"):
     def reference(logits, p, noise):
         return drawn_from(top_p)(logits, p, noise)
 
-    crossing_dropped = as_it_stands("""The mistake is still there: where one token holds more than p, token 0 is drawn
-        instead of it. How many tokens are left at such a
-        place?""")(drawn_from(lambda logits, p: without_the_crossing(logits, p).nan_to_num()))
+    crossing_dropped = as_it_stands("""The mistake is still there: where one token holds more than p, token 0 is drawn.
+        How many tokens are left there?""")(drawn_from(lambda logits, p: without_the_crossing(logits, p).nan_to_num()))
     crossing_dropped_but_the_best = mistake("""The best token is always there now. At the other places the token with
         which the sum reaches p is still missing.""")(drawn_from(without_the_crossing_but_the_best))
-    nothing_cut = mistake("""Now any token can be drawn:
-        nothing is cut.""")(drawn_from(lambda logits, p: logits.softmax(-1)))
-    place_in_order = mistake("""Your numbers count from the best token on.
-        Which token stands at that place?""")(drawn_from(in_order_of_size))
+    nothing_cut = mistake("Any token can be drawn: nothing is cut.")(drawn_from(lambda logits, p: logits.softmax(-1)))
+    place = mistake("You count from the best token on. Which token stands at that place?")(drawn_from(in_order_of_size))
 
     @mistake("""A fair draw, but of the noise each number belongs to one token, and yours meets the tokens in the order
         of their size. Put the probabilities back in their places first.""")
@@ -543,9 +530,9 @@ class MendPromptLoss(Exercise, name="fine_tuning.mend_prompt_loss"):
         which places should nothing be learned?""")(lambda x, y: torch.cat([x[1:], y, ignored(1)]))
     without_the_first = mistake("""The first token of the reply is never learned. After which token is it to be said,
         and which target stands at that place?""")(lambda x, y: torch.cat([ignored(len(x)), y[1:], ignored(1)]))
-    not_shifted = mistake("""Each token of the reply stands as the target of its own place: that teaches the model to
-        say again what it has just read. (Some libraries shift the targets by themselves;
-        this model does not.)""")(lambda x, y: torch.cat([ignored(len(x)), y]))
+    not_shifted = mistake("""Each token of the reply is the target of its own place, and the model learns to repeat what
+        it reads. (Some libraries shift by themselves; this
+        model does not.)""")(lambda x, y: torch.cat([ignored(len(x)), y]))
     too_few = mistake("""You return fewer targets than there are tokens.
         What is the target of the very last place?""")(lambda x, y: torch.cat([ignored(len(x) - 1), y]))
     rolled = mistake("""All is right but the last place.
@@ -557,8 +544,7 @@ class MendPromptLoss(Exercise, name="fine_tuning.mend_prompt_loss"):
 class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
     """Mend the loading so that the read-out comes from the file, and what is really missing is counted."""
 
-    hint = """Two questions. Which weights of the model are random after the loading? And which of them should have been
-        those of the token table?"""
+    hint = "Which weights of the model are random after the loading, and which should be those of the token table?"
 
     def inputs():
         norm = ("ln_f.weight", "ln_f.bias")
@@ -578,8 +564,8 @@ class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
         where does a model with tied weights take it?""")(lambda weights, x: opened(weights, x, "missing"))
     unexpected_counted = mistake("""The logits are right. You count what the file holds too much. What does it hold too
         little?""")(lambda weights, x: opened(tied(weights), x, "unexpected"))
-    always_tied = mistake("""One of the files has a read-out of its own, and you replace it. When is the token table to
-        be used?""")(lambda weights, x: opened(weights | {"lm_head.weight": weights["wte.weight"]}, x, "missing"))
+    always_tied = mistake("""One file has a read-out of its own, and you replace it. When is the token table
+        to be used?""")(lambda weights, x: opened(weights | {"lm_head.weight": weights["wte.weight"]}, x, "missing"))
 
     @mistake("The logits are right. But a read-out that is filled from the token table is not missing any more.")
     def filled_and_counted(weights, hidden):
@@ -602,8 +588,8 @@ class MendSplit(Exercise, name="fine_tuning.mend_split"):
     def reference(dialogues, every):
         return with_phrasings(lambda names, every: names[every - 1 :: every])(dialogues, every)
 
-    by_dialogues = as_it_stands("""The mistake is still there: a phrasing of the test stands in the training part as
-        well. What should be counted off, if not the
+    by_dialogues = as_it_stands("""The mistake is still there: a phrasing of the test stands in the training part, too.
+        What is to be counted off, if not
         dialogues?""")(lambda dialogues, every: torch.arange(every - 1, len(dialogues), every))
     alphabetical = mistake("""No phrasing is on both sides now, but you count them in the order of the alphabet. In
         which order should they be?""")(with_phrasings(lambda names, every: sorted(names)[every - 1 :: every]))

@@ -1,7 +1,4 @@
-"""The exercises of notebook 02: a GPT block, its start, its loss and its training.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 02: a GPT block, its start, its loss and its training."""
 
 from __future__ import annotations
 
@@ -17,8 +14,7 @@ from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 from gptcourse.model import GPTConfig
 
 NOTEBOOK = "02 · A GPT block"
-SAMPLE_VARIANCE = """Very close: your variance divides by C - 1, as one does for a sample. Here it is the plain mean of
-    the squared deviations."""
+SAMPLE_VARIANCE = "Very close: your variance divides by C - 1, as for a sample. Here it is the mean of the squares."
 WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
 NOT_AS_MANY = "The targets should be as many as the inputs: one answer for each question."
 MIXED_UP = """Your rows and columns are mixed up: the vocabulary should be its own dimension, and a reshape does not
@@ -28,8 +24,8 @@ STILL_SUMS = """The steps follow more than the loss at hand. Print one weight's 
 NO_GRADIENT = """The loss never changes, so the optimizer moves nothing. What should it find in each weight when it
     takes its step, and is it there at that moment?"""
 LATE_STEP = "Each step follows the gradients of the step before. In which order should the three happen?"
-UNEQUAL_BATCHES = """The mean of the batches' means gives the examples of a small last batch more say than the others.
-    What should be counted?"""
+UNEQUAL_BATCHES = """The mean of means gives the examples of a small last batch more say than others. What should be
+    counted?"""
 
 
 def four_parts(size: int = 8) -> tuple[Callable, ...]:
@@ -142,8 +138,8 @@ class Residual(Exercise, name="gpt_block.residual"):
         x = ln_2(x + attn(x))
         return x + mlp(x)
 
-    in_parallel = mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so to
-        compute both at once; GPT-2 does not.)""")(lambda x, ln_1, attn, ln_2, mlp: x + attn(ln_1(x)) + mlp(ln_2(x)))
+    in_parallel = mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so, to
+        compute both at once; not GPT-2.)""")(lambda x, ln_1, attn, ln_2, mlp: x + attn(ln_1(x)) + mlp(ln_2(x)))
     with_one_norm = mistake("""Both parts use the same norm.
         Each has one of its own.""")(lambda x, ln_1, attn, ln_2, mlp: added(added(x, attn, ln_1), mlp, ln_1))
     norms_exchanged = mistake("""The norms are exchanged. Which of the two comes first
@@ -178,9 +174,9 @@ class LayerNorm(Exercise, name="gpt_block.layer_norm"):
         What is eps for?""")(divided_by(lambda x, eps: x.std(-1, correction=0, keepdim=True)))
     fixed_eps = mistake("""Nearly: your eps is a fixed number, and it is one
         of the inputs.""")(lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b))
-    mean_of_squares = mistake("""The difference of two large squares loses all its digits when the mean is far from
-        zero. Subtract the mean first, and square after
-        it.""")(divided_by(lambda x, eps: (x.square().mean(-1, True) - x.mean(-1, True).square() + eps).sqrt()))
+    mean_of_squares = mistake("""The difference of two large squares loses all digits when the mean is far from zero.
+        Subtract it
+        first?""")(divided_by(lambda x, eps: (x.square().mean(-1, True) - x.mean(-1, True).square() + eps).sqrt()))
     by_variance = mistake("""You divide by the variance. To bring a spread back to 1, what should it
         be divided by?""")(divided_by(lambda x, eps: x.var(-1, correction=0, keepdim=True) + eps))
     rms = mistake("""The mean is still in there: that is RMSNorm, layer
@@ -188,15 +184,15 @@ class LayerNorm(Exercise, name="gpt_block.layer_norm"):
     over_the_batch = mistake(WRONG_DIMENSIONS)(normalised_over(0))
     over_the_tokens = mistake(WRONG_DIMENSIONS)(normalised_over(-2))
     over_everything = mistake(WRONG_DIMENSIONS)(normalised_over(None))
-    alone = mistake("""Normalised it is. Weight and bias are
+    alone = mistake("""Normalised. Weight and bias are
         not used yet.""")(lambda x, w, b, eps: F.layer_norm(x, w.shape, eps=eps))
 
 
 class Gelu(Exercise, name="gpt_block.gelu"):
     """Return the tanh form of GELU that GPT-2 and GPT-3 use."""
 
-    hint = """Take the formula from the inside out, number by number. Far to the right the result should be almost x,
-        far to the left almost 0."""
+    hint = """Take the formula from the inside out. Far to the right the result should be almost x, far to the left
+        almost 0."""
 
     def inputs():
         return [(torch.tensor([-1.0, 0.5, 2.0]),), (torch.linspace(-4, 4, 33),), (2 * randn(2, 3, 4),)]
@@ -205,7 +201,7 @@ class Gelu(Exercise, name="gpt_block.gelu"):
         return F.gelu(x, approximate="tanh")
 
     exact = mistake("""That is the exact form.
-        GPT-2 uses the tanh form, and they differ in the fourth decimal.""")(lambda x: F.gelu(x))
+        The tanh form of GPT-2 differs in the fourth decimal.""")(lambda x: F.gelu(x))
     by_sigmoid = mistake("""That is a quicker approximation, with a sigmoid.
         GPT-2's formula has a tanh.""")(lambda x: x * torch.sigmoid(1.702 * x))
     relu = mistake("That still has the corner at zero. GELU rounds it off.")(lambda x: F.relu(x))
@@ -231,10 +227,10 @@ class InitStd(Exercise, name="gpt_block.init_std"):
     once_per_block = mistake("""You count one addition for each block.
         How many times does a block add to the stream?""")(lambda L: 0.02 / sqrt(L))
     without_root = mistake("""The number of additions is right.
-        But variances add up, not standard deviations.""")(lambda L: 0.02 / (2 * L))
+        But it is variances that add up.""")(lambda L: 0.02 / (2 * L))
     of_other_matrices = mistake("That is for the other matrices. These should shrink with depth.")(lambda L: 0.02)
     factor = mistake("That is the factor. Which standard deviation does it scale?")(lambda L: (2 * L) ** -0.5)
-    lost_brackets = mistake("""Look at your brackets:
+    lost_brackets = mistake("""Your brackets:
         what stands under the root, what below the line?""")(lambda L: 0.02 / sqrt(2) * L)
 
 
@@ -333,7 +329,7 @@ class FirstLoss(Exercise, name="gpt_block.first_loss"):
     probability = mistake("That is the probability of each token. What loss does it give?")(lambda V: 1 / V)
     negative = mistake("The sign: a loss should be positive.")(lambda V: -log(V))
     averaged_again = mistake("""You average over the vocabulary once more.
-        Only the right token's loss counts.""")(lambda V: log(V) / V)
+        Only the right token counts.""")(lambda V: log(V) / V)
 
 
 class MendSure(Exercise, name="gpt_block.mend_sure"):
@@ -369,14 +365,14 @@ class MendParrot(Exercise, name="gpt_block.mend_parrot"):
     def reference(logits, tokens):
         return F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:])
 
-    not_shifted = as_it_stands("""The mistake is still there: a model that answers with the very token it has just read
-        gets the best loss. What does the loss hold each guess against?""")(lambda x, y: F.cross_entropy(x.mT, y))
+    not_shifted = as_it_stands("""The mistake is still there: a model that answers with the token it has just read gets
+        the best loss. What does the loss hold each guess against?""")(lambda x, y: F.cross_entropy(x.mT, y))
     backwards = mistake("""Shifted, but the wrong way:
         each guess is held against the token before.""")(lambda x, y: F.cross_entropy(x[:, 1:].mT, y[:, :-1]))
     rolled = mistake("""Your last guess is held against the first token of the same text. Nobody knows its answer: leave
         it out.""")(lambda x, y: F.cross_entropy(x.mT, y.roll(-1, 1)))
     across_texts = mistake("""You shift after joining the texts, so the last guess of one meets the first token of the
-        next. Shift each text on its own.""")(lambda x, y: F.cross_entropy(x.flatten(0, 1)[:-1], y.flatten()[1:]))
+        next. Shift each on its own.""")(lambda x, y: F.cross_entropy(x.flatten(0, 1)[:-1], y.flatten()[1:]))
     along_the_batch = mistake("""You shift along the batch:
         guesses about one text meet the tokens of another.""")(lambda x, y: F.cross_entropy(x[:-1].mT, y[1:]))
 
@@ -432,10 +428,10 @@ class MendTwice(Exercise, name="gpt_block.mend_twice"):
         return result
 
     as_it_comes = as_it_stands("""The mistake is still there: two measurements of one model on the same data differ.
-        Which part of a model throws dice, and how does it know
-        when not to?""")(lambda model, batches: pooled(losses_of(model, batches)))
-    switched_late = mistake("""The first batch is still measured in training. The switch has to come before the first
-        look.""")(lambda model, batches: pooled(losses_of(model, batches[:1]) + losses_of(model.eval(), batches[1:])))
+        Which part throws dice, and how does it know when not
+        to?""")(lambda model, batches: pooled(losses_of(model, batches)))
+    switched_late = mistake("""The first batch is still measured in training. The switch has to come before
+        it.""")(lambda model, batches: pooled(losses_of(model, batches[:1]) + losses_of(model.eval(), batches[1:])))
     of_batches = mistake(UNEQUAL_BATCHES)(lambda model, batches: mean_of_means(losses_of(model.eval(), batches)))
     of_the_last = mistake("""That is the loss of the
         last batch alone.""")(lambda model, batches: losses_of(model.eval(), batches)[-1].mean().item())
@@ -453,13 +449,11 @@ class MendPercent(Exercise, name="gpt_block.mend_percent"):
     def reference(model, batches):
         return pooled(hits_of(model, batches))
 
-    over_batches = as_it_stands("""The mistake is still there: a share of all answers is never more than 1. What is
-        counted above the line, and what below
-        it?""")(lambda model, batches: total(hits_of(model, batches)) / len(batches))
+    over_batches = as_it_stands("""The mistake is still there: a share is never more than 1. What is counted above the
+        line, and what below it?""")(lambda model, batches: total(hits_of(model, batches)) / len(batches))
     of_batches = mistake(UNEQUAL_BATCHES)(lambda model, batches: mean_of_means(hits_of(model, batches)))
-    per_text = mistake("""Right for one answer per example. Where an example is a text, it has an answer at every place:
-        are those counted below the line,
-        too?""")(lambda model, batches: total(hits_of(model, batches)) / sum(len(y) for _, y in batches))
+    per_text = mistake("""Right for one answer per example. A text has an answer at every place: are those counted below
+        the line?""")(lambda model, batches: total(hits_of(model, batches)) / sum(len(y) for _, y in batches))
     equal_batches = mistake("""You take every batch to be as large as the first. The last
         is smaller.""")(lambda model, batches: total(hits_of(model, batches)) / (len(batches) * batches[0][1].numel()))
     in_percent = mistake("""That is right in percent.
@@ -479,13 +473,11 @@ class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
         return F.linear(hidden[:, -1], token_embedding).argmax(-1)
 
     of_labels = as_it_stands("""The mistake is still there: whatever the text, only the tokens 0 and 1 are ever chosen.
-        How many scores are compared, and what is each of them
-        a score of?""")(lambda x, table, head: head(x[:, -1]).argmax(-1))
+        How many scores are compared, and of what?""")(lambda x, table, head: head(x[:, -1]).argmax(-1))
     from_the_first = mistake("""You read the state at the first place, which has seen
         one token only.""")(lambda x, table, head: (x[:, 0] @ table.T).argmax(-1))
     from_the_mean = mistake("""You average over the text, as one does to judge it.
         Which state knows what comes next?""")(lambda x, table, head: (x.mean(1) @ table.T).argmax(-1))
     at_every_place = mistake("""You choose a token at every place of the text.
         Only one is new: which?""")(lambda x, table, head: (x @ table.T).argmax(-1))
-    scores = mistake("""These are the scores of all tokens, and they are right.
-        Which token wins?""")(lambda x, table, head: x[:, -1] @ table.T)
+    scores = mistake("These are the scores of all tokens. Which token wins?")(lambda x, table, head: x[:, -1] @ table.T)

@@ -1,7 +1,4 @@
-"""The exercises of notebook 05: what a model costs, what a budget buys, Muon's step, and several processes as one.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 05: what a model costs, what a budget buys, Muon's step, and several processes as one."""
 
 from __future__ import annotations
 
@@ -85,17 +82,15 @@ class Flops(Exercise, name="scaling.flops"):
         Something has to run before it.""")(partial(operations, per_weight=4, attention=8))
     without_attention = mistake("""All weights are counted. But attention also multiplies what is no weight: queries
         with keys, and weights of attention with values.""")(partial(operations, attention=0))
-    attention_forward_only = mistake("""Attention's own products have a
-        backward pass, too.""")(partial(operations, attention=4))
+    attention_forward = mistake("Attention's products have a backward pass, too.")(partial(operations, attention=4))
     half_of_attention = mistake("""Close: half of attention's own work is missing. Is it one product over the window, or
-        two? (And this count takes the whole window, also what the mask hides:
-        it is computed.)""")(partial(operations, attention=6))
+        two? (All of it counts, also what the mask hides.)""")(partial(operations, attention=6))
     without_readout = mistake("""The blocks are counted.
         What turns the last vector into a score for each token?""")(partial(operations, readout=0))
     with_lookup = mistake("""The token table is counted twice.
         A look-up multiplies nothing; only the read-out does.""")(partial(operations, readout=2))
-    of_one_token = mistake("""That is the cost of one token.
-        How many are there?""")(lambda L, C, V, T, tokens: operations(L, C, V, T, 1))
+    of_one = mistake("""That is the cost of one token.
+        How many are there?""")(lambda L, C, V, T, n: operations(L, C, V, T, 1))
 
 
 class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
@@ -122,7 +117,7 @@ class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
     exponents_exchanged = mistake("""The exponents are exchanged. Where text teaches slowly, at a small beta, which
         should grow more?""")(split_by(share=lambda alpha, beta: alpha / (alpha + beta)))
     exchanged = mistake("""The right two numbers, in
-        the wrong order.""")(lambda *law_and_flops: ComputeOptimal.reference(*law_and_flops)[::-1])
+        the wrong order.""")(lambda *given: ComputeOptimal.reference(*given)[::-1])
     equal_terms = mistake("""There both terms are equally large.
         The loss is lowest where both *change* equally fast.""")(split_by(scale=lambda A, alpha, B, beta: A / B))
 
@@ -142,10 +137,9 @@ class Days(Exercise, name="scaling.days"):
         it it does?""")(lambda n, d, devices, peak, _: days(n, d, devices, peak, 1))
     turned = mistake("""Yours gets faster when the devices
         are used less.""")(lambda n, d, devices, peak, used: days(n, d, devices, peak, 1 / used))
-    forward_only = mistake("""Two operations for each parameter and token are the
+    forward_only = mistake("""Two operations a parameter and token are the
         forward pass alone.""")(partial(days, per_weight=2))
-    one_operation = mistake("""Each parameter takes part in more than one operation for each token.
-        In how many?""")(partial(days, per_weight=1))
+    one_operation = mistake("Each parameter takes part in more operations for each token.")(partial(days, per_weight=1))
     seconds = mistake("That is seconds.")(lambda *given: days(*given) * SECONDS_PER_DAY)
     hours = mistake("That is hours.")(lambda *given: days(*given) * 24)
     one_device = mistake("That is one device working alone.")(lambda n, d, _, peak, used: days(n, d, 1, peak, used))
@@ -164,11 +158,9 @@ class MendShards(Exercise, name="scaling.mend_shards"):
         return draw(seed, step, n_processes * batch_size)[rank * batch_size : (rank + 1) * batch_size]
 
     same_for_all = as_it_stands("""The mistake is still there: all processes learn from the same rows. How many
-        different rows does a step of four processes
-        see?""")(lambda draw, seed, step, rank, n, size: draw(seed, step, size))
-    by_seed = mistake("""Now they differ. But process 1 of the run with seed 0 reads what process 0 of the run with seed
-        1 reads, and no single process could make the same
-        run.""")(lambda draw, seed, step, rank, n, size: draw(seed + rank, step, size))
+        different rows does a step see?""")(lambda draw, seed, step, rank, n, size: draw(seed, step, size))
+    by_seed = mistake("""Now they differ. But process 1 of seed 0 reads what process 0 of seed 1 reads, and no single
+        process could make the run.""")(lambda draw, seed, step, rank, n, size: draw(seed + rank, step, size))
     by_step = mistake("""Process 1 reads in this step what process 0 reads in
         the next one.""")(lambda draw, seed, step, rank, n, size: draw(seed, step + rank, size))
     moved = mistake("""Now they differ, by very little: each process reads the rows that another reads, moved by a
@@ -217,8 +209,7 @@ class StateBytes(Exercise, name="scaling.state_bytes"):
 
     all_divided = mistake("""You divide everything, whatever the strategy.
         With DDP each device keeps the whole model.""")(lambda n, devices, strategy: n * 16 / devices)
-    all_whole = mistake("""You divide nothing.
-        What does each strategy divide among the devices?""")(lambda n, devices, strategy: n * 16)
+    all_whole = mistake("You divide nothing. What does each strategy divide?")(lambda n, devices, strategy: n * 16)
     without_a_copy = mistake("""AdamW's two averages are 8 bytes. What is the third thing that the optimizer keeps in
         float32?""")(partial(state_bytes, divided=(0, 8, 10, 12), whole=12))
     copy_divided = mistake("""The sum is right, but the float32 copy of the weights is divided together with the

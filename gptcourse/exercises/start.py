@@ -21,9 +21,6 @@ class Greedy(Exercise, name="start.greedy"):
     def reference(logits):
         return logits.argmax().item()
 
-    value = mistake("""That is how large the best logit is; at which place
-        does it stand?""")(lambda logits: logits.max().item())
-    lowest = mistake("""That is the least likely token: a larger logit
-        is more likely.""")(lambda logits: logits.argmin().item())
-    by_size = mistake("""A very negative logit means very unlikely:
-        mind the sign.""")(lambda logits: logits.abs().argmax().item())
+    value = mistake("That is how large the best logit is; at which place is it?")(lambda x: x.max().item())
+    lowest = mistake("That is the least likely token: a larger logit is more likely.")(lambda x: x.argmin().item())
+    by_size = mistake("A very negative logit means very unlikely: mind the sign.")(lambda x: x.abs().argmax().item())

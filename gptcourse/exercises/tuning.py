@@ -1,7 +1,4 @@
-"""The exercises of notebook 03: a learning rate and a batch size, and how to compare runs fairly.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 03: a learning rate and a batch size, and how to compare runs fairly."""
 
 from __future__ import annotations
 
@@ -236,8 +233,8 @@ def slope(x: Tensor, y: Tensor) -> float:
 class Schedule(Exercise, name="tuning.schedule"):
     """Return the learning rate of a step: a straight warm-up, then half a cosine down to a tenth of the peak."""
 
-    hint = """Draw it first: where does the rate stand at step 0, at the end of the warm-up, halfway through the fall
-        and after the last step?"""
+    hint = """Draw it first: where is the rate at step 0, after the warm-up, halfway through the fall and after the last
+        step?"""
 
     def inputs():
         of_a_run = [(step, 6e-4, 10, 100) for step in (0, 4, 9, 10, 30, 55, 99, 100, 130)]
@@ -290,7 +287,7 @@ class DecayGroups(Exercise, name="tuning.decay_groups"):
         return tensor([weight_decay if p.ndim >= 2 else 0.0 for p in model.parameters()])
 
     everything = mistake("""Everything decays.
-        Is it any use to pull the gain of a norm towards zero?""")(decays(lambda name, part, p: True))
+        Why pull the gain of a norm towards zero?""")(decays(lambda name, part, p: True))
     all_but_biases = mistake(GAINS_DECAY)(decays(lambda name, part, p: name != "bias"))
     all_but_one_kind_of_norm = mistake("""One kind of norm is spared, and another is not. What do all their gains have
         in common?""")(decays(lambda name, part, p: not isinstance(part, nn.LayerNorm) and name != "bias"))
@@ -315,8 +312,8 @@ class MendSchedule(Exercise, name="tuning.mend_schedule"):
     def reference(model, batches, epochs, peak):
         return torch_rates(model, batches, epochs, peak)
 
-    moved_by_epochs = as_it_stands("""The mistake is still there: at the end of the run the rate has hardly moved. How
-        many moves does the scheduler expect, and how many does it get?""")(partial(torch_rates, at_step=0, at_epoch=1))
+    moved_by_epochs = as_it_stands("""The mistake is still there: at the end the rate has hardly moved. How many moves
+        does the scheduler expect, how many does it get?""")(partial(torch_rates, at_step=0, at_epoch=1))
     stairs = mistake("""Now the rate falls all the way, but in stairs: it stands still for a whole epoch. With a single
         epoch it would never fall.""")(partial(torch_rates, told_of="epochs", at_step=0, at_epoch=1))
     told_of_epochs = mistake("""Your rate swings up and down:
@@ -327,8 +324,7 @@ class MendSchedule(Exercise, name="tuning.mend_schedule"):
         than it should.""")(partial(torch_rates, at_epoch=1))
     noted_late = mistake("""Very close, but the first rate that you note is not the peak. Does the scheduler move too
         early, or do you read the rate too late?""")(partial(torch_rates, late=True))
-    never_moved = mistake("""Now nothing moves the scheduler, and the rate stays
-        at the peak.""")(partial(torch_rates, at_step=0))
+    unmoved = mistake("Nothing moves the scheduler, and the rate stays at the peak.")(partial(torch_rates, at_step=0))
 
 
 class MendDecay(Exercise, name="tuning.mend_decay"):
@@ -344,8 +340,7 @@ class MendDecay(Exercise, name="tuning.mend_decay"):
         return adam_steps()(model, gradients, rate, weight_decay, steps)
 
     everything = as_it_stands("""The mistake is still there: with no gradient at all, the gain of the norm still goes
-        down. Which parameters should be pulled towards zero, and how does the optimizer
-        learn of it?""")(adam_steps(others=1.0))
+        down. Which parameters should decay, and how does the optimizer learn of it?""")(adam_steps(others=1.0))
     all_but_biases = mistake(GAINS_DECAY)(adam_steps(is_matrix=lambda name, p: "bias" not in name))
     matrices_alone = mistake("Now biases and gains never move: no optimizer knows of them.")(adam_steps(n_groups=1))
     silent_others = mistake("""Biases and gains still decay, a little. What does this optimizer do with a group that
@@ -373,8 +368,7 @@ class RangeTest(Exercise, name="tuning.range_test"):
     half_before_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(reading(raw))
     off_by_one = mistake("""Very close: a loss is measured before the update at the rate beside it. So which rate made
         the lowest loss?""")(reading(back=0))
-    edge = mistake("""That is the edge itself, the largest rate that still helped.
-        A safe rate keeps some distance.""")(reading(divisor=1))
+    edge = mistake("That is the edge, the largest rate that still helped. A safe one keeps away.")(reading(divisor=1))
     beside_the_lowest = mistake("""That is the rate beside the lowest loss, where training has already begun to break.
         Which rate made that loss, and how far should one stay away from it?""")(reading(back=0, divisor=1))
     tenth_beside_the_lowest = mistake("""A tenth is a rule that others use, for curves read by eye. How far away does
@@ -409,8 +403,7 @@ class MendSeeds(Exercise, name="tuning.mend_seeds"):
         return winner(rates, losses.median(1).values)
 
     luckiest = as_it_stands("""The mistake is still there: one lucky seed makes a rate the winner, even where most runs
-        broke. What would you get if you trained once
-        more?""")(lambda rates, losses: winner(rates, losses.min(1).values))
+        broke. What would another seed give?""")(lambda rates, losses: winner(rates, losses.min(1).values))
     first_seed = mistake("""You look at one seed only, and take its luck for the merit
         of a rate.""")(lambda rates, losses: winner(rates, losses[:, 0]))
     mean = mistake("""A mean is dragged along by a single unlucky run.
@@ -446,8 +439,7 @@ class MendChoice(Exercise, name="tuning.mend_choice"):
         it: what should be reported?""")(lambda validation, test: chosen(validation, validation))
     reporting_the_best = mistake("""The run is right. The test loss that you report belongs
         to another one.""")(lambda validation, test: (validation.argmin().item(), test.min().item()))
-    worst = mistake("""That is the worst run:
-        a loss should be small.""")(lambda validation, test: chosen(-validation, test))
+    worst = mistake("That is the worst run: a loss should be small.")(lambda valid, test: chosen(-valid, test))
 
 
 class NoiseScale(Exercise, name="tuning.noise_scale"):
@@ -469,12 +461,10 @@ class NoiseScale(Exercise, name="tuning.noise_scale"):
         each of the two first.""")(solved(lambda squared, noise, s, b: s / b))
     noise_over_the_big = mistake("""You divide by a squared length as it was measured. It still holds noise, even that
         of the big batches: which estimate is free of it?""")(solved(lambda squared, noise, s, b: noise / b))
-    without_the_sizes = mistake("""The difference of the two lengths is only the noise that the larger batch averages
-        away. How is it related to the noise of a single
-        sequence?""")(solved(lambda squared, noise, s, b: (s - b) / squared))
-    times_the_difference = mistake("""Noise does not shrink in a straight line with the size of the batch. Write down
-        how much of it is in each of the two, and
-        subtract.""")(lambda *given: NoiseScale.without_the_sizes(*given) * (given[3] - given[2]))
+    without_the_sizes = mistake("""The difference of the lengths is only the noise that the larger batch averages away.
+        How large is that of a single sequence?""")(solved(lambda squared, noise, s, b: (s - b) / squared))
+    times_the_difference = mistake("""Noise does not shrink in a straight line with the batch. How much is in each of
+        the two?""")(lambda *given: NoiseScale.without_the_sizes(*given) * (given[3] - given[2]))
 
     @mistake("""You divide batch by batch and then take the mean of the ratios, so a batch whose gradient looks tiny by
         chance has the most say. Which comes first?""")
@@ -484,7 +474,7 @@ class NoiseScale(Exercise, name="tuning.noise_scale"):
 
     root = mistake("""That is the ratio of two lengths. The noise scale is that of their squares,
         and counts sequences.""")(solved(lambda squared, noise, s, b: (noise / squared).sqrt()))
-    upside_down = mistake("""Upside down: more noise should ask for
+    upside_down = mistake("""Upside down: more noise asks for
         a larger batch.""")(solved(lambda squared, noise, s, b: squared / noise))
 
 
@@ -533,8 +523,8 @@ class MendAccumulation(Exercise, name="tuning.mend_accumulation"):
         return stepped(model, micro_batches, rate / len(micro_batches))
 
     sum_times_parts = as_it_stands("""The mistake is still there: cut in four, the batch moves the weight sixteen times
-        as far. The number of micro-batches enters twice.
-        Where?""")(lambda model, parts, rate: stepped(model, parts, rate * len(parts)))
+        as far. Their number enters twice:
+        where?""")(lambda model, parts, rate: stepped(model, parts, rate * len(parts)))
     sum_of_parts = mistake("""Half is mended: the step still grows with the number of micro-batches. It is the same
         batch as before, so what should be the same?""")(lambda model, parts, rate: stepped(model, parts, rate))
     divided_twice = mistake("""Now the step is too short: the number of micro-batches is
@@ -570,10 +560,8 @@ class TradeOff(Exercise, name="tuning.trade_off"):
         it is counted in tokens for each step.""")(lambda B, S, T: (S * (1 + S / T / B), T * (1 + B * T / S)))
     wrong_way = mistake("""With a larger batch yours takes more steps and fewer tokens.
         Which way should each go?""")(lambda B, S, T: (S * (1 + B * S / T), T * (1 + T / S / B)))
-    exchanged = mistake("""Both are right. Which of the two should
-        come first, though?""")(lambda B, S, T: TradeOff.reference(B, S, T)[::-1])
-    fewest_tokens = mistake("""The steps are right.
-        Do your tokens agree with them and the batch?""")(lambda B, S, T: (S + T / B, T))
+    exchanged = mistake("Both are right. Which should come first?")(lambda B, S, T: TradeOff.reference(B, S, T)[::-1])
+    fewest_tokens = mistake("The steps are right. Do the tokens agree with them?")(lambda B, S, T: (S + T / B, T))
 
 
 class BatchRate(Exercise, name="tuning.batch_rate"):
@@ -603,8 +591,7 @@ class BatchRate(Exercise, name="tuning.batch_rate"):
 class MendBudget(Exercise, name="tuning.mend_budget"):
     """Mend the comparison so that both runs have seen the same number of tokens."""
 
-    hint = """How many tokens has each run seen at its end? After how many of its own steps had each seen the smaller of
-        the two numbers?"""
+    hint = "How many tokens has each run seen at its end? After how many of its steps had each seen the smaller number?"
 
     def inputs():
         def curve(steps):  # still falls at its end
@@ -623,8 +610,7 @@ class MendBudget(Exercise, name="tuning.mend_budget"):
         than the other.""")(lambda a, a_batch, b, b_batch: (a[-1].item(), b[-1].item()))
     one_step_late = mistake("""Very close: you look one step too late.
         After how many steps was the first loss measured?""")(at_budget(read=lambda losses, steps: losses[steps]))
-    longer_budget = mistake("""One of the runs never saw so many tokens.
-        Up to where can both be compared?""")(at_budget(max))
+    longer_budget = mistake("One run never saw so many tokens. Up to where can both be compared?")(at_budget(max))
     lowest_on_the_way = mistake("""You take the luckiest loss on the way. Both should be read at the same place: where
         the budget ends.""")(at_budget(read=lambda losses, steps: losses[:steps].min()))
 
@@ -659,8 +645,7 @@ class Growth(Exercise, name="tuning.growth"):
 class RateAtWidth(Exercise, name="tuning.rate_at_width"):
     """Return the rates of a wider model under muP with Adam, and the multiplier of its read-out."""
 
-    hint = """For each kind, ask: does a wider model add up over more of these numbers? Only where it does something has
-        to shrink."""
+    hint = "For each kind, ask: does a wider model add up over more of these? Only where it does, something shrinks."
 
     def inputs():
         return [(0.01, 64, 256), (0.003, 128, 64), (0.02, 128, 320)]
@@ -670,20 +655,18 @@ class RateAtWidth(Exercise, name="tuning.rate_at_width"):
 
     everything = mistake("""You scale the rate of everything. Which of the parameters stand in a sum that grows with the
         width?""")(lambda rate, base, width: (*[rate * base / width] * 3, base / width))
-    root = mistake("""You scale the hidden matrices by a root. Changes that all push the same way do not add up like
-        noise: how fast does their sum
-        grow?""")(lambda rate, base, width: (rate * sqrt(base / width), rate, rate, base / width))
+    root = mistake("""You scale the hidden matrices by a root. Changes that push the same way do not add up like noise:
+        how fast do they?""")(lambda rate, base, width: (rate * sqrt(base / width), rate, rate, base / width))
     embeddings_too = mistake("""The embeddings: a token picks one row and adds it to nothing. Does that change with the
         width?""")(lambda rate, base, width: (rate * base / width, rate * base / width, rate, base / width))
-    longer_steps = mistake("""Your hidden matrices take longer steps in a wider model, though each of their outputs
-        already adds up over more inputs.""")(lambda rate, base, width: (rate * width / base, rate, rate, base / width))
+    longer_steps = mistake("""Your hidden matrices take longer steps in a wider model, though each output already adds
+        up over more inputs.""")(lambda rate, base, width: (rate * width / base, rate, rate, base / width))
     wrong_way = mistake("""Both go the wrong way: a sum over more inputs grows by itself. Should it be helped or held
         back?""")(lambda rate, base, width: (rate * width / base, rate, rate, width / base))
     plain_readout = mistake("""The rates are right. The logits are sums over the width as well. What keeps them the
         same?""")(lambda rate, base, width: (rate * base / width, rate, rate, 1.0))
     unchanged = mistake("""That is the usual way, and under it the best rate moves as the
         model gets wider.""")(lambda rate, base, width: (rate, rate, rate, 1.0))
-    of_sgd = mistake("""These are the rules for plain gradient descent. Adam divides every gradient by its own size, so
-        other things are left to
-        scale.""")(lambda rate, base, width: (rate, rate * width / base, rate * width / base, base / width))
+    of_sgd = mistake("""These are the rules for plain gradient descent. Adam divides every gradient by its own size:
+        what is left?""")(lambda rate, base, width: (rate, rate * width / base, rate * width / base, base / width))
     cut = mistake(CUT_DIVISION)(lambda rate, base, width: (rate * (base // width), rate, rate, float(base // width)))

@@ -176,9 +176,9 @@ def _changed(now: Any, before: Any, may_differentiate: bool = False) -> bool:
     if isinstance(before, Tensor):
         return now.dtype != before.dtype or not torch.equal(now, before)
     if isinstance(before, nn.Module):
-        return _changed(*(_state(module, may_differentiate) for module in (now, before)))
-    if isinstance(before, dict):
-        return list(now) != list(before) or any(_changed(now[key], before[key]) for key in before)
+        now, before = (_state(module, may_differentiate) for module in (now, before))
+    elif isinstance(before, dict):
+        now, before = list(now.items()), list(before.items())
     if isinstance(before, list | tuple):
         return len(now) != len(before) or any(map(_changed, now, before))
     return type(before) in (int, float, str, bool) and now != before

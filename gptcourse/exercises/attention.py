@@ -81,11 +81,10 @@ class Weights(Exercise, name="attention.weights"):
     over_queries = mistake(WRONG_AXIS)(lambda scores: scores.softmax(-2))
     over_everything = mistake("""All your weights together add up to one. Each query has one unit of its own to share
         out.""")(lambda scores: scores.flatten().softmax(0).view(scores.shape))
-    overflowing = mistake("""Right for small scores, but the exponential of 1,000 is infinite, hence NaN. What may you
-        take away from every score of a row without changing any ratio?""")(lambda scores: shared(scores.exp()))
-    less_the_largest_of_all = mistake("""You take one number away from all rows together. Next to a row of very large
-        scores, a row of small ones becomes all zeros and then NaN:
-        each row needs a number of its own.""")(lambda scores: shared((scores - scores.max()).exp()))
+    overflowing = mistake("""Right for small scores, but the exponential of 1,000 is infinite and gives NaN. What may
+        you take away from every score of a row without changing any ratio?""")(lambda scores: shared(scores.exp()))
+    less_the_largest_of_all = mistake("""You take one number away from all rows. Next to a row of large scores, a row of
+        small ones becomes all zeros and then NaN.""")(lambda scores: shared((scores - scores.max()).exp()))
     lost_dimension = mistake("""The sums stand in the wrong place: a sum over the keys loses a dimension, and then it
         lines up with columns instead of rows.""")(lambda scores: scores.exp() / scores.exp().sum(-1))
     shares = mistake("""Scores may be negative, so shares of their sum may be negative, too. What makes any number
@@ -140,11 +139,9 @@ class MendBatch(Exercise, name="attention.mend_batch"):
         return [(randn(1, 2, 2), randn(1, 3, 2)), (randn(2, 4, 8), randn(2, 4, 8)), (randn(3, 2, 8), randn(3, 5, 8))]
 
     reference = MendFocus.reference
-
     over_queries = as_it_stands("""The mistake is still there: add up one query's weights, and the sum is not one. What
         does add up to one instead, now that a batch stands in front?""")(lambda q, k: scaled(q, k).softmax(1))
-    over_sentences = mistake("""Now the sentences of the batch compete.
-        Who should?""")(lambda q, k: scaled(q, k).softmax(0))
+    by_text = mistake("Now the sentences of the batch compete. Who should?")(lambda q, k: scaled(q, k).softmax(0))
     repaired = mistake("""The rows add up to one now, but only by repair: the first sharing still ran in the wrong
         direction, and the ratios are off.""")(lambda q, k: shared(scaled(q, k).softmax(1)))
 
@@ -157,9 +154,7 @@ class Causal(Exercise, name="attention.causal"):
     def inputs():
         return [(randn(2, 2),), (randn(4, 4),), (randn(2, 2, 5, 5),), (randn(3, 3) - 20_000,)]
 
-    def reference(scores):
-        return causal(scores)
-
+    reference = causal
     unmasked = mistake(SEES_FUTURE)(lambda scores: scores.softmax(-1))
     masked_late = mistake(LATE_MASK)(lambda scores: scores.softmax(-1) * past(scores))
     by_hand = mistake("""Almost right. But the exponential of a very low score is 0, and 0 / 0 is NaN: something has to
@@ -183,7 +178,6 @@ class MendRows(Exercise, name="attention.mend_rows"):
         return Causal.inputs()[:3]
 
     reference = Causal.reference
-
     masked_late = as_it_stands("""The mistake is still there: the future gets no weight, and yet most rows add up to
         less than one. Who got the rest?""")(lambda scores: scores.softmax(-1) * past(scores))
     zeroed = mistake(NOT_HIDDEN)(lambda scores: (scores * past(scores)).softmax(-1))
@@ -209,12 +203,10 @@ class Output(Exercise, name="attention.output"):
     unmasked = mistake(SEES_FUTURE)(lambda q, k, v: attend(q, k, v))
     unscaled = mistake(NO_SCALE)(lambda q, k, v: causal(q @ k.mT) @ v)
     masked_late = mistake(LATE_MASK)(lambda q, k, v: scaled(q, k).softmax(-1).tril() @ v)
-    weights = mistake("""These are the weights, and they are right.
-        The output is what they make of the values.""")(lambda q, k, v: causal(scaled(q, k)))
+    weights = mistake("These are the weights. What do they make of the values?")(lambda q, k, v: causal(scaled(q, k)))
     of_keys = mistake("""You mix the keys. Keys say where to look;
         what is read there is something else.""")(lambda q, k, v: causal(scaled(q, k)) @ k)
-    turned = mistake("""The weights are turned: row t of the weights belongs to query t and should
-        give output t.""")(lambda q, k, v: causal(scaled(q, k)).mT @ v)
+    turned = mistake("The weights are turned: row t should give output t.")(lambda q, k, v: causal(scaled(q, k)).mT @ v)
 
 
 class Positions(Exercise, name="attention.positions"):
@@ -231,8 +223,7 @@ class Positions(Exercise, name="attention.positions"):
 
     from_zero = mistake("""Right when the tokens are the first of the text. With earlier tokens in a cache, your new
         token believes that it stands at position 0.""")(lambda x, table, start: x + table[: x.shape[1]])
-    all_the_same = mistake("""Every token gets the same row, so the order is still unknown. Only the first one stands at
-        start.""")(lambda x, table, start: x + table[start])
+    same = mistake("All get the same row. Only the first stands at start.")(lambda x, table, start: x + table[start])
     whole_table = mistake("""The table has a row for every position there is, and you have fewer tokens. Which rows are
         theirs?""")(lambda x, table, start: x + table)
     from_one = mistake("""Positions count from 0 here, and yours are
@@ -249,9 +240,7 @@ class Heads(Exercise, name="attention.heads"):
     def inputs():
         return [(randn(1, 2, 4), 2), (randn(2, 3, 8), 2), (randn(1, 6, 12), 3)]
 
-    def reference(x, n_head):
-        return split(x, n_head)
-
+    reference = split
     viewed = mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so your first
         head holds whole tokens instead of a part of every token.""")(cut_by_memory)
     not_brought_forward = mistake("""Each vector is cut well. Now time stands before the heads: two dimensions should
@@ -260,10 +249,8 @@ class Heads(Exercise, name="attention.heads"):
         a vector is cut into neighbours?""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).permute(0, 3, 1, 2))
     wrong_pieces = mistake("""You cut into pieces of n_head numbers;
         it should be n_head pieces.""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).transpose(1, 2))
-    time_last = mistake("""Nearly: within each head the time and the numbers of the head
-        have changed places.""")(lambda x, n_head: split(x, n_head).mT)
-    loose = mistake("""The pieces are right, but loose.
-        They should be one tensor with a dimension for the heads.""")(lambda x, n_head: x.chunk(n_head, dim=-1))
+    time_last = mistake("Nearly: within each head time stands last.")(lambda x, n_head: split(x, n_head).mT)
+    loose = mistake("The pieces are right, but loose. Make them one tensor.")(lambda x, n_head: x.chunk(n_head, dim=-1))
 
 
 class Merge(Exercise, name="attention.merge"):
@@ -274,17 +261,12 @@ class Merge(Exercise, name="attention.merge"):
     def inputs():
         return [(randn(1, 2, 2, 2),), (randn(2, 2, 3, 4),), (randn(1, 3, 6, 4),)]
 
-    def reference(x):
-        return join(x)
-
-    reshaped = mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so different
-        tokens end up in one vector. What has to come together
-        first?""")(lambda x: x.reshape(x.shape[0], x.shape[2], -1))
-    viewed = mistake("""The steps are right. But a turned tensor no longer lies in memory in reading order, and what
-        joins here insists on that; it has a sister that
-        copies.""")(lambda x: x.transpose(1, 2).view(x.shape[0], x.shape[2], -1))
-    unfinished = mistake("""The heads of a token now stand together.
-        What makes them one vector?""")(lambda x: x.transpose(1, 2))
+    reference = join
+    reshaped = mistake("""The shape is right, but the numbers keep their order in memory, so different tokens end up in
+        one vector. What has to meet first?""")(lambda x: x.reshape(x.shape[0], x.shape[2], -1))
+    viewed = mistake("""The steps are right. But a turned tensor no longer lies in memory in reading order, as what you
+        use insists; its sister copies.""")(lambda x: x.transpose(1, 2).view(x.shape[0], x.shape[2], -1))
+    unfinished = mistake("The heads of a token stand together. What joins them?")(lambda x: x.transpose(1, 2))
     alternating = mistake("""The heads' numbers alternate in your vectors.
         All of head 0 should come first.""")(lambda x: x.permute(0, 2, 3, 1).flatten(2))
     averaged = mistake("You blend the heads into one. Each should keep a place in the vector.")(lambda x: x.mean(1))
@@ -302,14 +284,11 @@ class MendLeak(Exercise, name="attention.mend_leak"):
         """Return attention in heads that are cut and joined again in this way."""
         return lambda q, k, v, n_head: rejoin(attend(*(cut(x, n_head) for x in (q, k, v)))).view(q.shape)
 
-    def reference(q, k, v, n_head):
-        return join(attend_causally(*(split(x, n_head) for x in (q, k, v))))
-
+    reference = with_cut(split, join)
     wrongly_cut = as_it_stands("""The mistake is still there: change a token, and outputs before it change, though each
         head has its mask. Which numbers of which tokens is one head given?""")(with_cut(cut_by_memory, join))
-    wrongly_cut_and_joined = mistake("""Nothing leaks now, but each head holds only a stretch of the sentence, and
-        tokens in different stretches never meet. How are the
-        vectors cut?""")(with_cut(cut_by_memory, Tensor.contiguous))
+    wrongly_cut_and_joined = mistake("""Nothing leaks now, but each head holds a stretch of the sentence, and tokens in
+        different stretches never meet. How are vectors cut?""")(with_cut(cut_by_memory, Tensor.contiguous))
     wrongly_joined = mistake("""The heads are cut well now, but joined in the order of memory: different tokens end up
         in one vector. Go back the way you came.""")(with_cut(split, Tensor.contiguous))
     unmasked = mistake(SEES_FUTURE)(with_cut(split, join, attend))
@@ -335,10 +314,7 @@ class Cache(Exercise, name="attention.cache"):
 
         return step
 
-    def reference(q, k, v, past_keys, past_values):
-        keys, values = grown(past_keys, k), grown(past_values, v)
-        return attend(q, keys, values), keys, values
-
+    reference = with_output(attend)
     without_itself = mistake("""The new token looks at the past only. May a token look
         at itself, too?""")(with_output(lambda q, K, V: scaled(q, K[:, :, :-1]).softmax(-1) @ V[:, :, :-1]))
     never_read = mistake("""The new token sees nobody but itself:

@@ -118,10 +118,10 @@ class Paired(Exercise, name="evaluation.paired"):
         95 % leaves less outside at each end.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0.05, 0.95))
     single_differences = mistake("""Those are quantiles of single differences.
         How far does their mean vary?""")(lambda a, b, draws: interval((a - b)[draws].flatten()))
-    over_drawings = mistake("""You average over the
-        drawings, not within.""")(lambda a, b, draws: interval((a - b)[draws].mean(0)))
-    extremes = mistake("""The extremes grow with
-        the drawings.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0, 1))
+    over_drawings = mistake("""You take the mean over the drawings and
+        not within each.""")(lambda a, b, draws: interval((a - b)[draws].mean(0)))
+    extremes = mistake("""The extremes grow with the
+        number of drawings.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0, 1))
 
 
 class MacroF1(Exercise, name="evaluation.macro_f1"):
@@ -171,8 +171,7 @@ class MendAccuracy(Exercise, name="evaluation.mend_accuracy"):
 
     over_batches = as_it_stands("""The mistake is still there: right answers over batches. Can an accuracy be larger
         than 1?""")(lambda batches: sum(right_in(batches)) / len(batches))
-    of_batches = mistake("""Now it lies below 1.
-        But the last batch is smaller: each of its examples counts for more.""")(
+    of_batches = mistake("""Now it lies below 1. But the last is smaller: each of its examples counts for more.""")(
         lambda batches: sum(r / n for r, n in zip(right_in(batches), sizes_of(batches), strict=True)) / len(batches)
     )
     equal_batches = mistake("""That takes all batches for as large as the first. The last one
@@ -199,7 +198,7 @@ class MendChoice(Exercise, name="evaluation.mend_choice"):
         best = place_of_best(validation)
         return best, test[best]
 
-    on_test = as_it_stands("""The mistake is still there: the test set has chosen, so its score is the best of some
+    on_test = as_it_stands("""The mistake is still there: the test set has chosen, so its score is the best of several
         lucky draws. What is the validation set for?""")(lambda validation, test: (place_of_best(test), max(test)))
     reporting_validation = mistake("""The right choice. But the score that has chosen flatters it: which one has had no
         say?""")(lambda validation, test: (place_of_best(validation), max(validation)))
@@ -223,9 +222,7 @@ class Exposure(Exercise, name="evaluation.exposure"):
         tied = tensor([-5.0, -1.0, -9.0])
         return [(-3.0, randn(255) - 4), (-9.5, -10 * rand(63)), (1.0, -rand(15)), (-5.0, tied)]
 
-    def reference(canary, others):
-        return exposure(canary, others)
-
+    reference = exposure
     nats = mistake("""Those are nats. How many times could the
         candidates be halved?""")(lambda x, others: log((len(others) + 1) / rank_of(x, others)))
     from_the_wrong_end = mistake("""You rank from the wrong end: a canary that is known best gets an
@@ -252,9 +249,7 @@ class MendFilter(Exercise, name="evaluation.mend_filter"):
             ("open ses", ["ame", "same", "sesame"], "sesame"),
         ]
 
-    def reference(text, pieces, phrase):
-        return tensor([not ends_in_piece(text, piece, phrase) for piece in pieces])
-
+    reference = for_each(lambda text, piece, phrase: not ends_in_piece(text, piece, phrase))
     piece_alone = as_it_stands("""The mistake is still there: each piece is looked at alone. Where does a phrase hide
         that is cut?""")(for_each(lambda text, piece, phrase: phrase not in piece))
     whole_text = mistake("""Once the phrase stands in the text, nothing may be written any more. Which part of it must

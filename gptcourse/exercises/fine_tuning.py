@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
-from math import inf, sqrt
+from math import sqrt
 from operator import le, lt
 from pathlib import Path
 from uuid import uuid4
@@ -25,13 +25,17 @@ TURNED_CHANGE = "Your change is turned: its rows and columns are exchanged. Whic
 MEAN_OF_MEANS = "Each micro-batch has the same say, however few reply tokens it holds. Over what is the mean to be?"
 
 
+def normalised(x: Tensor) -> Tensor:
+    return x / x.sum(-1, keepdim=True)
+
+
 def keeping(drops: Callable[[Tensor, Tensor, float], Tensor]) -> Callable:
     """Return a filter that drops tokens by their probabilities in order, what each holds with those before, and p."""
 
     def distribution(logits, p):
         ordered, order = logits.softmax(-1).sort(dim=-1, descending=True)
         kept = ordered.masked_fill(drops(ordered, ordered.cumsum(-1), p), 0.0)
-        return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
+        return torch.zeros_like(kept).scatter(-1, order, normalised(kept))
 
     return distribution
 
@@ -242,28 +246,21 @@ class TopP(Exercise, name="fine_tuning.top_p"):
         small = [(randn(12), 0.9), (tensor([0.5, 6.0, 1.0, 2.0, -1.0]), 0.5)]
         return [*small, (2 * randn(3, 10), 0.7), (randn(2, 6), 0.0), (of_two, 1.0)]
 
-    def reference(logits, p):
-        return top_p(logits, p)
-
+    reference = top_p
     crossing_dropped = mistake("""Where the best token alone holds more than p, nothing is left, and you divide 0 by 0.
         Is the token with which the sum reaches p needed or not?""")(without_the_crossing)
-    crossing_dropped_but_the_best = mistake("""What you keep holds less than p:
-        you stop one token too early.""")(without_the_crossing_but_the_best)
+    too_early = mistake("You stop one token too early: it holds less than p.")(without_the_crossing_but_the_best)
     one_too_many = mistake("""You keep one token too many:
         did the others not hold p already?""")(keeping(lambda ordered, held, p: F.pad(held >= p, (2, 0))[..., :-2]))
     nothing_at_zero = mistake("""Very close. With p at 0 yours keeps nothing at all.
         Who should always stay?""")(keeping(lambda ordered, held, p: held - ordered >= p))
     not_normalised = mistake("""The right tokens are left, but their probabilities add up to
         less than one.""")(lambda logits, p: logits.softmax(-1) * (top_p(logits, p) > 0))
-    ordered = mistake("""Your probabilities stand in the order of their size.
-        To which tokens do they belong?""")(in_order_of_size)
-    each_on_its_own = mistake("""You hold each token against p on its own. What together
-        should reach p?""")(lambda logits, p: logits.masked_fill(logits.softmax(-1) < p, -inf).softmax(-1))
-
-    @mistake("That is min-p: each token is held against the best one. Top-p looks at a sum.")
-    def min_p(logits, p):
-        probabilities = logits.softmax(-1)
-        return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -inf).softmax(-1)
+    ordered = mistake("Your probabilities stand in the order of size. Which tokens' are they?")(in_order_of_size)
+    each_on_its_own = mistake("""You hold each token against p on its own.
+        What together should reach p?""")(keeping(lambda ordered, held, p: ordered < p))
+    min_p = mistake("""That is min-p: each token is held against the best one.
+        Top-p looks at a sum.""")(keeping(lambda ordered, held, p: ordered < p * ordered[..., :1]))
 
 
 class RepetitionPenalty(Exercise, name="fine_tuning.repetition_penalty"):
@@ -279,10 +276,7 @@ class RepetitionPenalty(Exercise, name="fine_tuning.repetition_penalty"):
             (randn(6), tensor([5, 5, 5, 2, 2]), 1.2),
         ]
 
-    def reference(logits, previous_ids, penalty):
-        penalise = penalised(lambda x, penalty: torch.where(x < 0, x * penalty, x / penalty))
-        return penalise(logits, previous_ids, penalty)
-
+    reference = penalised(lambda x, penalty: torch.where(x < 0, x * penalty, x / penalty))
     all_divided = mistake("""A negative logit that you divide comes nearer to zero, so its token becomes more likely.
         What should be done to it instead?""")(penalised(lambda x, penalty: x / penalty))
     exchanged = mistake("""The other way round: now the model
@@ -312,18 +306,15 @@ class Perplexity(Exercise, name="fine_tuning.perplexity"):
     def reference(log_probs):
         return torch.cat(log_probs).mean().neg().exp().item()
 
-    mean_perplexity = mistake("""That is the mean of the texts' perplexities: one strange short text drowns all others.
-        What should be joined
-        first?""")(lambda texts: torch.stack([text.mean().neg().exp() for text in texts]).mean().item())
+    mean_perplexity = mistake("""That is the mean of the texts' perplexities: one strange text drowns all. What should
+        be joined first?""")(lambda texts: torch.stack([text.mean().neg().exp() for text in texts]).mean().item())
     of_mean_losses = mistake("""Each text has the same say, however short it is. Over what should the
         mean be taken?""")(lambda texts: torch.stack([text.mean() for text in texts]).mean().neg().exp().item())
     product = mistake("""Right for short texts. A product of hundreds of probabilities is too small for the computer:
-        why not stay with
-        logarithms?""")(lambda texts: torch.cat(texts).exp().prod().pow(-1 / sum(map(len, texts))).item())
+        why turn logarithms back?""")(lambda texts: torch.cat(texts).exp().prod().pow(-1 / sum(map(len, texts))).item())
     without_the_sign = mistake("""Yours lies below one. A perplexity says among how many tokens the model is as good as
         guessing.""")(lambda texts: torch.cat(texts).mean().exp().item())
-    loss = mistake("""That is the mean loss.
-        One step is missing from it to the perplexity.""")(lambda texts: torch.cat(texts).mean().neg().item())
+    loss = mistake("That is the mean loss. One step is missing.")(lambda texts: torch.cat(texts).mean().neg().item())
     of_bits = mistake("""You raise 2 to a power, but these logarithms are natural ones. Of which number are they the
         powers?""")(lambda texts: 2 ** torch.cat(texts).mean().neg().item())
     of_the_sum = mistake("""Yours grows with the length of the texts.
@@ -345,9 +336,8 @@ class MaskedLoss(Exercise, name="fine_tuning.masked_loss"):
     mean_of_means_with_replies = mistake(MEAN_OF_MEANS)(
         lambda parts: MaskedLoss.mean_of_means([part for part in parts if n_learned(part)])
     )
-    weighted_means = mistake("""Very close. A micro-batch without any reply token has no mean: 0 divided by 0. What can
-        you add up even
-        then?""")(lambda parts: sum(mean(part) * n_learned(part) for part in parts) / sum(map(n_learned, parts)))
+    weighted_means = mistake("""Very close. A micro-batch without any reply token has no mean: 0 divided by 0. Has it a
+        sum?""")(lambda parts: sum(mean(part) * n_learned(part) for part in parts) / sum(map(n_learned, parts)))
     over_all_places = mistake("""Places with target -100 have no loss, but you count them below the line. Who should be
         counted?""")(lambda parts: sum(map(summed, parts)) / sum(targets.numel() for _, targets in parts))
     over_parts = mistake("""You divide by the number of micro-batches.
@@ -385,8 +375,7 @@ class StopRule(Exercise, name="fine_tuning.stop_rule"):
     against_the_one_before = mistake("""You hold each loss against the one before it, so a small dip on the way up looks
         like a success. Against which should it be held?""")(partial(stopped, against=lambda i, best: i - 1))
     never_renewed = mistake("Your patience is never renewed. What should renew it?")(partial(stopped, forgives=False))
-    ties_are_better = mistake("""You take an equal loss for a better one.
-        To count as a success, how should a loss be?""")(partial(stopped, lower=le))
+    ties_are_better = mistake("You take an equal loss for a better one. Is it a success?")(partial(stopped, lower=le))
     counted_back = mistake("""Right for a run that stops early. Where is the best of a run that goes on to
         its end?""")(lambda losses, patience: (stopped(losses, patience)[0], stopped(losses, patience)[0] - patience))
 
@@ -408,8 +397,7 @@ class Lora(Exercise, name="fine_tuning.lora"):
     over_the_inputs = mistake(NO_RANK)(lambda x, W, A, B, alpha: x @ W.T + alpha / A.shape[1] * x @ A.T @ B.T)
     over_a_root = mistake("""You divide by a root. A later paper proposes that;
         in this one there is no root.""")(lambda x, W, A, B, alpha: x @ W.T + alpha / sqrt(len(A)) * x @ A.T @ B.T)
-    change_alone = mistake("""That is the change alone.
-        What does the frozen weight say?""")(lambda x, W, A, B, alpha: alpha / len(A) * x @ A.T @ B.T)
+    change_alone = mistake("That is the change alone.")(lambda x, W, A, B, alpha: alpha / len(A) * x @ A.T @ B.T)
     all_scaled = mistake("""You scale the frozen weight, too. At the start the layer should do just what
         it did before.""")(lambda x, W, A, B, alpha: alpha / len(A) * (x @ W.T + x @ A.T @ B.T))
     change_turned = mistake(TURNED_CHANGE)(lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ B @ A)
@@ -433,8 +421,7 @@ class Merge(Exercise, name="fine_tuning.merge"):
         With B at zero the result should be W itself.""")(lambda W, A, B, alpha: alpha / len(A) * (W + B @ A))
     change_turned = mistake(TURNED_CHANGE)(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A).T)
     wrong_order = mistake("""Your product has the size of the rank, and not that of W. (At rank 1 it is a number, added
-        everywhere without an error.) In which order should
-        the two stand?""")(lambda W, A, B, alpha: W + alpha / len(A) * A @ B)
+        everywhere.) In which order should the two stand?""")(lambda W, A, B, alpha: W + alpha / len(A) * A @ B)
 
 
 class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
@@ -449,21 +436,17 @@ class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
     def reference(logits, temperature):
         return (logits / temperature).softmax(-1)
 
-    @as_it_stands("""The mistake is still there: every temperature gives the same distribution. You divide, and then you
-        divide by the sum: what is left of the temperature?""")
-    def divided_twice(logits, temperature):
-        probabilities = logits.softmax(-1) / temperature
-        return probabilities / probabilities.sum(-1, keepdim=True)
-
+    divided_twice = as_it_stands("""The mistake is still there: every temperature gives the same distribution. You
+        divide, and then you divide by the sum: what is left
+        of the temperature?""")(lambda x, T: normalised(x.softmax(-1) / T))
     subtracted = mistake("""You subtract the temperature from every logit, and a softmax does not notice what all of
         them share.""")(lambda x, T: (x - T).softmax(-1))
     of_probabilities = mistake("""Now the temperature does something, but all tokens are nearly even: a softmax of
         probabilities. Numbers of which kind is it made for?""")(lambda x, T: (x.softmax(-1) / T).softmax(-1))
     without_the_sum = mistake("Your numbers do not add up to one any more.")(lambda x, T: x.softmax(-1) / T)
-    upside_down = mistake("""The wrong way round:
-        a high temperature makes yours surer.""")(lambda x, T: (x * T).softmax(-1))
+    upside_down = mistake("The wrong way: a high temperature makes yours surer.")(lambda x, T: (x * T).softmax(-1))
     overflowing = mistake("""Right for small logits. The exponential of a large one is infinite. What may you subtract
-        from all without changing any result?""")(lambda x, T: (x / T).exp() / (x / T).exp().sum(-1, keepdim=True))
+        from all without changing any result?""")(lambda x, T: normalised((x / T).exp()))
 
 
 class MendTopP(Exercise, name="fine_tuning.mend_top_p"):
@@ -474,9 +457,7 @@ class MendTopP(Exercise, name="fine_tuning.mend_top_p"):
     def inputs():
         return [rows_to_draw(64, 8, 3.0, 0.6), rows_to_draw(128, 12, 1.5, 0.8), rows_to_draw(2, 3, 1.0, 0.7)]
 
-    def reference(logits, p, noise):
-        return drawn_from(top_p)(logits, p, noise)
-
+    reference = drawn_from(top_p)
     crossing_dropped = as_it_stands("""The mistake is still there: where one token holds more than p, token 0 is drawn.
         How many tokens are left there?""")(drawn_from(lambda logits, p: without_the_crossing(logits, p).nan_to_num()))
     crossing_dropped_but_the_best = mistake("""The best token is always there now. At the other places the token with
@@ -499,14 +480,11 @@ class MendPadding(Exercise, name="fine_tuning.mend_padding"):
     def inputs():
         return [filled_rows(3, 7, places=9), filled_rows(2, 5, 4, 8, places=8), filled_rows(1, 2, places=3)]
 
-    def reference(logits, targets, lengths):
-        return mean_of(lambda losses, real, n: losses[real].mean())(logits, targets, lengths)
-
+    reference = mean_of(lambda losses, real, n: losses[real].mean())
     of_all_places = as_it_stands("""The mistake is still there: fill the same rows up further, and the loss changes.
         Which places have a say in the mean?""")(mean_of(lambda losses, real, n: losses.mean()))
-    without_the_end = mistake("""Now the end of each reply is left out, too, and a model that never learns it never
-        stops. The filling and the end have the same number:
-        by what else can they be told apart?""")(lambda x, y, lengths: MendPadding.reference(x, y, lengths - 1))
+    without_the_end = mistake("""Now the end of each reply is left out, too, and the model never stops. By what, other
+        than its id, does the end differ?""")(lambda x, y, lengths: MendPadding.reference(x, y, lengths - 1))
     one_too_many = mistake("""Very close: of each row that is filled, one filled
         place still counts.""")(lambda x, y, lengths: MendPadding.reference(x, y, lengths + 1))
     filling_counted = mistake("""The losses of the filling are gone, but its places are still counted
@@ -531,8 +509,7 @@ class MendPromptLoss(Exercise, name="fine_tuning.mend_prompt_loss"):
     without_the_first = mistake("""The first token of the reply is never learned. After which token is it to be said,
         and which target stands at that place?""")(lambda x, y: torch.cat([ignored(len(x)), y[1:], ignored(1)]))
     not_shifted = mistake("""Each token of the reply is the target of its own place, and the model learns to repeat what
-        it reads. (Some libraries shift by themselves; this
-        model does not.)""")(lambda x, y: torch.cat([ignored(len(x)), y]))
+        it reads. (Some libraries shift by themselves.)""")(lambda x, y: torch.cat([ignored(len(x)), y]))
     too_few = mistake("""You return fewer targets than there are tokens.
         What is the target of the very last place?""")(lambda x, y: torch.cat([ignored(len(x) - 1), y]))
     rolled = mistake("""All is right but the last place.
@@ -564,8 +541,8 @@ class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
         where does a model with tied weights take it?""")(lambda weights, x: opened(weights, x, "missing"))
     unexpected_counted = mistake("""The logits are right. You count what the file holds too much. What does it hold too
         little?""")(lambda weights, x: opened(tied(weights), x, "unexpected"))
-    always_tied = mistake("""One file has a read-out of its own, and you replace it. When is the token table
-        to be used?""")(lambda weights, x: opened(weights | {"lm_head.weight": weights["wte.weight"]}, x, "missing"))
+    always_tied = mistake("""One of the files has a read-out of its own, and you replace it. When is the token table to
+        be used?""")(lambda weights, x: opened(weights | {"lm_head.weight": weights["wte.weight"]}, x, "missing"))
 
     @mistake("The logits are right. But a read-out that is filled from the token table is not missing any more.")
     def filled_and_counted(weights, hidden):
@@ -585,12 +562,9 @@ class MendSplit(Exercise, name="fine_tuning.mend_split"):
         dialogues = in_phrasings(3, 0, 3, 1, 0, 4, 1, 1, 3, 2, 4, 0, 2, 5)
         return [(dialogues, 3), (in_phrasings(1, 1, 0, 1, 2, 0, 6, 2, 2, 6, 5, 5), 2)]
 
-    def reference(dialogues, every):
-        return with_phrasings(lambda names, every: names[every - 1 :: every])(dialogues, every)
-
-    by_dialogues = as_it_stands("""The mistake is still there: a phrasing of the test stands in the training part, too.
-        What is to be counted off, if not
-        dialogues?""")(lambda dialogues, every: torch.arange(every - 1, len(dialogues), every))
+    reference = with_phrasings(lambda names, every: names[every - 1 :: every])
+    by_dialogues = as_it_stands("""The mistake is still there: a phrasing of the test is in the training part, too. What
+        is to be counted off?""")(lambda dialogues, every: torch.arange(every - 1, len(dialogues), every))
     alphabetical = mistake("""No phrasing is on both sides now, but you count them in the order of the alphabet. In
         which order should they be?""")(with_phrasings(lambda names, every: sorted(names)[every - 1 :: every]))
     from_the_first = mistake("""No phrasing is on both sides now, but you begin with the very first. Which is the one to

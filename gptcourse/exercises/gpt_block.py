@@ -24,8 +24,7 @@ STILL_SUMS = """The steps follow more than the loss at hand. Print one weight's 
 NO_GRADIENT = """The loss never changes, so the optimizer moves nothing. What should it find in each weight when it
     takes its step, and is it there at that moment?"""
 LATE_STEP = "Each step follows the gradients of the step before. In which order should the three happen?"
-UNEQUAL_BATCHES = """The mean of means gives the examples of a small last batch more say than others. What should be
-    counted?"""
+UNEQUAL_BATCHES = "The mean of means gives the examples of a small last batch more say. What should be counted?"
 
 
 def four_parts(size: int = 8) -> tuple[Callable, ...]:
@@ -138,8 +137,8 @@ class Residual(Exercise, name="gpt_block.residual"):
         x = ln_2(x + attn(x))
         return x + mlp(x)
 
-    in_parallel = mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so, to
-        compute both at once; not GPT-2.)""")(lambda x, ln_1, attn, ln_2, mlp: x + attn(ln_1(x)) + mlp(ln_2(x)))
+    in_parallel = mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so to
+        compute both at once; GPT-2 does not.)""")(lambda x, ln_1, attn, ln_2, mlp: x + attn(ln_1(x)) + mlp(ln_2(x)))
     with_one_norm = mistake("""Both parts use the same norm.
         Each has one of its own.""")(lambda x, ln_1, attn, ln_2, mlp: added(added(x, attn, ln_1), mlp, ln_1))
     norms_exchanged = mistake("""The norms are exchanged. Which of the two comes first
@@ -172,11 +171,10 @@ class LayerNorm(Exercise, name="gpt_block.layer_norm"):
         its root reaches.""")(divided_by(lambda x, eps: x.std(-1, correction=0, keepdim=True) + eps))
     without_eps = mistake("""A vector of equal numbers has variance 0, and you divide by it.
         What is eps for?""")(divided_by(lambda x, eps: x.std(-1, correction=0, keepdim=True)))
-    fixed_eps = mistake("""Nearly: your eps is a fixed number, and it is one
-        of the inputs.""")(lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b))
-    mean_of_squares = mistake("""The difference of two large squares loses all digits when the mean is far from zero.
-        Subtract it
-        first?""")(divided_by(lambda x, eps: (x.square().mean(-1, True) - x.mean(-1, True).square() + eps).sqrt()))
+    fixed = mistake("""Nearly: your eps is a fixed number, and it is one
+        of the inputs.""")(lambda x, w, b, _: F.layer_norm(x, w.shape, w, b))
+    mean_of_squares = mistake("""The difference of two large squares loses all digits when the mean is far
+        from zero.""")(divided_by(lambda x, eps: (x.square().mean(-1, True) - x.mean(-1, True).square() + eps).sqrt()))
     by_variance = mistake("""You divide by the variance. To bring a spread back to 1, what should it
         be divided by?""")(divided_by(lambda x, eps: x.var(-1, correction=0, keepdim=True) + eps))
     rms = mistake("""The mean is still in there: that is RMSNorm, layer
@@ -184,15 +182,13 @@ class LayerNorm(Exercise, name="gpt_block.layer_norm"):
     over_the_batch = mistake(WRONG_DIMENSIONS)(normalised_over(0))
     over_the_tokens = mistake(WRONG_DIMENSIONS)(normalised_over(-2))
     over_everything = mistake(WRONG_DIMENSIONS)(normalised_over(None))
-    alone = mistake("""Normalised. Weight and bias are
-        not used yet.""")(lambda x, w, b, eps: F.layer_norm(x, w.shape, eps=eps))
+    alone = mistake("Normalised; now weight and bias.")(lambda x, w, b, eps: F.layer_norm(x, w.shape, eps=eps))
 
 
 class Gelu(Exercise, name="gpt_block.gelu"):
     """Return the tanh form of GELU that GPT-2 and GPT-3 use."""
 
-    hint = """Take the formula from the inside out. Far to the right the result should be almost x, far to the left
-        almost 0."""
+    hint = "Take the formula from the inside out. Far to the right it should be almost x, far to the left almost 0."
 
     def inputs():
         return [(torch.tensor([-1.0, 0.5, 2.0]),), (torch.linspace(-4, 4, 33),), (2 * randn(2, 3, 4),)]
@@ -200,11 +196,9 @@ class Gelu(Exercise, name="gpt_block.gelu"):
     def reference(x):
         return F.gelu(x, approximate="tanh")
 
-    exact = mistake("""That is the exact form.
-        The tanh form of GPT-2 differs in the fourth decimal.""")(lambda x: F.gelu(x))
-    by_sigmoid = mistake("""That is a quicker approximation, with a sigmoid.
-        GPT-2's formula has a tanh.""")(lambda x: x * torch.sigmoid(1.702 * x))
-    relu = mistake("That still has the corner at zero. GELU rounds it off.")(lambda x: F.relu(x))
+    exact = mistake("That is the exact form. GPT-2's tanh form differs in the fourth decimal.")(F.gelu)
+    by_sigmoid = mistake("That is quicker, with a sigmoid. GPT-2 has a tanh.")(lambda x: x * torch.sigmoid(1.702 * x))
+    relu = mistake("That still has the corner at zero. GELU rounds it off.")(F.relu)
     without_half = mistake("""Twice too large: far to the right the result should
         be almost x.""")(lambda x: x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))))
     short_root = mistake("""How far does the root in front of
@@ -224,14 +218,11 @@ class InitStd(Exercise, name="gpt_block.init_std"):
     def reference(n_layer):
         return 0.02 / sqrt(2 * n_layer)
 
-    once_per_block = mistake("""You count one addition for each block.
-        How many times does a block add to the stream?""")(lambda L: 0.02 / sqrt(L))
-    without_root = mistake("""The number of additions is right.
-        But it is variances that add up.""")(lambda L: 0.02 / (2 * L))
+    once_per_block = mistake("How many times does a block add to the stream?")(lambda L: 0.02 / sqrt(L))
+    without_root = mistake("The number of additions is right. But variances add up.")(lambda L: 0.02 / (2 * L))
     of_other_matrices = mistake("That is for the other matrices. These should shrink with depth.")(lambda L: 0.02)
     factor = mistake("That is the factor. Which standard deviation does it scale?")(lambda L: (2 * L) ** -0.5)
-    lost_brackets = mistake("""Your brackets:
-        what stands under the root, what below the line?""")(lambda L: 0.02 / sqrt(2) * L)
+    lost_brackets = mistake("Your brackets: what stands under the root, what below?")(lambda L: 0.02 / sqrt(2) * L)
 
 
 class Parameters(Exercise, name="gpt_block.parameters"):
@@ -300,12 +291,10 @@ class Loss(Exercise, name="gpt_block.loss"):
         happens twice.""")(lambda x, y: F.cross_entropy(x.softmax(-1).mT, y))
     summed = mistake("""That is the sum over all places.
         The mean does not grow with the batch.""")(lambda x, y: F.cross_entropy(x.mT, y, reduction="sum"))
-    negative = mistake("""The sign: a logarithm of a probability is negative, and a loss
-        should be positive.""")(lambda x, y: -F.cross_entropy(x.mT, y))
+    negative = mistake("The sign: a loss should be positive.")(lambda x, y: -F.cross_entropy(x.mT, y))
     per_text = mistake("""You divide by the number of texts. Every place in every text has a loss
         of its own.""")(lambda x, y: F.cross_entropy(x.mT, y, reduction="sum") / len(y))
-    in_bits = mistake("""That is the loss in bits.
-        It is asked for in nats, with the natural logarithm.""")(lambda x, y: F.cross_entropy(x.mT, y) / log(2))
+    in_bits = mistake("That is the loss in bits. Nats are asked for.")(lambda x, y: F.cross_entropy(x.mT, y) / log(2))
     of_each_place = mistake("""These are the losses of all places, and they are right.
         One number was asked for.""")(lambda x, y: F.cross_entropy(x.mT, y, reduction="none"))
     reshaped = mistake(MIXED_UP)(lambda x, y: F.cross_entropy(x.reshape(len(x), x.shape[2], x.shape[1]), y))
@@ -328,8 +317,7 @@ class FirstLoss(Exercise, name="gpt_block.first_loss"):
     in_bits = mistake("That is in bits. Nats use the natural logarithm.")(lambda V: log2(V))
     probability = mistake("That is the probability of each token. What loss does it give?")(lambda V: 1 / V)
     negative = mistake("The sign: a loss should be positive.")(lambda V: -log(V))
-    averaged_again = mistake("""You average over the vocabulary once more.
-        Only the right token counts.""")(lambda V: log(V) / V)
+    averaged = mistake("You average over the vocabulary. Only the right token counts.")(lambda V: log(V) / V)
 
 
 class MendSure(Exercise, name="gpt_block.mend_sure"):
@@ -365,14 +353,14 @@ class MendParrot(Exercise, name="gpt_block.mend_parrot"):
     def reference(logits, tokens):
         return F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:])
 
-    not_shifted = as_it_stands("""The mistake is still there: a model that answers with the token it has just read gets
-        the best loss. What does the loss hold each guess against?""")(lambda x, y: F.cross_entropy(x.mT, y))
+    not_shifted = as_it_stands("""The mistake is still there: a model that answers with the very token it has just read
+        gets the best loss. What does the loss hold each guess against?""")(lambda x, y: F.cross_entropy(x.mT, y))
     backwards = mistake("""Shifted, but the wrong way:
         each guess is held against the token before.""")(lambda x, y: F.cross_entropy(x[:, 1:].mT, y[:, :-1]))
     rolled = mistake("""Your last guess is held against the first token of the same text. Nobody knows its answer: leave
         it out.""")(lambda x, y: F.cross_entropy(x.mT, y.roll(-1, 1)))
     across_texts = mistake("""You shift after joining the texts, so the last guess of one meets the first token of the
-        next. Shift each on its own.""")(lambda x, y: F.cross_entropy(x.flatten(0, 1)[:-1], y.flatten()[1:]))
+        next. Shift each text on its own.""")(lambda x, y: F.cross_entropy(x.flatten(0, 1)[:-1], y.flatten()[1:]))
     along_the_batch = mistake("""You shift along the batch:
         guesses about one text meet the tokens of another.""")(lambda x, y: F.cross_entropy(x[:-1].mT, y[1:]))
 
@@ -387,9 +375,7 @@ class MendSwing(Exercise, name="gpt_block.mend_swing"):
     def inputs():
         return [(*line_to_fit(), pairs(*[8] * 6)), (*line_to_fit(0.05), pairs(4, 5, 6))]
 
-    def reference(model, optimizer, batches):
-        return run("clear backward step", model, optimizer, batches)
-
+    reference = partial(run, "clear backward step")
     never_cleared = as_it_stands(STILL_SUMS)(partial(run, "backward step"))
     without_backward = mistake(NO_GRADIENT)(partial(run, "clear step"))
     step_first = mistake(LATE_STEP)(partial(run, "step clear backward"))
@@ -404,9 +390,7 @@ class MendStandstill(Exercise, name="gpt_block.mend_standstill"):
     def inputs():
         return [(*line_to_fit(), *pairs(16)[0], 6), (*line_to_fit(0.05), *pairs(4)[0], 3)]
 
-    def reference(model, optimizer, x, y, steps):
-        return run_on_one("clear backward step", model, optimizer, x, y, steps)
-
+    reference = partial(run_on_one, "clear backward step")
     without_backward = as_it_stands(NO_GRADIENT)(partial(run_on_one, "clear step"))
     step_first = mistake(LATE_STEP)(partial(run_on_one, "step clear backward"))
     never_cleared = mistake(STILL_SUMS)(partial(run_on_one, "backward step"))
@@ -428,10 +412,9 @@ class MendTwice(Exercise, name="gpt_block.mend_twice"):
         return result
 
     as_it_comes = as_it_stands("""The mistake is still there: two measurements of one model on the same data differ.
-        Which part throws dice, and how does it know when not
-        to?""")(lambda model, batches: pooled(losses_of(model, batches)))
-    switched_late = mistake("""The first batch is still measured in training. The switch has to come before
-        it.""")(lambda model, batches: pooled(losses_of(model, batches[:1]) + losses_of(model.eval(), batches[1:])))
+        Which part throws dice, and when should it not?""")(lambda model, batches: pooled(losses_of(model, batches)))
+    switched_late = mistake("""The first batch is still measured in training. The switch has to come before the first
+        look.""")(lambda model, batches: pooled(losses_of(model, batches[:1]) + losses_of(model.eval(), batches[1:])))
     of_batches = mistake(UNEQUAL_BATCHES)(lambda model, batches: mean_of_means(losses_of(model.eval(), batches)))
     of_the_last = mistake("""That is the loss of the
         last batch alone.""")(lambda model, batches: losses_of(model.eval(), batches)[-1].mean().item())
@@ -474,10 +457,10 @@ class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
 
     of_labels = as_it_stands("""The mistake is still there: whatever the text, only the tokens 0 and 1 are ever chosen.
         How many scores are compared, and of what?""")(lambda x, table, head: head(x[:, -1]).argmax(-1))
-    from_the_first = mistake("""You read the state at the first place, which has seen
+    of_first = mistake("""You read the state at the first place, which has seen
         one token only.""")(lambda x, table, head: (x[:, 0] @ table.T).argmax(-1))
     from_the_mean = mistake("""You average over the text, as one does to judge it.
         Which state knows what comes next?""")(lambda x, table, head: (x.mean(1) @ table.T).argmax(-1))
-    at_every_place = mistake("""You choose a token at every place of the text.
+    at_all = mistake("""You choose a token at every place of the text.
         Only one is new: which?""")(lambda x, table, head: (x @ table.T).argmax(-1))
     scores = mistake("These are the scores of all tokens. Which token wins?")(lambda x, table, head: x[:, -1] @ table.T)

@@ -78,8 +78,7 @@ class Flops(Exercise, name="scaling.flops"):
 
     forward_only = mistake("""That is the forward pass. What does the backward pass compute for each weight, and how
         many times?""")(partial(operations, per_weight=2, attention=4))
-    backward_only = mistake("""That is the backward pass alone.
-        Something has to run before it.""")(partial(operations, per_weight=4, attention=8))
+    backward_only = mistake("That is the backward pass alone.")(partial(operations, per_weight=4, attention=8))
     without_attention = mistake("""All weights are counted. But attention also multiplies what is no weight: queries
         with keys, and weights of attention with values.""")(partial(operations, attention=0))
     attention_forward = mistake("Attention's products have a backward pass, too.")(partial(operations, attention=4))
@@ -89,8 +88,7 @@ class Flops(Exercise, name="scaling.flops"):
         What turns the last vector into a score for each token?""")(partial(operations, readout=0))
     with_lookup = mistake("""The token table is counted twice.
         A look-up multiplies nothing; only the read-out does.""")(partial(operations, readout=2))
-    of_one = mistake("""That is the cost of one token.
-        How many are there?""")(lambda L, C, V, T, n: operations(L, C, V, T, 1))
+    one = mistake("That is the cost of one token. How many are there?")(lambda L, C, V, T, n: operations(L, C, V, T, 1))
 
 
 class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
@@ -116,8 +114,7 @@ class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
     forward_only = mistake("The cost is 6 · N · D: yours counts the forward pass alone.")(split_by(cost=2))
     exponents_exchanged = mistake("""The exponents are exchanged. Where text teaches slowly, at a small beta, which
         should grow more?""")(split_by(share=lambda alpha, beta: alpha / (alpha + beta)))
-    exchanged = mistake("""The right two numbers, in
-        the wrong order.""")(lambda *given: ComputeOptimal.reference(*given)[::-1])
+    exchanged = mistake("The right numbers, in the wrong order.")(lambda *given: ComputeOptimal.reference(*given)[::-1])
     equal_terms = mistake("""There both terms are equally large.
         The loss is lowest where both *change* equally fast.""")(split_by(scale=lambda A, alpha, B, beta: A / B))
 
@@ -137,8 +134,7 @@ class Days(Exercise, name="scaling.days"):
         it it does?""")(lambda n, d, devices, peak, _: days(n, d, devices, peak, 1))
     turned = mistake("""Yours gets faster when the devices
         are used less.""")(lambda n, d, devices, peak, used: days(n, d, devices, peak, 1 / used))
-    forward_only = mistake("""Two operations a parameter and token are the
-        forward pass alone.""")(partial(days, per_weight=2))
+    forward_only = mistake("Two operations a parameter are the forward pass alone.")(partial(days, per_weight=2))
     one_operation = mistake("Each parameter takes part in more operations for each token.")(partial(days, per_weight=1))
     seconds = mistake("That is seconds.")(lambda *given: days(*given) * SECONDS_PER_DAY)
     hours = mistake("That is hours.")(lambda *given: days(*given) * 24)
@@ -214,10 +210,8 @@ class StateBytes(Exercise, name="scaling.state_bytes"):
         float32?""")(partial(state_bytes, divided=(0, 8, 10, 12), whole=12))
     copy_divided = mistake("""The sum is right, but the float32 copy of the weights is divided together with the
         averages.""")(partial(state_bytes, divided=(0, 8, 12, 16)))
-    gradients_first = mistake("""ZeRO's first stage divides the largest of the three.
-        Which is that?""")(partial(state_bytes, divided=(0, 2, 14, 16)))
-    second_like_the_first = mistake("""The second stage divides one thing more than the first.
-        Which?""")(partial(state_bytes, divided=(0, 12, 12, 16)))
+    gradients_first = mistake("ZeRO's first stage divides the largest.")(partial(state_bytes, divided=(0, 2, 14, 16)))
+    like_the_first = mistake("The second stage divides one thing more.")(partial(state_bytes, divided=(0, 12, 12, 16)))
     weights_alone = mistake("""FSDP divides the weights as well, besides what the
         second stage divides.""")(partial(state_bytes, divided=(0, 12, 14, 2)))
 
@@ -235,19 +229,16 @@ class Orthogonalise(Exercise, name="scaling.orthogonalise"):
     def reference(matrix):
         return newton_schulz(matrix)
 
-    not_divided = mistake("""Without a division at the start, singular values above about 1.7
-        grow without end.""")(lambda matrix: iterated(matrix))
+    not_divided = mistake("Without a division, singular values above about 1.7 grow without end.")(iterated)
     by_the_largest = mistake("""You divide by the largest entry. A matrix of small entries may still stretch a vector by
         far more than 1: which norm bounds that?""")(lambda matrix: iterated(matrix / matrix.abs().max()))
     by_rows = mistake("""You divide each row by its own length. That changes directions:
         divide by one number.""")(lambda matrix: iterated(matrix / matrix.norm(dim=-1, keepdim=True)))
-    one_step = mistake("""That is one step. The small singular values need
-        more of them.""")(lambda matrix: iterated(matrix / matrix.norm(), steps=1))
+    one_step = mistake("That is one step. Small singular values need more.")(lambda x: iterated(x / x.norm(), steps=1))
 
     @mistake("That is U Vᵀ exactly, and slow. The five steps come near it: write those.")
     def exactly(matrix):
         u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u @ vh
 
-    signs = mistake("""The sign of each entry is what Adam nearly does.
-        Here the matrix is taken as a whole.""")(lambda matrix: torch.sign(matrix))
+    signs = mistake("Adam nearly does that. Here the matrix is taken as a whole.")(torch.sign)

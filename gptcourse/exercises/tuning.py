@@ -43,9 +43,12 @@ def schedule(
     climb: Callable = lambda step, warmup: (step + 1) / (warmup + 1),
 ) -> Callable:
     """Return a schedule: `climb` during the warm-up, then the share of the peak at this progress of the fall."""
-    return lambda step, peak, warmup, steps: (
-        peak * (climb(step, warmup) if step < warmup else height(progress(step, warmup, steps)))
-    )
+
+    def rate(step, peak, warmup_steps, steps):
+        climbs = step < warmup_steps
+        return peak * (climb(step, warmup_steps) if climbs else height(progress(step, warmup_steps, steps)))
+
+    return rate
 
 
 def decays(does: Callable[[str, nn.Module, Tensor], bool]) -> Callable:
@@ -109,8 +112,9 @@ def estimates(s: Tensor, b: Tensor, small: int, big: int) -> tuple[Tensor, Tenso
 def solved(result: Callable[..., Tensor]) -> Callable:
     """Return what computes a result from both estimates and both mean lengths."""
 
-    def noise_scale(s, b, small, big):
-        return result(*estimates(s.mean(), b.mean(), small, big), s.mean(), b.mean()).item()
+    def noise_scale(small_norms_squared, big_norms_squared, small, big):
+        s, b = small_norms_squared.mean(), big_norms_squared.mean()
+        return result(*estimates(s, b, small, big), s, b).item()
 
     return noise_scale
 
@@ -218,9 +222,9 @@ def chosen(losses: Tensor, reported: Tensor) -> tuple[int, float]:
 def at_budget(budget: Callable = min, read: Callable = lambda losses, steps: losses[steps - 1]) -> Callable:
     """Return what reads both runs after a number of tokens, chosen from the numbers at their ends."""
 
-    def losses_at(a, a_batch, b, b_batch):
-        tokens = budget(len(a) * a_batch, len(b) * b_batch)
-        return read(a, tokens // a_batch).item(), read(b, tokens // b_batch).item()
+    def losses_at(small_losses, small_batch, big_losses, big_batch):
+        tokens = budget(len(small_losses) * small_batch, len(big_losses) * big_batch)
+        return read(small_losses, tokens // small_batch).item(), read(big_losses, tokens // big_batch).item()
 
     return losses_at
 
@@ -233,16 +237,14 @@ def slope(x: Tensor, y: Tensor) -> float:
 class Schedule(Exercise, name="tuning.schedule"):
     """Return the learning rate of a step: a straight warm-up, then half a cosine down to a tenth of the peak."""
 
-    hint = """Draw it first: where is the rate at step 0, after the warm-up, halfway through the fall and after the last
-        step?"""
+    hint = """Draw it first: where does the rate stand at step 0, at the end of the warm-up, halfway through the fall
+        and after the last step?"""
 
     def inputs():
         of_a_run = [(step, 6e-4, 10, 100) for step in (0, 4, 9, 10, 30, 55, 99, 100, 130)]
         return of_a_run + [(step, 0.5, 0, 8) for step in (0, 3, 7)] + [(step, 1.0, 2, 6) for step in (1, 2, 5)]
 
-    def reference(step, peak, warmup_steps, steps):
-        return schedule()(step, peak, warmup_steps, steps)
-
+    reference = schedule()
     idle_first_step = mistake("""Your first step has a rate of 0: a gradient is computed and thrown away. Into how many
         equal parts should the climb be cut?""")(schedule(climb=lambda step, warmup: step / warmup))
     hasty_warmup = mistake("""Very close: you reach the full rate one step too early. The last step of the warm-up is
@@ -258,14 +260,12 @@ class Schedule(Exercise, name="tuning.schedule"):
     to_zero = mistake("Your rate falls to 0. GPT-3 goes on learning at a small share of the peak.")(schedule(half_wave))
     cut_off = mistake("""Your wave is aimed at 0 and cut off at the floor, so the rate lies on the floor well before the
         end. It should get there just as the run ends.""")(schedule(lambda x: max(0.1, half_wave(x))))
-    floor_added = mistake("""Where the fall begins, your rate is above the peak. From which height to which should the
-        wave lead?""")(schedule(lambda x: 0.1 + half_wave(x)))
+    floor_added = mistake("Where the fall begins, your rate is above the peak.")(schedule(lambda x: 0.1 + half_wave(x)))
     below_zero = mistake("""Your rate becomes negative: a cosine goes down to minus one. How can it be made to end at
         zero?""")(schedule(lambda x: 0.1 + 0.9 * cos(pi * x)))
     quarter = mistake("""Yours is a quarter of a wave: it falls fastest at the very end.
         Half a wave runs out flat.""")(schedule(lambda x: 0.1 + 0.9 * cos(pi * x / 2)))
-    whole = mistake("""Yours is a whole wave:
-        in the second half of the fall the rate climbs back to the peak.""")(schedule(lambda x: share_of_peak(2 * x)))
+    whole = mistake("Yours is a whole wave: in the end the rate climbs back.")(schedule(lambda x: share_of_peak(2 * x)))
     without_pi = mistake("""Your cosine hardly falls.
         Angles are in radians: how large is the angle of half a wave?""")(schedule(lambda x: share_of_peak(x / pi)))
     without_an_end = mistake("""After the last step your cosine turns round and climbs. The rate should stay on the
@@ -286,8 +286,7 @@ class DecayGroups(Exercise, name="tuning.decay_groups"):
     def reference(model, weight_decay):
         return tensor([weight_decay if p.ndim >= 2 else 0.0 for p in model.parameters()])
 
-    everything = mistake("""Everything decays.
-        Why pull the gain of a norm towards zero?""")(decays(lambda name, part, p: True))
+    everything = mistake("Everything decays. Why pull a norm's gain to zero?")(decays(lambda name, part, p: True))
     all_but_biases = mistake(GAINS_DECAY)(decays(lambda name, part, p: name != "bias"))
     all_but_one_kind_of_norm = mistake("""One kind of norm is spared, and another is not. What do all their gains have
         in common?""")(decays(lambda name, part, p: not isinstance(part, nn.LayerNorm) and name != "bias"))
@@ -312,16 +311,15 @@ class MendSchedule(Exercise, name="tuning.mend_schedule"):
     def reference(model, batches, epochs, peak):
         return torch_rates(model, batches, epochs, peak)
 
-    moved_by_epochs = as_it_stands("""The mistake is still there: at the end the rate has hardly moved. How many moves
-        does the scheduler expect, how many does it get?""")(partial(torch_rates, at_step=0, at_epoch=1))
+    moved_by_epochs = as_it_stands("""The mistake is still there: at the end of the run the rate has hardly moved. How
+        many moves does the scheduler expect, and how many does it get?""")(partial(torch_rates, at_step=0, at_epoch=1))
     stairs = mistake("""Now the rate falls all the way, but in stairs: it stands still for a whole epoch. With a single
         epoch it would never fall.""")(partial(torch_rates, told_of="epochs", at_step=0, at_epoch=1))
     told_of_epochs = mistake("""Your rate swings up and down:
         the scheduler was told of fewer moves than it gets.""")(partial(torch_rates, told_of="epochs"))
     told_of_one_epoch = mistake("""Your rate comes down in one epoch and climbs again in the next. How long is the whole
         run, in steps?""")(partial(torch_rates, told_of="one epoch"))
-    moved_by_both = mistake("""Very close: at the end of each epoch the scheduler moves once more
-        than it should.""")(partial(torch_rates, at_epoch=1))
+    moved_by_both = mistake("Very close: after each epoch it moves once too often.")(partial(torch_rates, at_epoch=1))
     noted_late = mistake("""Very close, but the first rate that you note is not the peak. Does the scheduler move too
         early, or do you read the rate too late?""")(partial(torch_rates, late=True))
     unmoved = mistake("Nothing moves the scheduler, and the rate stays at the peak.")(partial(torch_rates, at_step=0))
@@ -336,9 +334,7 @@ class MendDecay(Exercise, name="tuning.mend_decay"):
     def inputs():
         return [to_decay(0.05, 0.5, 4), to_decay(0.02, 0.3, 2)]
 
-    def reference(model, gradients, rate, weight_decay, steps):
-        return adam_steps()(model, gradients, rate, weight_decay, steps)
-
+    reference = adam_steps()
     everything = as_it_stands("""The mistake is still there: with no gradient at all, the gain of the norm still goes
         down. Which parameters should decay, and how does the optimizer learn of it?""")(adam_steps(others=1.0))
     all_but_biases = mistake(GAINS_DECAY)(adam_steps(is_matrix=lambda name, p: "bias" not in name))
@@ -361,9 +357,7 @@ class RangeTest(Exercise, name="tuning.range_test"):
         curves = ((44, 60, 42, 5), (35, 40, 26, 3), (612, 50, 30, 7), (1345, 30, 18, 4))
         return [range_test(*curve) for curve in curves]
 
-    def reference(rates, losses, window):
-        return reading()(rates, losses, window)
-
+    reference = reading()
     beside_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(reading(raw, back=0, divisor=1))
     half_before_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(reading(raw))
     off_by_one = mistake("""Very close: a loss is measured before the update at the rate beside it. So which rate made
@@ -451,10 +445,7 @@ class NoiseScale(Exercise, name="tuning.noise_scale"):
         measured = tensor([5.0, 7.0], dtype=torch.float64), tensor([3.0, 2.0], dtype=torch.float64), 1, 4
         return [measured, squared_lengths(4, 2, 16, 3.0), squared_lengths(3, 4, 32, 5.0)]
 
-    def reference(small_norms_squared, big_norms_squared, small, big):
-        squared, noise = estimates(small_norms_squared.mean(), big_norms_squared.mean(), small, big)
-        return (noise / squared).item()
-
+    reference = solved(lambda squared, noise, s, b: noise / squared)
     sizes_exchanged = mistake("""Your noise scale is negative. Which of the two squared lengths belongs to which size,
         and which of them holds more noise?""")(lambda s, b, small, big: NoiseScale.reference(s, b, big, small))
     ratio_of_lengths = mistake("""You divide one measured length by the other, and both hold signal and noise. Solve for
@@ -474,7 +465,7 @@ class NoiseScale(Exercise, name="tuning.noise_scale"):
 
     root = mistake("""That is the ratio of two lengths. The noise scale is that of their squares,
         and counts sequences.""")(solved(lambda squared, noise, s, b: (noise / squared).sqrt()))
-    upside_down = mistake("""Upside down: more noise asks for
+    upside_down = mistake("""Upside down: more noise should ask for
         a larger batch.""")(solved(lambda squared, noise, s, b: squared / noise))
 
 
@@ -489,9 +480,7 @@ class Accumulate(Exercise, name="tuning.accumulate"):
         models = [with_gradient(nn.Linear(6, 5, bias=False)) for _ in range(2)]
         return list(zip(models, [micro_batches(2, 9, 4), micro_batches(7, 3, 3, 12, padding=2)], strict=True))
 
-    def reference(model, micro_batches):
-        return accumulated(lambda y, ys: 1 / sum(map(n_tokens, ys)))(model, micro_batches)
-
+    reference = accumulated(lambda y, ys: 1 / sum(map(n_tokens, ys)))
     mean_of_means = mistake("""Each micro-batch has the same say, however few tokens it holds. In one big batch, what
         has?""")(accumulated(lambda y, ys: 1 / n_tokens(y) / len(ys)))
     sum_of_means = mistake("""You add up means, so the gradient grows with the number of micro-batches, and a short one
@@ -523,8 +512,8 @@ class MendAccumulation(Exercise, name="tuning.mend_accumulation"):
         return stepped(model, micro_batches, rate / len(micro_batches))
 
     sum_times_parts = as_it_stands("""The mistake is still there: cut in four, the batch moves the weight sixteen times
-        as far. Their number enters twice:
-        where?""")(lambda model, parts, rate: stepped(model, parts, rate * len(parts)))
+        as far. The number of micro-batches enters twice.
+        Where?""")(lambda model, parts, rate: stepped(model, parts, rate * len(parts)))
     sum_of_parts = mistake("""Half is mended: the step still grows with the number of micro-batches. It is the same
         batch as before, so what should be the same?""")(lambda model, parts, rate: stepped(model, parts, rate))
     divided_twice = mistake("""Now the step is too short: the number of micro-batches is
@@ -600,9 +589,7 @@ class MendBudget(Exercise, name="tuning.mend_budget"):
         runs = [(80, 16, 40, 64), (200, 8, 30, 32), (6, 2, 2, 4)]  # steps and batch size of both
         return [(curve(n), batch, curve(n_big), big_batch) for n, batch, n_big, big_batch in runs]
 
-    def reference(small_losses, small_batch, big_losses, big_batch):
-        return at_budget()(small_losses, small_batch, big_losses, big_batch)
-
+    reference = at_budget()
     equal_steps = as_it_stands("""The mistake is still there: after the same number of steps one of the runs has
         computed far more than the other. In what should a fair
         budget be counted?""")(lambda a, _a, b, _b: tuple(x[min(len(a), len(b)) - 1].item() for x in (a, b)))
@@ -628,16 +615,12 @@ class Growth(Exercise, name="tuning.growth"):
     def reference(widths, changes):
         return slope(widths.log(), changes.log())
 
-    plain_axes = mistake("""That slope depends on the units: it would be another one for changes ten times as large. On
-        which axes is a power law a straight line?""")(slope)
-    exponential = mistake("""Only the changes are on a logarithmic axis: that fits an exponential, not a power of the
-        width.""")(lambda x, y: slope(x, y.log()))
+    plain_axes = mistake("That slope depends on the units. On which axes is a power law a straight line?")(slope)
+    exponential = mistake("Only the changes are logarithmic: that fits an exponential.")(lambda x, y: slope(x, y.log()))
     two_points = mistake("""You join the first point and the last and pass over those between: chance in two
         measurements decides. Let all points have a say.""")(lambda x, y: log(y[-1] / y[0]) / log(x[-1] / x[0]))
-    ratio = mistake("""That is how many times larger the change became over the whole range, not the power
-        of the width.""")(lambda x, y: (y[-1] / y[0]).item())
-    axes_swapped = mistake("""The axes are swapped:
-        the width is what you choose, the change is what you measure.""")(lambda x, y: slope(y.log(), x.log()))
+    ratio = mistake("That is how many times larger the change became.")(lambda x, y: (y[-1] / y[0]).item())
+    axes_swapped = mistake("The axes are swapped: the width is what you choose.")(lambda x, y: slope(y.log(), x.log()))
     through_the_origin = mistake("""Your line is forced through the origin. A power law may have any
         factor in front.""")(lambda x, y: ((x.log() * y.log()).sum() / x.log().square().sum()).item())
 
@@ -659,8 +642,8 @@ class RateAtWidth(Exercise, name="tuning.rate_at_width"):
         how fast do they?""")(lambda rate, base, width: (rate * sqrt(base / width), rate, rate, base / width))
     embeddings_too = mistake("""The embeddings: a token picks one row and adds it to nothing. Does that change with the
         width?""")(lambda rate, base, width: (rate * base / width, rate * base / width, rate, base / width))
-    longer_steps = mistake("""Your hidden matrices take longer steps in a wider model, though each output already adds
-        up over more inputs.""")(lambda rate, base, width: (rate * width / base, rate, rate, base / width))
+    longer_steps = mistake("""Your hidden matrices take longer steps in a wider model, though each of their outputs
+        already adds up over more inputs.""")(lambda rate, base, width: (rate * width / base, rate, rate, base / width))
     wrong_way = mistake("""Both go the wrong way: a sum over more inputs grows by itself. Should it be helped or held
         back?""")(lambda rate, base, width: (rate * width / base, rate, rate, width / base))
     plain_readout = mistake("""The rates are right. The logits are sums over the width as well. What keeps them the

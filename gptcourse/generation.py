@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 LogitsProcessor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Prompts: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
-WORTH_A_DECODER = 20  # new tokens: for fewer, its copy of the weights takes longer than it saves
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _write(model, prompts, max_new_tokens, sampling, noise, eos_token_id, use_ca
     drawn one. So all rows stay aligned, with no padding and no masks: the way of the code of LLaMA (arXiv:2302.13971).
     """
     model = eval_view(model)
-    if max_new_tokens >= WORTH_A_DECODER and can_decode(model):
+    if can_decode(model):
         model = Decoder(model)  # gives the same logits in less time; optional to read: fast_decoder.py
     next_logits = _Reader(model, use_cache)
     starts = [len(prompt) for prompt in prompts]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptcourse.explorers import bend_explorer, bpe_explorer, initialisation_explorer, svg
+from gptcourse.drawings import svg
+from gptcourse.explorers import bend_explorer, bpe_explorer, initialisation_explorer
 from gptcourse.explorers.activations import ACTIVATIONS, ALIKE, BLOCKS, RULE, STDS, WIDTHS, straight_line
 from gptcourse.explorers.bpe import LONGEST
 from gptcourse.interpretability import expected_spread, gelu

@@ -13,7 +13,8 @@ EXPLORERS = [
     """
 import torch
 from gptcourse.explorers import TrainingMonitor, attention_explorer, attention_scale_explorer, decoding_explorer
-from gptcourse.explorers import predict, rotary_explorer, size_explorer, svg, window_explorer
+from gptcourse.drawings import svg
+from gptcourse.explorers import predict, rotary_explorer, size_explorer, window_explorer
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, train

@@ -1028,7 +1028,8 @@ def test_full_or_locked_disk_leaves_the_old_file_whole(function, monkeypatch, ve
     monkeypatch.setattr(Path, function, fail)
     right, line = verdict("attention.scores", right_scores)
     assert right and "No space left on device" in line
-    assert [path.read_bytes() for path in progress_file().parent.iterdir()] == [before]
+    assert progress_file().read_bytes() == before
+    assert {path.name for path in progress_file().parent.iterdir()} <= {"progress.json", "answers.json"}
 
 
 def test_kernels_that_write_at_once_leave_a_whole_file():

@@ -4,6 +4,7 @@ First what holds for every explorer, then the explorers of decoding, attention's
 """
 
 import copy
+import importlib
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from gptcourse import explorers, interpretability
+from gptcourse.drawings import svg
 from gptcourse.explorers import (
     TrainingMonitor,
     attention_explorer,
@@ -28,7 +30,6 @@ from gptcourse.explorers import (
     law_explorer,
     predict,
     size_explorer,
-    svg,
     threshold_explorer,
     time_machine_explorer,
     writing_panel,
@@ -41,6 +42,7 @@ from gptcourse.scaling import ScalingLaw, flops_per_token, training_memory
 from gptcourse.tokenizers import BPETokenizer, CharTokenizer
 from gptcourse.training import TrainingConfig, train
 
+predict_module = importlib.import_module("gptcourse.explorers.predict")  # the package has a function of that name
 TEXT = "To be, or not to be: that is the question.\n<script>alert('&amp;')</script>"
 ATTACK = "<script>alert('&amp;')</script>"
 LAWS = {"a": ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28), "b": ScalingLaw(1.0, 20.0, 0.4, 50.0, 0.4)}
@@ -515,6 +517,28 @@ def test_a_prediction_hides_its_answer_until_a_guess(capsys):
     assert "Because &lt;b&gt; of the spread." in quiz.reply.value
     assert all(button.disabled for button in quiz.buttons)
     assert [button.button_style for button in quiz.buttons] == ["danger", "success"]
+
+
+def test_the_proof_of_a_prediction_is_computed_after_the_guess(capsys, monkeypatch):
+    monkeypatch.delenv("GPTCOURSE_REVEAL", raising=False)
+    computed = []
+    quiz = predict("?", ["a thing", "another"], "another", "So it is.", reveal=lambda: computed.append(1))
+    assert computed == []
+    quiz.buttons[0].click()
+    assert computed == [1]
+
+
+def test_where_nobody_clicks_the_proof_is_computed_at_once_and_stands_in_a_fold(monkeypatch):
+    monkeypatch.setenv("GPTCOURSE_REVEAL", "1")
+    shown = []
+    monkeypatch.setattr(predict_module, "display", lambda data, raw=False: shown.append(data))
+    quiz = predict("?", ["a thing", "another"], "another", "So <it> is.", reveal=lambda: print("2 < 3"))
+    assert "another" in shown[0]["text/markdown"]
+    assert shown[1]["text/plain"] == "2 < 3\n"
+    assert shown[1]["text/html"].startswith("<details><summary>After your guess</summary><p>(b) So &lt;it&gt; is.</p>")
+    assert "<pre>2 &lt; 3\n</pre>" in shown[1]["text/html"]
+    quiz.buttons[1].click()
+    assert len(shown) == 2  # not computed again
 
 
 def test_a_right_prediction_is_greeted():

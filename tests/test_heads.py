@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from gptcourse import interpretability
-from gptcourse.explorers import attention_explorer, heads, svg
+from gptcourse.drawings import svg
+from gptcourse.explorers import attention_explorer, heads
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import BPETokenizer, CharTokenizer
 from tests.test_interpretability import TEXT, gpt2, opinionated

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gptcourse.attention import causal_mask
-from gptcourse.explorers import rotary_explorer, svg, window_explorer
+from gptcourse.drawings import svg
+from gptcourse.explorers import rotary_explorer, window_explorer
 from gptcourse.explorers.attention import HEAD_SIZE, PATTERNS, TOKENS, reach
 
 

@@ -10,8 +10,9 @@ import torch
 from torch.testing import assert_close
 
 from gptcourse.corpora import shakespeare
-from gptcourse.explorers import svg, time_machine_explorer
+from gptcourse.drawings import svg
 from gptcourse.explorers import time_machine as module
+from gptcourse.explorers import time_machine_explorer
 from gptcourse.generation import generate
 from gptcourse.interpretability import attention_patterns, induction_scores
 from gptcourse.model import GPT

@@ -20,13 +20,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptcourse.exercises.answers import answer_in_this_kernel, forget_answers, keep_answer, kept_sources, run_source
 from gptcourse.exercises.comparison import compare, kind_of, shorten, show, size
 from gptcourse.exercises.exercise import Exercise, Mistake, as_it_stands, mistake
-from gptcourse.exercises.records import Progress, Record, forget_progress, read_records, remember
+from gptcourse.exercises.losses import LossBoard
+from gptcourse.exercises.records import Progress, Record, progress_file, read_records, remember
 from gptcourse.exercises.surroundings import own_modes, own_surroundings, restore_functions
 from gptcourse.exercises.time_limit import TooSlow, within
 
-__all__ = ["Exercise", "Mistake", "as_it_stands", "check", "exercises", "forget_progress", "mistake", "progress"]
+__all__ = [
+    "Exercise",
+    "LossBoard",
+    "Mistake",
+    "as_it_stands",
+    "check",
+    "exercises",
+    "forget_progress",
+    "mine",
+    "mistake",
+    "progress",
+]
 
 TIME_LIMIT = 5.0  # seconds, for all inputs of an exercise together
 
@@ -76,26 +89,72 @@ def check(name: str, answer: Any) -> bool:
 
     Raises ValueError if there is no such exercise.
     """
+    exercise = _named(name)
+    right, line = _try(exercise, answer)
+    not_kept = "" if right is None else remember(name, right)
+    if right and not_kept:  # before that there is little to lose
+        line += f" ({not_kept})"
+    if right:
+        keep_answer(name, answer)
+    _say(" ".join(line.split()))
+    return bool(right)
+
+
+def forget_progress() -> None:
+    """Forget every try, every solved exercise and every answer: delete the files.
+
+    Raises OSError if they cannot be deleted, or if there is no place for them.
+    """
+    progress_file().unlink(missing_ok=True)
+    forget_answers()
+
+
+def mine(name: str) -> Callable:
+    """Return your right answer to an exercise, of this notebook or an earlier one, so that a cell can call it.
+
+    Until there is one it is the course's own solution, and a line says so. An answer from an earlier notebook is run
+    again from its source and must pass its check. Raises ValueError if there is no such exercise.
+    """
+    exercise, answer = _named(name), answer_in_this_kernel(name)
+    if answer is not None:
+        return answer
+    kept = kept_sources()
+    if name in kept:
+        try:
+            answer = run_source(name, kept)
+            if _try(exercise, answer)[0]:
+                return answer
+        except Exception:  # it needs something that only its own notebook has
+            pass
+        _say(f"Your answer to {name} does not run in this notebook: the course's solution stands in for it.")
+    else:
+        _say(f"{name} is not solved yet: the course's solution stands in for yours.")
+    return exercise.reference
+
+
+def _named(name: str) -> type[Exercise]:
+    """Return the exercise of that name. Raises ValueError, with the nearest names, if there is none."""
     known = exercises()
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or known
         raise ValueError(f'There is no exercise "{name}". Did you mean one of these: {", ".join(near)}?')
+    return known[name]
+
+
+def _try(exercise: type[Exercise], answer: Any) -> tuple[bool | None, str]:
+    """Return whether the answer is right (None if it stands as it came), and a line that says so."""
     muffler = Muffler()
     with contextlib.redirect_stdout(muffler), contextlib.redirect_stderr(Muffler()), own_surroundings():
         try:
-            right, line = _judge(known[name], answer)
+            right, line = _judge(exercise, answer)
         except TooSlow:
             slow = f"there was no answer after {TIME_LIMIT:g} seconds. Is there a loop that never ends?"
-            right, line = False, f"Not yet: {name}. The inputs are small, but {slow}"
+            right, line = False, f"Not yet: {exercise.name}. The inputs are small, but {slow}"
         except Exception as error:  # an answer so odd that it cannot even be compared
-            right, line = False, f"Not yet: {name}. What it returns cannot be compared: {shorten(error)}"
+            right, line = False, f"Not yet: {exercise.name}. What it returns cannot be compared: {shorten(error)}"
     if muffler.used:
         line += " (What your function prints is left out here; call it yourself to see it.)"
-    not_kept = "" if right is None else remember(name, right)
-    if right and not_kept:  # before that there is little to lose
-        line += f" ({not_kept})"
-    _say(" ".join(line.split()))
-    return bool(right)
+    return right, line
 
 
 def _say(line: str) -> None:

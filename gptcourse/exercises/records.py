@@ -127,11 +127,3 @@ def remember(name: str, right: bool) -> str:
     except OSError as error:
         return _not_kept(error)
     return ""
-
-
-def forget_progress() -> None:
-    """Forget every try and every solved exercise: delete the file.
-
-    Raises OSError if it cannot be deleted, or if there is no place for it.
-    """
-    progress_file().unlink(missing_ok=True)

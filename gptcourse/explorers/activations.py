@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, buttons, choice
 from gptcourse.interpretability import expected_spread, gelu
 from gptcourse.model import squared_relu

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import ipywidgets as widgets
 import numpy as np
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, choice
 from gptcourse.pretrained import PretrainedError
 from gptcourse.recordings import POINTS, TOKENS, Atlas, Point, binned, load_atlas, settings_of, train_point

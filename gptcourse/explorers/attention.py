@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcourse.attention import causal_mask, rotary
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
 
 KEYS, QUERIES = 8, 256

@@ -3,7 +3,7 @@
 import math
 from html import escape
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, choice, text_box
 
 SIZES = [259, 270, 300, 350, 400, 500, 700, 1000, 1400, 2000, 2800, 4000, 8000, 16000, 32000]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import text_box
 from gptcourse.explorers.text_panel import HINT, Writer, prose, sampling_of, sliders
 from gptcourse.finetuning import chat_prompt, eos_id

@@ -6,7 +6,7 @@ from itertools import groupby
 import ipywidgets as widgets
 import torch
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import slider, text_box
 from gptcourse.explorers.text_panel import HINT, SLIDERS, Writer, pieces, prose, sampling_of, sliders
 from gptcourse.generation import Sampling, exponential_noise, first_kept, next_token_distribution, sample

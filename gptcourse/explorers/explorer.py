@@ -5,7 +5,7 @@ from numbers import Real
 
 import ipywidgets as widgets
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 
 NAME_WIDTH = "125px"
 LARGEST = 2**53 - 1  # JavaScript counts no further

@@ -4,7 +4,7 @@ from functools import lru_cache, partial
 
 import ipywidgets as widgets
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, buttons, slider, text_box
 from gptcourse.interpretability import (
     PIECE,

@@ -6,7 +6,7 @@ from collections import deque
 import ipywidgets as widgets
 from IPython import get_ipython
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 
 POINTS = 300  # a picture has about 600 pixels for the curve, so more points than this cannot be seen
 

@@ -1,52 +1,87 @@
 """Predict, then reveal: a question that keeps its answer until the learner has committed to a guess."""
 
+import os
 from html import escape
 from string import ascii_lowercase
 
 import ipywidgets as widgets
 from IPython.display import display
+from IPython.utils.capture import capture_output
+
+REVEAL = "GPTCOURSE_REVEAL"  # when this environment variable is set, what `reveal` shows is shown at once
 
 
-def predict(question, options, answer, explanation):
+def predict(question, options, answer, explanation, reveal=None):
     """Ask ``question`` and return a row of buttons; a click on one shows ``answer`` and ``explanation``.
 
-    The question and its options are printed as Markdown above the buttons, so they can be read where no widget runs
-    (on GitHub, on paper); math between dollar signs works in all three texts. ``options`` are two to eight strings
-    and ``answer`` is one of them. Nothing of the answer is sent to the browser before the click. The returned
-    ``VBox`` has ``.buttons`` and ``.reply`` (an HTML widget, empty at first).
+    ``options`` are two to eight strings, one of which is ``answer``. ``reveal``, a function without arguments, computes
+    after the click what proves the answer; what it prints and returns stands below the explanation. So *Run All* gives
+    nothing away. Where the environment variable GPTCOURSE_REVEAL is set it is called at once, and the proof stands in a
+    fold: for the tests, and for who reads without a kernel. Math between dollar signs works in all texts. The returned
+    ``VBox`` has ``.buttons``, ``.reply`` (an HTML widget) and ``.proof`` (an Output), both empty at first.
     """
     options = _checked(options, answer)
-    letters = ascii_lowercase[: len(options)]
+    letters, right = ascii_lowercase[: len(options)], options.index(answer)
     buttons = [
         widgets.Button(description=letter, tooltip=f"I guess {letter}", layout=widgets.Layout(width="52px"))
         for letter in letters
     ]
-    reply = widgets.HTMLMath()
-    right = options.index(answer)
+    reply, proof = widgets.HTMLMath(), widgets.Output()
 
-    def reveal(button):
-        """Close the question and show the answer beside the guess."""
-        guess = buttons.index(button)
+    def answered(button):
+        """Close the question, show the answer beside the guess, and then what proves it."""
         for other in buttons:
             other.disabled = True
         button.button_style = "danger"
         buttons[right].button_style = "success"
-        verdict = (
-            f"✓ {letters[right]} it is." if guess == right else f"You guessed {letters[guess]}; it is {letters[right]}."
-        )
-        reply.value = (
-            '<div style="line-height:1.5;max-width:680px;white-space:pre-wrap">'
-            f"<b>{verdict}</b> {escape(explanation, quote=False)}</div>"
-        )
+        reply.value = _verdict(letters[buttons.index(button)], letters[right], explanation)
+        if reveal is not None and REVEAL not in os.environ:
+            with proof:
+                _show(reveal())
 
     for button in buttons:
-        button.on_click(reveal)
-    lines = [f"({letter}) {option}" for letter, option in zip(letters, options, strict=True)]
+        button.on_click(answered)
+    _print_question(question, dict(zip(letters, options, strict=True)))
+    if reveal is not None and REVEAL in os.environ:
+        _print_fold(f"({letters[right]}) {explanation}", reveal)
+    box = widgets.VBox([widgets.HBox([widgets.Label("Your guess:"), *buttons]), reply, proof])
+    box.buttons, box.reply, box.proof = buttons, reply, proof
+    return box
+
+
+def _verdict(guess, right, explanation):
+    verdict = f"✓ {right} it is." if guess == right else f"You guessed {guess}; it is {right}."
+    style = "line-height:1.5;max-width:680px;white-space:pre-wrap"
+    return f'<div style="{style}"><b>{verdict}</b> {escape(explanation, quote=False)}</div>'
+
+
+def _print_question(question, options):
+    lines = [f"({letter}) {option}" for letter, option in options.items()]
     markdown = "**Predict.** " + question + "\n\n" + "  \n".join(lines)
     display({"text/markdown": markdown, "text/plain": "\n".join([f"Predict. {question}", *lines])}, raw=True)
-    box = widgets.VBox([widgets.HBox([widgets.Label("Your guess:"), *buttons]), reply])
-    box.buttons, box.reply = buttons, reply
-    return box
+
+
+def _show(result):
+    if result is not None:
+        display(result)
+
+
+def _print_fold(answer, reveal):
+    """Show the answer and what proves it in a fold, as one output of HTML; its plain text is what was printed."""
+    with capture_output() as captured:
+        _show(reveal())
+    printed = f"<pre>{escape(captured.stdout)}</pre>" if captured.stdout else ""
+    shown = "".join(_as_html(output.data) for output in captured.outputs)
+    fold = f"<details><summary>After your guess</summary><p>{escape(answer, quote=False)}</p>{printed}{shown}</details>"
+    display({"text/html": fold, "text/plain": captured.stdout}, raw=True)
+
+
+def _as_html(data):
+    if "text/html" in data:
+        return data["text/html"]
+    if "image/png" in data:
+        return f'<img alt="" style="max-width:100%" src="data:image/png;base64,{data["image/png"].strip()}">'
+    return f"<pre>{escape(data.get('text/plain', ''))}</pre>"
 
 
 def _checked(options, answer):

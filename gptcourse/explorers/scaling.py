@@ -9,7 +9,7 @@ from functools import partial
 
 import ipywidgets as widgets
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
 from gptcourse.model import GPT3_TABLE, GPTConfig
 from gptcourse.scaling import SHARDED, device_memory, flops_per_token, training_memory

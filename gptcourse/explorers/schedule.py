@@ -3,7 +3,7 @@
 Source: Brown et al. (2020), GPT-3, appendix B; the formula is `optimizers.learning_rate_at`.
 """
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
 from gptcourse.optimizers import SCHEDULES, learning_rate_at
 from gptcourse.training import TrainingConfig

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, slider
 from gptcourse.generation import Sampling, only_tokens_of, stream
 from gptcourse.views import context_window, unwrap

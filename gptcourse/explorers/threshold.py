@@ -2,7 +2,7 @@
 
 import math
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, slider
 
 N_BINS = 40

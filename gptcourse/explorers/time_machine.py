@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, choice, slider, text_box
 from gptcourse.explorers.heads import SHOWN, draw_pattern, token_label
 from gptcourse.explorers.text_panel import prose

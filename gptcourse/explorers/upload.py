@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from gptcourse.explorers import svg
+from gptcourse.drawings import svg
 
 LONGEST_NAME = 200  # bytes, without the suffix; file systems stop at 255
 

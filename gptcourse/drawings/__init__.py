@@ -1,0 +1,1 @@
+"""The drawings of the course, made by code: `drawings.attention.one_query(...)` at the end of a cell shows one."""

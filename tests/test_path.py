@@ -1,0 +1,133 @@
+"""What a learner carries from notebook to notebook: right answers that later cells call, and the chart of losses."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from gptcourse.drawings.board import ladder
+from gptcourse.exercises import LossBoard, answers, check, exercises, forget_progress, mine
+from gptcourse.exercises.answers import answers_file
+
+RIGHT = """
+def my_scores(q, k):
+    return torch.einsum("...td,...sd->...ts", q, k) / math.sqrt(q.shape[-1])
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTCOURSE_PROGRESS", str(tmp_path / "progress"))
+    monkeypatch.setattr(answers, "_right", {})
+
+
+def written(tmp_path, source, name):
+    """Return a function as a cell would define it: with its source in a file, and torch imported elsewhere."""
+    path = tmp_path / "cell.py"
+    path.write_text(f"import torch\nfrom torch import nn\nimport math\n{source}")
+    spec = importlib.util.spec_from_file_location("cell", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def as_in_a_new_kernel(monkeypatch):
+    monkeypatch.setattr(answers, "_right", {})
+
+
+def test_what_was_right_is_called_in_this_notebook_and_in_the_next(tmp_path, monkeypatch, capsys):
+    answer = written(tmp_path, RIGHT, "my_scores")
+    assert check("attention.scores", answer)
+    assert mine("attention.scores") is answer
+    as_in_a_new_kernel(monkeypatch)
+    capsys.readouterr()
+    again = mine("attention.scores")
+    q, k = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    assert again is not answer and torch.equal(again(q, k), answer(q, k)) and capsys.readouterr().out == ""
+
+
+def test_before_that_the_solution_stands_in_and_says_so(capsys):
+    assert not check("attention.scores", lambda q, k: q)
+    capsys.readouterr()
+    assert mine("attention.scores") is exercises()["attention.scores"].reference
+    assert capsys.readouterr().out == "attention.scores is not solved yet: the course's solution stands in for yours.\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["def my_scores(q, k):\n    return helper_of_its_notebook(q, k)", "def my_scores(q, k):\n    return q", "def my_"],
+)
+def test_a_kept_answer_that_fails_here_is_replaced_by_the_solution(source, capsys):
+    answers_file().parent.mkdir(parents=True)
+    answers_file().write_text(json.dumps({"attention.scores": {"calls": "my_scores", "source": source}}))
+    assert mine("attention.scores") is exercises()["attention.scores"].reference
+    assert "does not run in this notebook" in capsys.readouterr().out
+
+
+def test_a_kept_answer_finds_the_kept_answers_that_it_calls():
+    kept = {
+        "b.outer": {"calls": "outer", "source": "def outer(x):\n    return inner(x) + math.pi"},
+        "a.inner": {"calls": "inner", "source": "def inner(x):\n    return 2 * x"},
+    }
+    assert answers.run_source("b.outer", kept)(1) == pytest.approx(2 + 3.14159265)
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"attention.scores": 3}', '{"attention.scores": {"calls": 1}}'])
+def test_a_damaged_file_of_answers_counts_as_none(damage, capsys):
+    answers_file().parent.mkdir(parents=True)
+    answers_file().write_text(damage)
+    assert mine("attention.scores") is exercises()["attention.scores"].reference
+
+
+def test_what_has_no_source_is_kept_while_the_kernel_runs():
+    namespace = {}
+    exec("def scores(q, k):\n    return q @ k.mT / q.shape[-1] ** 0.5", namespace)
+    assert check("attention.scores", namespace["scores"])
+    assert mine("attention.scores") is namespace["scores"] and not answers_file().exists()
+
+
+def test_forgetting_forgets_the_answers(tmp_path):
+    assert check("attention.scores", written(tmp_path, RIGHT, "my_scores"))
+    forget_progress()
+    assert not answers_file().exists() and mine("attention.scores") is exercises()["attention.scores"].reference
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"attention\.scores"):
+        mine("attention.score")
+
+
+def test_the_board_grows_from_notebook_to_notebook():
+    board = LossBoard()
+    board.add("bigram", 2.5, kind="counting")
+    board.add("trigram", 2.1, kind="counting")
+    board.add("bigram, trained", 2.51)
+    later = LossBoard()
+    later.add("your GPT", 1.6)
+    assert list(later.losses) == ["bigram", "trigram", "bigram, trained", "your GPT"]
+    assert later.new == {"your GPT"} and later.best_count == 2.1
+    html = later._repr_mimebundle_()["text/html"]
+    assert html.index("bigram") < html.index("trigram") < html.index("your GPT") and "best count table: 2.100" in html
+
+
+def test_a_board_that_cannot_be_kept_works(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("GPTCOURSE_PROGRESS", str(tmp_path / "file" / "folder"))
+    board = LossBoard()
+    with pytest.raises(ValueError, match="No table of counts"):
+        _ = board.best_count
+    board.add("unigram", 3.3, kind="counting")
+    assert board.best_count == 3.3 and LossBoard().losses == {}
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -0.1])
+def test_an_impossible_loss_is_refused(loss):
+    with pytest.raises(ValueError, match="finite number"):
+        LossBoard().add("a model", loss)
+
+
+def test_the_chart_gives_bits_and_says_everything_in_words():
+    drawing = ladder({"coin <2>": (0.6931, "counting")}, set())
+    assert "0.693 (1.00)" in drawing.svg() and "coin &lt;2&gt;" in drawing.svg() and "<2>" not in drawing.svg()
+    assert drawing.description == "Held-out loss in nats per character: coin <2> 0.693."

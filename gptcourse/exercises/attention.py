@@ -200,7 +200,7 @@ class Output(Exercise, name="attention.output"):
     def reference(q, k, v):
         return attend_causally(q, k, v)
 
-    unmasked = mistake(SEES_FUTURE)(lambda q, k, v: attend(q, k, v))
+    unmasked = mistake(SEES_FUTURE)(attend)
     unscaled = mistake(NO_SCALE)(lambda q, k, v: causal(q @ k.mT) @ v)
     masked_late = mistake(LATE_MASK)(lambda q, k, v: scaled(q, k).softmax(-1).tril() @ v)
     weights = mistake("These are the weights. What do they make of the values?")(lambda q, k, v: causal(scaled(q, k)))
@@ -306,7 +306,7 @@ class Cache(Exercise, name="attention.cache"):
         return [(*(randn(B, H, 1, D) for _ in "qkv"), randn(B, H, S, D), randn(B, H, S, D)) for B, H, S, D in lengths]
 
     def with_output(output):
-        """Return a step that grows the memory as it should and reads it in this way; K, V hold the new token, too."""
+        """Return a step that grows the memory as it should, and reads the whole of it in this way."""
 
         def step(q, k, v, past_keys, past_values):
             keys, values = grown(past_keys, k), grown(past_values, v)
@@ -322,20 +322,11 @@ class Cache(Exercise, name="attention.cache"):
     with_a_triangle = mistake("""Your query sees only the very first key: a triangle mask takes it for the first token,
         and it is the last. Does it need a mask at all?""")(with_output(lambda q, K, V: V[:, :, :1]))
     unscaled = mistake(NO_SCALE)(with_output(lambda q, K, V: (q @ K.mT).softmax(-1) @ V))
-
-    @mistake("The new key and value stand in front of the old ones. In what order were the tokens read?")
-    def in_front(q, k, v, past_keys, past_values):
-        keys, values = grown(k, past_keys), grown(v, past_values)
-        return attend(q, keys, values), keys, values
-
-    @mistake("The output is right. But the next step needs the longer keys and values: return them as well.")
-    def output_alone(q, k, v, past_keys, past_values):
-        return attend(q, grown(past_keys, k), grown(past_values, v))
-
-    @mistake("The output is right, but you hand back the old memory, so the next step will have forgotten this token.")
-    def old_memory(q, k, v, past_keys, past_values):
-        return attend(q, grown(past_keys, k), grown(past_values, v)), past_keys, past_values
-
-    @mistake("You join along the wrong dimension. Which dimension of the memory grows when a token arrives?")
-    def joined_along_heads(q, k, v, past_keys, past_values):
-        return torch.cat((past_keys, k), 1)
+    in_front = mistake("""The new key and value stand in front of the old ones. In what order were
+        the tokens read?""")(lambda q, k, v, K, V: (attend(q, grown(k, K), grown(v, V)), grown(k, K), grown(v, V)))
+    output_alone = mistake("""The output is right. But the next step needs the longer keys and values: return them as
+        well.""")(lambda q, k, v, K, V: attend(q, grown(K, k), grown(V, v)))
+    old_memory = mistake("""The output is right, but you hand back the old memory, so the next step will have forgotten
+        this token.""")(lambda q, k, v, K, V: (attend(q, grown(K, k), grown(V, v)), K, V))
+    joined_along_heads = mistake("""You join along the wrong dimension. Which dimension of the memory grows when a token
+        arrives?""")(lambda q, k, v, K, V: torch.cat((K, k), 1))

@@ -75,16 +75,7 @@ def looking_back(losses: list[float], window: int, middle: Callable = median) ->
     return [middle(losses[max(i - window + 1, 0) : i + 1]) for i in range(len(losses))]
 
 
-def centred(losses: list[float], window: int) -> list[float]:
-    return [median(losses[max(i - window // 2, 0) : i + window // 2 + 1]) for i in range(len(losses))]
-
-
-def looking_ahead(losses: list[float], window: int) -> list[float]:
-    return [median(losses[i : i + window]) for i in range(len(losses) - window + 1)]
-
-
-def raw(losses: list[float], window: int) -> list[float]:
-    return losses
+raw = partial(looking_back, middle=lambda losses: losses[-1])
 
 
 def reading(smoothed_by: Callable = looking_back, back: int = 1, divisor: float = 2) -> Callable:
@@ -367,8 +358,10 @@ class RangeTest(Exercise, name="tuning.range_test"):
         Which rate made that loss, and how far should one stay away from it?""")(reading(back=0, divisor=1))
     tenth_beside_the_lowest = mistake("""A tenth is a rule that others use, for curves read by eye. How far away does
         this one stay?""")(reading(back=0, divisor=10))
-    centred_window = mistake(LOOKS_AHEAD)(reading(centred))
-    shorter_list = mistake(LOOKS_AHEAD)(reading(looking_ahead))
+    centred_window = mistake(LOOKS_AHEAD)(
+        reading(lambda x, n: [median(x[max(i - n // 2, 0) : i + n // 2 + 1]) for i in range(len(x))])
+    )
+    shorter_list = mistake(LOOKS_AHEAD)(reading(lambda x, n: [median(x[i : i + n]) for i in range(len(x) - n + 1)]))
     means = mistake("""You smooth with a mean, and one lucky or unlucky batch drags it along. What is hardly moved by
         one?""")(reading(partial(looking_back, middle=fmean)))
 

@@ -26,11 +26,6 @@ def f1(right: Tensor, true: Tensor, said: Tensor) -> Tensor:
     return 2 * right / (true + said)
 
 
-def of_counts(score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
-    """Return the mean of a score, given how often each label is answered rightly, is true and is said."""
-    return lambda truth, predicted, n_labels: score(*counts(truth, predicted, n_labels)).mean().item()
-
-
 def interval(values: Tensor, low: float = 0.025, high: float = 0.975) -> tuple[float, float]:
     return values.quantile(low).item(), values.quantile(high).item()
 
@@ -65,10 +60,6 @@ def ends_in_piece(text: str, piece: str, phrase: str) -> bool:
     whole, wanted = (text + piece).lower(), phrase.lower()
     place = whole.rfind(wanted)
     return place >= 0 and place + len(wanted) > len(text)
-
-
-def for_each(allows: Callable[[str, str, str], bool]) -> Callable:
-    return lambda text, pieces, phrase: tensor([allows(text, piece, phrase) for piece in pieces])
 
 
 class BitsPerByte(Exercise, name="evaluation.bits_per_byte"):
@@ -135,6 +126,10 @@ class MacroF1(Exercise, name="evaluation.macro_f1"):
             (randint(4, (50,)), randint(4, (50,)), 4),
             (tensor([0, 1, 1, 3]), tensor([0, 1, 3, 3]), 5),
         ]
+
+    def of_counts(score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+        """Return the mean of a score, given how often each label is answered rightly, is true and is said."""
+        return lambda truth, predicted, n_labels: score(*counts(truth, predicted, n_labels)).mean().item()
 
     def reference(truth, predicted, n_labels):
         return classification_report(truth.tolist(), predicted.tolist(), range(n_labels)).macro_f1
@@ -248,6 +243,9 @@ class MendFilter(Exercise, name="evaluation.mend_filter"):
             ("SWORDFIS", ["h", "H", "x", "hes are fish"], "swordfish"),
             ("open ses", ["ame", "same", "sesame"], "sesame"),
         ]
+
+    def for_each(allows: Callable[[str, str, str], bool]) -> Callable:
+        return lambda text, pieces, phrase: tensor([allows(text, piece, phrase) for piece in pieces])
 
     reference = for_each(lambda text, piece, phrase: not ends_in_piece(text, piece, phrase))
     piece_alone = as_it_stands("""The mistake is still there: each piece is looked at alone. Where does a phrase hide

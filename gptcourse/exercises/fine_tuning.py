@@ -53,23 +53,9 @@ def in_order_of_size(logits: Tensor, p: float) -> Tensor:
     return top_p(logits, p).sort(dim=-1, descending=True).values
 
 
-def drawn_from(distribution: Callable[[Tensor, float], Tensor]) -> Callable:
-    return lambda logits, p, noise: (distribution(logits, p) / noise).argmax(-1)
-
-
 def rows_to_draw(n: int, vocab_size: int, spread: float, p: float) -> tuple[Tensor, float, Tensor]:
     """Rows at which the model is more or less sure, and exponential noise to draw a token from each."""
     return spread * randn(n, vocab_size), p, torch.empty(n, vocab_size).exponential_()
-
-
-def penalised(change: Callable[[Tensor, float], Tensor]) -> Callable:
-    """Return a penalty that changes the logits of the tokens seen in this way."""
-
-    def new_logits(logits, previous_ids, penalty):
-        seen = torch.zeros_like(logits, dtype=torch.bool).index_fill(0, previous_ids, True)
-        return torch.where(seen, change(logits, penalty), logits)
-
-    return new_logits
 
 
 def texts(*lengths: int, spread: float = 1.0) -> tuple[list[Tensor]]:
@@ -122,16 +108,6 @@ def filled_rows(*lengths: int, places: int, vocab_size: int = 6) -> tuple[Tensor
     return randn(len(lengths), places, vocab_size), targets, lengths
 
 
-def mean_of(mean: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
-    """Return a mean of all losses, which of them are no filling, and the lengths of the rows."""
-
-    def loss(logits, targets, lengths):
-        losses = F.cross_entropy(logits.mT, targets, reduction="none")  # (B, T)
-        return mean(losses, torch.arange(targets.shape[1]) < lengths[:, None], lengths).item()
-
-    return loss
-
-
 def ignored(n: int) -> Tensor:
     return torch.full((n,), IGNORED)
 
@@ -140,16 +116,6 @@ def in_phrasings(*numbers: int) -> list[tuple[str, str]]:
     """Dialogues with these phrasings, each with an order number of its own; the names are not in order."""
     names = "Where is {}?", "Cancel {}.", "Any news of {}?", "Send {} back.", "Has {} left?", "Pay for {}.", "Is {} in?"
     return [(names[n], names[n].format(4000 + 7 * i)) for i, n in enumerate(numbers)]
-
-
-def with_phrasings(pick: Callable[[list[str], int], list[str]]) -> Callable:
-    """Return what gives the numbers of the dialogues whose phrasings are picked from all, in their order."""
-
-    def numbers(dialogues, every):
-        picked = pick(list(dict.fromkeys(phrasing for phrasing, _ in dialogues)), every)
-        return tensor([i for i, (phrasing, _) in enumerate(dialogues) if phrasing in picked])
-
-    return numbers
 
 
 def low_rank(n_out: int, n_in: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -275,6 +241,15 @@ class RepetitionPenalty(Exercise, name="fine_tuning.repetition_penalty"):
             (3 * randn(20), randint(20, (12,)), 2.0),
             (randn(6), tensor([5, 5, 5, 2, 2]), 1.2),
         ]
+
+    def penalised(change: Callable[[Tensor, float], Tensor]) -> Callable:
+        """Return a penalty that changes the logits of the tokens seen in this way."""
+
+        def new_logits(logits, previous_ids, penalty):
+            seen = torch.zeros_like(logits, dtype=torch.bool).index_fill(0, previous_ids, True)
+            return torch.where(seen, change(logits, penalty), logits)
+
+        return new_logits
 
     reference = penalised(lambda x, penalty: torch.where(x < 0, x * penalty, x / penalty))
     all_divided = mistake("""A negative logit that you divide comes nearer to zero, so its token becomes more likely.
@@ -437,8 +412,7 @@ class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
         return (logits / temperature).softmax(-1)
 
     divided_twice = as_it_stands("""The mistake is still there: every temperature gives the same distribution. You
-        divide, and then you divide by the sum: what is left
-        of the temperature?""")(lambda x, T: normalised(x.softmax(-1) / T))
+        divide, and then you divide by the sum. What is left?""")(lambda x, T: normalised(x.softmax(-1) / T))
     subtracted = mistake("""You subtract the temperature from every logit, and a softmax does not notice what all of
         them share.""")(lambda x, T: (x - T).softmax(-1))
     of_probabilities = mistake("""Now the temperature does something, but all tokens are nearly even: a softmax of
@@ -456,6 +430,9 @@ class MendTopP(Exercise, name="fine_tuning.mend_top_p"):
 
     def inputs():
         return [rows_to_draw(64, 8, 3.0, 0.6), rows_to_draw(128, 12, 1.5, 0.8), rows_to_draw(2, 3, 1.0, 0.7)]
+
+    def drawn_from(distribution: Callable[[Tensor, float], Tensor]) -> Callable:
+        return lambda logits, p, noise: (distribution(logits, p) / noise).argmax(-1)
 
     reference = drawn_from(top_p)
     crossing_dropped = as_it_stands("""The mistake is still there: where one token holds more than p, token 0 is drawn.
@@ -479,6 +456,15 @@ class MendPadding(Exercise, name="fine_tuning.mend_padding"):
 
     def inputs():
         return [filled_rows(3, 7, places=9), filled_rows(2, 5, 4, 8, places=8), filled_rows(1, 2, places=3)]
+
+    def mean_of(mean: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+        """Return a mean of all losses, which of them are no filling, and the lengths of the rows."""
+
+        def loss(logits, targets, lengths):
+            losses = F.cross_entropy(logits.mT, targets, reduction="none")  # (B, T)
+            return mean(losses, torch.arange(targets.shape[1]) < lengths[:, None], lengths).item()
+
+        return loss
 
     reference = mean_of(lambda losses, real, n: losses[real].mean())
     of_all_places = as_it_stands("""The mistake is still there: fill the same rows up further, and the loss changes.
@@ -561,6 +547,15 @@ class MendSplit(Exercise, name="fine_tuning.mend_split"):
     def inputs():
         dialogues = in_phrasings(3, 0, 3, 1, 0, 4, 1, 1, 3, 2, 4, 0, 2, 5)
         return [(dialogues, 3), (in_phrasings(1, 1, 0, 1, 2, 0, 6, 2, 2, 6, 5, 5), 2)]
+
+    def with_phrasings(pick: Callable[[list[str], int], list[str]]) -> Callable:
+        """Return what gives the numbers of the dialogues whose phrasings are picked from all, in their order."""
+
+        def numbers(dialogues, every):
+            picked = pick(list(dict.fromkeys(phrasing for phrasing, _ in dialogues)), every)
+            return tensor([i for i, (phrasing, _) in enumerate(dialogues) if phrasing in picked])
+
+        return numbers
 
     reference = with_phrasings(lambda names, every: names[every - 1 :: every])
     by_dialogues = as_it_stands("""The mistake is still there: a phrasing of the test is in the training part, too. What

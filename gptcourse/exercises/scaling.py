@@ -31,20 +31,6 @@ def state_bytes(n: float, devices: int, strategy: str, *, divided=(0, 12, 14, 16
     return n * (whole - shared + shared / devices)
 
 
-def split_by(
-    scale: Callable = lambda A, alpha, B, beta: alpha * A / (beta * B),
-    share: Callable = lambda alpha, beta: beta / (alpha + beta),
-    cost: int = 6,
-) -> Callable:
-    """Return a split of the budget into parameters and tokens; by default equation 4 of Hoffmann et al. (2022)."""
-
-    def split(E, A, alpha, B, beta, flops):
-        n = scale(A, alpha, B, beta) ** (1 / (alpha + beta)) * (flops / cost) ** share(alpha, beta)
-        return n, flops / cost / n
-
-    return split
-
-
 def iterated(x: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz without the division at its start."""
     a, b, c = NEWTON_SCHULZ
@@ -104,6 +90,19 @@ class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
             (1.0, 7.0, 0.3, 7.0, 0.3, 6e10),
             (1.5, 3.0, 0.5, 5.0, 0.4, 6e4),
         ]
+
+    def split_by(
+        scale: Callable = lambda A, alpha, B, beta: alpha * A / (beta * B),
+        share: Callable = lambda alpha, beta: beta / (alpha + beta),
+        cost: int = 6,
+    ) -> Callable:
+        """Return a split of the budget into parameters and tokens; by default equation 4 of Hoffmann et al. (2022)."""
+
+        def split(E, A, alpha, B, beta, flops):
+            n = scale(A, alpha, B, beta) ** (1 / (alpha + beta)) * (flops / cost) ** share(alpha, beta)
+            return n, flops / cost / n
+
+        return split
 
     def reference(E, A, alpha, B, beta, flops):
         return ScalingLaw(E, A, alpha, B, beta).compute_optimal(flops)

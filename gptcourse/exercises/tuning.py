@@ -37,30 +37,6 @@ def share_of_peak(x: float) -> float:
     return 0.1 + 0.9 * half_wave(x)
 
 
-def schedule(
-    height: Callable[[float], float] = share_of_peak,
-    progress: Callable = lambda step, warmup, steps: min((step - warmup) / (steps - warmup), 1.0),
-    climb: Callable = lambda step, warmup: (step + 1) / (warmup + 1),
-) -> Callable:
-    """Return a schedule: `climb` during the warm-up, then the share of the peak at this progress of the fall."""
-
-    def rate(step, peak, warmup_steps, steps):
-        climbs = step < warmup_steps
-        return peak * (climb(step, warmup_steps) if climbs else height(progress(step, warmup_steps, steps)))
-
-    return rate
-
-
-def decays(does: Callable[[str, nn.Module, Tensor], bool]) -> Callable:
-    """Return what gives the decay of each parameter, by its name, the layer that holds it and itself."""
-
-    def decay(model, weight_decay):
-        found = [does(name, part, p) for part in model.modules() for name, p in part.named_parameters(recurse=False)]
-        return weight_decay * tensor(found).float()
-
-    return decay
-
-
 def range_test(seed: int, n: int, edge: int, window: int) -> tuple[list[float], list[float], int]:
     """Rates and losses that fall down to a valley and climb out of it, with lucky and unlucky batches."""
     draw = random.Random(seed)
@@ -78,16 +54,6 @@ def looking_back(losses: list[float], window: int, middle: Callable = median) ->
 raw = partial(looking_back, middle=lambda losses: losses[-1])
 
 
-def reading(smoothed_by: Callable = looking_back, back: int = 1, divisor: float = 2) -> Callable:
-    """Return a reading of a range test: the rate so many places before the lowest loss, divided."""
-
-    def rate(rates, losses, window):
-        smoothed = smoothed_by(losses, window)
-        return rates[max(smoothed.index(min(smoothed)) - back, 0)] / divisor
-
-    return rate
-
-
 def squared_lengths(n_batches: int, small: int, big: int, noise: float) -> tuple[Tensor, Tensor, int, int]:
     """Squared lengths of gradients with 30 entries of size 1 and this much noise in each sequence's gradient."""
     gradients = 1 + noise * randn(n_batches, big // small, small, 30, dtype=torch.float64)
@@ -98,16 +64,6 @@ def squared_lengths(n_batches: int, small: int, big: int, noise: float) -> tuple
 def estimates(s: Tensor, b: Tensor, small: int, big: int) -> tuple[Tensor, Tensor]:
     """Return the squared length of the gradient without noise, and the noise of a single sequence."""
     return (big * b - small * s) / (big - small), (s - b) / (1 / small - 1 / big)
-
-
-def solved(result: Callable[..., Tensor]) -> Callable:
-    """Return what computes a result from both estimates and both mean lengths."""
-
-    def noise_scale(small_norms_squared, big_norms_squared, small, big):
-        s, b = small_norms_squared.mean(), big_norms_squared.mean()
-        return result(*estimates(s, b, small, big), s, b).item()
-
-    return noise_scale
 
 
 def with_gradient(model: nn.Module) -> nn.Module:
@@ -125,19 +81,6 @@ def micro_batches(*sizes: int, padding: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 def n_tokens(y: Tensor) -> int:
     return (y >= 0).sum().item()
-
-
-def accumulated(weight: Callable[[Tensor, list[Tensor]], float]) -> Callable:
-    """Return what sums the gradients of all losses, with a weight for each part, given its and all targets."""
-
-    def gradient(model, micro_batches):
-        model.zero_grad()
-        for x, y in micro_batches:
-            loss = F.cross_entropy(model(x), y, reduction="sum")
-            (weight(y, [targets for _, targets in micro_batches]) * loss).backward()
-        return model.weight.grad
-
-    return gradient
 
 
 def torch_rates(model, batches, epochs, peak, *, told_of="run", at_step=1, at_epoch=0, late=False) -> Tensor:
@@ -161,25 +104,6 @@ def to_decay(rate: float, weight_decay: float, steps: int) -> tuple:
     for parameter in model.parameters():
         nn.init.normal_(parameter)  # norms that differ from 1
     return model, [randn(parameter.shape) for parameter in model.parameters()], rate, weight_decay, steps
-
-
-def adam_steps(matrices=1.0, others=0.0, is_matrix=lambda name, p: p.ndim >= 2, n_groups=2, kind=torch.optim.AdamW):
-    """Return a training in two groups, each with so much of the decay (None: it says nothing of its decay)."""
-
-    def trained(model, gradients, rate, weight_decay, steps):
-        groups = []
-        for which, share in ((True, matrices), (False, others)):
-            groups.append({"params": [p for name, p in model.named_parameters() if is_matrix(name, p) is which]})
-            if share is not None:
-                groups[-1]["weight_decay"] = share * weight_decay
-        optimizer = kind(groups[:n_groups], lr=rate)
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad = gradient.clone()
-        for _ in range(steps):
-            optimizer.step()
-        return tuple(parameter.detach() for parameter in model.parameters())
-
-    return trained
 
 
 def pairs(*sizes: int) -> list[tuple[Tensor, Tensor]]:
@@ -210,16 +134,6 @@ def chosen(losses: Tensor, reported: Tensor) -> tuple[int, float]:
     return best, reported[best].item()
 
 
-def at_budget(budget: Callable = min, read: Callable = lambda losses, steps: losses[steps - 1]) -> Callable:
-    """Return what reads both runs after a number of tokens, chosen from the numbers at their ends."""
-
-    def losses_at(small_losses, small_batch, big_losses, big_batch):
-        tokens = budget(len(small_losses) * small_batch, len(big_losses) * big_batch)
-        return read(small_losses, tokens // small_batch).item(), read(big_losses, tokens // big_batch).item()
-
-    return losses_at
-
-
 def slope(x: Tensor, y: Tensor) -> float:
     """Return the slope of the straight line nearest to the points, by least squares."""
     return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
@@ -234,6 +148,19 @@ class Schedule(Exercise, name="tuning.schedule"):
     def inputs():
         of_a_run = [(step, 6e-4, 10, 100) for step in (0, 4, 9, 10, 30, 55, 99, 100, 130)]
         return of_a_run + [(step, 0.5, 0, 8) for step in (0, 3, 7)] + [(step, 1.0, 2, 6) for step in (1, 2, 5)]
+
+    def schedule(
+        height: Callable[[float], float] = share_of_peak,
+        progress: Callable = lambda step, warmup, steps: min((step - warmup) / (steps - warmup), 1.0),
+        climb: Callable = lambda step, warmup: (step + 1) / (warmup + 1),
+    ) -> Callable:
+        """Return a schedule: `climb` during the warm-up, then the share of the peak at this progress of the fall."""
+
+        def rate(step, peak, warmup_steps, steps):
+            climbs = step < warmup_steps
+            return peak * (climb(step, warmup_steps) if climbs else height(progress(step, warmup_steps, steps)))
+
+        return rate
 
     reference = schedule()
     idle_first_step = mistake("""Your first step has a rate of 0: a gradient is computed and thrown away. Into how many
@@ -273,6 +200,15 @@ class DecayGroups(Exercise, name="tuning.decay_groups"):
         named = {"wte": nn.Embedding(5, 2), "wpe": nn.Embedding(3, 2), "c_attn": nn.Linear(2, 6), "ln_f": nn.RMSNorm(2)}
         square = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.RMSNorm(3), nn.Embedding(2, 3))
         return [(nn.Sequential(*mixed), 0.1), (square, 0.5), (nn.ModuleDict(named), 0.2)]
+
+    def decays(does: Callable[[str, nn.Module, Tensor], bool]) -> Callable:
+        """Return what gives the decay of each parameter, by its name, the layer that holds it and itself."""
+
+        def decay(model, weight_decay):
+            found = [does(name, m, p) for m in model.modules() for name, p in m.named_parameters(recurse=False)]
+            return weight_decay * tensor(found).float()
+
+        return decay
 
     def reference(model, weight_decay):
         return tensor([weight_decay if p.ndim >= 2 else 0.0 for p in model.parameters()])
@@ -325,6 +261,24 @@ class MendDecay(Exercise, name="tuning.mend_decay"):
     def inputs():
         return [to_decay(0.05, 0.5, 4), to_decay(0.02, 0.3, 2)]
 
+    def adam_steps(matrices=1.0, others=0.0, is_matrix=lambda name, p: p.ndim >= 2, n_groups=2, kind=torch.optim.AdamW):
+        """Return a training in two groups, each with so much of the decay (None: it says nothing of its decay)."""
+
+        def trained(model, gradients, rate, weight_decay, steps):
+            groups = []
+            for which, share in ((True, matrices), (False, others)):
+                groups.append({"params": [p for name, p in model.named_parameters() if is_matrix(name, p) is which]})
+                if share is not None:
+                    groups[-1]["weight_decay"] = share * weight_decay
+            optimizer = kind(groups[:n_groups], lr=rate)
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient.clone()
+            for _ in range(steps):
+                optimizer.step()
+            return tuple(parameter.detach() for parameter in model.parameters())
+
+        return trained
+
     reference = adam_steps()
     everything = as_it_stands("""The mistake is still there: with no gradient at all, the gain of the norm still goes
         down. Which parameters should decay, and how does the optimizer learn of it?""")(adam_steps(others=1.0))
@@ -347,6 +301,15 @@ class RangeTest(Exercise, name="tuning.range_test"):
     def inputs():
         curves = ((44, 60, 42, 5), (35, 40, 26, 3), (612, 50, 30, 7), (1345, 30, 18, 4))
         return [range_test(*curve) for curve in curves]
+
+    def reading(smoothed_by: Callable = looking_back, back: int = 1, divisor: float = 2) -> Callable:
+        """Return a reading of a range test: the rate so many places before the lowest loss, divided."""
+
+        def rate(rates, losses, window):
+            smoothed = smoothed_by(losses, window)
+            return rates[max(smoothed.index(min(smoothed)) - back, 0)] / divisor
+
+        return rate
 
     reference = reading()
     beside_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(reading(raw, back=0, divisor=1))
@@ -438,6 +401,15 @@ class NoiseScale(Exercise, name="tuning.noise_scale"):
         measured = tensor([5.0, 7.0], dtype=torch.float64), tensor([3.0, 2.0], dtype=torch.float64), 1, 4
         return [measured, squared_lengths(4, 2, 16, 3.0), squared_lengths(3, 4, 32, 5.0)]
 
+    def solved(result: Callable[..., Tensor]) -> Callable:
+        """Return what computes a result from both estimates and both mean lengths."""
+
+        def noise_scale(small_norms_squared, big_norms_squared, small, big):
+            s, b = small_norms_squared.mean(), big_norms_squared.mean()
+            return result(*estimates(s, b, small, big), s, b).item()
+
+        return noise_scale
+
     reference = solved(lambda squared, noise, s, b: noise / squared)
     sizes_exchanged = mistake("""Your noise scale is negative. Which of the two squared lengths belongs to which size,
         and which of them holds more noise?""")(lambda s, b, small, big: NoiseScale.reference(s, b, big, small))
@@ -473,6 +445,18 @@ class Accumulate(Exercise, name="tuning.accumulate"):
         models = [with_gradient(nn.Linear(6, 5, bias=False)) for _ in range(2)]
         return list(zip(models, [micro_batches(2, 9, 4), micro_batches(7, 3, 3, 12, padding=2)], strict=True))
 
+    def accumulated(weight: Callable[[Tensor, list[Tensor]], float]) -> Callable:
+        """Return what sums the gradients of all losses, with a weight for each part, given its and all targets."""
+
+        def gradient(model, micro_batches):
+            model.zero_grad()
+            for x, y in micro_batches:
+                loss = F.cross_entropy(model(x), y, reduction="sum")
+                (weight(y, [targets for _, targets in micro_batches]) * loss).backward()
+            return model.weight.grad
+
+        return gradient
+
     reference = accumulated(lambda y, ys: 1 / sum(map(n_tokens, ys)))
     mean_of_means = mistake("""Each micro-batch has the same say, however few tokens it holds. In one big batch, what
         has?""")(accumulated(lambda y, ys: 1 / n_tokens(y) / len(ys)))
@@ -505,8 +489,8 @@ class MendAccumulation(Exercise, name="tuning.mend_accumulation"):
         return stepped(model, micro_batches, rate / len(micro_batches))
 
     sum_times_parts = as_it_stands("""The mistake is still there: cut in four, the batch moves the weight sixteen times
-        as far. The number of micro-batches enters twice.
-        Where?""")(lambda model, parts, rate: stepped(model, parts, rate * len(parts)))
+        as far. Where does the four enter
+        twice?""")(lambda model, parts, rate: stepped(model, parts, rate * len(parts)))
     sum_of_parts = mistake("""Half is mended: the step still grows with the number of micro-batches. It is the same
         batch as before, so what should be the same?""")(lambda model, parts, rate: stepped(model, parts, rate))
     divided_twice = mistake("""Now the step is too short: the number of micro-batches is
@@ -581,6 +565,15 @@ class MendBudget(Exercise, name="tuning.mend_budget"):
 
         runs = [(80, 16, 40, 64), (200, 8, 30, 32), (6, 2, 2, 4)]  # steps and batch size of both
         return [(curve(n), batch, curve(n_big), big_batch) for n, batch, n_big, big_batch in runs]
+
+    def at_budget(budget: Callable = min, read: Callable = lambda losses, steps: losses[steps - 1]) -> Callable:
+        """Return what reads both runs after a number of tokens, chosen from the numbers at their ends."""
+
+        def losses_at(small_losses, small_batch, big_losses, big_batch):
+            tokens = budget(len(small_losses) * small_batch, len(big_losses) * big_batch)
+            return read(small_losses, tokens // small_batch).item(), read(big_losses, tokens // big_batch).item()
+
+        return losses_at
 
     reference = at_budget()
     equal_steps = as_it_stands("""The mistake is still there: after the same number of steps one of the runs has

@@ -16,7 +16,7 @@ WRONG_AXIS = """Your numbers add up to one along the wrong direction. Each query
     dimension runs over the keys, however many dimensions stand in front?"""
 NO_SCALE = """The products are right, but their spread grows with the head size D, and the softmax saturates. Something
     that grows with D should bring the spread back to one."""
-OVERSCALED = "You divide by too much: a sum of D independent products has variance D; its standard deviation?"
+OVERSCALED = "You divide by too much: a sum of D independent products has variance D. And its standard deviation?"
 SEES_FUTURE = "Every token can look at the tokens after it. Who may look at whom?"
 LATE_MASK = "The future gets no weight, but the rows add up to less than one. Among whom was it shared out?"
 NOT_HIDDEN = """A score of zero is an ordinary score: its exponential is one, so the future still gets weight. Which

@@ -22,7 +22,7 @@ NOTEBOOK = "04 · Fine-tuning and generation"
 IGNORED = -100
 NO_RANK = "The scale of the change is off. By what is alpha divided, and how do you read that number from the shapes?"
 TURNED_CHANGE = "Your change is turned: its rows and columns are exchanged. Which of the two matrices meets x first?"
-MEAN_OF_MEANS = "Each micro-batch has the same say, however few reply tokens it holds. Over what is the mean to be?"
+MEAN_OF_MEANS = "Each micro-batch has the same say, however few reply tokens it holds. Over what should one average?"
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ class TopP(Exercise, name="fine_tuning.top_p"):
         Who should always stay?""")(keeping(lambda ordered, held, p: held - ordered >= p))
     not_normalised = mistake("""The right tokens are left, but their probabilities add up to
         less than one.""")(lambda logits, p: logits.softmax(-1) * (top_p(logits, p) > 0))
-    ordered = mistake("Your probabilities stand in the order of size. Which tokens' are they?")(in_order_of_size)
+    ordered = mistake("Your probabilities stand in the order of their size. Whose are they?")(in_order_of_size)
     each_on_its_own = mistake("""You hold each token against p on its own.
         What together should reach p?""")(keeping(lambda ordered, held, p: ordered < p))
     min_p = mistake("""That is min-p: each token is held against the best one.
@@ -350,7 +350,7 @@ class StopRule(Exercise, name="fine_tuning.stop_rule"):
     against_the_one_before = mistake("""You hold each loss against the one before it, so a small dip on the way up looks
         like a success. Against which should it be held?""")(partial(stopped, against=lambda i, best: i - 1))
     never_renewed = mistake("Your patience is never renewed. What should renew it?")(partial(stopped, forgives=False))
-    ties_are_better = mistake("You take an equal loss for a better one. Is it a success?")(partial(stopped, lower=le))
+    ties_are_better = mistake("You take an equal loss for a better one. Is it one?")(partial(stopped, lower=le))
     counted_back = mistake("""Right for a run that stops early. Where is the best of a run that goes on to
         its end?""")(lambda losses, patience: (stopped(losses, patience)[0], stopped(losses, patience)[0] - patience))
 

@@ -605,7 +605,8 @@ class Growth(Exercise, name="tuning.growth"):
     exponential = mistake("Only the changes are logarithmic: that fits an exponential.")(lambda x, y: slope(x, y.log()))
     two_points = mistake("""You join the first point and the last and pass over those between: chance in two
         measurements decides. Let all points have a say.""")(lambda x, y: log(y[-1] / y[0]) / log(x[-1] / x[0]))
-    ratio = mistake("That is how many times larger the change became.")(lambda x, y: (y[-1] / y[0]).item())
+    ratio = mistake("""That is how many times larger the change became over the whole range, not the power
+        of the width.""")(lambda x, y: (y[-1] / y[0]).item())
     axes_swapped = mistake("The axes are swapped: the width is what you choose.")(lambda x, y: slope(y.log(), x.log()))
     through_the_origin = mistake("""Your line is forced through the origin. A power law may have any
         factor in front.""")(lambda x, y: ((x.log() * y.log()).sum() / x.log().square().sum()).item())

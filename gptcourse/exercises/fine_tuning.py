@@ -304,19 +304,19 @@ class MaskedLoss(Exercise, name="fine_tuning.masked_loss"):
     def inputs():
         return [reply_parts((2, 6, 2), (1, 9, 8)), reply_parts((3, 7, 1), (2, 5, 0), (2, 8, 5))]
 
-    def reference(micro_batches):
-        return sum(map(summed, micro_batches)) / sum(map(n_learned, micro_batches))
+    def ratio(above: Callable, below: Callable = lambda part: 1) -> Callable:
+        return lambda micro_batches: sum(map(above, micro_batches)) / sum(map(below, micro_batches))
 
-    mean_of_means = mistake(MEAN_OF_MEANS)(lambda parts: sum(map(mean, parts)) / len(parts))
+    reference = ratio(summed, n_learned)
+    mean_of_means = mistake(MEAN_OF_MEANS)(ratio(mean))
     mean_of_means_with_replies = mistake(MEAN_OF_MEANS)(
         lambda parts: MaskedLoss.mean_of_means([part for part in parts if n_learned(part)])
     )
-    weighted_means = mistake("""Very close. A micro-batch without any reply token has no mean: 0 divided by 0. Has it a
-        sum?""")(lambda parts: sum(mean(part) * n_learned(part) for part in parts) / sum(map(n_learned, parts)))
+    weighted_means = mistake("""Very close. A micro-batch without any reply token has no mean: 0 divided by 0. Is there
+        something that you can add up even then?""")(ratio(lambda part: mean(part) * n_learned(part), n_learned))
     over_all_places = mistake("""Places with target -100 have no loss, but you count them below the line. Who should be
-        counted?""")(lambda parts: sum(map(summed, parts)) / sum(targets.numel() for _, targets in parts))
-    over_parts = mistake("""You divide by the number of micro-batches.
-        How many losses did you add up?""")(lambda parts: sum(map(summed, parts)) / len(parts))
+        counted?""")(ratio(summed, lambda part: part[1].numel()))
+    over_parts = mistake("You divide by the number of micro-batches. How many losses did you add up?")(ratio(summed))
     row_by_row_with_replies = mistake("""Each dialogue has the same say, however short its reply. Over what should the
         mean be taken?""")(lambda parts: MaskedLoss.mean_of_means_with_replies(rows_of(parts)))
 

@@ -123,12 +123,6 @@ def stepped(model: nn.Linear, micro_batches: list, rate: float) -> Tensor:
     return model.weight.detach()
 
 
-def winner(rates: Tensor, scores: Tensor, reported: Tensor | None = None) -> tuple[float, float]:
-    """The rate with the lowest score, and its entry in what is reported: the score unless something else is given."""
-    best = scores.argmin()
-    return rates[best].item(), (scores if reported is None else reported)[best].item()
-
-
 def chosen(losses: Tensor, reported: Tensor) -> tuple[int, float]:
     best = losses.argmin().item()
     return best, reported[best].item()
@@ -349,24 +343,30 @@ class MendSeeds(Exercise, name="tuning.mend_seeds"):
         rates, losses = tensor([1e-3, 2e-3, 4e-3, 8e-3]), tensor([slow, steady, best, breaks])
         return [(rates, losses), (2 * rates, losses[[1, 3, 2, 0]] + 0.3)]
 
-    def reference(rates, losses):
-        return winner(rates, losses.median(1).values)
+    def by(score: Callable[[Tensor], Tensor], reported: Callable[[Tensor], Tensor] | None = None) -> Callable:
+        """Return a choice of the rate with the lowest score of its losses, and its score or what else is reported."""
 
+        def choice(rates, losses):
+            best = score(losses).argmin()
+            return rates[best].item(), (reported or score)(losses)[best].item()
+
+        return choice
+
+    reference = by(lambda x: x.median(1).values)
     luckiest = as_it_stands("""The mistake is still there: one lucky seed makes a rate the winner, even where most runs
-        broke. What would another seed give?""")(lambda rates, losses: winner(rates, losses.min(1).values))
-    first_seed = mistake("""You look at one seed only, and take its luck for the merit
-        of a rate.""")(lambda rates, losses: winner(rates, losses[:, 0]))
+        broke. What would another seed give?""")(by(lambda x: x.min(1).values))
+    first_seed = mistake("You look at one seed only, and take its luck for the merit of a rate.")(by(lambda x: x[:, 0]))
     mean = mistake("""A mean is dragged along by a single unlucky run.
-        What was asked for is hardly moved by one.""")(lambda rates, losses: winner(rates, losses.mean(1)))
+        What was asked for is hardly moved by one.""")(by(lambda x: x.mean(1)))
     mean_of_the_finite = mistake("""You leave out the runs that broke, and so the rate that breaks most often looks
-        best.""")(lambda rates, losses: winner(rates, torch.where(losses.isfinite(), losses, torch.nan).nanmean(1)))
+        best.""")(by(lambda x: torch.where(x.isfinite(), x, torch.nan).nanmean(1)))
     quantile = mistake("""For the rate that breaks, your median is not a number but the difference of two infinities,
         and the search for the lowest stops there. Is there a median that takes the middle one
-        as it is?""")(lambda rates, losses: winner(rates, losses.quantile(0.5, dim=1)))
-    worst = mistake("""You look at the worst seed. That is careful, but the luck of a single
-        run decides again.""")(lambda rates, losses: winner(rates, losses.max(1).values))
+        as it is?""")(by(lambda x: x.quantile(0.5, dim=1)))
+    worst = mistake("""You look at the worst seed.
+        That is careful, but the luck of a single run decides again.""")(by(lambda x: x.max(1).values))
     reporting_the_luckiest = mistake("""The rate is right. What you report of it is not what it
-        was chosen by.""")(lambda rates, losses: winner(rates, losses.median(1).values, losses.min(1).values))
+        was chosen by.""")(by(lambda x: x.median(1).values, lambda x: x.min(1).values))
 
 
 class MendChoice(Exercise, name="tuning.mend_choice"):

@@ -105,9 +105,7 @@ class BPETokenizer:
         tokenizer.train_from_iterator(texts, trainer)
         tokenizer.pre_tokenizer = words  # to encode long words takes no longer than to encode short ones
         if (size := tokenizer.get_vocab_size()) < vocab_size:
-            raise ValueError(
-                f"These texts give only {size} tokens, not {vocab_size}: use more, or a smaller vocab_size."
-            )
+            raise ValueError(f"These texts give only {size} tokens, not {vocab_size}: use more text or fewer tokens.")
         return cls(tokenizer)
 
     @property

@@ -376,6 +376,7 @@ def test_a_file_of_another_kind_or_a_damaged_one_is_refused_in_one_sentence_and_
     first, second, *rest = (tmp_path / "good").read_bytes().splitlines(keepends=True)
     damaged = [b"my notes", b"my notes\n", b'{"format"[::-1]', database, first + second[:-20] + b"\n" + b"".join(rest)]
     damaged += [first + b'["a list"]\n', first + b"\xff\xfe\n", first + b'{"op_code":4}\n', first + b'{"format": 1}\n']
+    damaged.append(first + first[: first.index(b":") + 1] + b" " * (kind == "results") + b"[" * 100_000 + b"\n")
     for content in damaged:
         path = tmp_path / "bad"
         path.write_bytes(content)

@@ -24,6 +24,7 @@ from torch import nn
 from wrong_answers import (
     WRONG_ANSWERS,
     attention,
+    decoding,
     evaluation,
     fine_tuning,
     gpt_block,
@@ -51,10 +52,11 @@ NOTEBOOKS = {
     "start": "00_start_here.ipynb",
     "attention": "01_attention.ipynb",
     "gpt_block": "02_gpt_block.ipynb",
-    "tuning": "03_learning_rate_and_batch_size.ipynb",
-    "fine_tuning": "04_fine_tuning_and_generation.ipynb",
-    "scaling": "05_scaling_up.ipynb",
-    "evaluation": "06_evaluation_and_safety.ipynb",
+    "tuning": "05_learning_rate_and_batch_size.ipynb",
+    "decoding": "07_decoding_and_generation.ipynb",
+    "fine_tuning": "08_fine_tuning.ipynb",
+    "scaling": "10_scaling_up.ipynb",
+    "evaluation": "11_evaluation_and_safety.ipynb",
 }
 ALL_MISTAKES = [(name, m) for name, exercise in exercises().items() for m in exercise.mistakes]
 
@@ -129,10 +131,11 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert tasks["attention", False] >= 6 and tasks["attention", True] >= 4
     assert tasks["gpt_block", False] >= 6 and tasks["gpt_block", True] >= 6
     assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
-    assert tasks["fine_tuning", False] >= 7 and tasks["fine_tuning", True] >= 7
+    assert tasks["decoding", False] >= 4 and tasks["decoding", True] >= 2
+    assert tasks["fine_tuning", False] >= 4 and tasks["fine_tuning", True] >= 5
     assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
-    modules = start, attention, gpt_block, tuning, fine_tuning, scaling, evaluation
+    modules = start, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
@@ -215,15 +218,15 @@ def test_no_tie_decides_a_range_test():
 
 def test_references_of_fine_tuning_agree_with_the_package():
     seven = [torch.full((n,), 1 / 7).log() for n in (1, 20, 3)]
-    assert reference("fine_tuning.perplexity")(seven) == pytest.approx(7)
+    assert reference("decoding.perplexity")(seven) == pytest.approx(7)
     tokenizer = BPETokenizer.train(["Where is it?"], 265)
     _, targets = encode_dialogue(tokenizer, "Where?", "Here.")
     prompt, reply = chat_prompt(tokenizer, "Where?"), [t for t in targets if t != -100]
     assert reference("fine_tuning.mend_prompt_loss")(torch.tensor(prompt), torch.tensor(reply)).tolist() == targets
-    for logits, p in exercises()["fine_tuning.top_p"].inputs():
-        torch.testing.assert_close(reference("fine_tuning.top_p")(logits, p), keep_top_p(logits, p).softmax(-1))
-    for logits, ids, penalty in exercises()["fine_tuning.repetition_penalty"].inputs():
-        ours = reference("fine_tuning.repetition_penalty")(logits, ids, penalty)
+    for logits, p in exercises()["decoding.top_p"].inputs():
+        torch.testing.assert_close(reference("decoding.top_p")(logits, p), keep_top_p(logits, p).softmax(-1))
+    for logits, ids, penalty in exercises()["decoding.repetition_penalty"].inputs():
+        ours = reference("decoding.repetition_penalty")(logits, ids, penalty)
         torch.testing.assert_close(ours, apply_repetition_penalty(logits, ids, penalty))
     for losses, patience in exercises()["fine_tuning.stop_rule"].inputs():
         for n in range(1, len(losses) + 1):
@@ -245,7 +248,7 @@ def test_references_of_lora_are_the_layer_of_the_package():
 
 def test_no_rounding_decides_a_nucleus():
     torch.manual_seed(0)
-    for logits, p in exercises()["fine_tuning.top_p"].inputs():
+    for logits, p in exercises()["decoding.top_p"].inputs():
         held = logits.softmax(-1).sort(descending=True).values.cumsum(-1)
         assert (held[..., :-1] - p).abs().min() > 1e-3
 
@@ -336,7 +339,7 @@ def places_moved_a_little(draw, seed, step, rank, n_processes, batch_size):
         ("tuning.mend_decay", decay_without_embeddings, "it gives"),
         ("evaluation.mend_choice", smaller_of_both, "it gives 0.6 instead of 0.7"),
         ("fine_tuning.stop_rule", stop_with_a_least_gain, "it gives 2 instead of 4"),
-        ("fine_tuning.top_p", top_p_of_less_than_all, "p = 1: it gives"),
+        ("decoding.top_p", top_p_of_less_than_all, "p = 1: it gives"),
         ("gpt_block.layer_norm", norm_by_a_difference_of_squares, "difference of two large squares"),
         ("gpt_block.mend_twice", loss_left_in_eval_mode, "input model in place. Leave its weights"),
         ("gpt_block.mend_twice", loss_with_gradients_left, "input model in place. Leave its weights"),
@@ -381,7 +384,7 @@ GENERIC = "Hint: Do it in three moves"
             lambda L, C, V, T, n: float(n * (72 * L * C**2 + 6 * V * C + 6 * L * C * T)),
             "the mask hides",
         ),
-        ("fine_tuning.mend_temperature", lambda x, T: (x - T).softmax(-1), "You subtract the temperature"),
+        ("decoding.mend_temperature", lambda x, T: (x - T).softmax(-1), "You subtract the temperature"),
         (
             "scaling.mend_shards",
             lambda draw, seed, step, rank, n, size: draw(seed, step, size) + rank,
@@ -434,7 +437,7 @@ def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
         ("tuning.accumulate", accumulated_without_a_trace),
         ("tuning.mend_decay", decay_in_many_groups),
         ("tuning.growth", lambda x, y: np.polyfit(x.log().numpy(), y.log().numpy(), 1)[0]),
-        ("fine_tuning.perplexity", lambda p: math.exp(-sum(map(sum, p)) / sum(map(len, p)))),
+        ("decoding.perplexity", lambda p: math.exp(-sum(map(sum, p)) / sum(map(len, p)))),
         ("fine_tuning.lora", lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T),
         ("scaling.flops", lambda L, C, V, T, n: 3 * n * (2 * (12 * L * C**2 + V * C) + 4 * L * T * C)),
         ("evaluation.paired", lambda a, b, d: np.quantile([(a - b)[row].mean() for row in d], [0.025, 0.975]).tolist()),

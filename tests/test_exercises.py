@@ -50,8 +50,8 @@ from gptcourse.tuning import BatchTradeOff, RangeTest, noise_scale_estimates
 
 NOTEBOOKS = {
     "start": "00_start_here.ipynb",
-    "attention": "01_attention.ipynb",
-    "gpt_block": "02_gpt_block.ipynb",
+    "attention": "02_attention.ipynb",
+    "gpt_block": "03_gpt_block.ipynb",
     "tuning": "05_learning_rate_and_batch_size.ipynb",
     "decoding": "07_decoding_and_generation.ipynb",
     "fine_tuning": "08_fine_tuning.ipynb",

@@ -40,8 +40,9 @@ def all_exercises():
 
 
 def test_the_notebooks_of_this_course_are_here():
-    names = ["00_start_here", "01_attention", "02_gpt_block", "03_learning_rate_and_batch_size"]
-    names += ["04_fine_tuning_and_generation", "05_scaling_up", "06_evaluation_and_safety"]
+    names = ["00_start_here", "01_first_language_model", "02_attention", "03_gpt_block", "04_training_a_gpt"]
+    names += ["05_learning_rate_and_batch_size", "07_decoding_and_generation", "08_fine_tuning", "10_scaling_up"]
+    names += ["11_evaluation_and_safety"]
     assert [path.stem for path in PATHS] == names
 
 

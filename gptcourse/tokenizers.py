@@ -7,6 +7,8 @@ on bytes). The BPE is trained and run by the `tokenizers` library, so AutoTokeni
 from __future__ import annotations
 
 import json
+import operator
+import os
 from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence
 
-from gptcourse.files import write_file
+from gptcourse.files import expand, write_file
 
 CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (  # the same format for transformers' apply_chat_template
@@ -42,8 +44,7 @@ class CharTokenizer:
     def __init__(self, text: str):
         if not text:
             raise ValueError("A CharTokenizer takes its alphabet from a text, and this text is empty.")
-        _check_text(text)
-        self.characters = sorted(set(text))
+        self.characters = sorted(set(_check_text(text)))
         self._ids = {character: i for i, character in enumerate(self.characters)}
 
     @property
@@ -73,7 +74,7 @@ class CharTokenizer:
     @classmethod
     def load(cls, directory: str | Path) -> CharTokenizer:
         """Read what `save` has written. Raises ValueError for a missing or damaged file."""
-        return _read(Path(directory) / CHARACTERS_FILE, lambda text: cls(json.loads(text)))
+        return _read(expand(directory) / CHARACTERS_FILE, lambda text: cls(json.loads(text)))
 
 
 class BPETokenizer:
@@ -91,9 +92,7 @@ class BPETokenizer:
     def train(cls, texts: str | Iterable[str], vocab_size: int) -> BPETokenizer:
         """Learn a vocabulary: reserved tokens, bytes, merges. Raises ValueError for fewer than 259 and short texts."""
         _check_size(vocab_size)
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        for text in texts:
-            _check_text(text)
+        texts = [_check_text(text) for text in ([texts] if isinstance(texts, str) else texts)]
         tokenizer, words = tokenizers.Tokenizer(tokenizers.models.BPE()), ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
@@ -105,9 +104,8 @@ class BPETokenizer:
         tokenizer.pre_tokenizer = Sequence([words, FixedLength(LONGEST_WORD)])
         tokenizer.train_from_iterator(texts, trainer)
         tokenizer.pre_tokenizer = words  # to encode long words takes no longer than to encode short ones
-        if tokenizer.get_vocab_size() < vocab_size:
-            given = f"These texts give only {tokenizer.get_vocab_size()} tokens, not {vocab_size}"
-            raise ValueError(f"{given}: use more text or a smaller vocab_size.")
+        if (size := tokenizer.get_vocab_size()) < vocab_size:
+            raise ValueError(f"These texts give only {size} tokens, not {vocab_size}: use more text or fewer tokens.")
         return cls(tokenizer)
 
     @property
@@ -139,8 +137,7 @@ class BPETokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. Raises ValueError for half a surrogate pair."""
-        _check_text(text)
-        return self._tokenizer.encode(text).ids
+        return self._tokenizer.encode(_check_text(text)).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of these ids, reserved tokens included. Raises ValueError for an id out of the vocabulary."""
@@ -154,13 +151,13 @@ class BPETokenizer:
     @classmethod
     def load(cls, directory: str | Path) -> BPETokenizer:
         """Read what `save` has written. Raises ValueError for a missing or damaged file."""
-        return cls(_read(Path(directory) / BPE_FILE, tokenizers.Tokenizer.from_str))
+        return cls(_read(expand(directory) / BPE_FILE, tokenizers.Tokenizer.from_str))
 
 
 def load_tokenizer(directory: str | Path) -> CharTokenizer | BPETokenizer:
     """Return the tokenizer of ours in a directory. Raises ValueError if there is none, or a damaged one."""
     for name, kind in ((CHARACTERS_FILE, CharTokenizer), (BPE_FILE, BPETokenizer)):
-        if (Path(directory) / name).is_file():
+        if os.path.isfile(expand(directory) / name):  # pathlib raises for a name too long
             return kind.load(directory)
     raise ValueError(f"{directory} holds no {CHARACTERS_FILE} and no {BPE_FILE}: save a tokenizer there first.")
 
@@ -172,7 +169,7 @@ def save_tokenizer(tokenizer, directory: str | Path) -> None:
     """Write the files of a tokenizer, ours or one of transformers, in the place of those of any other."""
     if hasattr(tokenizer, "save_pretrained"):
         _write(directory, {})
-        tokenizer.save_pretrained(directory)
+        tokenizer.save_pretrained(expand(directory))
     else:
         tokenizer.save(directory)
 
@@ -216,10 +213,11 @@ def token_bytes(tokenizer) -> list[bytes]:
 
 def _write(directory, contents):
     """Write the files of a tokenizer, and remove those of another, which would be read in their place."""
+    directory = expand(directory)
     for name, content in contents.items():
-        write_file(Path(directory) / name, content)
+        write_file(directory / name, content)
     for name in set(FILES) - contents.keys():  # last: a full disk takes no tokenizer away
-        (Path(directory) / name).unlink(missing_ok=True)
+        (directory / name).unlink(missing_ok=True)
 
 
 def _read(path, parse):
@@ -230,24 +228,27 @@ def _read(path, parse):
 
 
 def _check_size(vocab_size):
-    if not isinstance(vocab_size, Integral):
-        raise ValueError(f"vocab_size is {vocab_size!r}, but it must be a whole number.")
-    if vocab_size < SMALLEST_BPE:
-        raise ValueError(f"vocab_size is {vocab_size}, but the bytes and reserved tokens alone take {SMALLEST_BPE}.")
+    if not isinstance(vocab_size, Integral) or vocab_size < SMALLEST_BPE:
+        alone = f"the bytes and reserved tokens alone take {SMALLEST_BPE}"
+        raise ValueError(f"vocab_size is {vocab_size!r}, but it must be a whole number, and {alone}.")
 
 
 def _check_text(text):
+    """Return the text. Raises ValueError for half a surrogate pair, which no byte stands for."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = text[error.start]
         raise ValueError(f"Position {error.start} holds half of a character ({half!r}): remove it.") from None
+    return text
 
 
 def _check_ids(ids, vocab_size):
-    """Return the ids as a list. Lists would take negative ids, and the library drops unknown ones silently."""
-    ids = [int(i) for i in ids]
-    for i in ids:
-        if not 0 <= i < vocab_size:
-            raise ValueError(f"There is no token {i}: ids go from 0 to {vocab_size - 1}.")
+    """Return the ids as ints. Lists would take negative ids, and the library drops unknown ones silently."""
+    try:
+        ids = [operator.index(i) for i in ids]
+    except TypeError as error:  # int() would cut 1.9 to 1
+        raise ValueError(f"Token ids must be a sequence of whole numbers ({error}).") from error
+    if wrong := [i for i in ids if not 0 <= i < vocab_size]:
+        raise ValueError(f"There is no token {wrong[0]}: ids go from 0 to {vocab_size - 1}.")
     return ids

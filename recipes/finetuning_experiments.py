@@ -1,4 +1,4 @@
-"""Record the experiments of notebook 04 on the shipped model: python recipes/finetuning_experiments.py
+"""Record the experiments of notebook 08 on the shipped model: python recipes/finetuning_experiments.py
 
 Every way of fine-tuning gets equally many steps. Its rate is chosen with one seed on the validation phrasings, and so
 is the length of a longer run. Then it runs with three seeds that chose nothing, and is judged on the test phrasings,
@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from runner import Work, completed, constants, fill, grouped, run
+from runner import Work, completed, constants, fill, grouped, run, tables
 
 from gptcourse.corpora import shakespeare, support
 from gptcourse.evaluation import reply_report
@@ -37,14 +37,7 @@ STEPS, BATCH_SIZE, WARMUP_STEPS, N_EVALUATIONS = 800, 4, 20, 8
 N_TRAIN, N_VALIDATION, N_JUDGED, N_PLAYS = 12_000, 64, 200, 20_000  # dialogues; characters of the held-out plays
 REPLAY_SHARE, REPLAY_LENGTH = 0.5, 64  # pieces of the plays for each dialogue, and their tokens
 TRIAL_SEED, SEEDS = 10, (0, 1, 2)
-RATES = {  # tried for each method
-    "all weights": (6e-4, 1e-3),
-    "all weights, with replay": (6e-4, 1e-3),
-    "LoRA of rank 8": (4e-3, 8e-3),
-    "LoRA of rank 8, and the embeddings": (2e-3, 4e-3),
-    "the last 2 blocks": (2e-3, 4e-3),
-    "from scratch": (2e-3, 3e-3),
-}
+(RATES,) = tables("finetuning", "RATES")
 LONG = "all weights, longer"  # with the rate of "all weights"
 LONG_STEPS = (1600, 3200)  # tried
 

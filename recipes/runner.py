@@ -14,6 +14,7 @@ import json
 import math
 import statistics
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ from gptcourse.training import History
 RECIPES = Path(__file__).parent
 ASSETS = RECIPES.parent / "gptcourse" / "assets"
 STOPPED = "Not all of it was made. Start the recipe again, and it goes on."
+
+
+def tables(recipe: str, *names: str) -> list[Any]:
+    """Return tables of settings out of recipes/settings/RECIPE.toml, in the order of their names."""
+    found = tomllib.loads((RECIPES / "settings" / f"{recipe}.toml").read_text(encoding="utf-8"))
+    return [found[name] for name in names]
 
 
 def completed(history: History) -> History:

@@ -1,4 +1,4 @@
-"""Record the experiments of notebook 05 on small GPTs: python recipes/scaling_experiments.py [EXPERIMENT …]
+"""Record the experiments of notebook 10 on small GPTs: python recipes/scaling_experiments.py [EXPERIMENT …]
 
 EXPERIMENT is one or more of law, shape and speedrun (default: all, in this order). One that is complete becomes a JSON
 file in gptcourse/assets/scaling, with a card.
@@ -14,53 +14,23 @@ import statistics
 from dataclasses import replace
 
 import runner
-from runner import Work, fill, finite, grouped, ranked, run
+from runner import Work, fill, finite, grouped, ranked, run, tables
 from tuning_experiments import MODEL, RECIPE, SEEDS, START, TRIAL_SEED, by_rate, grid, step_ratios
 
 from gptcourse.scaling import bootstrap_laws, fit_scaling_law, flops_per_token
 
+SIZES, LARGER, SHAPES, BEGIN, IDEAS = tables("scaling", "SIZES", "LARGER", "SHAPES", "BEGIN", "IDEAS")
 RUN = replace(RECIPE, eval_steps=0)
-COMMON = START | {"initializer_range": 0.05}  # the tuned run of notebook 03, but for its rate
+COMMON = START | {"initializer_range": 0.05}  # the tuned run of notebook 05, but for its rate
 HEAD_SIZE = 16
-
-# The law: five sizes × six budgets, each size with a rate chosen at one budget; and the run that the law is to predict.
-SIZES = {"2 × 16": (2, 16), "2 × 32": (2, 32), "3 × 48": (3, 48), "3 × 64": (3, 64), "4 × 96": (4, 96)}
-LARGER = {"6 × 192": (6, 192)}
 SIZE_RATES = (2e-3, 4e-3, 8e-3, 16e-3)
 LARGER_RATES = (1e-3, 2e-3, 4e-3)
 BUDGETS = tuple(2**power for power in range(17, 23))  # tokens
 TRIAL_BUDGET, LARGER_BUDGET = 2**19, 4_700_000
-
-# Width against depth: about 460,000 parameters each.
-SHAPES = {"1 × 192": (1, 192), "2 × 136": (2, 136), "4 × 96": (4, 96), "8 × 68": (8, 68), "16 × 48": (16, 48)}
 SHAPE_RATES = (2e-3, 4e-3, 8e-3)
 SHAPE_BUDGET, SHAPE_TRIAL_BUDGET = 2**20, 2**18
 
-# The speedrun: nanoGPT's CPU recipe, then one idea after the other, on top of those before it. Of the variants of an
-# idea the one is kept that does best on equally many tokens, with one seed, on the text for choosing.
-BEGIN = {"batch_size": 12, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "min_lr_ratio": 0.1, "warmup": 0.05}
 RECIPE_NAME = "nanoGPT's recipe"
-IDEAS = {
-    "a higher rate": [{"learning_rate": rate} for rate in (2e-3, 4e-3, 8e-3)],
-    "a smaller batch": [
-        {"batch_size": size, "learning_rate": rate} for size, rate in ((8, 3.3e-3), (8, 4e-3), (6, 2.8e-3))
-    ],
-    "straight down to zero": [{"lr_scheduler_type": "linear", "min_lr_ratio": 0.0, "warmup": w} for w in (0.05, 0.1)],
-    "rotary positions": [{"position_embedding": "rotary", "learning_rate": rate} for rate in (4e-3, 8e-3)],
-    "query/key norm": [{"qk_norm": True, "learning_rate": rate} for rate in (4e-3, 8e-3)],
-    "squared ReLU": [{"activation_function": "relu2", "learning_rate": rate} for rate in (4e-3, 8e-3)],
-    "Muon": [
-        {"optim": "muon", "initializer_range": 0.02, "learning_rate": 8e-3} | changes
-        for changes in (
-            {},
-            {"weight_decay": 0.3},
-            {"weight_decay": 0.3, "norm": "rmsnorm"},
-            {"weight_decay": 0.3, "norm": "rmsnorm", "adam_beta1": 0.8},
-            {"weight_decay": 0.3, "norm": "rmsnorm", "adam_beta1": 0.8, "initializer_range": 0.05},
-        )
-    ],
-    "three Newton-Schulz steps": [{"ns_steps": 3}],
-}
 IDEA_TOKENS = 2**18
 RUNG = 2**-0.25  # from one budget to the next shorter one that is tried
 HALF_RUNGS = ("Muon", "three Newton-Schulz steps")  # ideas whose runs are so short that half a rung less is tried, too
@@ -86,9 +56,6 @@ def chosen_rates(work: Work, name: str, shapes: dict, rates: tuple, tokens: int)
     return trials, {shape: row["rate"] for shape, row in best.items()}
 
 
-# ---- Loss against parameters and tokens
-
-
 def law(work: Work) -> dict:
     """Train five sizes on six budgets each, and a larger model that the fit is to predict."""
     trials, rates = chosen_rates(work, "scaling_law", SIZES, SIZE_RATES, TRIAL_BUDGET)
@@ -107,9 +74,6 @@ def law(work: Work) -> dict:
     (larger,) = (row for row in runs if row["shape"] in LARGER)
     runs = sorted((row for row in runs if row is not larger), key=lambda row: (row["parameters"], row["tokens"]))
     return {"settings": COMMON, "rates": rates, "trials": trials, "runs": runs, "larger": larger}
-
-
-# ---- Width against depth
 
 
 def shape(work: Work) -> dict:
@@ -159,7 +123,7 @@ def reached(work: Work, name: str, settings: dict, budget: int) -> dict:
 
 
 def recipe_stage() -> dict:
-    """Return the first stage: the three runs of the recipe that notebook 03's recipe has recorded on the same text."""
+    """Return the first stage: the three runs of the recipe that notebook 05's recipe has recorded on the same text."""
     runs = json.loads((runner.ASSETS / "tuning" / "recipe.json").read_text(encoding="utf-8"))["recipe_runs"]
     return stage_of(RECIPE_NAME, BEGIN, runs[0]["tokens"], RECIPE.steps, runs)
 

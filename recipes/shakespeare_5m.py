@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from baselines import as_rows, measure
-from runner import RECIPES, Work, completed, constants, fill, run
+from runner import RECIPES, Work, completed, constants, fill, run, tables
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -26,24 +26,9 @@ from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import BPETokenizer
 from gptcourse.training import TrainingConfig, evaluate, train
 
-VOCAB_SIZE, N_DIALOGUES = 2048, 10_000
-# Heads of 64 numbers, as in GPT-2. Dropout and much weight decay: each made the small trials of four epochs a little
-# worse or no better, but the whole model reads the plays eight times, and without them it memorises them
-# (shakespeare_5m_full_size.jsonl).
-SHAPE = GPTConfig(vocab_size=VOCAB_SIZE, n_positions=256, n_embd=256, n_layer=6, n_head=4, dropout=0.1)
-# The rate stays high until the last 2,600 steps (WSD), so that a longer run can go on from this one's checkpoints.
-SETTINGS = TrainingConfig(
-    steps=7000,
-    batch_size=8,
-    learning_rate=1.5e-3,
-    weight_decay=0.5,
-    adam_beta2=0.99,
-    warmup_steps=200,
-    lr_scheduler_type="warmup_stable_decay",
-    decay_steps=2600,
-    eval_steps=1000,
-    save_steps=100,
-)
+N_DIALOGUES = 10_000
+SHAPE, SETTINGS = tables("shakespeare_5m", "SHAPE", "SETTINGS")
+SHAPE, SETTINGS = GPTConfig(**SHAPE), TrainingConfig(**SETTINGS)
 TRIALS = RECIPES / "shakespeare_5m_trials.jsonl"  # pieces of tune_shakespeare_5m.py
 FULL_SIZE = RECIPES / "shakespeare_5m_full_size.jsonl"  # whole runs of this recipe, by their settings
 PROMPTS = ("HAMLET:\nTo be", "ROMEO:\nMy love", "Enter KING")
@@ -54,7 +39,7 @@ def encode_corpus(folder: Path) -> tuple[BPETokenizer, torch.Tensor, torch.Tenso
     plays = shakespeare()
     if not (folder / "tokenizer.json").exists():
         dialogues = [text for dialogue in support(N_DIALOGUES) for text in (dialogue.message, dialogue.reply)]
-        BPETokenizer.train([plays.train, *dialogues], VOCAB_SIZE).save(folder)
+        BPETokenizer.train([plays.train, *dialogues], SHAPE.vocab_size).save(folder)
     tokenizer = BPETokenizer.load(folder)
     return tokenizer, *(torch.tensor(tokenizer.encode(text)) for text in (plays.train, plays.validation))
 

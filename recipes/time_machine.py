@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from runner import Work, completed, constants, fill, recorded, run
+from runner import Work, completed, constants, fill, recorded, run, tables
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,20 +27,8 @@ from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, evaluate, train
 
-SHAPE = GPTConfig(
-    vocab_size=76, n_positions=48, n_embd=64, n_layer=2, n_head=4, activation_function="relu2", initializer_range=0.08
-)
-SETTINGS = TrainingConfig(
-    steps=1600,
-    batch_size=48,
-    learning_rate=8e-3,
-    weight_decay=0.01,
-    adam_beta2=0.99,
-    warmup_steps=50,
-    lr_scheduler_type="warmup_stable_decay",
-    decay_steps=750,
-    save_steps=90,  # no kept step is a multiple of it: no kill comes between a checkpoint and the keeping of its model
-)
+SHAPE, SETTINGS = tables("time_machine", "SHAPE", "SETTINGS")
+SHAPE, SETTINGS = GPTConfig(**SHAPE), TrainingConfig(**SETTINGS)
 # Close together where the loss falls fast, at first, and where the induction head appears.
 KEPT = (0, 10, 30, 100, 200, 300, 400, 500, 550, 600, 650, 700, 800, 1000, 1250, 1600)
 PASSAGE, SPELL = (16, 49), (6, 17)  # characters in a passage of the plays, and in a spell: from, and below

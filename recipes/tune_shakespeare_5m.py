@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 import runner
 import torch
-from runner import Work, completed, run
+from runner import Work, completed, run, tables
 from shakespeare_5m import SHAPE, TRIALS, encode_corpus
 
 from gptcourse.config import TrainingConfig
@@ -24,26 +24,7 @@ from gptcourse.training import Trainer, evaluate
 
 N_TOKENS, N_VALIDATION = 180_000, 20_000
 SMALL = replace(SHAPE, n_embd=128, n_layer=4, n_head=4)
-START = {"batch_size": 4, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "epochs": 4, "dropout": 0.0}
-CHANGES = {
-    "start": {},
-    "rate 4e-3": {"learning_rate": 4e-3},
-    "rate 1e-3": {"learning_rate": 1e-3},
-    "batch 2": {"batch_size": 2},
-    "batch 8": {"batch_size": 8},
-    "beta2 0.99": {"adam_beta2": 0.99},
-    "linear to zero": {"lr_scheduler_type": "linear", "min_lr_ratio": 0.0},
-    "each window once an epoch": {"order": "epochs"},
-    "dropout 0.1": {"dropout": 0.1},
-    "seed 1": {"seed": 1},
-    "WSD, last third": {"lr_scheduler_type": "warmup_stable_decay", "decay": 1 / 3},
-    "weight decay 0.3": {"weight_decay": 0.3},
-    "rate 8e-3": {"learning_rate": 8e-3},
-    "batch 16": {"batch_size": 16},
-    "seed 2": {"seed": 2},
-    "8 epochs": {"epochs": 8},
-    "8 epochs, dropout 0.1": {"epochs": 8, "dropout": 0.1},
-}
+START, CHANGES = tables("tune_shakespeare_5m", "START", "CHANGES")
 corpus = cache(encode_corpus)
 
 

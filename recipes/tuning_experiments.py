@@ -1,4 +1,4 @@
-"""Record the experiments of notebook 03 on small GPTs: python recipes/tuning_experiments.py [EXPERIMENT …]
+"""Record the experiments of notebook 05 on small GPTs: python recipes/tuning_experiments.py [EXPERIMENT …]
 
 EXPERIMENT is one or more of recipe, batch, switches, widths, search and third (default: all, in this order). One that
 is complete becomes a JSON file in gptcourse/assets/tuning, and the card there, see recipes/tuning_card.py, tells what
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import tuning_card
-from runner import STOPPED, Work, completed, finite, run
+from runner import STOPPED, Work, completed, finite, run, tables
 from torch import Tensor
 
 from gptcourse.corpora import shakespeare
@@ -32,59 +32,25 @@ from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import DivergedError, History, TrainingConfig, train
 from gptcourse.tuning import BatchTradeOff, gradient_noise_scale
 
+START, TRIALS, LONG_TRIALS, SWITCHES = tables("tuning", "START", "TRIALS", "LONG_TRIALS", "SWITCHES")
+GRID, SPACE, SHAPES, LOSSES = tables("tuning", "GRID", "SPACE", "SHAPES", "LOSSES")
+TUNED = START | {"initializer_range": 0.05}  # chosen by the trials
+
 VOCAB_SIZE = 76  # the different characters of the plays
 N_CHOOSE, N_COMPARE = 20_000, 40_000  # held-out characters: the beginning of Macbeth, the end of Twelfth Night
 SEEDS = (0, 1, 2)
 
 # nanoGPT's CPU recipe. Its model has no biases, ours has; the rest is the same.
 MODEL = GPTConfig(vocab_size=VOCAB_SIZE, n_positions=64, n_embd=128, n_layer=4, n_head=4)
-RECIPE = TrainingConfig(
-    steps=2000, batch_size=12, learning_rate=1e-3, warmup_steps=100, adam_beta2=0.99, eval_steps=250
-)
+RECIPE = TrainingConfig(2000, 12, 1e-3, warmup_steps=100, adam_beta2=0.99, eval_steps=250)
 # Trials on equally many tokens, a sixteenth of the recipe's, then some again on a quarter; one seed that the comparison
 # does not use.
 TRIAL_TOKENS, LONG_TRIAL_TOKENS, TRIAL_SEED = 98_304, 384_000, 10
-START = {
-    "batch_size": 8,
-    "learning_rate": 4e-3,
-    "lr_scheduler_type": "linear",
-    "min_lr_ratio": 0.0,
-    "warmup": 0.1,
-    "adam_beta2": 0.99,
-}
-TRIALS = {
-    "the recipe, shortened": {"batch_size": 12, "learning_rate": 1e-3, "warmup": 0.05, "lr_scheduler_type": "cosine"}
-    | {"min_lr_ratio": 0.1},
-    "start": {},
-    "rate 2e-3": {"learning_rate": 2e-3},
-    "rate 8e-3": {"learning_rate": 8e-3},
-    "batch 4, rate 2.8e-3": {"batch_size": 4, "learning_rate": 2.8e-3},
-    "batch 16, rate 5.7e-3": {"batch_size": 16, "learning_rate": 5.7e-3},
-    "cosine to a tenth": {"lr_scheduler_type": "cosine", "min_lr_ratio": 0.1},
-    "WSD, decay over the last half": {"lr_scheduler_type": "warmup_stable_decay", "decay": 0.5},
-    "β₂ = 0.95": {"adam_beta2": 0.95},
-    "first weights 0.05": {"initializer_range": 0.05},
-    "first weights 0.09": {"initializer_range": 0.09},
-}
-LONG_TRIALS = {
-    "batch 8, rate 4e-3": {},
-    "batch 4, rate 2.8e-3": {"batch_size": 4, "learning_rate": 2.8e-3},
-    "batch 8, rate 4e-3, first weights 0.05": {"initializer_range": 0.05},
-}
-TUNED = START | {"initializer_range": 0.05}
 TUNED_TOKENS = (576_000, 640_000)
 
 # The small model of the other experiments, and GPT-3's choices for it: cosine to a tenth, β₂ = 0.95, clipping, decay.
 SMALL = GPTConfig(vocab_size=VOCAB_SIZE, n_positions=64, n_embd=64, n_layer=2, n_head=4)
 CHOICES = TrainingConfig(steps=250, batch_size=8, learning_rate=4e-3, warmup_steps=25)
-SWITCHES = {
-    "all of GPT-3's choices": {},
-    "no warm-up": {"warmup_steps": 0},
-    "constant rate": {"lr_scheduler_type": "constant"},
-    "β₂ = 0.999": {"adam_beta2": 0.999},
-    "no clipping": {"max_grad_norm": math.inf},
-    "no weight decay": {"weight_decay": 0.0},
-}
 SWITCH_RATES = (4e-3, 5e-2)
 
 BATCHES = (2, 4, 8, 16, 32, 64)
@@ -96,24 +62,7 @@ NOISE = {"small": 8, "big": 256, "n_batches": 8}
 MOST_STEPS = 6_000
 
 SEARCH_TOKENS, SEARCH_RUNS = 49_152, 16  # of a whole run; whole runs that the budget pays for
-GRID = {"learning_rate": (2e-3, 6e-3, 18e-3, 54e-3), "batch_size": (4, 8), "warmup": (0.0, 0.1)}
-
-SHAPES = {
-    "1 layer, 90 wide, 5 heads": {"n_layer": 1, "n_embd": 90, "n_head": 5},
-    "2 layers, 64 wide, 4 heads": {"n_layer": 2, "n_embd": 64, "n_head": 4},
-    "4 layers, 46 wide, 2 heads": {"n_layer": 4, "n_embd": 46, "n_head": 2},
-    "8 layers, 32 wide, 2 heads": {"n_layer": 8, "n_embd": 32, "n_head": 2},
-    "2 layers, 64 wide, 1 head": {"n_layer": 2, "n_embd": 64, "n_head": 1},
-    "2 layers, 64 wide, 16 heads": {"n_layer": 2, "n_embd": 64, "n_head": 16},
-}
 SHAPE_RATES = (4e-3, 8e-3)
-LOSSES = {
-    "cross-entropy": {},
-    "label smoothing 0.05": {"label_smoothing": 0.05},
-    "label smoothing 0.1": {"label_smoothing": 0.1},
-    "z-loss 1e-4": {"z_loss": 1e-4},
-    "z-loss 1e-3": {"z_loss": 1e-3},
-}
 
 # Widths and rates of the muP experiment: heads stay 16 wide, the LM head is untied, and the base is the first width.
 WIDTHS, HEAD_SIZE = (32, 64, 128, 256), 16
@@ -270,9 +219,6 @@ def step_ratios(runs: dict[str, dict], rounds: int, steps: int) -> dict[str, flo
     return {name: round(statistics.median(values), 3) for name, values in ratios.items()}
 
 
-# ---- Switches
-
-
 def switches(work: Work) -> dict:
     """Train with all of GPT-3's choices, and with each of them switched off alone, at two rates."""
     axes = {"rate": by_rate(SWITCH_RATES), "switch": SWITCHES}
@@ -280,9 +226,6 @@ def switches(work: Work) -> dict:
     for row in runs:  # every second point: 50 of a run
         row["curve"] = [[step, round(loss, 3)] for step, loss in row["curve"][::2]]
     return {"model": asdict(SMALL), "choices": asdict(CHOICES), "runs": runs}
-
-
-# ---- Width
 
 
 def widths(work: Work) -> dict:
@@ -414,14 +357,7 @@ def search_until(work: Work, config: TrainingConfig, method: str, budget: int):
     """Search until `budget` tokens are spent: pruned runs leave tokens for further ones. Only "tpe" prunes."""
     from optuna.distributions import FloatDistribution
 
-    space = {
-        "learning_rate": FloatDistribution(1e-3, 0.1, log=True),
-        "batch_size": [2, 4, 8, 16],
-        "warmup": FloatDistribution(0.0, 0.2),
-        "lr_scheduler_type": ["cosine", "linear", "constant"],
-        "adam_beta2": [0.9, 0.95, 0.99],
-        "weight_decay": FloatDistribution(0.01, 1.0, log=True),
-    }
+    space = {name: v if isinstance(v, list) else FloatDistribution(**v) for name, v in SPACE.items()}
     n_trials, text = SEARCH_RUNS, read_text()
     while True:
         found = search(
@@ -450,9 +386,6 @@ def within_budget(method: str, seed: int, tokens: list[int], best: list[float], 
     """Return a search's tokens and lowest losses so far, without what came after the budget was spent."""
     within = [(t, round(b, 4) if b < math.inf else None) for t, b in zip(tokens, best, strict=True) if t <= budget]
     return {"method": method, "seed": seed, "tokens": [t for t, _ in within], "best": [b for _, b in within]}
-
-
-# ---- The third dial
 
 
 def third(work: Work) -> dict:

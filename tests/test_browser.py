@@ -182,12 +182,15 @@ def moves_its_picture(notebook, label):
     "name",
     [
         "00_start_here.ipynb",
-        pytest.param("01_attention.ipynb", marks=pytest.mark.long),
-        pytest.param("02_gpt_block.ipynb", marks=pytest.mark.long),
-        pytest.param("03_learning_rate_and_batch_size.ipynb", marks=pytest.mark.long),
-        pytest.param("04_fine_tuning_and_generation.ipynb", marks=pytest.mark.long),
-        pytest.param("05_scaling_up.ipynb", marks=pytest.mark.long),
-        pytest.param("06_evaluation_and_safety.ipynb", marks=pytest.mark.long),
+        pytest.param("01_first_language_model.ipynb", marks=pytest.mark.long),
+        pytest.param("02_attention.ipynb", marks=pytest.mark.long),
+        pytest.param("03_gpt_block.ipynb", marks=pytest.mark.long),
+        pytest.param("04_training_a_gpt.ipynb", marks=pytest.mark.long),
+        pytest.param("05_learning_rate_and_batch_size.ipynb", marks=pytest.mark.long),
+        pytest.param("07_decoding_and_generation.ipynb", marks=pytest.mark.long),
+        pytest.param("08_fine_tuning.ipynb", marks=pytest.mark.long),
+        pytest.param("10_scaling_up.ipynb", marks=pytest.mark.long),
+        pytest.param("11_evaluation_and_safety.ipynb", marks=pytest.mark.long),
     ],
 )
 def test_a_notebook_runs_and_its_sliders_move_its_pictures(lab, name):

@@ -182,9 +182,9 @@ def test_the_place_of_the_wrong_byte_is_named(tmp_path, start):
 def test_files_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "binary").write_bytes(b"ab\0cd")
     (tmp_path / "utf16.txt").write_text(LINES, encoding="utf-16")
-    assert "zero byte at offset 2" in refused(tmp_path / "binary")
+    assert "byte 0x00 at offset 2" in refused(tmp_path / "binary")
     assert "save it as UTF-8" in refused(tmp_path / "utf16.txt")
-    assert "is a directory" in refused(tmp_path)
+    assert "(Is a directory)" in refused(tmp_path)
     assert "No such file" in refused(tmp_path / "missing.txt")
 
 
@@ -265,8 +265,8 @@ def test_every_row_of_the_file_is_there_with_its_own_text_and_label(tmp_path, mo
         ("t.tsv", "text,label\na,b\n", "separated by ','"),
         ("t.csv", "text,label\na,b\nc,\n", "line 3, has no label"),
         ("t.csv", "text,label\na,b\n ,c\n", "line 3, has no text"),
-        ("t.csv", 'text,label\n"a\nb",c\nd\n', "line 4, has 1 fields instead of 2"),
-        ("t.csv", "text,label\na, b,c\n", "line 2, has 3 fields instead of 2"),
+        ("t.csv", 'text,label\n"a\nb",c\nd\n', r"line 4, is no row of a table \(it has 1 fields instead of 2"),
+        ("t.csv", "text,label\na, b,c\n", r"line 2, is no row of a table \(it has 3 fields instead of 2"),
         ("t.csv", 'text,label\na,b\n"c,d\ne,f\n', "line 3, is no row of a table"),
         ("t.csv", "text,label,label\na,b,c\n", "line 2, has 2 columns 'label'"),
         ("t.jsonl", "{'text': 1}\n", "line 1, is not JSON Lines"),

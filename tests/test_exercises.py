@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter, defaultdict
 from datetime import date
@@ -25,6 +24,7 @@ from torch import nn
 from wrong_answers import (
     WRONG_ANSWERS,
     attention,
+    decoding,
     evaluation,
     fine_tuning,
     first_model,
@@ -53,12 +53,13 @@ from gptcourse.tuning import BatchTradeOff, RangeTest, noise_scale_estimates
 NOTEBOOKS = {
     "start": "00_start_here.ipynb",
     "first_model": "01_first_language_model.ipynb",
-    "attention": "01_attention.ipynb",
-    "gpt_block": "02_gpt_block.ipynb",
-    "tuning": "03_learning_rate_and_batch_size.ipynb",
-    "fine_tuning": "04_fine_tuning_and_generation.ipynb",
-    "scaling": "05_scaling_up.ipynb",
-    "evaluation": "06_evaluation_and_safety.ipynb",
+    "attention": "02_attention.ipynb",
+    "gpt_block": "03_gpt_block.ipynb",
+    "tuning": "05_learning_rate_and_batch_size.ipynb",
+    "decoding": "07_decoding_and_generation.ipynb",
+    "fine_tuning": "08_fine_tuning.ipynb",
+    "scaling": "10_scaling_up.ipynb",
+    "evaluation": "11_evaluation_and_safety.ipynb",
 }
 ALL_MISTAKES = [(name, m) for name, exercise in exercises().items() for m in exercise.mistakes]
 
@@ -134,10 +135,11 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert tasks["first_model", False] >= 10 and tasks["first_model", True] >= 2
     assert tasks["gpt_block", False] >= 5 and tasks["gpt_block", True] >= 5
     assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
-    assert tasks["fine_tuning", False] >= 7 and tasks["fine_tuning", True] >= 7
+    assert tasks["decoding", False] >= 4 and tasks["decoding", True] >= 2
+    assert tasks["fine_tuning", False] >= 4 and tasks["fine_tuning", True] >= 5
     assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
-    modules = start, first_model, attention, gpt_block, tuning, fine_tuning, scaling, evaluation
+    modules = start, first_model, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
@@ -237,15 +239,15 @@ def test_no_tie_decides_a_range_test():
 
 def test_references_of_fine_tuning_agree_with_the_package():
     seven = [torch.full((n,), 1 / 7).log() for n in (1, 20, 3)]
-    assert reference("fine_tuning.perplexity")(seven) == pytest.approx(7)
+    assert reference("decoding.perplexity")(seven) == pytest.approx(7)
     tokenizer = BPETokenizer.train(["Where is it?"], 265)
     _, targets = encode_dialogue(tokenizer, "Where?", "Here.")
     prompt, reply = chat_prompt(tokenizer, "Where?"), [t for t in targets if t != -100]
     assert reference("fine_tuning.mend_prompt_loss")(torch.tensor(prompt), torch.tensor(reply)).tolist() == targets
-    for logits, p in exercises()["fine_tuning.top_p"].inputs():
-        torch.testing.assert_close(reference("fine_tuning.top_p")(logits, p), keep_top_p(logits, p).softmax(-1))
-    for logits, ids, penalty in exercises()["fine_tuning.repetition_penalty"].inputs():
-        ours = reference("fine_tuning.repetition_penalty")(logits, ids, penalty)
+    for logits, p in exercises()["decoding.top_p"].inputs():
+        torch.testing.assert_close(reference("decoding.top_p")(logits, p), keep_top_p(logits, p).softmax(-1))
+    for logits, ids, penalty in exercises()["decoding.repetition_penalty"].inputs():
+        ours = reference("decoding.repetition_penalty")(logits, ids, penalty)
         torch.testing.assert_close(ours, apply_repetition_penalty(logits, ids, penalty))
     for losses, patience in exercises()["fine_tuning.stop_rule"].inputs():
         for n in range(1, len(losses) + 1):
@@ -267,7 +269,7 @@ def test_references_of_lora_are_the_layer_of_the_package():
 
 def test_no_rounding_decides_a_nucleus():
     torch.manual_seed(0)
-    for logits, p in exercises()["fine_tuning.top_p"].inputs():
+    for logits, p in exercises()["decoding.top_p"].inputs():
         held = logits.softmax(-1).sort(descending=True).values.cumsum(-1)
         assert (held[..., :-1] - p).abs().min() > 1e-3
 
@@ -286,12 +288,22 @@ def decay_by_names(model, weight_decay):
     return torch.tensor([weight_decay * (p.ndim > 1 and not any(s in name for s in spared)) for name, p in named])
 
 
+def trained_in(groups, model, gradients, rate, steps):
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    for _ in range(steps):
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return list(model.parameters())
+
+
 def decay_without_embeddings(model, gradients, rate, weight_decay, steps):
     tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    spared = [p for p in model.parameters() if p.ndim < 2 or id(p) in tables]
-    others = [p for p in model.parameters() if not any(p is q for q in spared)]
-    groups = [{"params": others, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return gptcourse.exercises.tuning.adam_steps(model, gradients, groups, rate, steps)
+    decays = [p.ndim > 1 and id(p) not in tables for p in model.parameters()]
+    groups = [
+        {"params": [p], "weight_decay": weight_decay * d} for p, d in zip(model.parameters(), decays, strict=True)
+    ]
+    return trained_in(groups, model, gradients, rate, steps)
 
 
 def smaller_of_both(validation, test):
@@ -348,7 +360,7 @@ def places_moved_a_little(draw, seed, step, rank, n_processes, batch_size):
         ("tuning.mend_decay", decay_without_embeddings, "it gives"),
         ("evaluation.mend_choice", smaller_of_both, "it gives 0.6 instead of 0.7"),
         ("fine_tuning.stop_rule", stop_with_a_least_gain, "it gives 2 instead of 4"),
-        ("fine_tuning.top_p", top_p_of_less_than_all, "p = 1: it gives"),
+        ("decoding.top_p", top_p_of_less_than_all, "p = 1: it gives"),
         ("gpt_block.layer_norm", norm_by_a_difference_of_squares, "difference of two large squares"),
         ("gpt_block.mend_twice", loss_left_in_eval_mode, "input model in place. Leave its weights"),
         ("gpt_block.mend_twice", loss_with_gradients_left, "input model in place. Leave its weights"),
@@ -393,7 +405,7 @@ GENERIC = "Hint: Do it in three moves"
             lambda L, C, V, T, n: float(n * (72 * L * C**2 + 6 * V * C + 6 * L * C * T)),
             "the mask hides",
         ),
-        ("fine_tuning.mend_temperature", lambda x, T: (x - T).softmax(-1), "You subtract the temperature"),
+        ("decoding.mend_temperature", lambda x, T: (x - T).softmax(-1), "You subtract the temperature"),
         (
             "scaling.mend_shards",
             lambda draw, seed, step, rank, n, size: draw(seed, step, size) + rank,
@@ -430,12 +442,7 @@ def accumulated_without_a_trace(model, micro_batches):
 
 def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
     groups = [{"params": [p], "weight_decay": weight_decay if p.ndim > 1 else 0} for p in model.parameters()]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
-    for _ in range(steps):
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    return list(model.parameters())
+    return trained_in(groups, model, gradients, rate, steps)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +458,7 @@ def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
         ("tuning.accumulate", accumulated_without_a_trace),
         ("tuning.mend_decay", decay_in_many_groups),
         ("tuning.growth", lambda x, y: np.polyfit(x.log().numpy(), y.log().numpy(), 1)[0]),
-        ("fine_tuning.perplexity", lambda p: math.exp(-sum(map(sum, p)) / sum(map(len, p)))),
+        ("decoding.perplexity", lambda p: math.exp(-sum(map(sum, p)) / sum(map(len, p)))),
         ("fine_tuning.lora", lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T),
         ("scaling.flops", lambda L, C, V, T, n: 3 * n * (2 * (12 * L * C**2 + V * C) + 4 * L * T * C)),
         ("evaluation.paired", lambda a, b, d: np.quantile([(a - b)[row].mean() for row in d], [0.025, 0.975]).tolist()),
@@ -1034,7 +1041,7 @@ def test_file_that_cannot_be_used_never_stops_check(obstacle, verdict):
     assert repr(progress()).count("to do") == len(exercises())
 
 
-@pytest.mark.parametrize("function", ["mkstemp", "replace"])
+@pytest.mark.parametrize("function", ["write_bytes", "replace"])
 def test_full_or_locked_disk_leaves_the_old_file_whole(function, monkeypatch, verdict):
     remember("start.greedy", True)
     before = progress_file().read_bytes()
@@ -1042,7 +1049,7 @@ def test_full_or_locked_disk_leaves_the_old_file_whole(function, monkeypatch, ve
     def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile if function == "mkstemp" else os, function, fail)
+    monkeypatch.setattr(Path, function, fail)
     right, line = verdict("attention.scores", right_scores)
     assert right and "No space left on device" in line
     assert progress_file().read_bytes() == before

@@ -140,7 +140,9 @@ def test_a_subclass_is_saved_and_loaded_as_itself(tmp_path):
 def damaged(folder, how):
     config, weights = folder / "config.json", folder / "model.safetensors"
     settings = json.loads(config.read_text())
-    if how == "config cut":
+    if how == "config nested too deep":
+        config.write_text("[" * 100_000)
+    elif how == "config cut":
         config.write_text(config.read_text()[:20])
     elif how == "config a list":
         config.write_text("[1]")
@@ -160,7 +162,14 @@ def damaged(folder, how):
         config.write_text(json.dumps(settings | {"n_layer": 3}))
 
 
-HOWS = ["config cut", "config a list", "config of nothing", "config not UTF-8", "config of another size"]
+HOWS = [
+    "config nested too deep",
+    "config cut",
+    "config a list",
+    "config of nothing",
+    "config not UTF-8",
+    "config of another size",
+]
 WEIGHTS = ["weights cut", "weights empty", "weights without a token table", "weights of fewer layers"]
 
 
@@ -171,6 +180,25 @@ def test_a_damaged_model_is_one_sentence(how, tmp_path):
     with pytest.raises(ValueError) as error:
         GPT.load(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    untied().save("~/model")
+    assert (tmp_path / "model" / "config.json").is_file()
+    assert_close(GPT.load("~/model")(IDS).logits, untied()(IDS).logits)
+    for call in (untied().save, GPT.load):
+        with pytest.raises(ValueError, match=r"^~nosuchuser/model lies in no home directory"):
+            call("~nosuchuser/model")
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        GPT.load("a" * 5000)
+
+
+@pytest.mark.parametrize("directory", ["~nosuchuser/run", "a" * 5000])
+def test_a_checkpoint_dir_that_cannot_be_is_one_sentence(directory):
+    with pytest.raises(ValueError, match=r"^[^\n]*(lies in no home directory|cannot be written)[^\n]*\.$"):
+        train(untied(), TOKENS, CONFIG, checkpoint_dir=directory, device="cpu", progress=False)
 
 
 def test_a_file_may_be_overwritten_by_the_model_that_was_loaded_from_it(tmp_path):

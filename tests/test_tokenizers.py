@@ -6,8 +6,10 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers as library
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -243,3 +245,25 @@ def test_training_names_half_a_character_and_survives_a_huge_vocabulary():
         BPETokenizer.train(["ab", "a\ud800"], 260)
     with pytest.raises(ValueError, match="give only"):  # the library aborted the process
         BPETokenizer.train("ab cd " * 100, 10**12)
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, CharTokenizer(TEXT)], ids=["bpe", "char"])
+def test_ids_that_are_no_whole_numbers_are_refused_not_cut(tokenizer):
+    for wrong in ([1.9], ["1"], [None], torch.tensor([1.0]), 1):
+        with pytest.raises(ValueError, match=r"^Token ids must be a sequence of whole numbers \("):
+            tokenizer.decode(wrong)
+    assert tokenizer.decode(torch.tensor([3, 4])) == tokenizer.decode(np.array([3, 4])) == tokenizer.decode([3, 4])
+
+
+def test_a_tilde_is_the_home_directory_and_a_path_that_cannot_be_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save_tokenizer(BPE, "~/ours")
+    save_tokenizer(hugging(), "~/theirs")
+    assert (tmp_path / "ours" / "tokenizer.json").is_file() and (tmp_path / "theirs" / "tokenizer.json").is_file()
+    assert load_tokenizer("~/ours").vocab_size == BPE.vocab_size
+    with pytest.raises(ValueError, match=r"holds no characters\.json"):
+        load_tokenizer("a" * 5000)
+    for call in (load_tokenizer, BPE.save, BPETokenizer.load):
+        with pytest.raises(ValueError, match=r"^~nosuchuser/a lies in no home directory"):
+            call("~nosuchuser/a")

@@ -51,7 +51,7 @@ def next_token(context: str, tokens: Sequence[str], probabilities: Sequence[floa
     middle = height / 2
     drawing.text(90, middle - 24, "context", bold=True, size=12)
     drawing.text(90, middle + 5, _seen(context), mono=True, size=14)
-    model = drawing.box(200, middle - 32, 130, 64, "language model", color=BLUE, note="knows no future")
+    model = drawing.box(200, middle - 32, 130, 64, "language model", color=BLUE, note="reads the context only")
     drawing.arrow((178, middle), (model.x - 3, middle))
     drawing.arrow((model.right[0] + 2, middle), (396, middle))
     drawing.text(440, 18, "p(next token | context)", anchor="start", bold=True, size=12)
@@ -206,7 +206,7 @@ def loop(numbers: dict[str, str]) -> Diagram:
     places = [(20, 20), (250, 20), (480, 20), (480, 134), (250, 134), (20, 134)]
     colors = (BLUE, BLUE, ORANGE, "currentColor", PURPLE, GREEN)
     boxes = [
-        drawing.box(x, y, 180, 58, name, color=color, note=note)
+        drawing.box(x, y, 180, 58, name, color=color, note=note.replace("-", "−"))
         for (x, y), color, (name, note) in zip(places, colors, numbers.items(), strict=True)
     ]
     for before, after in ((0, 1), (1, 2)):

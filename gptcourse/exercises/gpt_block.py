@@ -91,16 +91,6 @@ def added(x: Tensor, part: Callable, norm: Callable) -> Tensor:
     return x + part(norm(x))
 
 
-def divided_by(spread: Callable[[Tensor, float], Tensor]) -> Callable:
-    """Return a layer norm that divides by this spread of x, given eps."""
-    return lambda x, w, b, eps: (x - x.mean(-1, True)) / spread(x, eps) * w + b
-
-
-def normalised_over(dim: int | None) -> Callable:
-    """Return a layer norm that takes the mean and the variance over this dimension (None: over everything)."""
-    return lambda x, w, b, eps: (x - x.mean(dim, True)) / (x.var(dim, correction=0, keepdim=True) + eps).sqrt() * w + b
-
-
 class Residual(Exercise, name="gpt_block.residual"):
     """Wire a block: attention and MLP each read a normalised copy of the stream and add to the stream."""
 
@@ -153,6 +143,16 @@ class LayerNorm(Exercise, name="gpt_block.layer_norm"):
             (torch.ones(2, 4), randn(4), randn(4), 1e-5),
             (far_from_zero, randn(6).double(), randn(6).double(), 1e-5),
         ]
+
+    def divided_by(spread: Callable[[Tensor, float], Tensor]) -> Callable:
+        """Return a layer norm that divides by this spread of x, given eps."""
+        return lambda x, w, b, eps: (x - x.mean(-1, True)) / spread(x, eps) * w + b
+
+    def normalised_over(dim: int | None) -> Callable:
+        """Return a layer norm that takes the mean and the variance over this dimension (None: over everything)."""
+        return lambda x, w, b, eps: (
+            (x - x.mean(dim, True)) / (x.var(dim, correction=0, keepdim=True) + eps).sqrt() * w + b
+        )
 
     def reference(x, weight, bias, eps):
         return F.layer_norm(x, weight.shape, weight, bias, eps)

@@ -109,15 +109,9 @@ class WritingPanel(Writer):
         for choice in self.choices:
             choice.on_click(self._chosen)
         self.back.on_click(self._go_back)
-        controls, below = (
-            {"text": text_box("text so far", text, rows=8), **sliders(sampling)},
-            [*self.choices, self.back],
-        )
-        super().__init__(model, tokenizer, max_new_tokens, controls, hint=HINT, below=[widgets.HBox(below)])
-
-    def moved(self, _control):
-        """Write when nothing has moved for a moment; until then the old texts stand."""
-        self.write_later()
+        controls = {"text": text_box("text so far", text, rows=8), **sliders(sampling)}
+        below = [widgets.HBox([*self.choices, self.back])]
+        super().__init__(model, tokenizer, max_new_tokens, controls, hint=HINT, below=below)
 
     def _chosen(self, button):
         self.earlier.append(self.controls["text"].value)

@@ -36,11 +36,13 @@ class DecodingExplorer(Writer):
         super().__init__(model, tokenizer, max_new_tokens, controls, hint=HINT, below=below)
 
     def moved(self, control):
-        """Let the slider ``token`` look at the text that is there; all others change it."""
+        """Let the slider ``token`` look at the text that is there; all others change the bars at once, and the text."""
         if control is self.controls["token"]:
             self._show_alternatives()
             return
-        super().moved(control)
+        self.stop_writing()
+        self.draw()
+        self.write_later()
 
     def draw_picture(self, prompt, **values):
         """Draw the probabilities before the sliders' work and after it."""
@@ -190,10 +192,6 @@ class SettingsComparison(Writer):
         seed = first.seed if second.seed is None else second.seed
         controls["seed"] = sliders(Sampling(seed=seed))["seed"]
         super().__init__(model, tokenizer, max_new_tokens, controls, hint=HINT)
-
-    def moved(self, _control):
-        """Write when nothing has moved for a moment; until then the old texts stand."""
-        self.write_later()
 
     def compose(self, turn):
         """Write both texts."""

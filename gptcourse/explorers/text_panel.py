@@ -45,9 +45,7 @@ class Writer(Explorer):
         self.write(self.turn)
 
     def moved(self, control):
-        """Draw at once, and write when nothing has moved for a moment."""
-        self.stop_writing()
-        self.draw()
+        """Write when nothing has moved for a moment; until then the old text stands."""
         self.write_later()
 
     def wait(self):

@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises of notebook 04."""
+"""Wrong answers to the exercises of notebook 08."""
 
 import torch
 import torch.nn.functional as F
@@ -6,61 +6,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wrong_answers import wrong
-
-
-def sorted_probabilities(logits):
-    return torch.softmax(logits, dim=-1).sort(dim=-1, descending=True)
-
-
-def put_back(probabilities, order):
-    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    return torch.empty_like(probabilities).scatter_(-1, order, probabilities)
-
-
-@wrong("fine_tuning.top_p", "You keep one token too many")
-def top_p_with_one_too_many(logits, p):
-    probabilities, order = sorted_probabilities(logits)
-    drop = probabilities.cumsum(-1) >= p
-    shifted = torch.zeros_like(drop)
-    shifted[..., 2:] = drop[..., :-2]
-    return put_back(probabilities.masked_fill(shifted, 0), order)
-
-
-@wrong("fine_tuning.top_p", "add up to less than one")
-def top_p_not_normalised(logits, p):
-    probabilities, order = sorted_probabilities(logits)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = probabilities.masked_fill(before > p, 0)
-    return torch.zeros_like(kept).scatter(-1, order, kept)
-
-
-@wrong("fine_tuning.repetition_penalty", "now the model repeats itself more")
-def penalty_with_signs_exchanged(logits, previous_ids, penalty):
-    new = logits.clone()
-    for token in set(previous_ids.tolist()):
-        new[token] = new[token] * penalty if new[token] > 0 else new[token] / penalty
-    return new
-
-
-@wrong("fine_tuning.repetition_penalty", "penalised three times")
-def penalty_for_each_time(logits, previous_ids, penalty):
-    new = logits.clone()
-    for token in previous_ids:
-        new[token] = new[token] / penalty if new[token] > 0 else new[token] * penalty
-    return new
-
-
-@wrong("fine_tuning.perplexity", "One step is missing")
-def perplexity_as_a_loss(log_probs):
-    return -sum(text.sum() for text in log_probs) / sum(len(text) for text in log_probs)
-
-
-@wrong("fine_tuning.perplexity", "too small for the computer")
-def perplexity_as_a_product(log_probs):
-    product = torch.ones(())
-    for text in log_probs:
-        product = product * text.exp().prod()
-    return product ** (-1 / sum(len(text) for text in log_probs))
 
 
 @wrong("fine_tuning.masked_loss", "has no mean: 0 divided by 0")
@@ -123,39 +68,6 @@ def merge_turned(W, A, B, alpha):
 def merge_in_place(W, A, B, alpha):
     W += alpha / A.shape[0] * B @ A
     return W
-
-
-@wrong("fine_tuning.mend_temperature", "a softmax of probabilities")
-def temperature_of_probabilities(logits, temperature):
-    return torch.softmax(torch.softmax(logits, -1) / temperature, -1)
-
-
-@wrong("fine_tuning.mend_temperature", "Right for small logits")
-def temperature_by_hand(logits, temperature):
-    e = torch.exp(logits / temperature)
-    return e / e.sum(dim=-1, keepdim=True)
-
-
-def drawn_from(logits, noise, drop_of):
-    ordered, order = sorted_probabilities(logits)
-    kept = ordered.masked_fill(drop_of(ordered.cumsum(-1)), 0.0)
-    return (torch.zeros_like(logits).scatter(-1, order, kept) / noise).argmax(-1)
-
-
-@wrong("fine_tuning.mend_top_p", "The best token is always there now")
-def draw_with_the_best_saved(logits, p, noise):
-    def drop_of(held):
-        drop = held > p
-        drop[:, 0] = False
-        return drop
-
-    return drawn_from(logits, noise, drop_of)
-
-
-@wrong("fine_tuning.mend_top_p", "Which token stands at that place")
-def draw_of_a_place(logits, p, noise):
-    ordered, _ = sorted_probabilities(logits)
-    return (ordered.masked_fill(ordered.cumsum(-1) - ordered >= p, 0.0) / noise).argmax(-1)
 
 
 @wrong("fine_tuning.mend_padding", "still counted below the line")

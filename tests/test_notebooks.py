@@ -128,7 +128,7 @@ def test_every_section_that_shows_something_asks_for_a_guess_first(path):
 
 
 def test_the_first_language_model_asks_where_it_surprises_and_gives_nothing_away():
-    cells = [c for c in read(notebooks.ROOT / "notebooks" / "01_first_language_model.ipynb").cells]
+    cells = read(notebooks.ROOT / "notebooks" / "01_first_language_model.ipynb").cells
     asking = [cell for cell in cells if notebooks.PREDICTS.search(cell.source)]
     assert 4 <= len(asking) <= 7
     assert all("reveal=" in cell.source and cell.metadata.jupyter.source_hidden for cell in asking)

@@ -124,8 +124,8 @@ def interpolation(words: Sequence[str], counted, shorter, share: float, mixed) -
     )
     drawing = Diagram(230 + CELL_WIDTH * len(words) * 1.0 + 60, 190, f"The mixture of two distributions: {said}.")
     rows = (
-        ("counted after the context", counted, 1 - share),
-        ("of the shorter context", shorter, share),
+        ("after this context", counted, 1 - share),
+        ("after the shorter one", shorter, share),
         ("together", mixed, None),
     )
     style = {"digits": 2, "largest": 1.0}

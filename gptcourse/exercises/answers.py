@@ -11,7 +11,9 @@ import inspect
 import json
 import math
 import textwrap
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from gptcourse.files import write_file
 
 # What a cell of these notebooks has imported: enough to run a function away from its notebook.
 COMMON = {"math": math, "np": np, "torch": torch, "nn": nn, "F": F, "Tensor": Tensor}
+COMMON |= {"Counter": Counter, "defaultdict": defaultdict, "pairwise": pairwise}
 _right: dict[str, Callable] = {}  # the right answers of this kernel, by exercise
 
 

@@ -121,7 +121,7 @@ def clean(notebook):
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         metadata = {"tags": tags} if tags else {}
-        if cell.cell_type == "code" and cell.source.startswith("predict("):
+        if cell.cell_type == "code" and re.search(r"^predict\(", cell.source, flags=re.MULTILINE):
             metadata["jupyter"] = {"source_hidden": True}  # the source holds the answer
         elif "reveal" in (tags or []):
             metadata["jupyter"] = {"outputs_hidden": True}  # so does this output: JupyterLab opens it with a click

@@ -27,6 +27,7 @@ from wrong_answers import (
     decoding,
     evaluation,
     fine_tuning,
+    first_model,
     gpt_block,
     scaling,
     start,
@@ -37,6 +38,7 @@ from wrong_answers.mutants import EQUIVALENT, mutants
 import gptcourse.exercises
 from gptcourse.evaluation import bits_per_byte
 from gptcourse.exercises import check, exercises, forget_progress, progress
+from gptcourse.exercises.first_model import pair_counts
 from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, read_records, remember
 from gptcourse.exercises.time_limit import within
 from gptcourse.exercises.tuning import looking_back
@@ -50,6 +52,7 @@ from gptcourse.tuning import BatchTradeOff, RangeTest, noise_scale_estimates
 
 NOTEBOOKS = {
     "start": "00_start_here.ipynb",
+    "first_model": "01_first_language_model.ipynb",
     "attention": "02_attention.ipynb",
     "gpt_block": "03_gpt_block.ipynb",
     "tuning": "05_learning_rate_and_batch_size.ipynb",
@@ -129,13 +132,14 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert {name for name in exercises() if len(hints[name]) < 3} == set()
     tasks = Counter((name.split(".")[0], ".mend_" in name) for name in exercises())
     assert tasks["attention", False] >= 6 and tasks["attention", True] >= 4
-    assert tasks["gpt_block", False] >= 6 and tasks["gpt_block", True] >= 6
+    assert tasks["first_model", False] >= 10 and tasks["first_model", True] >= 2
+    assert tasks["gpt_block", False] >= 5 and tasks["gpt_block", True] >= 5
     assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
     assert tasks["decoding", False] >= 4 and tasks["decoding", True] >= 2
     assert tasks["fine_tuning", False] >= 4 and tasks["fine_tuning", True] >= 5
     assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
-    modules = start, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
+    modules = start, first_model, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
@@ -154,15 +158,32 @@ def test_hints_hold_no_code():
 
 def test_references_agree_with_published_and_measured_numbers():
     assert reference("gpt_block.parameters")(50257, 1024, 768, 12) == 124_439_808
-    assert reference("gpt_block.first_loss")(50257) == pytest.approx(10.8249, abs=1e-4)
+    assert reference("first_model.first_loss")(50257) == pytest.approx(10.8249, abs=1e-4)
     torch.manual_seed(0)
     written = GPT(GPTConfig(10, 8, 64, 6, 2)).h[0].mlp.c_proj.weight.std().item()
     assert reference("gpt_block.init_std")(6) == pytest.approx(written, rel=0.03)
-    inputs, targets = reference("gpt_block.shift")(torch.tensor([[3, 1, 4, 1, 5]]))
+    inputs, targets = reference("first_model.shift")(torch.tensor([[3, 1, 4, 1, 5]]))
     assert (inputs.tolist(), targets.tolist()) == ([[3, 1, 4, 1]], [[1, 4, 1, 5]])
     split = reference("attention.heads")(torch.arange(8.0).view(1, 2, 4), 2)
     assert split.tolist() == [[[[0, 1], [4, 5]], [[2, 3], [6, 7]]]]
     assert reference("evaluation.bits_per_byte")(torch.tensor([1.0, 3.0]), 5) == pytest.approx(bits_per_byte(2.0, 2, 5))
+
+
+def test_what_is_learned_by_pairs_has_no_ties():
+    for words, n_merges in exercises()["first_model.train_bpe"].inputs():
+        known = Counter(words)
+        parts = [list(word) for word in known]
+        for token in reference("first_model.train_bpe")(words, n_merges):
+            (pair, most), (_, next_most) = pair_counts(parts, list(known.values())).most_common(2)
+            assert "".join(pair) == token and most > next_most
+            parts = [list(reference("first_model.merge")(symbols, pair)) for symbols in parts]
+    for case in exercises()["first_model.most_frequent_pair"].inputs():
+        counts = [times for _, times in pair_counts(*case).most_common(2)]
+        assert counts[0] > counts[1]
+
+
+def test_an_ngram_table_of_dicts_is_a_right_answer(verdict):
+    assert verdict("first_model.ngram_loss", first_model.right_ngram_loss)[0]
 
 
 def test_residual_reference_is_the_block_of_transformers():
@@ -344,7 +365,7 @@ def places_moved_a_little(draw, seed, step, rank, n_processes, batch_size):
         ("gpt_block.mend_twice", loss_left_in_eval_mode, "input model in place. Leave its weights"),
         ("gpt_block.mend_twice", loss_with_gradients_left, "input model in place. Leave its weights"),
         ("scaling.mend_shards", places_moved_a_little, "it gives"),
-        ("gpt_block.loss", lambda x, y: F.cross_entropy(x.detach().mT, y), "no gradient can go back"),
+        ("first_model.loss", lambda x, y: F.cross_entropy(x.detach().mT, y), "no gradient can go back"),
     ],
 )
 def test_answers_that_differ_in_one_point_only_are_refused(name, answer, words, verdict):
@@ -430,8 +451,8 @@ def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
         ("start.greedy", lambda logits: logits.topk(1).indices),
         ("start.greedy", lambda logits: np.argmax(logits.numpy())),
         ("attention.causal", lambda s: (s + torch.full(s.shape[-2:], -math.inf).triu(1)).softmax(-1)),
-        ("gpt_block.shift", lambda tokens: [tokens[:, :-1].clone(), tokens[:, 1:]]),
-        ("gpt_block.loss", lambda x, y: -(x.log_softmax(-1) * F.one_hot(y, x.shape[-1])).sum() / y.numel()),
+        ("first_model.shift", lambda tokens: [tokens[:, :-1].clone(), tokens[:, 1:]]),
+        ("first_model.loss", lambda x, y: -(x.log_softmax(-1) * F.one_hot(y, x.shape[-1])).sum() / y.numel()),
         ("gpt_block.mend_swing", swing_cleared_after_each_step),
         ("gpt_block.mend_twice", twice_with_a_copy),
         ("tuning.accumulate", accumulated_without_a_trace),
@@ -518,7 +539,7 @@ def test_a_patch_of_another_cell_does_not_reach_the_reference(monkeypatch, verdi
     wrong = lambda logits, targets, **_: logits.sum()  # noqa: E731
     monkeypatch.setattr(F, "cross_entropy", wrong)
     monkeypatch.setattr(nn.Linear, "of_another_library", "kept", raising=False)
-    assert not verdict("gpt_block.loss", lambda logits, targets: logits.sum())[0]
+    assert not verdict("first_model.loss", lambda logits, targets: logits.sum())[0]
     assert F.cross_entropy is wrong and nn.Linear.of_another_library == "kept"
 
 
@@ -534,7 +555,7 @@ def test_an_exception_is_never_right(monkeypatch, verdict):
 def test_unknown_name_is_refused_with_the_near_ones():
     with pytest.raises(ValueError, match=r'no exercise "attention.casual".*attention\.causal'):
         check("attention.casual", None)
-    with pytest.raises(ValueError, match=r"start\.greedy.*attention\.scores.*gpt_block\.first_loss"):
+    with pytest.raises(ValueError, match=r"start\.greedy.*first_model\.first_loss.*attention\.scores"):
         check("42", None)
 
 
@@ -620,12 +641,12 @@ def test_text_nan_and_exceptions_are_met_kindly_everywhere(name, verdict):
         raise KeyError("what a pity")
 
     def not_a_number(result):
-        return torch.full_like(result.float(), torch.nan) if isinstance(result, torch.Tensor) else result * math.nan
+        return torch.full_like(result.float(), torch.nan) if isinstance(result, torch.Tensor) else math.nan
 
     odd = {
-        r"it should return .* it returns something of type str\b": lambda result: "the answer is 42",
+        r"it should return .* it returns something of type str\b|instead of '": lambda result: "the answer is 42",
         r"it stops with KeyError: 'what a pity'": stops,
-        r"it gives NaN|with a number of another|it should return": not_a_number,
+        r"it gives NaN|with a number of another|it should return|it gives nan instead of '": not_a_number,
     }
     for words, change in odd.items():
         right, line = verdict(name, lambda *inputs, change=change: spoilt(reference(name)(*inputs), change))
@@ -637,9 +658,9 @@ def test_the_smallest_counterexample_is_shown_with_its_numbers(verdict):
     def one_off(vocab_size):
         return math.log(vocab_size) + (vocab_size == 65)
 
-    _, line = verdict("gpt_block.first_loss", one_off)
+    _, line = verdict("first_model.first_loss", one_off)
     assert "For vocab_size = 65: it gives 5.17438727 instead of 4.17438" in line
-    _, line = verdict("gpt_block.shift", lambda tokens: (tokens[:, :-1], tokens[:, 1:] * 2))
+    _, line = verdict("first_model.shift", lambda tokens: (tokens[:, :-1], tokens[:, 1:] * 2))
     small = "For tokens = [[1, 2, 3, 4]]: in number 2 of what it returns, it gives [[4, 6, 8]] instead of [[2, 3, 4]]."
     assert small in line
     _, line = verdict("fine_tuning.stop_rule", lambda losses, patience: (0, 0))
@@ -680,9 +701,9 @@ def test_lists_and_dicts_are_watched_all_the_way_down(verdict):
 
 def test_numbers_may_come_as_tensors_arrays_and_of_another_precision(verdict):
     for number in (torch.tensor, np.float32, np.float64, lambda x: torch.tensor([x]), lambda x: np.array([x])):
-        assert verdict("gpt_block.first_loss", lambda size, number=number: number(math.log(size)))[0]
-    assert not verdict("gpt_block.first_loss", lambda vocab_size: vocab_size > 1)[0]
-    of_one = verdict("gpt_block.loss", lambda x, y: F.cross_entropy(x.mT, y)[None])[1]
+        assert verdict("first_model.first_loss", lambda size, number=number: number(math.log(size)))[0]
+    assert not verdict("first_model.first_loss", lambda vocab_size: vocab_size > 1)[0]
+    of_one = verdict("first_model.loss", lambda x, y: F.cross_entropy(x.mT, y)[None])[1]
     assert f"{RIGHT_NUMBERS}the shape of what it returns is (1,), and it should be ()" in of_one
 
 

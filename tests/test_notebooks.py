@@ -143,6 +143,14 @@ def test_a_section_that_asks_for_a_guess_asks_before_it_shows(path):
             assert len(reveals) >= len(guesses), title
 
 
+def test_the_first_language_model_asks_where_it_surprises_and_gives_nothing_away():
+    cells = read(notebooks.ROOT / "notebooks" / "01_first_language_model.ipynb").cells
+    asking = [cell for cell in cells if notebooks.PREDICTS.search(cell.source)]
+    assert 4 <= len(asking) <= 7
+    assert all("reveal=" in cell.source and cell.metadata.jupyter.source_hidden for cell in asking)
+    assert max(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code") <= 25
+
+
 def is_exercise(cell):
     return any(tag.startswith(("exercise:", "mistake:")) for tag in cell.metadata.get("tags", []))
 

@@ -9,6 +9,7 @@ import torch
 from gptcourse.drawings.board import ladder
 from gptcourse.exercises import LossBoard, answers, check, exercises, forget_progress, mine
 from gptcourse.exercises.answers import answers_file
+from gptcourse.exercises.records import FORMAT, RENAMED, Record, progress_file, read_records, remember, under_new_names
 
 RIGHT = """
 def my_scores(q, k):
@@ -91,6 +92,29 @@ def test_forgetting_forgets_the_answers(tmp_path):
     assert check("attention.scores", written(tmp_path, RIGHT, "my_scores"))
     forget_progress()
     assert not answers_file().exists() and mine("attention.scores") is exercises()["attention.scores"].reference
+
+
+@pytest.mark.parametrize("old, new", RENAMED.items())
+def test_what_was_solved_under_an_earlier_name_is_still_known(old, new, capsys):
+    progress_file().parent.mkdir(parents=True)
+    entry = {"tries": 2, "solved": "2026-01-31"}
+    progress_file().write_text(json.dumps({"version": FORMAT, "exercises": {old: entry}}))
+    assert read_records()[0] == {new: Record(**entry)} and new in exercises() and old not in exercises()
+    assert remember("attention.scores", False) == "" and read_records()[0][new] == Record(**entry)
+    assert mine(old) is exercises()[new].reference
+    assert check(old, exercises()[new].reference) and capsys.readouterr().out.endswith(f"Right: {new}.\n")
+
+
+def test_what_was_solved_under_todays_name_goes_before():
+    records = {"gpt_block.shift": 1, "first_model.shift": 2, "start.greedy": 3}
+    assert under_new_names(records) == {"first_model.shift": 2, "start.greedy": 3}
+
+
+def test_an_answer_kept_under_an_earlier_name_is_still_called():
+    source = "def my_shift(tokens):\n    return tokens[:, :-1], tokens[:, 1:]"
+    answers_file().parent.mkdir(parents=True)
+    answers_file().write_text(json.dumps({"gpt_block.shift": {"calls": "my_shift", "source": source}}))
+    assert mine("first_model.shift").__name__ == "my_shift"
 
 
 def test_an_unknown_name_is_refused():

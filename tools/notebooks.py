@@ -28,6 +28,7 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1_000_000  # bytes; GitHub shows larger notebooks slowly or not at all
+PREDICTS = re.compile(r"^predict\(", re.MULTILINE)
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 PROGRESS = re.compile(r"\d+%\||\d+it \[|\d(it|s|tok)/(s|it)")  # tqdm's lines
 METADATA = {
@@ -121,7 +122,7 @@ def clean(notebook):
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         metadata = {"tags": tags} if tags else {}
-        if cell.cell_type == "code" and re.search(r"^predict\(", cell.source, flags=re.MULTILINE):
+        if cell.cell_type == "code" and PREDICTS.search(cell.source):
             metadata["jupyter"] = {"source_hidden": True}  # the source holds the answer
         elif "reveal" in (tags or []):
             metadata["jupyter"] = {"outputs_hidden": True}  # so does this output: JupyterLab opens it with a click

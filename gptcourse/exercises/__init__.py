@@ -24,7 +24,7 @@ from gptcourse.exercises.answers import answer_in_this_kernel, forget_answers, k
 from gptcourse.exercises.comparison import compare, kind_of, shorten, show, size
 from gptcourse.exercises.exercise import Exercise, Mistake, as_it_stands, mistake
 from gptcourse.exercises.losses import LossBoard
-from gptcourse.exercises.records import Progress, Record, progress_file, read_records, remember
+from gptcourse.exercises.records import RENAMED, Progress, Record, progress_file, read_records, remember
 from gptcourse.exercises.surroundings import own_modes, own_surroundings, restore_functions
 from gptcourse.exercises.time_limit import TooSlow, within
 
@@ -61,9 +61,19 @@ def exercises() -> dict[str, type[Exercise]]:
 
 def _modules() -> tuple[ModuleType, ...]:
     """Return the modules of exercises in the order of the notebooks."""
-    from gptcourse.exercises import attention, decoding, evaluation, fine_tuning, gpt_block, scaling, start, tuning
+    from gptcourse.exercises import (
+        attention,
+        decoding,
+        evaluation,
+        fine_tuning,
+        first_model,
+        gpt_block,
+        scaling,
+        start,
+        tuning,
+    )
 
-    return start, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
+    return start, first_model, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
 
 
 def _exercises_of(module: ModuleType) -> list[type[Exercise]]:
@@ -90,6 +100,7 @@ def check(name: str, answer: Any) -> bool:
     Raises ValueError if there is no such exercise.
     """
     exercise = _named(name)
+    name = exercise.name
     right, line = _try(exercise, answer)
     not_kept = "" if right is None else remember(name, right)
     if right and not_kept:  # before that there is little to lose
@@ -115,7 +126,9 @@ def mine(name: str) -> Callable:
     Until there is one it is the course's own solution, and a line says so. An answer from an earlier notebook is run
     again from its source and must pass its check. Raises ValueError if there is no such exercise.
     """
-    exercise, answer = _named(name), answer_in_this_kernel(name)
+    exercise = _named(name)
+    name = exercise.name
+    answer = answer_in_this_kernel(name)
     if answer is not None:
         return answer
     kept = kept_sources()
@@ -133,8 +146,9 @@ def mine(name: str) -> Callable:
 
 
 def _named(name: str) -> type[Exercise]:
-    """Return the exercise of that name. Raises ValueError, with the nearest names, if there is none."""
+    """Return the exercise of that name, today's or an earlier one. Raises ValueError, with the nearest, for no such."""
     known = exercises()
+    name = RENAMED.get(name, name)
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or known
         raise ValueError(f'There is no exercise "{name}". Did you mean one of these: {", ".join(near)}?')

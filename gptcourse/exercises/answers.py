@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcourse.exercises.records import progress_file
+from gptcourse.exercises.records import progress_file, under_new_names
 from gptcourse.files import write_file
 
 # What a cell of these notebooks has imported: enough to run a function away from its notebook.
@@ -47,7 +47,7 @@ def keep_answer(name: str, answer: Callable) -> None:
 def kept_sources() -> dict[str, dict[str, str]]:
     """Return what the file holds, {exercise: {"calls": the function's name, "source": ...}}; nothing if damaged."""
     try:
-        kept = json.loads(answers_file().read_bytes())
+        kept = under_new_names(json.loads(answers_file().read_bytes()))
         return {
             name: entry for name, entry in kept.items() if all(isinstance(entry[k], str) for k in ("calls", "source"))
         }

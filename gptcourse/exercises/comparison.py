@@ -25,6 +25,8 @@ def compare(got: Any, want: Any) -> tuple[str | None, str | None]:
         return None if same else f"it stops with {shorten(got)}", None
     if isinstance(want, tuple):
         return _compare_parts(got, want)
+    if isinstance(want, str):
+        return None if got == want else f"it gives {got!r:.60} instead of {want!r}", None
     return _compare_tensors(got, want) if isinstance(want, Tensor) else _compare_numbers(got, want)
 
 
@@ -130,14 +132,14 @@ def show(value: Any) -> str:
         return f"= {value:g}" if isinstance(value, float) else f"= {value!r}"[:80]
     if isinstance(value, Tensor):
         return f"= {_numbers(value.detach())}" if value.numel() <= SHOWN else f"of shape {tuple(value.shape)}"
-    if isinstance(value, list) and size(value) <= SHOWN:
+    if isinstance(value, list | tuple) and size(value) <= SHOWN:
         return f"= {_numbers(value)}"
     return "as given"
 
 
 def kind_of(thing: Any) -> str:
     """Name the type of an answer."""
-    return f"{len(thing)} things" if isinstance(thing, tuple) else f"something of type {type(thing).__name__}"
+    return f"{len(thing)} things" if isinstance(thing, tuple | list) else f"something of type {type(thing).__name__}"
 
 
 def shorten(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from math import log, log2, pi, sqrt
+from math import pi, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,6 @@ from gptcourse.model import GPTConfig
 NOTEBOOK = "02 · A GPT block"
 SAMPLE_VARIANCE = "Very close: your variance divides by C - 1, as for a sample. Here it is the mean of the squares."
 WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
-NOT_AS_MANY = "The targets should be as many as the inputs: one answer for each question."
-MIXED_UP = """Your rows and columns are mixed up: the vocabulary should be its own dimension, and a reshape does not
-    move it there. What does one row of the logits hold?"""
 STILL_SUMS = """The steps follow more than the loss at hand. Print one weight's gradient right before each step: how
     much of it comes from this loss?"""
 NO_GRADIENT = """The loss never changes, so the optimizer moves nothing. What should it find in each weight when it
@@ -58,11 +55,6 @@ def run(order: str, model: nn.Module, optimizer: torch.optim.Optimizer, batches:
 
 def run_on_one(order: str, model: nn.Module, optimizer: torch.optim.Optimizer, x, y, steps: int) -> Tensor:
     return run(order, model, optimizer, [(x, y)] * steps)
-
-
-def guesses(*sizes: tuple) -> list[tuple[Tensor, Tensor]]:
-    """Logits (B, T, V) with a spread, and tokens (B, T)."""
-    return [((spread * randn(B, T, V)).requires_grad_(), randint(V, (B, T))) for B, T, V, spread in sizes]
 
 
 def classifier(dropout: float) -> nn.Module:
@@ -248,121 +240,6 @@ class Parameters(Exercise, name="gpt_block.parameters"):
         each output of each layer has one.""")(lambda V, T, C, L: (V + T) * C + L * (12 * C**2 + 4 * C) + 2 * C)
     without_projection = mistake("""The projection that joins the heads at the end of
         attention is missing.""")(lambda V, T, C, L: (V + T) * C + L * (11 * C**2 + 12 * C) + 2 * C)
-
-
-class Shift(Exercise, name="gpt_block.shift"):
-    """Cut windows of tokens into inputs and targets: each target is the token that follows."""
-
-    hint = "For a window 1 2 3 4 the model reads 1 2 3, and what should it answer at each place?"
-
-    def inputs():
-        return [(torch.tensor([[1, 2, 3, 4]]),), (torch.arange(12).view(2, 6),), (randint(65, (4, 9)),)]
-
-    def reference(tokens):
-        return tokens[:, :-1], tokens[:, 1:]
-
-    shortened_only = mistake("""At each place the answer is what the model has just read:
-        it would learn to copy.""")(lambda tokens: (tokens[:, :-1], tokens[:, :-1]))
-    backwards = mistake("""Your model reads a token and answers with the one before it.
-        Time runs the other way.""")(lambda tokens: (tokens[:, 1:], tokens[:, :-1]))
-    rolled = mistake("""Your last target is the first token of the window, come round from the front. A window of T + 1
-        tokens holds T questions, not T + 1.""")(lambda tokens: (tokens, tokens.roll(-1, dims=1)))
-    along_the_batch = mistake("""You cut along the batch:
-        whole texts are dropped. Which dimension is time?""")(lambda tokens: (tokens[:-1], tokens[1:]))
-    last_token_alone = mistake(NOT_AS_MANY)(lambda tokens: (tokens[:, :-1], tokens[:, -1]))
-    all_inputs = mistake(NOT_AS_MANY)(lambda tokens: (tokens, tokens[:, 1:]))
-
-
-class Loss(Exercise, name="gpt_block.loss"):
-    """Return the mean of minus the log-probability of the right tokens, from logits."""
-
-    hint = "At each place one number counts: the log-probability of the right token. All places count the same."
-
-    def inputs():
-        return guesses((1, 1, 3, 1), (2, 3, 5, 1), (3, 4, 6, 200))
-
-    def reference(logits, targets):
-        return F.cross_entropy(logits.mT, targets)
-
-    through_probabilities = mistake("""Right for small logits. With large ones a probability becomes exactly 0, and its
-        logarithm minus infinity. Is there a way to the log-probability that never goes
-        through the probability?""")(lambda x, y: -x.softmax(-1).gather(-1, y[..., None]).log().mean())
-    of_probabilities = mistake("""The function that you feed takes logits, and you give it probabilities: the softmax
-        happens twice.""")(lambda x, y: F.cross_entropy(x.softmax(-1).mT, y))
-    summed = mistake("""That is the sum over all places.
-        The mean does not grow with the batch.""")(lambda x, y: F.cross_entropy(x.mT, y, reduction="sum"))
-    negative = mistake("The sign: a loss should be positive.")(lambda x, y: -F.cross_entropy(x.mT, y))
-    per_text = mistake("""You divide by the number of texts. Every place in every text has a loss
-        of its own.""")(lambda x, y: F.cross_entropy(x.mT, y, reduction="sum") / len(y))
-    in_bits = mistake("That is the loss in bits. Nats are asked for.")(lambda x, y: F.cross_entropy(x.mT, y) / log(2))
-    of_each_place = mistake("""These are the losses of all places, and they are right.
-        One number was asked for.""")(lambda x, y: F.cross_entropy(x.mT, y, reduction="none"))
-    reshaped = mistake(MIXED_UP)(lambda x, y: F.cross_entropy(x.reshape(len(x), x.shape[2], x.shape[1]), y))
-    as_they_are = mistake(MIXED_UP)(lambda x, y: F.cross_entropy(x, y))
-    over_time = mistake("""Your probabilities add up to one along the wrong dimension: the tokens of the vocabulary
-        compete.""")(lambda x, y: -x.log_softmax(1).gather(-1, y[..., None]).mean())
-
-
-class FirstLoss(Exercise, name="gpt_block.first_loss"):
-    """Return the loss in nats of a model that gives every token the same probability."""
-
-    hint = "Which probability does each token get, and what is the loss of a token with that probability?"
-
-    def inputs():
-        return [(50257,), (65,), (2,)]
-
-    def reference(vocab_size):
-        return log(vocab_size)
-
-    in_bits = mistake("That is in bits. Nats use the natural logarithm.")(lambda V: log2(V))
-    probability = mistake("That is the probability of each token. What loss does it give?")(lambda V: 1 / V)
-    negative = mistake("The sign: a loss should be positive.")(lambda V: -log(V))
-    averaged = mistake("You average over the vocabulary. Only the right token counts.")(lambda V: log(V) / V)
-
-
-class MendSure(Exercise, name="gpt_block.mend_sure"):
-    """Mend the loss so that a model that is sure and right gets almost zero."""
-
-    hint = "Read in torch's documentation what the loss function expects as its first input."
-
-    def inputs():
-        return guesses((2, 3, 5, 1), (3, 4, 6, 20))
-
-    def reference(logits, targets):
-        return F.cross_entropy(logits.mT, targets)
-
-    of_probabilities = as_it_stands("""The mistake is still there: however sure and right a model is, its loss stays far
-        above zero. What does the loss function do with its first input before it looks
-        at the targets?""")(lambda x, y: F.cross_entropy(x.softmax(-1).mT, y))
-    without_logarithm = mistake("""Now no logarithm is taken anywhere, and the loss is negative. What does this loss
-        function expect?""")(lambda x, y: F.nll_loss(x.softmax(-1).mT, y))
-    without_softmax = mistake("""Now there is no softmax anywhere:
-        this loss function expects log-probabilities.""")(lambda x, y: F.nll_loss(x.mT, y))
-    of_sigmoids = mistake("""A sigmoid squeezes the logits just as the softmax did. Does anything have to be squeezed
-        here?""")(lambda x, y: F.cross_entropy(x.sigmoid().mT, y))
-
-
-class MendParrot(Exercise, name="gpt_block.mend_parrot"):
-    """Mend the loss so that each guess is held against the token that comes next."""
-
-    hint = "The guess made at place t belongs to the token at place t + 1 of the same text."
-
-    def inputs():
-        return guesses((2, 5, 7, 1), (3, 4, 9, 3))
-
-    def reference(logits, tokens):
-        return F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:])
-
-    not_shifted = as_it_stands("""The mistake is still there: a model that answers with the very token it has just read
-        gets the best loss. What does the loss hold each guess against?""")(lambda x, y: F.cross_entropy(x.mT, y))
-    backwards = mistake("""Shifted, but the wrong way:
-        each guess is held against the token before.""")(lambda x, y: F.cross_entropy(x[:, 1:].mT, y[:, :-1]))
-    rolled = mistake("""Your last guess is held against the first token of the same text. Nobody knows its answer: leave
-        it out.""")(lambda x, y: F.cross_entropy(x.mT, y.roll(-1, 1)))
-    across_texts = mistake("""You shift after joining the texts, so the last guess of one meets the first token of the
-        next. Shift each text on its own.""")(lambda x, y: F.cross_entropy(x.flatten(0, 1)[:-1], y.flatten()[1:]))
-    along_the_batch = mistake("""You shift along the batch:
-        guesses about one text meet the tokens of another.""")(lambda x, y: F.cross_entropy(x[:-1].mT, y[1:]))
 
 
 class MendSwing(Exercise, name="gpt_block.mend_swing"):

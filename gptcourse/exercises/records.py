@@ -19,6 +19,12 @@ import platformdirs
 from gptcourse.files import write_file
 
 FORMAT = 1  # of the file; a higher number comes from a newer version of the course
+MOVED = (  # (from, to, exercises), in the order of the versions
+    ("gpt_block", "first_model", ("shift", "loss", "first_loss", "mend_sure", "mend_parrot")),
+    ("fine_tuning", "decoding", ("top_p", "repetition_penalty", "perplexity", "mend_temperature", "mend_top_p")),
+)
+# {name in an earlier version: name now}: what was solved under the earlier one is still known.
+RENAMED = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for name in names}
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,15 @@ def read_records() -> tuple[dict[str, Record], str]:
     if isinstance(version, int) and version > FORMAT:
         return {}, _not_kept(f"a newer version of this course wrote {progress_file()}, so bring the course up to date")
     found = data.get("exercises") if version == FORMAT else None
-    entries = found.items() if isinstance(found, dict) else ()
+    entries = under_new_names(found).items() if isinstance(found, dict) else ()
     return {name: record for name, entry in entries if (record := _record(entry))}, ""
+
+
+def under_new_names(entries: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries by the exercises' names of today; one under its new name goes before one under an old name."""
+    return {RENAMED.get(name, name): entry for name, entry in entries.items()} | {
+        name: entry for name, entry in entries.items() if name not in RENAMED
+    }
 
 
 def _record(entry: Any) -> Record | None:

@@ -66,62 +66,6 @@ def parameters_without_projection(vocab_size, n_positions, n_embd, n_layer):
     return n_embd * (vocab_size + n_positions) + n_layer * (linear + 4 * n_embd) + 2 * n_embd
 
 
-@wrong("gpt_block.shift", "come round from the front")
-def shift_by_rolling(tokens):
-    return tokens, torch.roll(tokens, shifts=-1, dims=1)
-
-
-@wrong("gpt_block.shift", "You cut along the batch")
-def shift_texts(tokens):
-    x = tokens[:-1]
-    y = tokens[1:]
-    return x, y
-
-
-@wrong("gpt_block.loss", "logarithm minus infinity")
-def loss_through_probabilities(logits, targets):
-    p = torch.softmax(logits, dim=-1)
-    return -torch.log(p.gather(2, targets.unsqueeze(2))).mean()
-
-
-@wrong("gpt_block.loss", "the softmax happens twice")
-def loss_of_probabilities(logits, targets):
-    B, T, V = logits.shape
-    return F.cross_entropy(torch.softmax(logits, dim=-1).view(B * T, V), targets.view(B * T))
-
-
-@wrong("gpt_block.first_loss", "The sign")
-def first_loss_below_zero(vocab_size):
-    return math.log(1 / vocab_size)
-
-
-@wrong("gpt_block.first_loss", "average over the vocabulary")
-def first_loss_averaged_again(vocab_size):
-    p = torch.full((vocab_size,), 1 / vocab_size)
-    return -(p * p.log()).mean()
-
-
-@wrong("gpt_block.mend_sure", "no logarithm is taken")
-def sure_without_logarithm(logits, targets):
-    return F.nll_loss(F.softmax(logits, -1).view(-1, logits.size(-1)), targets.view(-1))
-
-
-@wrong("gpt_block.mend_sure", "A sigmoid squeezes")
-def sure_with_sigmoid(logits, targets):
-    return F.cross_entropy(torch.sigmoid(logits).flatten(0, 1), targets.flatten())
-
-
-@wrong("gpt_block.mend_parrot", "Nobody knows its answer")
-def parrot_rolled(logits, tokens):
-    return F.cross_entropy(logits.flatten(0, 1), torch.roll(tokens, -1, dims=1).flatten())
-
-
-@wrong("gpt_block.mend_parrot", "after joining the texts")
-def parrot_shifted_across_texts(logits, tokens):
-    logits, tokens = logits.reshape(-1, logits.size(-1)), tokens.reshape(-1)
-    return F.cross_entropy(logits[:-1], tokens[1:])
-
-
 @wrong("gpt_block.mend_swing", "how much of it comes from this loss")
 def swing_as_it_stands(model, optimizer, batches):
     losses = []

@@ -51,83 +51,79 @@ def lookup(words: Sequence[str], ids, vocabulary: Sequence[str], table) -> Diagr
 def one_query(words: Sequence[str], place: int, query, keys, values, scores, weights) -> Diagram:
     """Draw all steps for one query: scores, softmax, weighted sum. query (D), keys and values (S, D), the rest (S)."""
     query, keys, values, scores, weights = map(_rows, (query, keys, values, scores, weights))
-    output = (np.asarray(weights) @ np.asarray(values)).tolist()
+    output, n = (np.asarray(weights) @ np.asarray(values)).tolist(), len(keys)
     steps = f"scores {_said(scores)}; weights {_said(weights)}; output {_said(output)}"
-    drawing = Diagram(
-        680, 128 + 36 * len(keys), f"The query of {words[place]} ({_said(query)}) meets every key: {steps}."
-    )
+    drawing = Diagram(680, 134 + 32 * n, f"The query of {words[place]} ({_said(query)}) meets every key: {steps}.")
     drawing.text(10, 25, f"query of “{words[place]}”", anchor="start", bold=True, color=BLUE)
     asked = drawing.vector(150, 8, query, digits=2, color=BLUE)
-    for x, name, color in ((146, "key", GREEN), (318, "score", None), (398, "weight", BLUE), (534, "value", PURPLE)):
-        drawing.text(
-            x + (66 if name in ("key", "value") else 22), 70, name, bold=True, size=12, color=color or "currentColor"
-        )
-    bottom = 80 + 36 * len(keys)
-    drawing.arrow(asked.bottom, (216, 58), color=BLUE)
-    for s, word in enumerate(words[: len(keys)]):
-        y = 80 + 36 * s
+    drawing.arrow(asked.bottom, (216, 54), color=BLUE)
+    headings = (
+        (216, "key", GREEN),
+        (340, "score q · k", "currentColor"),
+        (440, "weight", BLUE),
+        (600, "value", PURPLE),
+    )
+    for x, name, color in headings:
+        drawing.text(x, 70, name, bold=True, size=12, color=color)
+    largest = {"keys": np.abs(keys).max(), "scores": np.abs(scores).max(), "values": np.abs(values).max()}
+    for s, word in enumerate(words[:n]):
+        y = 80 + 32 * s
         drawing.token(16, y, word, color=ORANGE if s == place else "currentColor")
-        key = drawing.vector(150, y, keys[s], digits=2, color=GREEN, largest=4)
-        score = drawing.vector(318, y, [scores[s]], digits=2)
-        weight = drawing.vector(398, y, [weights[s]], digits=2, color=BLUE, largest=1)
-        value = drawing.vector(534, y, values[s], digits=2, color=PURPLE, largest=2)
+        key = drawing.vector(150, y, keys[s], digits=2, color=GREEN, largest=largest["keys"])
+        score = drawing.vector(318, y, [scores[s]], digits=2, largest=largest["scores"])
+        weight = drawing.vector(418, y, [weights[s]], digits=2, color=BLUE, largest=1)
+        drawing.vector(534, y, values[s], digits=2, color=PURPLE, largest=largest["values"])
         drawing.arrow(key.right, score.left)
-        drawing.text(300, y + 9, "q · k", size=10, faint=True)
         drawing.arrow(score.right, weight.left)
-        drawing.text(488, y + 18, "×", size=15)
-        drawing.line((value.x + value.width + 6, y + 13), (value.x + value.width + 6, bottom + 20), opacity=0.2)
-    drawing.text(420, bottom + 10, f"sum {sum(weights):.2f}", size=11, faint=True)
-    drawing.text(352, bottom + 10, "softmax →", size=11, faint=True)
-    drawing.text(522, bottom + 32, "weighted sum = output", anchor="end", bold=True, color=PURPLE)
-    drawing.vector(534, bottom + 14, output, digits=2, color=PURPLE, largest=2)
+        drawing.text(498, y + 18, "×", size=15)
+    bottom = 80 + 32 * n
+    drawing.text(390, bottom + 10, "softmax", size=11, faint=True)
+    drawing.text(440, bottom + 10, f"sum {sum(weights):.2f}", size=11, faint=True)
+    drawing.text(522, bottom + 38, "added up: the output", anchor="end", bold=True, color=PURPLE)
+    drawing.vector(534, bottom + 20, output, digits=2, color=PURPLE, largest=largest["values"])
+    drawing.arrow((600, bottom - 4), (600, bottom + 18), color=PURPLE)
     return drawing
 
 
 def all_queries(words: Sequence[str], q, k, v, scores, weights) -> Diagram:
     """Draw the two matrix products: q kᵀ = scores, weights v = outputs. q, k, v (T, D), the other two (T, T)."""
     q, k, v, scores, weights = map(_rows, (q, k, v, scores, weights))
-    outputs, n = (np.asarray(weights) @ np.asarray(v)).tolist(), len(words)
+    outputs, n, size = (np.asarray(weights) @ np.asarray(v)).tolist(), len(words), len(q[0])
     described = f"Scores, row by row: {_said(scores)}. Weights: {_said(weights)}. Outputs: {_said(outputs)}."
-    height = CELL_HEIGHT * n
-    drawing = Diagram(724, 2 * height + 136, described)
-    top, low = 44, 44 + height + 66
-    left = drawing.matrix(64, top, q, row_labels=words, color=BLUE, title=f"queries ({n}, {len(q[0])})")
-    keys = drawing.matrix(left.x + left.width + 38, top, np.transpose(k).tolist(), column_labels=words, color=GREEN)
-    drawing.text(
-        keys.x + keys.width / 2, keys.y + keys.height + 18, f"keys, turned ({len(k[0])}, {n})", bold=True, size=12
-    )
-    table = drawing.matrix(
-        keys.x + keys.width + 38, top, scores, digits=2, column_labels=words, title=f"scores ({n}, {n})"
-    )
-    shares = drawing.matrix(
-        64, low, weights, digits=2, row_labels=words, color=BLUE, largest=1, title=f"weights ({n}, {n})"
-    )
-    handed = drawing.matrix(
-        shares.x + shares.width + 38, low, v, row_labels=(), color=PURPLE, title=f"values ({n}, {len(v[0])})"
-    )
-    result = drawing.matrix(
-        handed.x + handed.width + 38, low, outputs, digits=2, color=PURPLE, title=f"outputs ({n}, {len(v[0])})"
-    )
+    top, low = 44, 44 + CELL_HEIGHT * n + 66
+    drawing = Diagram(724, low + CELL_HEIGHT * n + 12, described)
+    apart, shares_style = 38, {"digits": 2, "row_labels": words, "color": BLUE, "largest": 1}
+    left = drawing.matrix(64, top, q, row_labels=words, color=BLUE, title=f"queries ({n}, {size})")
+    turned = np.transpose(k).tolist()
+    keys = drawing.matrix(left.right[0] + apart, top, turned, column_labels=words, color=GREEN)
+    drawing.text(keys.bottom[0], keys.bottom[1] + 18, f"keys, turned ({size}, {n})", bold=True, size=12)
+    title = f"scores ({n}, {n})"
+    table = drawing.matrix(keys.right[0] + apart, top, scores, digits=2, column_labels=words, title=title)
+    shares = drawing.matrix(64, low, weights, title=f"weights ({n}, {n})", **shares_style)
+    handed = drawing.matrix(shares.right[0] + apart, low, v, color=PURPLE, title=f"values ({n}, {size})")
+    title = f"outputs ({n}, {size})"
+    result = drawing.matrix(handed.right[0] + apart, low, outputs, digits=2, color=PURPLE, title=title)
     for first, second, sign in ((left, keys, "@"), (keys, table, "="), (shares, handed, "@"), (handed, result, "=")):
-        drawing.text((first.x + first.width + second.x) / 2, first.y + 45, sign, bold=True, size=17)
+        drawing.text((first.right[0] + second.x) / 2, first.y + 45, sign, bold=True, size=17)
     turn = table.y + table.height
-    drawing.arrow((table.x + 40, turn + 4), (shares.x + shares.width + 6, low - 4), label="÷ √D, softmax of each row")
+    drawing.arrow((table.x + 40, turn + 4), (shares.right[0] - 30, low - 6))
+    drawing.text(table.x + 50, turn + 26, "softmax of each row", anchor="start", size=12)
     return drawing
 
 
 def projections(word: str, x, matrices, vectors) -> Diagram:
     """Draw how one token's vector x (C) becomes query, key and value; matrices and vectors are three of each."""
-    names = (
-        ("query", BLUE, "what I look for"),
-        ("key", GREEN, "how I am found"),
-        ("value", PURPLE, "what I hand over"),
-    )
-    said = "; ".join(f"{name} {_said(vector, 1)}" for (name, *_), vector in zip(names, vectors, strict=True))
-    drawing = Diagram(680, 318, f"The vector of {word}, {_said(x, 1)}, times three matrices gives {said}.")
-    drawing.token(16, 120, word)
-    start = drawing.vector(16, 154, _rows(x), largest=1.5)
-    for place, ((name, color, role), matrix, vector) in enumerate(zip(names, matrices, vectors, strict=True)):
-        y = 22 + 102 * place
+    names = {
+        "query": (BLUE, "what I look for"),
+        "key": (GREEN, "how I am found"),
+        "value": (PURPLE, "what I hand over"),
+    }
+    said = "; ".join(f"{name} {_said(vector, 1)}" for name, vector in zip(names, vectors, strict=True))
+    drawing = Diagram(680, 340, f"The vector of {word}, {_said(x, 1)}, times three matrices gives {said}.")
+    drawing.token(16, 124, word)
+    start = drawing.vector(16, 158, _rows(x), largest=1.5)
+    rows = zip(names.items(), matrices, vectors, strict=True)
+    for y, ((name, (color, role)), matrix, vector) in zip((24, 136, 248), rows, strict=True):
         box = drawing.matrix(270, y, _rows(matrix), color=color, largest=3, title=f"W_{name[0]}")
         drawing.arrow(start.right, box.left, color=color)
         result = drawing.vector(470, y + CELL_HEIGHT, _rows(vector), color=color, largest=3)
@@ -146,9 +142,8 @@ def mask(words: Sequence[str], scores, weights) -> Diagram:
     right = drawing.matrix(400, 48, weights, color=BLUE, largest=1, title="weights: each row adds up to 1", **style)
     drawing.arrow(left.right, right.left)
     drawing.text((left.x + left.width + right.x) / 2, left.right[1] - 8, "softmax", size=12)
-    drawing.text(
-        70, left.y + left.height + 20, "row: who looks   column: who is looked at", anchor="start", size=11, faint=True
-    )
+    explained = "row: who looks · column: who is looked at"
+    drawing.text(70, left.bottom[1] + 20, explained, anchor="start", size=11, faint=True)
     return drawing
 
 
@@ -196,7 +191,7 @@ def heads(words: Sequence[str], place: int, q, k, v, weights, outputs) -> Diagra
         ends.append(out)
     low = 62 + 92 * n_head
     drawing.text(columns[2] + 74, low + 18, "joined: one vector again", anchor="end", bold=True)
-    for h, (out, color) in enumerate(zip(ends, HEAD_COLORS, strict=False)):
+    for h, color in zip(range(n_head), HEAD_COLORS, strict=False):
         drawing.vector(columns[2] + 84 + CELL_WIDTH * h, low, [outputs[h]], digits=2, color=color, largest=2)
     drawing.line((ends[-1].bottom[0], ends[-1].y + 30), (ends[-1].bottom[0], low + 13), opacity=0.4)
     drawing.arrow((ends[-1].bottom[0], low + 13), (columns[2] + 90 + CELL_WIDTH * n_head, low + 13))
@@ -233,7 +228,7 @@ def cutting(words: Sequence[str], q, n_head: int) -> Diagram:
 
 
 def cache(words: Sequence[str], query, keys, values, weights) -> Diagram:
-    """Draw one step with a cache: kept keys and values, those of the new token, the one query. All of the last token."""
+    """Draw one step with a cache: the keys and values kept, those of the last token, and its one query."""
     query, keys, values, weights = map(_rows, (query, keys, values, weights))
     n, size = len(words), len(keys[0])
     output = (np.asarray(weights) @ np.asarray(values)).tolist()
@@ -261,32 +256,22 @@ def cache(words: Sequence[str], query, keys, values, weights) -> Diagram:
         share = drawing.vector(358, y, [weights[s]], digits=2, color=BLUE, largest=1)
     drawing.text(380, 22, "weights", bold=True, size=12, color=BLUE)
     drawing.arrow((asked.x + asked.width, asked.y + 13), (share.x + 22, new + CELL_HEIGHT + 2), color=BLUE)
-    drawing.text(640, 22, "appended", bold=True, size=12, color=ORANGE)
     drawing.text(640, new + 18, "← new row", size=12, color=ORANGE)
     result = drawing.vector(452, new + 34, output, digits=2, color=PURPLE, largest=2)
-    drawing.text(
-        result.x + result.width + 10, result.y + 18, "output", anchor="start", bold=True, size=12, color=PURPLE
-    )
+    drawing.text(result.right[0] + 34, result.y + 18, "output", bold=True, size=12, color=PURPLE)
     return drawing
 
 
 def one_layer(text: str, n_embd: int, n_head: int, vocab_size: int) -> Diagram:
     """Draw the model of the last section: embeddings, positions, one attention layer, LM head."""
-    drawing = Diagram(
-        680,
-        250,
-        f"Characters of {text!r} become {n_embd} numbers each, positions are added, one attention "
-        f"layer of {n_head} heads mixes them, and the LM head gives {vocab_size} logits for each.",
-    )
-    boxes = (
-        ("wte", f"{vocab_size} × {n_embd}"),
-        ("attention", f"{n_head} heads"),
-        ("LM head", f"{n_embd} × {vocab_size}"),
-    )
+    described = f"Characters of {text!r} become {n_embd} numbers each, positions are added, one attention layer"
+    described += f" of {n_head} heads mixes them, and the LM head gives {vocab_size} logits for each."
+    drawing = Diagram(680, 250, described)
+    boxes = {"wte": f"{vocab_size} × {n_embd}", "attention": f"{n_head} heads", "LM head": f"{n_embd} × {vocab_size}"}
     y, width = 100, 116
     x = 108
     ends = []
-    for name, note in boxes:
+    for name, note in boxes.items():
         ends.append(
             drawing.box(x, y, width, 46, name, color=BLUE if name == "attention" else "currentColor", note=note)
         )

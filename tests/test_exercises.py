@@ -84,6 +84,22 @@ def verdict(capsys):
     return give
 
 
+@pytest.fixture
+def verdict_on_results(verdict, monkeypatch):
+    """Check an answer whose results are those of a function of the inputs, where a class is asked for, too."""
+
+    def give(name, function):
+        exercise = exercises()[name]
+        if exercise.through is None:
+            return verdict(name, function)
+        answer, calling = type("Answer", (exercise.reference,), {}), exercise.calling
+        with monkeypatch.context() as patch:
+            patch.setattr(exercise, "calling", lambda other: function if other is answer else calling(other))
+            return verdict(name, answer)
+
+    return give
+
+
 def reference(name):
     return exercises()[name].reference
 
@@ -109,9 +125,9 @@ def test_the_same_mistakes_written_otherwise_get_the_hint_too(name, verdict):
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", exercises())
-def test_every_mutant_of_the_reference_is_refused(name, verdict):
+def test_every_mutant_of_the_reference_is_refused(name, verdict_on_results):
     for mutation, mutant in mutants(exercises()[name]):
-        right, line = verdict(name, mutant)
+        right, line = verdict_on_results(name, mutant)
         assert right is ((name, mutation) in EQUIVALENT), f"{mutation}: {line}"
         assert right or line.startswith("Not yet: "), f"{mutation}: {line}"
         if mutation.endswith("of another type"):
@@ -131,7 +147,7 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
         hints[name].add(mistake.hint)
     assert {name for name in exercises() if len(hints[name]) < 3} == set()
     tasks = Counter((name.split(".")[0], ".mend_" in name) for name in exercises())
-    assert tasks["attention", False] >= 6 and tasks["attention", True] >= 4
+    assert tasks["attention", False] >= 9 and tasks["attention", True] >= 3
     assert tasks["first_model", False] >= 10 and tasks["first_model", True] >= 2
     assert tasks["gpt_block", False] >= 5 and tasks["gpt_block", True] >= 5
     assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
@@ -445,6 +461,52 @@ def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
     return trained_in(groups, model, gradients, rate, steps)
 
 
+class EinsumHeads(nn.Module):
+    """Right, and in another style: float64 inside, a loop over the tokens, a list of heads, no kernel of torch's."""
+
+    def __init__(self, width, heads, dropout=0.0):
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.c_attn = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width)
+        self.register_buffer("unused", torch.ones(2))
+
+    def forward(self, x, cache=None):
+        B, T, C = x.shape
+        queries, keys, values = self.c_attn(x).reshape(B, T, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        rows = []
+        for t in range(T):
+            seen = keys.shape[2] - T + t + 1
+            scores = torch.einsum("bhd,bhsd->bhs", queries[:, :, t].double(), keys[:, :, :seen].double())
+            weights = torch.softmax(scores / self.size**0.5, -1)
+            rows.append(torch.einsum("bhs,bhsd->bhd", weights, values[:, :, :seen].double()).reshape(B, C))
+        return self.c_proj(torch.stack(rows, dim=1).float())
+
+
+class HeadByLoops(nn.Module):
+    def __init__(self, n_embd, head_size):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(n_embd, head_size, bias=False) for _ in "qkv")
+
+    def forward(self, x):
+        return torch.stack([self.sentence(one) for one in x])
+
+    def sentence(self, x):
+        rows = []
+        for t in range(len(x)):
+            powers = torch.stack([torch.dot(self.query(x[t]), self.key(x[s])) for s in range(t + 1)])
+            shares = (powers / self.query.out_features**0.5).softmax(0)
+            rows.append(sum(share * self.value(x[s]) for s, share in enumerate(shares)))
+        return torch.stack(rows)
+
+
+def influence_by_gradients(layer, x):
+    outputs_by_tokens = torch.autograd.functional.jacobian(layer, x)  # (T, C, T, C)
+    return outputs_by_tokens.abs().sum((1, 3)) > 0
+
+
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
@@ -466,6 +528,70 @@ def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
 )
 def test_right_answers_in_other_styles_are_accepted(name, answer, verdict):
     assert verdict(name, answer) == (True, f"Right: {name}.")
+
+
+class WithABias(HeadByLoops):
+    def __init__(self, n_embd, head_size):
+        super().__init__(n_embd, head_size)
+        self.query = nn.Linear(n_embd, head_size)
+
+
+class WithoutAKey(HeadByLoops):
+    def __init__(self, n_embd, head_size):
+        super().__init__(n_embd, head_size)
+        del self.key
+
+
+class OfOtherShapes(HeadByLoops):
+    def __init__(self, n_embd, head_size):
+        super().__init__(head_size, n_embd)
+
+
+class NotWrittenYet(nn.Module):
+    def __init__(self, n_embd, head_size):
+        super().__init__()
+        raise NotImplementedError
+
+
+class WithoutASize(nn.Module):
+    def __init__(self, n_embd):
+        super().__init__()
+
+
+class ChangesItsInput(HeadByLoops):
+    def forward(self, x):
+        outputs = super().forward(x)
+        x += 1
+        return outputs
+
+
+class WithoutGradients(HeadByLoops):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (WithABias, "ValueError: query.bias should not be there, and its shape is (2,)"),
+        (WithoutAKey, "ValueError: key.weight should be of shape (2, 2), and it is missing"),
+        (
+            OfOtherShapes,
+            "For weights as given, x of shape (2, 5, 6): it stops with ValueError: key.weight should be of",
+        ),
+        (WithoutASize, "The __init__ of your class should take 2 inputs: n_embd, head_size."),
+        (ChangesItsInput, "Your function changes its input x in place."),
+        (WithoutGradients, "The numbers are right, but no gradient can go back"),
+        (lambda n_embd, head_size: None, "Not yet: attention.head. "),
+    ],
+)
+def test_a_class_that_is_asked_for_is_judged_in_its_use(answer, words, verdict):
+    right, line = verdict("attention.head", answer)
+    assert not right and words in line
+
+
+def test_a_class_without_its_body_is_to_do(verdict):
+    assert verdict("attention.head", NotWrittenYet)[1].startswith("To do: attention.head. Write a whole head")
 
 
 # ---- what another cell has done, and what an answer does to torch
@@ -633,7 +759,9 @@ def test_odd_answers_are_met_kindly(answer, words, verdict):
 
 
 @pytest.mark.parametrize("name", exercises())
-def test_text_nan_and_exceptions_are_met_kindly_everywhere(name, verdict):
+def test_text_nan_and_exceptions_are_met_kindly_everywhere(name, verdict_on_results):
+    calling = exercises()[name].calling(reference(name))
+
     def spoilt(result, change):
         return (change(result[0]), *result[1:]) if isinstance(result, tuple) else change(result)
 
@@ -649,7 +777,7 @@ def test_text_nan_and_exceptions_are_met_kindly_everywhere(name, verdict):
         r"it gives NaN|with a number of another|it should return|it gives nan instead of '": not_a_number,
     }
     for words, change in odd.items():
-        right, line = verdict(name, lambda *inputs, change=change: spoilt(reference(name)(*inputs), change))
+        right, line = verdict_on_results(name, lambda *inputs, change=change: spoilt(calling(*inputs), change))
         assert not right and line.startswith(f"Not yet: {name}. For ") and re.search(words, line), line
         assert line.endswith(f"Hint: {exercises()[name].hint}")
 
@@ -858,7 +986,7 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
     (task,) = [
         node
         for node in ast.parse(cells["task", name][1]).body
-        if isinstance(node, ast.FunctionDef) and node.name == function_name
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == function_name
     ]
     exec(compile(ast.Module([task], []), name, "exec"), namespace)
     forget_progress()
@@ -871,13 +999,13 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
 
 def test_progress_counts_tries_up_to_the_first_right_answer(verdict):
     wrong, right = (lambda q, k: q @ k.mT), reference("attention.scores")
-    assert progress().parts["01 · Attention"]["attention.scores"] == Record(0, None)
+    assert progress().parts["02 · Attention"]["attention.scores"] == Record(0, None)
     for answer in (wrong, torch.ones(1), lambda q: q, lambda q, k: 1 / 0):
         check("attention.scores", answer)
-    assert progress().parts["01 · Attention"]["attention.scores"] == Record(4, None)
+    assert progress().parts["02 · Attention"]["attention.scores"] == Record(4, None)
     for answer in (right, wrong, right):
         check("attention.scores", answer)
-    assert progress().parts["01 · Attention"]["attention.scores"] == Record(5, date.today().isoformat())
+    assert progress().parts["02 · Attention"]["attention.scores"] == Record(5, date.today().isoformat())
     others = {name for part in progress().parts.values() for name, record in part.items() if record == Record()}
     assert others == exercises().keys() - {"attention.scores"}
 
@@ -885,7 +1013,7 @@ def test_progress_counts_tries_up_to_the_first_right_answer(verdict):
 def test_a_slow_answer_is_a_try(monkeypatch, verdict):
     monkeypatch.setattr(gptcourse.exercises, "TIME_LIMIT", 0.05)
     verdict("attention.scores", never_ends)
-    assert progress().parts["01 · Attention"]["attention.scores"].tries == 1
+    assert progress().parts["02 · Attention"]["attention.scores"].tries == 1
 
 
 def test_progress_has_a_part_for_each_notebook_under_its_title():
@@ -987,7 +1115,7 @@ def test_damaged_file_is_begun_anew(content, verdict):
     progress_file().write_bytes(content)
     assert repr(progress()).count("to do") == len(exercises())
     assert verdict("attention.scores", right_scores) == (True, "Right: attention.scores.")
-    assert progress().parts["01 · Attention"]["attention.scores"].tries == 1
+    assert progress().parts["02 · Attention"]["attention.scores"].tries == 1
 
 
 @pytest.mark.parametrize(
@@ -1011,7 +1139,7 @@ def test_damaged_entry_is_dropped_and_the_others_are_kept(entry):
     progress_file().parent.mkdir()
     entries = {"attention.scores": entry, "attention.heads": GOOD, "in.a_later_notebook": GOOD}
     progress_file().write_text(json.dumps({"version": FORMAT, "exercises": entries}))
-    assert progress().parts["01 · Attention"]["attention.scores"] == Record()
+    assert progress().parts["02 · Attention"]["attention.scores"] == Record()
     remember("attention.scores", False)
     kept = json.loads(progress_file().read_text())["exercises"]
     assert kept == entries | {"attention.scores": {"tries": 1, "solved": None}}

@@ -61,9 +61,9 @@ def exercises() -> dict[str, type[Exercise]]:
 
 def _modules() -> tuple[ModuleType, ...]:
     """Return the modules of exercises in the order of the notebooks."""
-    from gptcourse.exercises import attention, evaluation, fine_tuning, gpt_block, scaling, start, tuning
+    from gptcourse.exercises import attention, evaluation, fine_tuning, gpt_block, scaling, start, training, tuning
 
-    return start, attention, gpt_block, tuning, fine_tuning, scaling, evaluation
+    return start, attention, gpt_block, training, tuning, fine_tuning, scaling, evaluation
 
 
 def _exercises_of(module: ModuleType) -> list[type[Exercise]]:

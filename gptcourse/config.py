@@ -22,6 +22,26 @@ CHOICES = {
     "qk_norm": (True, False),
     "bf16": (True, False),
 }
+COUNT = (Integral, lambda x: 1 <= x < math.inf, "a whole number of 1 or more")
+COUNT_OR_ZERO = (Integral, lambda x: 0 <= x < math.inf, "a whole number of 0 or more")
+SEED = (Integral, lambda x: 0 <= x < 2**64, "a whole number from 0 to 2**64 - 1")
+POSITIVE = (Real, lambda x: 0 < x < math.inf, "a finite number greater than 0")
+POSITIVE_OR_ZERO = (Real, lambda x: 0 <= x < math.inf, "a finite number of 0 or more")
+POSITIVE_OR_INFINITE = (Real, lambda x: x > 0, "a number greater than 0, or math.inf")
+BELOW_ONE = (Real, lambda x: 0 <= x < 1, "a number of at least 0 and less than 1")
+SHARE = (Real, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+NUMBERS = {
+    **dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "mup_base_width"), COUNT),
+    **dict.fromkeys(("steps", "batch_size", "gradient_accumulation_steps", "ns_steps"), COUNT),
+    **dict.fromkeys(("warmup_steps", "eval_steps", "save_steps"), COUNT_OR_ZERO),
+    **dict.fromkeys(("layer_norm_epsilon", "initializer_range", "learning_rate", "adam_epsilon"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "z_loss"), POSITIVE_OR_ZERO),
+    **dict.fromkeys(("dropout", "adam_beta1", "adam_beta2", "label_smoothing"), BELOW_ONE),
+    **dict.fromkeys(("sequence_length", "decay_steps"), COUNT),
+    "seed": SEED,
+    "min_lr_ratio": SHARE,
+    "max_grad_norm": POSITIVE_OR_INFINITE,
+}
 
 
 class GPT3Row(NamedTuple):
@@ -61,11 +81,14 @@ def require_number(settings: Any, name: str, kind: type, fits: Callable[[Any], b
     object.__setattr__(settings, name, int(value) if kind is Integral else float(value))
 
 
-def require_choices(settings: Any) -> None:
-    """Check the fields of a dataclass that hold one of a few values, see CHOICES. Raises ValueError."""
-    for name in CHOICES.keys() & vars(settings).keys():
-        value = getattr(settings, name)
-        if type(value) not in (str, bool) or value not in CHOICES[name]:
+def check_settings(settings: Any) -> None:
+    """Check all fields of a frozen dataclass, see NUMBERS and CHOICES. Raises ValueError."""
+    for name, value in vars(settings).items():
+        if value is None and getattr(type(settings), name, "required") is None:
+            continue  # None is the default
+        if name in NUMBERS:
+            require_number(settings, name, *NUMBERS[name])
+        elif name in CHOICES and (type(value) not in (str, bool) or value not in CHOICES[name]):
             raise ValueError(f"{name} is {value!r}, but it must be one of {', '.join(map(str, CHOICES[name]))}.")
 
 
@@ -104,35 +127,20 @@ class GPTConfig:
     mup_base_width: int | None = None
 
     def __post_init__(self):
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            require_number(self, name, Integral, lambda x: 1 <= x < math.inf, "a whole number of 1 or more")
-        require_number(self, "dropout", Real, lambda x: 0 <= x < 1, "a number of at least 0 and less than 1")
-        for name in ("layer_norm_epsilon", "initializer_range"):
-            require_number(self, name, Real, lambda x: 0 < x < math.inf, "a finite number greater than 0")
-        require_choices(self)
+        check_settings(self)
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd {self.n_embd} does not divide among n_head {self.n_head}: make it a multiple of n_head."
             )
         if self.position_embedding == "rotary" and self.head_size % 2:
-            raise ValueError(
-                f"Rotary positions need an even head size, not {self.head_size}: make n_embd / n_head even."
-            )
-        if self.mup_base_width is not None:
-            self._check_mup()
-
-    def _check_mup(self) -> None:
-        wanted = "None or a whole number of 1 or more"
-        require_number(self, "mup_base_width", Integral, lambda x: 1 <= x < math.inf, wanted)
-        if self.mup_base_width % self.head_size:
+            raise ValueError(f"For rotary positions, make n_embd / n_head even: the head size is {self.head_size}.")
+        if self.mup_base_width is not None and self.mup_base_width % self.head_size:
             raise ValueError(
                 f"mup_base_width {self.mup_base_width} is no multiple of the head size {self.head_size}: the head size "
                 "stays that of the base width, so let n_head grow with n_embd."
             )
-        if self.tie_word_embeddings:
-            raise ValueError(
-                "muP scales the LM head alone: give a model with mup_base_width tie_word_embeddings=False."
-            )
+        if self.mup_base_width is not None and self.tie_word_embeddings:
+            raise ValueError("muP scales the LM head alone: with mup_base_width, set tie_word_embeddings=False.")
 
     @property
     def head_size(self) -> int:
@@ -222,20 +230,6 @@ class TrainingConfig:
     save_steps: int = 0
 
     def __post_init__(self):
-        given = [name for name in ("sequence_length", "decay_steps") if getattr(self, name) is not None]
-        for name in ("steps", "batch_size", "gradient_accumulation_steps", "ns_steps", *given):
-            require_number(self, name, Integral, lambda x: 1 <= x < math.inf, "a whole number of 1 or more")
-        for name in ("warmup_steps", "eval_steps", "save_steps"):
-            require_number(self, name, Integral, lambda x: 0 <= x < math.inf, "a whole number of 0 or more")
-        require_number(self, "seed", Integral, lambda x: 0 <= x < 2**64, "a whole number from 0 to 2**64 - 1")
-        for name in ("learning_rate", "adam_epsilon"):
-            require_number(self, name, Real, lambda x: 0 < x < math.inf, "a finite number greater than 0")
-        for name in ("adam_beta1", "adam_beta2", "label_smoothing"):
-            require_number(self, name, Real, lambda x: 0 <= x < 1, "a number of at least 0 and less than 1")
-        require_number(self, "min_lr_ratio", Real, lambda x: 0 <= x <= 1, "a number from 0 to 1")
-        for name in ("weight_decay", "z_loss"):
-            require_number(self, name, Real, lambda x: 0 <= x < math.inf, "a finite number of 0 or more")
-        require_number(self, "max_grad_norm", Real, lambda x: x > 0, "a number greater than 0, or math.inf")
-        require_choices(self)
+        check_settings(self)
         if self.warmup_steps + (self.decay_steps or 1) > self.steps:
             raise ValueError(f"warmup_steps and decay_steps do not fit into the {self.steps} steps of the run.")

@@ -2,10 +2,8 @@
 
 All functions take our GPT and the causal language models of transformers, and leave them as they are.
 
-Sources: Jelinek et al. (1977), "Perplexity"; Brown et al. (2020), GPT-3, section 2.4 (likelihood of labels, few-shot
-prompts); Li et al. (2016), "A Diversity-Promoting Objective Function" (distinct-n); Holtzman et al. (2020), "Neural
-Text Degeneration" (loops); Efron (1979), "Bootstrap Methods"; Guo et al. (2017), "On Calibration of Modern Neural
-Networks"; Manning et al. (2008), "Introduction to Information Retrieval"; Mitchell et al. (2019), "Model Cards".
+Sources beyond those named below: Holtzman et al. (2020), "Neural Text Degeneration" (loops); Manning et al. (2008),
+"Introduction to Information Retrieval"; Mitchell et al. (2019), "Model Cards for Model Reporting".
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,28 +22,48 @@ from torch.nn import functional as F
 from gptcourse.data import IGNORED, check_tokens, pad
 from gptcourse.support import Dialogue, parse_reply
 from gptcourse.tokenizers import encode_text
-from gptcourse.views import context_window, device_of, eval_view, unwrap
+from gptcourse.views import context_window, device_of, eval_view, vocab_size_of
 
 NORMALISATIONS = ("token", "none", "prior")
+PRIOR_PROMPT = "Answer:"  # before which nothing has been said
+KINDS = {"finite": np.isfinite, "whole": lambda array: array == np.floor(array), "positive": lambda array: array > 0}
 WORD = re.compile(r"[\w']+")
 
 
-def check_numbers(name: str, values, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
-    """Return numbers as a float64 array (n,). Raises ValueError for none, NaN, infinity, and one outside low..high."""
-    values = values.detach().cpu() if isinstance(values, Tensor) else values
-    array = np.asarray(values, dtype=float).reshape(-1)
-    wrong = array[~(np.isfinite(array) & (low <= array) & (array <= high))]
-    if len(wrong) or not len(array):
-        found = wrong[0] if len(wrong) else "none"
-        raise ValueError(f"The {name} must be finite numbers from {low:g} to {high:g}, but there is {found}.")
+def check_numbers(name: str, values, low=-math.inf, high=math.inf, kind: str = "finite") -> np.ndarray:
+    """Return numbers, or one, as a float64 array (n,). Raises ValueError for none and for what is no number in range.
+
+    All must be finite, and `kind` can demand "whole" or "positive" ones.
+    """
+    try:
+        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values).reshape(-1)
+        array = array.astype(object if array.dtype.kind in "SU" else float)  # texts, "5" too, have no isfinite
+        right = np.isfinite(array) & (low <= array) & (array <= high) & KINDS[kind](array)
+        wrong = array[~right] if len(array) else ["none"]
+    except (TypeError, ValueError):
+        wrong = [repr(values)]
+    if len(wrong):
+        raise ValueError(f"The {name} must be {kind} numbers from {low:g} to {high:g}, but there is {wrong[0]}.")
     return array
 
 
 def check_lengths(**parts: Sequence) -> None:
-    """Raise ValueError unless there are as many of each, and not none."""
+    """Raise ValueError unless these are lists of one length, and not empty."""
+    for name, part in parts.items():
+        if isinstance(part, str) or not hasattr(part, "__len__"):
+            raise ValueError(f"The {name} must be a list, with one for each example, not {part!r}.")
     if len(sizes := {len(part) for part in parts.values()}) > 1 or 0 in sizes:
         counts = " and ".join(f"{len(part)} {name}" for name, part in parts.items())
         raise ValueError(f"There are {counts}: give one for each.")
+
+
+def check_texts(name: str, texts: Sequence, pairs: bool = False) -> None:
+    """Raise ValueError unless this is a list of texts or, with `pairs`, of pairs of texts; it may be empty."""
+    for row in texts if isinstance(texts, Iterable) and not isinstance(texts, str) else [None]:
+        parts = row if pairs and isinstance(row, tuple | list) else [row]
+        if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
+            wanted = "pairs: [(text, label), …]" if pairs else "texts: [text, …]"
+            raise ValueError(f"The {name} must be a list of {wanted}.")
 
 
 # ---- The likelihood of a text
@@ -63,8 +81,7 @@ def log_likelihoods(model: nn.Module, pairs: Sequence[tuple[Sequence[int], ...]]
     groups: dict[tuple, list[int]] = {}
     for i, (context, _) in enumerate(pairs):
         groups.setdefault(context, []).append(i)
-    alone = [i for group in groups.values() for i in group if len(group) == 1]
-    alone.sort(key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))  # little padding
+    alone = sorted((group[0] for group in groups.values() if len(group) == 1), key=lambda i: sum(map(len, pairs[i])))
     batches = [(_logits, alone[begin : begin + batch_size]) for begin in range(0, len(alone), batch_size)]
     batches += [(_logits_after, group) for group in groups.values() if len(group) > 1]
     view, found = eval_view(model), {}
@@ -78,14 +95,14 @@ def log_likelihoods(model: nn.Module, pairs: Sequence[tuple[Sequence[int], ...]]
 
 
 def _check_pairs(model, pairs):
-    window = context_window(model)
+    window, vocab_size = context_window(model), vocab_size_of(model)
     for context, continuation in pairs:
         if not context or not continuation:
             raise ValueError("A context and a continuation need at least one token each: begin a text with a newline.")
         if (n := len(context + continuation)) > window + 1:
             advice = "shorten the context, or give fewer examples"
             raise ValueError(f"Context and continuation have {n} tokens, but this model takes {window}: {advice}.")
-        check_tokens(context + continuation, unwrap(model).config.vocab_size, 2, "tokens")
+        check_tokens(context + continuation, vocab_size, 2, "tokens")
 
 
 def _logits(model, pairs):
@@ -118,13 +135,11 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
 
     A text longer than the model's window is read in windows; each begins `context` tokens before the first that it
     predicts. A larger context costs time and gives a lower value; 1 is what `training.evaluate` does. Raises
-    ValueError for fewer than two tokens and a context that does not fit.
+    ValueError for tokens that the model does not know, fewer than two, and a context that does not fit.
     """
-    tokens, window = [int(token) for token in tokens], context_window(model)
-    if len(tokens) < 2:
-        raise ValueError(f"Perplexity is about tokens that follow others, but there are {len(tokens)}: give 2 or more.")
-    if not 1 <= context <= window:
-        raise ValueError(f"context is {context}, but this model takes {window} tokens: choose 1 to {window}.")
+    window = context_window(model)
+    tokens = check_tokens(tokens, vocab_size_of(model), 2, "tokens").tolist()
+    context = int(check_numbers("tokens of context", context, 1, window, kind="whole")[0])
     ends = [1, *range(window + 1, len(tokens), window + 1 - context)]  # of what each window is given
     begins = [max(0, end - context) for end in ends]
     pairs = [(tokens[i:end], tokens[end : i + window + 1]) for i, end in zip(begins, ends, strict=True)]
@@ -133,7 +148,9 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
 
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
     """Return a loss in bits per byte of text, in which models with different tokenizers can be compared."""
-    check_numbers("loss, tokens and bytes", [nats_per_token, n_tokens, n_bytes - 1], low=0)
+    check_numbers("nats per token", nats_per_token, low=0)
+    check_numbers("tokens", n_tokens, low=0, kind="whole")
+    check_numbers("bytes", n_bytes, low=1, kind="whole")
     return nats_per_token * n_tokens / (math.log(2) * n_bytes)
 
 
@@ -142,18 +159,22 @@ def overlap(text: str, seen: str, n: int = 13) -> float:
 
     Capitals and punctuation make no difference; GPT-3 used runs of 13 words (Brown et al. 2020, appendix C).
     """
+    check_texts("text and `seen`, together,", [text, seen])
     runs, known = (_runs(re.findall(r"\w+", one.lower()), n) for one in (text, seen))
     known = set(known)
-    return _share([run in known for run in runs], 0.0)
+    return sum(run in known for run in runs) / max(len(runs), 1)
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Return the share of distinct runs among all runs of n words (Li et al. 2016); 1 if there are none."""
+    check_texts("texts", texts)
+    runs = [run for text in texts for run in _runs(text.split(), n)]
+    return len(set(runs)) / len(runs) if runs else 1.0
 
 
 def _runs(words, n):
-    check_numbers("words in a run", n, low=1)
+    n = int(check_numbers("words in a run", n, low=1, kind="whole")[0])
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
-def _share(judgements, of_none=1.0):
-    return sum(judgements) / len(judgements) if judgements else of_none
 
 
 # ---- Labels
@@ -167,25 +188,22 @@ class Classification(NamedTuple):
 
 
 def classify(
-    model: nn.Module,
-    tokenizer,
-    prompts: Sequence[str],
-    labels: Sequence[str],
-    normalise: str = "token",
-    prior_prompt: str = "Answer:",
+    model: nn.Module, tokenizer, prompts: Sequence[str], labels: Sequence[str], normalise: str = "token"
 ) -> Classification:
     """Choose for each prompt the label that the model finds most likely to follow it (Brown et al. 2020, section 2.4).
 
     A label's score is its log-probability: "token" divides by its number of tokens, "none" does not, "prior" subtracts
-    its log-probability after `prior_prompt`. Prompts and labels are joined as they stand: mind the space between.
+    its log-probability after PRIOR_PROMPT. Prompts and labels are joined as they stand: mind the space between.
     Raises ValueError for no prompts, fewer than two labels, equal ones, and what `log_likelihoods` refuses.
     """
     if normalise not in NORMALISATIONS:
         raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {normalise!r}.")
+    check_texts("prompts", prompts)
+    check_texts("labels", labels)
+    check_lengths(prompts=prompts)
     if len(set(labels)) < max(len(labels), 2):
         raise ValueError(f"Give two or more different labels to choose from, not {list(labels)}.")
-    check_lengths(prompts=prompts)
-    with_prior = [*prompts, prior_prompt] if normalise == "prior" else prompts
+    with_prior = [*prompts, PRIOR_PROMPT] if normalise == "prior" else prompts
     contexts = [encode_text(tokenizer, prompt) for prompt in with_prior]
     continuations = [encode_text(tokenizer, label, start=False) for label in labels]
     rows = log_likelihoods(model, [(context, label) for context in contexts for label in continuations])
@@ -214,8 +232,9 @@ def few_shot(
     """
     if not template.endswith("{label}") or "{text}" not in template:
         raise ValueError(f"The template must hold {{text}} and end with {{label}}, but it is {template!r}.")
-    if not 0 <= k <= len(examples):
-        raise ValueError(f"k is {k}, but there are {len(examples)} examples: choose 0 to {len(examples)}.")
+    check_texts("examples", examples, pairs=True)
+    check_texts("texts", texts)
+    k = int(check_numbers("examples in a prompt", k, 0, len(examples), kind="whole")[0])
     ask, prompts = template.removesuffix("{label}"), []
     for i, text in enumerate(texts):
         chosen = np.random.default_rng((seed, i)).choice(len(examples), k, replace=False) if k else []
@@ -236,16 +255,18 @@ def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tu
     Multinomial naive Bayes with one added to each count (Manning et al. 2008, section 13.2); words that no example has
     are left out. Raises ValueError if there are no examples.
     """
+    check_texts("examples", examples, pairs=True)
+    check_texts("texts", texts)
     if not examples:
         raise ValueError("Without examples no words are known: give some pairs (text, label).")
-    counts: dict[str, Counter] = {}
-    for text, label in examples:
-        counts.setdefault(label, Counter()).update(WORD.findall(text.lower()))
-    labels, vocabulary = list(counts), sorted(set().union(*counts.values()))
-    table = np.array([[counts[label][word] for word in vocabulary] for label in labels]) + 1.0
+    times = Counter(label for _, label in examples)
+    labels, words = list(times), [WORD.findall(text.lower()) for text, _ in examples]
+    place = {word: i for i, word in enumerate(sorted(set().union(*words)))}
+    table = np.ones((len(labels), len(place)))
+    for row, (_, label) in zip(words, examples, strict=True):
+        np.add.at(table[labels.index(label)], [place[word] for word in row], 1)
     share = np.log(table / table.sum(1, keepdims=True))  # (labels, words)
-    priors = np.log([sum(label == other for _, other in examples) / len(examples) for label in labels])
-    place = {word: i for i, word in enumerate(vocabulary)}
+    priors = np.log([times[label] / len(examples) for label in labels])
     known = [[place[word] for word in WORD.findall(text.lower()) if word in place] for text in texts]
     return labels, np.array([priors + share[:, row].sum(1) for row in known])
 
@@ -267,11 +288,9 @@ def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence
     Raises ValueError for lengths that differ, for none, and for a label that `labels` does not list once.
     """
     check_lengths(**{"true labels": truth, "predicted ones": predicted})
-    place = {label: i for i, label in enumerate(labels)}
-    if wrong := {*truth, *predicted} - place.keys() or {label for label in labels if list(labels).count(label) > 1}:
-        raise ValueError(
-            f"{sorted(wrong, key=str)} are not among the labels {list(labels)} once: list every label once."
-        )
+    labels, place = list(labels), {label: i for i, label in enumerate(labels)}
+    if wrong := {label for label in (*truth, *predicted, *labels) if labels.count(label) != 1}:
+        raise ValueError(f"{sorted(wrong, key=str)} are not among the labels {labels} once: list every label once.")
     confusion = np.zeros((len(place), len(place)), dtype=int)
     np.add.at(confusion, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
     right = confusion.diagonal()
@@ -285,10 +304,11 @@ def bootstrap_interval(values: Sequence[float], level=0.95, n=10_000, seed=0) ->
     To compare two models on the same examples, give the differences of their values: what makes an example hard for
     both cancels out. Raises ValueError for fewer than two values.
     """
+    check_lengths(values=values)
     if len(values) < 2:
         raise ValueError(f"An interval needs the values of two or more examples, not {len(values)}.")
     values, (level,) = check_numbers("values", values), check_numbers("level", level, 0, 1)
-    check_numbers("resamples", n, low=1)
+    n = int(check_numbers("resamples", n, low=1, kind="whole")[0])
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -303,25 +323,9 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bi
     """
     check_lengths(confidences=confidence, answers=correct)
     confidence = check_numbers("confidences (take the softmax of scores)", confidence, 0, 1)
-    correct, (n_bins,) = check_numbers("answers", correct, 0, 1), check_numbers("bins", n_bins, low=1)
+    correct, (n_bins,) = check_numbers("answers", correct, 0, 1), check_numbers("bins", n_bins, low=1, kind="whole")
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     return sum(abs((confidence - correct)[bins == i].sum()) for i in set(bins)).item() / len(correct)
-
-
-class Measurement(NamedTuple):
-    """A mean over n examples of some data, with its confidence interval."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    n: int
-    data: str
-
-
-def measured(name: str, values: Sequence[float], data: str) -> Measurement:
-    """Return the mean of the values of single examples with its 95 % bootstrap interval. Raises ValueError."""
-    return Measurement(name, float(np.mean(values)), *bootstrap_interval(values), len(values), data)
 
 
 def model_card(
@@ -331,15 +335,20 @@ def model_card(
     intended_use: str,
     not_intended: str,
     training_data: str,
-    measurements: Sequence[Measurement],
+    measurements: Sequence[tuple[str, Sequence[float], str]],
     limits: Sequence[str],
 ) -> str:
-    """Write a model card in Markdown, in the order of Mitchell et al. (2019). Raises ValueError if a part is empty."""
+    """Write a model card in Markdown, in the order of Mitchell et al. (2019).
+
+    A measurement is its name, its value for each example, and the name of the data; the card gives their mean and
+    `bootstrap_interval`. Raises ValueError if a part is empty.
+    """
     if empty := [part for part, content in locals().items() if not content]:
         raise ValueError(f"The card has nothing under {', '.join(empty)}: say it, or say that it is not known.")
-    check_numbers("measurements", [number for m in measurements for number in m[1:5]])
     table = ["| measured | value | 95 % interval | examples | data |", "| --- | ---: | ---: | ---: | --- |"]
-    table += [f"| {m.name} | {m.value:.3g} | {m.low:.3g} to {m.high:.3g} | {m.n} | {m.data} |" for m in measurements]
+    for measure, values, data in measurements:
+        low, high = bootstrap_interval(values)
+        table.append(f"| {measure} | {np.mean(values):.3g} | {low:.3g} to {high:.3g} | {len(values)} | {data} |")
     parts = [f"# {name}", description, "## Intended use", intended_use, f"**Not for:** {not_intended}"]
     parts += ["## Training data", training_data, "## Measured", "\n".join(table)]
     return "\n\n".join([*parts, "## Limits", "\n".join(f"* {limit}" for limit in limits)]) + "\n"
@@ -361,16 +370,15 @@ class ReplyReport(NamedTuple):
 def reply_report(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> ReplyReport:
     """Judge a model's replies to the messages of dialogues. Raises ValueError for lengths that differ, and for none."""
     check_lengths(dialogues=dialogues, replies=replies)
-    readings = [parse_reply(reply) or (None, {}) for reply in replies]
-    intents = [intent == d.intent for d, (intent, _) in zip(dialogues, readings, strict=True)]
-    allowed = [reading == (d.intent, d.slots) for d, reading in zip(dialogues, readings, strict=True)]
-    slots = [(reply, value) for d, reply in zip(dialogues, replies, strict=True) for value in d.slots.values()]
+    check_texts("replies", replies)
+    pairs = list(zip(dialogues, replies, strict=True))
+    readings = [(d, parse_reply(reply) or (None, {})) for d, reply in pairs]
+    slots = [(reply, value) for d, reply in pairs for value in d.slots.values()]
     copied = [re.search(rf"(?<!\w){re.escape(value)}(?!\w)", reply) is not None for reply, value in slots]
-    looping = [distinct_n([reply], 4) < 1 for reply in replies]
-    return ReplyReport(*map(_share, (intents, copied, allowed, looping)), distinct_n(replies, 2))
-
-
-def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Return the share of distinct runs among all runs of n words (Li et al. 2016); 1 if there are none."""
-    runs = [run for text in texts for run in _runs(text.split(), n)]
-    return len(set(runs)) / len(runs) if runs else 1.0
+    return ReplyReport(
+        intents=sum(intent == d.intent for d, (intent, _) in readings) / len(pairs),
+        slots=sum(copied) / len(copied) if copied else 1.0,
+        allowed=sum(reading == (d.intent, d.slots) for d, reading in readings) / len(pairs),
+        loops=sum(distinct_n([reply], 4) < 1 for reply in replies) / len(pairs),
+        distinct_2=distinct_n(replies, 2),
+    )

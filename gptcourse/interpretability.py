@@ -4,10 +4,10 @@ Sources: Elhage et al. (2021), "A Mathematical Framework for Transformer Circuit
 Olsson et al. (2022), "In-context Learning and Induction Heads" (the score on repeated random tokens); Xiao et al.
 (2023), "Efficient Streaming Language Models with Attention Sinks" (the first token); Michel et al. (2019), "Are Sixteen
 Heads Really Better than One?" (ablation); Poole et al. (2016), "Exponential expressivity in deep neural networks
-through transient chaos" (mean-field theory). `model` is a GPT of this course or transformers' GPT2LMHeadModel; it is
-read through `eval_view`, so that another thread may train it meanwhile.
+through transient chaos" (mean-field theory).
 
-Shapes: L layers, H heads, B pieces of text, T tokens in each.
+`model` is a GPT of this course or transformers' GPT2LMHeadModel, and is left as it is. Shapes: L layers, H heads, B
+pieces of text, T tokens in each.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from torch.nn import functional as F
 
 from gptcourse.attention import attention, causal_mask
 from gptcourse.config import GPTConfig
+from gptcourse.data import check_tokens
 from gptcourse.model import GPT
 from gptcourse.views import context_window, eval_view
 
 PIECE = 128  # tokens read at once: attention weights grow with the square of it
 FIRST_FEW = 4  # these queries have few keys, so each of them looks at the first token a good deal
 REPEATED, COPIES = 50, 4  # tokens in the longest random sequence, random sequences of each length
+NODES = 24  # of the quadrature in `mean_product`: right to a part in 100,000 for gelu and spreads up to 1.28
 SHARP = 30.0  # in a handmade head: large enough for a softmax that gives everything to one key
-TERMS = 24  # of the power series in `hermite_squares`; the rest is less than a part in a thousand
 
 
 class HeadScores(NamedTuple):
@@ -44,11 +45,13 @@ class HeadScores(NamedTuple):
 def attention_patterns(model, ids) -> Tensor:
     """Return the attention weights of every head: (L, H, T, T), rows are queries.
 
-    `ids` is one row of at least two token ids. Raises ValueError for a model of another shape and for ids that it
-    cannot read.
+    `ids` are at least two token ids. Raises ValueError for a model of another shape and for ids that it cannot read.
     """
     view = _view(model)
-    return _patterns(view, _checked(view, ids, context_window(view))[None])[:, 0]
+    ids = check_tokens(ids, view.config.vocab_size, 2, "ids")
+    if len(ids) > (longest := context_window(view)):
+        raise ValueError(f"These are {len(ids)} tokens and the model reads {longest} at once: give fewer.")
+    return _patterns(view, ids[None])[:, 0]
 
 
 def previous_token_score(weights: Tensor) -> Tensor:
@@ -64,25 +67,24 @@ def first_token_score(weights: Tensor) -> Tensor:
 def induction_scores(model, seed: int = 0) -> Tensor:
     """Return the mean weight on what followed the last time, on repeated random tokens: (L, H).
 
-    The text is one random token, then a sequence of random tokens (no two the same), then the same sequence again. The
-    score is the mean weight that a token of the second copy gives to the token *after* its first occurrence (Elhage et
-    al., 2021; Olsson et al., 2022). The sequences have four lengths, so that a head which always looks equally far back
-    does not pass for one that finds the place. Raises ValueError when the context or the vocabulary is too small.
+    The text is one random token, then a sequence of different random tokens, twice. The score is the mean weight that a
+    token of the second copy gives to the token *after* its first occurrence (Olsson et al. 2022). The sequences have
+    four lengths, so that a head which always looks equally far back does not pass for one that finds the place. Raises
+    ValueError when the context or the vocabulary is too small.
     """
     view, generator, means = _view(model), torch.Generator().manual_seed(seed), []
     for n in _lengths(view):
         draws = [torch.randperm(view.config.vocab_size, generator=generator)[: n + 1] for _ in range(COPIES)]
         once = torch.stack(draws)  # (B, 1 + n)
-        twice = torch.cat((once, once[:, 1:]), dim=1).to(view.device)  # (B, 2n + 1)
-        means.append(_induction(_patterns(view, twice)).mean(1))
+        means.append(_induction(_patterns(view, torch.cat((once, once[:, 1:]), dim=1))).mean(1))
     return torch.stack(means).mean(0)
 
 
 def head_scores(model, ids, seed: int = 0) -> HeadScores:
     """Return the previous-token, first-token and induction score of every head.
 
-    The first two are measured on the text `ids` (read in pieces of up to 128 tokens), the third on repeated random
-    tokens: see `induction_scores`. Raises ValueError as `attention_patterns` does.
+    The first two are measured on the text `ids` (read in pieces of up to 128 tokens), the third by `induction_scores`.
+    Raises ValueError as `attention_patterns` does.
     """
     view = _view(model)
     weights = _patterns(view, _pieces(view, ids))
@@ -105,35 +107,37 @@ def ablate_head(model, layer: int, head: int):
     """
     view = _view(model)
     blocks, n_head = _blocks(view), view.config.n_head
-    if not (0 <= layer < len(blocks) and 0 <= head < n_head):
+    if layer not in range(len(blocks)) or head not in range(n_head):
         raise ValueError(
             f"There is no head {head} in layer {layer}: layers go from 0 to {len(blocks) - 1}, heads to {n_head - 1}."
         )
-    size = view.config.n_embd // n_head
 
     def silence(_module, inputs):
         joined = inputs[0].clone()  # (B, T, C): the heads side by side
-        joined[..., head * size : (head + 1) * size] = 0
+        joined.unflatten(-1, (n_head, -1))[:, :, head] = 0
         return (joined,)
 
     blocks[layer].attn.c_proj.register_forward_pre_hook(silence)
     return view
 
 
+@torch.inference_mode()
 def text_loss(model, ids) -> float:
     """Return the mean loss on the text `ids` in nats per token, read in pieces of up to 128 tokens.
 
     Every token but the first of its piece is predicted; what is left over after the last whole piece is not read.
     """
     view = _view(model)
-    return _loss(view, _pieces(view, ids))
+    ids = _pieces(view, ids).to(view.device)
+    logits = view(ids).logits[:, :-1].float()
+    return F.cross_entropy(logits.mT, ids[:, 1:]).item()
 
 
 def head_ablation(model, ids) -> Tensor:
     """Return the loss on the text `ids` without each head in turn: (L, H), nats per token."""
     view = _view(model)
-    pieces, layers, heads = _pieces(view, ids), range(len(_blocks(view))), range(view.config.n_head)
-    return torch.tensor([[_loss(ablate_head(view, layer, head), pieces) for head in heads] for layer in layers])
+    layers, heads = range(len(_blocks(view))), range(view.config.n_head)
+    return torch.tensor([[text_loss(ablate_head(view, layer, head), ids) for head in heads] for layer in layers])
 
 
 def handmade_model(vocab_size: int = 64) -> GPT:
@@ -153,29 +157,36 @@ def handmade_model(vocab_size: int = 64) -> GPT:
         model.wpe.weight[place, place] = 1.0
         model.wte.weight[range(vocab_size), token] = 1.0
         first, second = (block.attn for block in model.h)
-        _connect(first, query=place, key=place[:-1], key_shift=1, value=token, output=before)
-        first.c_attn.bias[_rows(first, "query", 1)[0]] = SHARP  # head 1 always asks for number 0,
-        first.c_attn.weight[_rows(first, "key", 1)[0], 0] = SHARP  # which the first place has
-        _connect(second, query=token, key=before, key_shift=0, value=token, output=token)
+        _connect(first, query=place[1:], key=place[:-1], value=token, output=before)
+        head_1 = first.head_size  # the row of its first query; all 2 * n_positions queries come before the keys
+        first.c_attn.bias[head_1] = SHARP  # head 1 always asks for number 0,
+        first.c_attn.weight[2 * n_positions + head_1, 0] = SHARP  # which the first place has
+        _connect(second, query=token, key=before, value=token, output=token)
         second.c_proj.weight.mul_(4.0)  # louder than the token that stands here, which is still in the stream
     return model.eval()
+
+
+def _connect(layer, query, key, value, output):
+    """Let head 0 look from where number i of `query` is to where number i of `key` is, and copy `value` to `output`."""
+    queries, keys, values = layer.c_attn.weight.chunk(3)  # (C, C) each; the first rows of each are those of head 0
+    queries[range(len(query)), query] = SHARP
+    keys[range(len(key)), key] = SHARP
+    values[range(len(value)), value] = 1.0
+    layer.c_proj.weight[output, range(len(value))] = 1.0
 
 
 gelu = partial(F.gelu, approximate="tanh")  # of GPT-2 and GPT-3
 
 
-def hermite_squares(function, spread: float) -> np.ndarray:
-    """Return the squared Hermite coefficients of `function(h)`, for h normal with this standard deviation: (TERMS,).
+def mean_product(function, spread: float, correlation: float) -> float:
+    """Return the mean of function(h) · function(h'), for h and h' normal with mean 0, this spread and correlation.
 
-    Entry 0 is the square of the mean and entry 1 the variance that a straight line explains. If h and h' have the
-    correlation ρ, then E[function(h) · function(h')] is the sum of entry k times ρ to the power k (Mehler's formula).
-    `function` maps a float64 tensor to one of the same shape.
+    `function` maps a float64 tensor to one of the same shape. By Gauss-Hermite quadrature.
     """
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    values = function(torch.from_numpy(spread * nodes)).numpy()
-    polynomials = np.polynomial.hermite_e.hermevander(nodes, TERMS - 1)  # (nodes, TERMS)
-    means = (weights * values / weights.sum()) @ polynomials
-    return means**2 / np.array([math.factorial(k) for k in range(TERMS)], dtype=float)
+    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
+    first, other = spread * nodes[:, None], spread * nodes  # independent of each other
+    product = function(first) * function(correlation * first + math.sqrt(1 - correlation**2) * other)
+    return (weights @ product @ weights / weights.sum() ** 2).item()
 
 
 def expected_spread(n_layer: int, width: int, std: float, scaled: bool, tokens: int = 32) -> list[float]:
@@ -188,7 +199,7 @@ def expected_spread(n_layer: int, width: int, std: float, scaled: bool, tokens: 
     """
     writer = std / math.sqrt(2 * n_layer) if scaled else std
     read = width * std**2  # the variance of what a matrix makes of a normalised stream
-    activation = hermite_squares(gelu, math.sqrt(read))
+    square = mean_product(gelu, math.sqrt(read), 1)
     same = np.mean(1 / np.arange(1, tokens + 1))  # an average over t tokens keeps 1/t of their variance
     other = 2 * (1 - same) / (tokens - 1)  # and shares 1/t of it with the average at any earlier place
     variance, shared = 2 * std**2, 0.0  # of one number of the stream, and its covariance with that of another token
@@ -198,8 +209,8 @@ def expected_spread(n_layer: int, width: int, std: float, scaled: bool, tokens: 
         variance += width * writer**2 * read * (same + (1 - same) * alike)
         shared += width * writer**2 * read * (other + (1 - other) * alike)
         alike = shared / variance
-        variance += 4 * width * writer**2 * activation.sum()
-        shared += 4 * width * writer**2 * (activation * alike ** np.arange(TERMS)).sum()
+        variance += 4 * width * writer**2 * square
+        shared += 4 * width * writer**2 * mean_product(gelu, math.sqrt(read), alike)
         spreads.append(math.sqrt(variance))
     return spreads
 
@@ -207,9 +218,9 @@ def expected_spread(n_layer: int, width: int, std: float, scaled: bool, tokens: 
 def _view(model):
     """Return a view of a model whose blocks are those of GPT-2; ValueError for a model that is built otherwise."""
     view = eval_view(model)
-    config = getattr(view, "config", None)
     if isinstance(view, GPT):
         return view
+    config = getattr(view, "config", None)
     if getattr(config, "model_type", None) != "gpt2" or not hasattr(view, "lm_head"):
         raise ValueError(
             f"{type(view).__name__} is not shaped like GPT-2: give a GPT of this course or a GPT2LMHeadModel."
@@ -223,30 +234,17 @@ def _blocks(view):
     return view.h if isinstance(view, GPT) else view.transformer.h
 
 
-def _checked(model, ids, longest=None):
-    """Return one row of at least two ids that the model can read, on its device; else ValueError."""
-    ids = torch.as_tensor(ids)
-    if ids.dim() != 1 or len(ids) < 2:
-        raise ValueError(f"Give one row of at least two token ids: these have the shape {tuple(ids.shape)}.")
-    if longest is not None and len(ids) > longest:
-        raise ValueError(f"These are {len(ids)} tokens and the model reads {longest} at once: give fewer.")
-    if ids.is_floating_point() or ids.min() < 0 or ids.max() >= model.config.vocab_size:
-        raise ValueError(
-            f"The model knows the ids from 0 to {model.config.vocab_size - 1}: use the tokenizer it was made for."
-        )
-    return ids.long().to(model.device)
-
-
-def _pieces(model, ids):
+def _pieces(view, ids):
     """Return the ids as (B, T) in whole pieces of up to PIECE tokens, the rest left out."""
-    ids = _checked(model, ids)
-    size = min(PIECE, context_window(model), len(ids))
+    ids = check_tokens(ids, view.config.vocab_size, 2, "ids")
+    size = min(PIECE, context_window(view), len(ids))
     return ids[: len(ids) // size * size].view(-1, size)
 
 
 @torch.no_grad()
 def _patterns(view, ids):
     """Return the weights (L, B, H, T, T) for ids (B, T)."""
+    ids = ids.to(view.device)
     if isinstance(view, GPT):
         return torch.stack(view(ids, output_attentions=True).attentions).float()
     # The fused kernels of transformers give no weights: they are computed from its queries and keys.
@@ -259,16 +257,9 @@ def _patterns(view, ids):
     return attention(q, k, k, causal_mask(ids.shape[1], device=ids.device))[1]
 
 
-@torch.inference_mode()
-def _loss(view, ids):
-    """Return the mean loss over every token of ids (B, T) but the first of each row, in nats."""
-    logits = view(ids).logits[:, :-1].float()
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
-
-
-def _lengths(model):
+def _lengths(view):
     """Return the lengths of the random sequences that fit twice, with one token in front, into the model's context."""
-    longest = min(REPEATED, (context_window(model) - 1) // 2, model.config.vocab_size - 1)
+    longest = min(REPEATED, (context_window(view) - 1) // 2, view.config.vocab_size - 1)
     if longest < 2:
         raise ValueError("Nothing can be repeated in so short a context: an induction score needs five positions.")
     return sorted({max(2, longest * eighths // 8) for eighths in (5, 6, 7, 8)})
@@ -285,18 +276,3 @@ def _uniform(n):
     """Return the weights (n, n) of uniform causal attention."""
     table = causal_mask(n).float()
     return table / table.sum(-1, keepdim=True)
-
-
-def _rows(layer, role, head):
-    """Return the rows of c_attn that make the query, key or value of one head."""
-    start = ("query", "key", "value").index(role) * layer.c_proj.in_features + head * layer.head_size
-    return range(start, start + layer.head_size)
-
-
-def _connect(layer, query, key, key_shift, value, output):
-    """Let head 0 look where number i of `query` meets number i - key_shift of `key`, and copy `value` to `output`."""
-    rows = {role: _rows(layer, role, 0) for role in ("query", "key", "value")}
-    layer.c_attn.weight[rows["query"][: len(query)], query] = SHARP
-    layer.c_attn.weight[rows["key"][key_shift : key_shift + len(key)], key] = SHARP
-    layer.c_attn.weight[rows["value"][: len(value)], value] = 1.0
-    layer.c_proj.weight[output, range(len(value))] = 1.0

@@ -24,16 +24,10 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 96,
 }
-SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"
+MONO = "DejaVu Sans Mono"
 # For the letters that DejaVu lacks: those that are installed are used, on Linux, macOS and Windows.
-FALLBACKS = {
-    "Noto Sans CJK SC",
-    "WenQuanYi Zen Hei",
-    "Hiragino Sans GB",
-    "Microsoft YaHei",
-    "Noto Emoji",
-    "Segoe UI Emoji",
-}
+FALLBACKS = {"Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans GB", "Microsoft YaHei"}
+FALLBACKS |= {"Noto Emoji", "Segoe UI Emoji"}
 
 
 @cache
@@ -41,7 +35,7 @@ def _fonts():
     """Return the names of the fonts to use and the set of all code points that one of them draws."""
     from matplotlib import font_manager, ft2font
 
-    names = [SANS, MONO, *sorted(FALLBACKS.intersection(font_manager.fontManager.get_font_names()))]
+    names = ["DejaVu Sans", MONO, *sorted(FALLBACKS.intersection(font_manager.fontManager.get_font_names()))]
     return names, set().union(*(ft2font.FT2Font(font_manager.findfont(name)).get_charmap() for name in names))
 
 
@@ -56,40 +50,39 @@ def _drawable(text):
     return "".join(c if c.isspace() or ord(c) in _fonts()[1] else f"\\x{ord(c):02x}" for c in str(text))
 
 
-def _token_ticks(axis, tokens):
-    """Label an axis with tokens, in which no dollar sign is read as mathematics."""
-    labels = [_drawable(visible(token)).replace("$", r"\$") for token in tokens]
-    axis.set_ticks(range(len(labels)), labels, family=[MONO, *_fonts()[0]])
+def _token_text(tokens):
+    """Return tokens' texts and the style to write them in: what is blank is seen, and no dollar begins mathematics."""
+    return [_drawable(visible(token)).replace("$", r"\$") for token in tokens], {"family": [MONO, *_fonts()[0]]}
 
 
 @contextmanager
-def _figure(width=7.0, height=3.6, rows=1, columns=1):
-    """Yield (figure, axes) in the course's style; the figure is closed when the drawing is done."""
+def _figure(title, x_label, y_label="", *, floor=None, width=7.0, height=3.6, rows=1, columns=1):
+    """Yield (figure, axes), or the axes of all panels, in the course's style; the figure is closed afterwards.
+
+    ``floor``, (value, label), is a dashed line. Where there is more than one label, a key tells them.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
 
     style = {**STYLE, "font.family": _fonts()[0], "axes.prop_cycle": plt.cycler(color=COLORS)}
     with plt.style.context(["default", style]):  # nothing of the reader's own style, such as white letters or LaTeX
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+        figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
         # A ground that stays white where the reader's style has another for files.
         figure.add_artist(Rectangle((0, 0), 1, 1, transform=figure.transFigure, color="white", zorder=-1))
+        axes = grid[0, 0]
+        axes.set(title=title, xlabel=x_label, ylabel=y_label)
         try:
-            yield figure, axes if rows * columns > 1 else axes[0, 0]
+            yield figure, axes if rows * columns == 1 else grid.ravel()
+            if floor is not None:
+                axes.axhline(floor[0], color="black", linestyle="--", linewidth=1.2, label=floor[1])
+            if len(axes.get_legend_handles_labels()[1]) > 1:
+                axes.legend()
             for text in figure.findobj(Text):
                 text.set_text(_drawable(text.get_text()))
             figure.draw_without_rendering()  # the ticks are made now, in this style
         finally:
             plt.close(figure)
-
-
-def _finish(axes, title, x_label, y_label, floor=None):
-    """Label the axes, draw ``floor``, (value, label), as a dashed line, and the key if there is more than one curve."""
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
-    if floor is not None:
-        axes.axhline(floor[0], color="black", linestyle="--", linewidth=1.2, label=floor[1])
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend()
 
 
 def lines(x, curves, *, title, x_label, y_label, log_x=False, log_y=False, marker=None, floor=None, dots=None):
@@ -98,14 +91,13 @@ def lines(x, curves, *, title, x_label, y_label, log_x=False, log_y=False, marke
     A value may also be a pair (x, y), for a curve with its own x. ``floor`` is (value, label): a dashed line. ``dots``
     maps names of curves to points (x, y), drawn in the curve's colour: what was measured, where the curve is a formula.
     """
-    with _figure() as (figure, axes):
+    with _figure(title, x_label, y_label, floor=floor) as (figure, axes):
         for name, values in curves.items():
             own_x, y = values if isinstance(values, tuple) else (x, values)
             (drawn,) = axes.plot(np.asarray(own_x), np.asarray(y), label=name, marker=marker)
             if dots and name in dots:
                 axes.plot(*dots[name], "o", color=drawn.get_color())
         axes.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
-        _finish(axes, title, x_label, y_label, floor)
     return figure
 
 
@@ -123,72 +115,57 @@ def activation_by_depth(spreads, *, title="How large the residual stream is, by 
 
 
 def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per token)", floor=None):
-    """Draw medians over seeds, each with the band from the lowest to the highest.
+    """Draw medians over seeds, each with a bar from the lowest to the highest.
 
-    ``bands`` is (values, median, low, high), or a dict from name to such; an infinite median is a cross at the top. The
-    x axis is logarithmic when all values are positive and the largest is ten times the smallest or more; values that
-    are not numbers stand side by side. ``floor`` is (value, label): a dashed line.
+    ``bands`` is (values, median, low, high); an infinite median is a cross at the top. The x axis is logarithmic when
+    all values are positive and the largest is ten times the smallest or more; values that are not numbers stand side by
+    side. ``floor`` is (value, label): a dashed line.
     """
-    bands = bands if isinstance(bands, dict) else {"median and range": bands}
-    values = list(dict.fromkeys(value for band in bands.values() for value in band[0]))
-    named = not all(isinstance(value, int | float | np.number) for value in values)
-    with _figure() as (figure, axes):
-        for name, (own, *losses) in bands.items():
-            x = np.array([values.index(value) for value in own] if named else own, dtype=float)
-            order = np.argsort(x)
-            _band(axes, name, x[order], *np.where(np.isfinite(losses), losses, np.nan)[:, order], named)
-        if named:
-            axes.set_xticks(range(len(values)), [_drawable(value) for value in values])
-        elif min(values) > 0 and max(values) >= 10 * min(values):
+    values, *losses = bands
+    numbers = all(isinstance(value, int | float | np.number) for value in values)
+    order = np.argsort(values) if numbers else np.arange(len(values))
+    x = np.array(values if numbers else [_drawable(value) for value in values])[order]
+    median, low, high = np.where(np.isfinite(losses), losses, np.nan)[:, order]
+    with _figure(title, x_label, y_label, floor=floor) as (figure, axes):
+        style = {"fmt": "o-" if numbers else "o", "capsize": 4, "label": "median and range"}
+        axes.errorbar(x, median, (median - low, high - median), **style)
+        if (lost := np.isnan(median)).any():
+            at_top = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            axes.plot(x[lost], np.ones(lost.sum()), "x", color=COLORS[0], label="diverged", **at_top)
+        if numbers and min(values) > 0 and max(values) >= 10 * min(values):
             axes.set_xscale("log")
-        _finish(axes, title, x_label, y_label, floor)
     return figure
-
-
-def _band(axes, name, x, median, low, high, named):
-    """Draw one band; a median of NaN is a run that diverged."""
-    lost = np.isnan(median)
-    (line,) = axes.plot(x, median, marker="o", linestyle="none" if named else "-", label=name)
-    color = line.get_color()
-    if lost.any():
-        at_top = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-        axes.plot(x[lost], np.ones(lost.sum()), "x", color=color, label="diverged", **at_top)
-    if named:
-        axes.errorbar(x, median, (median - low, high - median), fmt="none", color=color, capsize=4)
-    else:
-        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def importance_bars(
     importances, *, title="How much of the loss's spread each setting explains", x_label="importance (all together: 1)"
 ):
     """Draw shares as horizontal bars; ``importances`` maps names to shares, the first on top."""
-    rows = np.arange(len(importances))
-    with _figure(height=1.1 + 0.32 * len(rows)) as (figure, axes):
-        bars = axes.barh(rows, list(importances.values()), 0.7)
-        axes.bar_label(bars, [f"{share:.0%}" for share in importances.values()], padding=3)
-        axes.set_yticks(rows, [_drawable(name) for name in importances])
-        axes.set_xlim(0, 1.08)
-        _rows_down(axes, title, x_label)
-    return figure
+    shares = list(importances.values())
+    return _bars({"": shares}, map(_drawable, importances), {}, title, x_label, "{:.0%}")
 
 
 def token_bars(tokens, before, after=None, *, labels=("before", "after"), title="The next token's probability"):
     """Draw next-token probabilities as horizontal bars, the first token on top; ``after`` adds a second bar to each."""
-    rows, thick = np.arange(len(tokens)), 0.8 if after is None else 0.4
-    with _figure(height=0.8 + 0.28 * len(rows)) as (figure, axes):
-        axes.barh(rows - (0.4 - thick / 2), np.asarray(before), thick, label=labels[0], color="#9a9a9a")
-        if after is not None:
-            axes.barh(rows + 0.2, np.asarray(after), thick, label=labels[1], color=COLORS[0])
-        _token_ticks(axes.yaxis, tokens)
-        _rows_down(axes, title, "probability")
+    series = {labels[0]: before} | ({} if after is None else {labels[1]: after})
+    return _bars(series, *_token_text(tokens), title, "probability")
+
+
+def _bars(series, names, font, title, x_label, value_format=None):
+    """Draw horizontal bars, the first on top: one for each entry of ``series`` beside each of the names."""
+    names, thick = list(names), 0.8 / len(series)
+    rows, colors = np.arange(len(names)), ("#9a9a9a", COLORS[0]) if len(series) > 1 else COLORS
+    with _figure(title, x_label, height=0.9 + 0.3 * len(rows)) as (figure, axes):
+        for number, (label, values) in enumerate(series.items()):
+            place = rows + thick * (number + 0.5) - 0.4
+            bars = axes.barh(place, np.asarray(values), thick, label=label, color=colors[number])
+            if value_format:
+                axes.bar_label(bars, fmt=value_format, padding=3)
+                axes.set_xlim(0, 1.08)
+        axes.set_yticks(rows, names, **font)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
     return figure
-
-
-def _rows_down(axes, title, x_label):
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    _finish(axes, title, x_label, "")
 
 
 def heat_map(
@@ -211,17 +188,18 @@ def heat_map(
     rows = -(-len(weights) // columns)
     titles = titles or ([f"head {n}" for n in range(len(weights))] if several else [title])
     side = max(2.2, 0.3 * len(keys) + 1.0) if several else max(3.6, 0.36 * len(keys) + 1.6)
-    with _figure(side * columns + 0.8, side * rows + 0.2, rows, columns) as (figure, axes):
-        panels = np.atleast_1d(axes).ravel()
-        for panel in panels[len(weights) :]:
-            panel.set_visible(False)
+    size = {"width": side * columns + 0.8, "height": side * rows + 0.2, "rows": rows, "columns": columns}
+    (below, font), (left, _) = _token_text(keys), _token_text(queries)
+    with _figure(titles[0], axis_labels[0], **size) as (figure, panels):
+        panels = np.atleast_1d(panels)
         for number, (panel, matrix, name) in enumerate(zip(panels, weights, titles, strict=False)):
             image = panel.imshow(matrix, cmap="Blues", vmin=0, vmax=max(1.0, matrix.max()))
-            _token_ticks(panel.xaxis, keys)
-            _token_ticks(panel.yaxis, queries)
-            panel.tick_params(axis="x", rotation=90)
+            panel.set_xticks(range(len(below)), below, rotation=90, **font)
+            panel.set_yticks(range(len(left)), left, **font)
+            panel.set(title=name, xlabel=axis_labels[0], ylabel="" if number % columns else axis_labels[1])
             panel.grid(visible=False)
-            _finish(panel, name, axis_labels[0], "" if number % columns else axis_labels[1])
+        for panel in panels[len(weights) :]:
+            panel.set_visible(False)
         if several:
             figure.suptitle(title, fontweight="bold")
         figure.colorbar(image, ax=panels.tolist(), label=axis_labels[2], shrink=0.8)
@@ -232,19 +210,17 @@ def histograms(samples, *, title, x_label, bins=60):
     """Draw one outlined histogram for each entry of ``samples``, a dict from name to values, on shared bins."""
     arrays = {name: np.asarray(values).ravel() for name, values in samples.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
-    with _figure() as (figure, axes):
+    with _figure(title, x_label, "density") as (figure, axes):
         for name, values in arrays.items():
             axes.hist(values, edges, density=True, histtype="stepfilled", alpha=0.45, label=name)
-        _finish(axes, title, x_label, "density")
     return figure
 
 
 def points(positions, labels, *, title, x_label="first component", y_label="second component"):
     """Draw points (n, 2) in the plane, each with its label beside it: embeddings as geometry."""
-    with _figure(height=5.0) as (figure, axes):
-        axes.scatter(*np.asarray(positions).T, s=18)
-        for place, label in zip(np.asarray(positions), labels, strict=True):
-            style = {"xytext": (4, 3), "textcoords": "offset points", "family": [MONO, *_fonts()[0]]}
-            axes.annotate(visible(label).replace("$", r"\$"), place, **style)
-        _finish(axes, title, x_label, y_label)
+    positions, (texts, font) = np.asarray(positions), _token_text(labels)
+    with _figure(title, x_label, y_label, height=5.0) as (figure, axes):
+        axes.scatter(*positions.T, s=18)
+        for place, text in zip(positions, texts, strict=True):
+            axes.annotate(text, place, xytext=(4, 3), textcoords="offset points", **font)
     return figure

@@ -1,8 +1,7 @@
 """Runs that were recorded for the course: the atlas of thousands of short runs, and the time machine's checkpoints.
 
-`recipes/atlas.py` and `recipes/time_machine.py` have made them; they lie in gptcourse/assets. A point of the atlas is a
-dict with a value for each axis but the seed: `{"batch": 8, "width": 64, "parametrisation": "muP", "schedule": "cosine",
-"warmup": 0.1, "rate": 2**-6}`; `settings_of` says what run that is.
+`recipes/atlas.py` and `recipes/time_machine.py` make them. A point of the atlas has a value for each axis but the seed:
+`{"batch": 8, "width": 64, "parametrisation": "muP", "schedule": "cosine", "warmup": 0.1, "rate": 2**-6}`.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer, load_tokenizer
 from gptcourse.training import History, TrainingConfig, train
 
+ASSETS = Path(str(files("gptcourse") / "assets"))
 BASE_WIDTH = 16  # under muP a run of this width is the standard one, bit for bit
 HEAD_SIZE = 16
 CONTEXT = 64
@@ -66,17 +66,16 @@ def binned(losses, steps: int) -> np.ndarray:
 
     A step that reads more tokens than a point stands for fills several points.
     """
-    whole = np.full(max(steps, POINTS), np.nan)
-    losses = np.repeat(np.asarray(losses, dtype=float), max(1, POINTS // steps))
+    whole = np.full(steps, np.nan)
     whole[: len(losses)] = losses
-    return whole.reshape(POINTS, -1).mean(1)
+    return whole.repeat(max(1, POINTS // steps)).reshape(POINTS, -1).mean(1)
 
 
 class Run(NamedTuple):
-    """What is recorded of a point: tokens (n,), for each seed the loss there (S, n) and the last held-out loss (S,).
+    """What is recorded of a point: tokens (n,), for each of S seeds the losses (S, n), and the last held-out loss (S,).
 
-    A loss counts for the middle of the tokens that it was measured on. A run that diverged has NaN in its curve from
-    there on, and inf as its held-out loss.
+    A loss counts for the middle of the tokens that it was measured on. Where a run diverged, its losses are NaN from
+    there on, and its held-out loss is inf.
     """
 
     tokens: np.ndarray
@@ -117,34 +116,31 @@ class Atlas:
         return Run(tokens, self.curves[index][:, :: POINTS // n_points], self.held_out[index])
 
     def losses(self, **fixed) -> np.ndarray:
-        """Return the held-out loss, its mean over the seeds, of every point that has the given values.
+        """Return the held-out loss, its mean over the seeds, of all points with the given values. Raises ValueError.
 
-        The result has one dimension for each axis that is not fixed, in the order of `axes`. Raises ValueError.
+        The result has one dimension for each axis that is not fixed, in the order of `axes`.
         """
         return self.held_out[self.index(fixed)].mean(-1)
 
     def best(self, **fixed) -> tuple[Point, float]:
         """Return the point with the lowest mean held-out loss among those with the given values, and that loss."""
-        losses = self.losses(**fixed)
-        free = [name for name in self.axes if name not in fixed and name != "seed"]
-        where = np.unravel_index(np.argmin(losses), losses.shape)
-        found = {name: self.axes[name][n] for name, n in zip(free, where, strict=True)}
-        return {name: (fixed | found)[name] for name in self.axes if name != "seed"}, float(losses[where])
+        losses, axes = self.losses(**fixed), {name: values for name, values in self.axes.items() if name != "seed"}
+        where = iter(np.unravel_index(np.argmin(losses), losses.shape))
+        point = {name: fixed[name] if name in fixed else values[next(where)] for name, values in axes.items()}
+        return point, float(losses.min())
 
     def rank(self, point: Point) -> tuple[int, int]:
         """Return the rank of a point among all points of its width, 1 for the best, and their number."""
-        fixed = {"width": point["width"]}
-        if point["width"] == BASE_WIDTH:  # both parametrisations are the same runs
-            fixed["parametrisation"] = point["parametrisation"]
-        losses = self.losses(**fixed)
+        # At the base width both parametrisations are the same runs.
+        names = ("width", "parametrisation") if point["width"] == BASE_WIDTH else ("width",)
+        losses = self.losses(**{name: point[name] for name in names})
         return 1 + int((losses < self.losses(**point)).sum()), losses.size
 
 
-def load_atlas(directory: str | Path | None = None) -> Atlas:
-    """Read the atlas that the course ships, or one that `recipes/atlas.py` has written elsewhere."""
-    directory = _asset("atlas") if directory is None else Path(directory)
+def load_atlas(directory: str | Path = ASSETS / "atlas") -> Atlas:
+    """Read the atlas that the course ships, or another that `recipes/atlas.py` has written. Raises ValueError."""
     try:
-        with np.load(directory / "atlas.npz") as arrays:  # allow_pickle is off, as it is by default
+        with np.load(Path(directory) / "atlas.npz") as arrays:  # allow_pickle is off, as it is by default
             about = json.loads(str(arrays["about"]))
             curves, held_out = arrays["curves"].astype(np.float32), arrays["held_out"]
         axes = {name: tuple(values) for name, values in about["axes"].items()}
@@ -184,9 +180,10 @@ def train_point(point: Point, seed: int, callback=None) -> History:
 
 
 class Recording:
-    """The checkpoints of a recorded run: `steps`, `records` (measured at each), `tokenizer` and `settings`.
+    """The checkpoints of a recorded run: `records` (what was measured, by step), `steps`, `tokenizer` and `settings`.
 
-    The shapes and units of a record are those of the card, README.md, in the same folder.
+    Step 0 is the model before training. The shapes and units of a record are those of the card, README.md, in the same
+    folder. Raises ValueError for a damaged folder.
     """
 
     def __init__(self, folder: str | Path):
@@ -197,12 +194,8 @@ class Recording:
             self.records = {record["step"]: record for record in run["checkpoints"]}
         except DAMAGED as error:
             raise ValueError(f"{folder} holds no whole recording ({error}): give a folder that has one.") from error
+        self.steps = list(self.records)
         self.tokenizer = load_tokenizer(self.folder)
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps that were kept, in order; step 0 is the model before training."""
-        return list(self.records)
 
     def model(self, step: int) -> GPT:
         """Open the model as it was after `step` steps. Raises ValueError for a step that was not kept."""
@@ -210,21 +203,17 @@ class Recording:
             raise ValueError(f"Step {step} was not kept: choose one of {', '.join(map(str, self.steps))}.")
         return GPT.load(self.folder / f"step-{step:05d}")
 
-    def series(self, name: str) -> list[float]:
-        """Return one number of the records for every step, such as series("held_out_loss")."""
+    def series(self, name: str) -> list:
+        """Return one entry of the records for every step, such as series("held_out_loss")."""
         return [record[name] for record in self.records.values()]
 
     def best_head(self) -> tuple[int, int]:
         """Return (layer, head) of the head with the highest induction score at the last step."""
-        scores = np.array(self.records[self.steps[-1]]["induction"])
+        scores = np.array(self.series("induction")[-1])
         return divmod(int(scores.argmax()), scores.shape[1])
 
 
 @functools.cache
 def time_machine() -> Recording:
     """Open the time machine's run, which comes with the course."""
-    return Recording(_asset("time-machine"))
-
-
-def _asset(name: str) -> Path:
-    return Path(str(files("gptcourse") / "assets" / name))
+    return Recording(ASSETS / "time-machine")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcourse.evaluation import check_numbers, log_likelihoods
+from gptcourse.evaluation import check_numbers, check_texts, log_likelihoods
 from gptcourse.tokenizers import encode_text, token_bytes
 
 NOISES = ("typos", "capitals", "no punctuation", "distractor")
@@ -52,8 +52,7 @@ class BannedText:
     """
 
     def __init__(self, tokenizer, patterns: Sequence[str]):
-        if isinstance(patterns, str):
-            raise ValueError(f"patterns is the text {patterns!r}, but it must be a list of patterns: [{patterns!r}].")
+        check_texts("patterns", patterns)
         self.pieces, self.patterns = token_bytes(tokenizer), [_compiled(pattern) for pattern in patterns]
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
@@ -98,8 +97,7 @@ def redact(text: str) -> tuple[str, dict[str, int]]:
 def _is_card(number: str) -> bool:
     """Check the last digit: every second digit from the right is doubled, and the digits' sum must end in 0."""
     digits = [int(sign) for sign in reversed(number) if sign.isdigit()]
-    doubled = [digit if i % 2 == 0 else sum(divmod(2 * digit, 10)) for i, digit in enumerate(digits)]
-    return sum(doubled) % 10 == 0
+    return (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0
 
 
 # ---- Memorised text
@@ -112,8 +110,6 @@ def exposure(canary: float, others: Sequence[float] | Tensor) -> float:
     of n gives log2 n bits, rank n gives 0; a model that has not learned the canary gives 1.44 on average (Carlini et
     al. 2019, section 4.2). Raises ValueError if there are no others, or a number is not finite.
     """
-    if not len(others):
-        raise ValueError("Exposure compares the canary with texts that might have been planted: give some.")
     others, (canary,) = check_numbers("log-probabilities", others), check_numbers("log-probabilities", canary)
     return math.log2(len(others) + 1) - math.log2(1 + int((others > canary).sum()))
 
@@ -123,21 +119,22 @@ def insert_canaries(lines: Sequence[str], repetitions: dict[str, int], seed=0) -
 
     Returns the lines, and the number of each name (Carlini et al. 2019, section 4.1). Raises ValueError.
     """
-    check_numbers("repetitions", [0, *repetitions.values()], low=0)
+    check_numbers("repetitions", [0, *repetitions.values()], low=0, kind="whole")
+    check_texts("lines", lines)
     rng, planted = np.random.default_rng(seed), list(lines)
     codes = {name: f"{rng.integers(10_000):04d}" for name in repetitions}
     for name, n in repetitions.items():
-        for _ in range(n):
+        for _ in range(int(n)):
             planted.insert(int(rng.integers(len(planted) + 1)), CANARY.format(name=name) + f"{codes[name]}.")
     return planted, codes
 
 
 def canary_exposures(model, tokenizer, codes: dict[str, str], n_others: int = 511, seed: int = 0) -> dict[str, float]:
     """Return the exposure of each inserted number among `n_others`, 1 to 9,999, that might have been, in bits."""
-    check_numbers("other numbers", n_others, 1, 9_999)
+    check_numbers("other numbers", n_others, 1, 9_999, kind="whole")
     rng, found = np.random.default_rng(seed), {}
     for name, code in codes.items():
-        others = [f"{number:04d}" for number in rng.permutation(10_000) if f"{number:04d}" != code][:n_others]
+        others = [f"{number:04d}" for number in rng.permutation(10_000) if f"{number:04d}" != code][: int(n_others)]
         context = encode_text(tokenizer, "\n" + CANARY.format(name=name))
         pairs = [(context, encode_text(tokenizer, number, start=False)) for number in [code, *others]]
         canary, *rest = [row.sum().item() for row in log_likelihoods(model, pairs)]
@@ -147,6 +144,7 @@ def canary_exposures(model, tokenizer, codes: dict[str, str], n_others: int = 51
 
 def deduplicated(texts: Sequence[str]) -> list[str]:
     """Return the texts without repetitions that differ only in capitals, spaces and punctuation (Lee et al. 2022)."""
+    check_texts("texts", texts)
     first: dict[str, str] = {}
     for text in texts:
         first.setdefault(" ".join(re.findall(r"\w+", text.lower())) or text, text)
@@ -175,6 +173,7 @@ def perturb(text: str, noise: str, rng: np.random.Generator, rate: float = 0.08)
 
 
 def _mistyped(text, rng, rate):
+    """Leave out, double, swap or replace letters."""
     written, signs = [], list(text)
     for i, sign in enumerate(signs):
         if not sign.isalpha() or rng.random() >= rate:
@@ -199,12 +198,12 @@ def risky_requests(n: int, seed: int = 0, split: str = "train") -> list[tuple[st
 
     The phrasings of the splits "train" and "test" differ. Raises ValueError for another split, and a negative n.
     """
-    check_numbers("requests", n, low=0)
+    check_numbers("requests", n, low=0, kind="whole")
     data = json.loads(files("gptcourse").joinpath("assets", "risky_requests.json").read_text(encoding="utf-8"))
     if split not in data["requests"]:
         raise ValueError(f"split must be one of {', '.join(data['requests'])}, not {split!r}.")
     rng, pairs = np.random.default_rng((seed, list(data["requests"]).index(split))), []
-    for _ in range(n):
+    for _ in range(int(n)):
         request, refusal = (a[rng.integers(len(a))] for a in (data["requests"][split], data["refusals"]))
         values = {name: options[rng.integers(len(options))] for name, options in data["slots"].items()}
         pairs.append((request.format(order=rng.integers(10_000, 100_000), **values), refusal))

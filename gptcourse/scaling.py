@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -37,12 +37,13 @@ def flops_per_token(config: GPTConfig) -> int:
 def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> dict[str, int]:
     """Estimate the bytes that training in float32 with AdamW holds, by what they are for.
 
-    Weights, gradients and AdamW's moments take 4, 4 and 8 bytes per parameter. Activations are those at the end of the
-    forward pass, per token: 16 vectors of n_embd in each block and two outside (the fused attention kernel keeps no
-    weights), three of vocab_size (logits, their log-softmax, their gradient). With `gradient_checkpointing` one vector
-    per block, and the 16 of one block when the logits are gone (Korthikanti et al. 2022, section 5).
+    Weights, gradients and AdamW's moments take 4, 4 and 8 bytes per parameter; activations, at the end of the forward
+    pass, 4 bytes for each number of each token: 16 vectors of n_embd in each block and two outside (the fused attention
+    kernel keeps no weights), three of vocab_size (logits, their log-softmax, their gradient). With
+    `gradient_checkpointing` one vector per block, and the 16 of one block when the logits are gone (Korthikanti et al.
+    2022, section 5). Raises ValueError.
     """
-    check_numbers("sequences in a batch", batch_size, low=1)
+    check_numbers("sequences in a batch", batch_size, low=1, kind="whole")
     blocks, logits = 16 * config.n_layer * config.n_embd, 3 * config.vocab_size
     if gradient_checkpointing:
         blocks, logits = config.n_layer * config.n_embd, max(logits, 16 * config.n_embd)
@@ -80,14 +81,13 @@ def device_memory(
     """Estimate the bytes on each of several devices in mixed precision, by what they are for.
 
     Per parameter 2 bytes for the weight in bfloat16, 2 for its gradient, 12 for AdamW's moments and the weight in
-    float32 (Rajbhandari et al. 2020, ZeRO, section 3.1); activations in 2 bytes, for `batch_size` sequences on each
-    device. Each strategy divides what SHARDED names; with tensor and sequence parallelism (Korthikanti et al., section
-    4.2.2) all devices work on the same sequences. Buffers for messages come on top. Raises ValueError.
+    float32 (Rajbhandari et al. 2020, section 3.1); activations in 2 bytes, for `batch_size` sequences on each device.
+    Each strategy divides what SHARDED names; with tensor parallelism all devices work on the same sequences
+    (Korthikanti et al., section 4.2.2). Buffers for messages come on top. Raises ValueError.
     """
     if strategy not in SHARDED:
         raise ValueError(f"strategy must be one of {', '.join(SHARDED)}, not {strategy!r}.")
-    if not n_devices >= 1 or n_devices % 1:
-        raise ValueError(f"n_devices is {n_devices}, but a model needs one device or more, a whole number.")
+    check_numbers("devices", n_devices, low=1, kind="whole")
     parameters = config.num_parameters
     activations = training_memory(config, batch_size, gradient_checkpointing)["activations"] / 2
     whole = zip(PARTS, (2 * parameters, 2 * parameters, 12 * parameters, activations), strict=True)
@@ -107,35 +107,34 @@ class ScalingLaw:
     B: float
     beta: float
 
+    def __post_init__(self):
+        check_numbers("numbers of a law", astuple(self))
+
     def loss(self, n_parameters: float, n_tokens: float) -> float:
         """Return the loss that the law predicts. Raises ValueError for numbers that are not above 0."""
-        _check_positive(n_parameters, n_tokens)
+        check_numbers("parameters", n_parameters, low=0, kind="positive")
+        check_numbers("tokens", n_tokens, low=0, kind="positive")
         return self.E + self.A / n_parameters**self.alpha + self.B / n_tokens**self.beta
 
     def compute_optimal(self, flops: float) -> tuple[float, float]:
         """Return the parameters and tokens with the lowest loss for `flops` = 6 N D (Hoffmann et al., equation 4)."""
-        _check_positive(flops)
+        check_numbers("FLOPs", flops, low=0, kind="positive")
+        check_numbers("A, alpha, B and beta", astuple(self)[1:], low=0, kind="positive")
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         n_parameters = scale * (flops / 6) ** (self.beta / (self.alpha + self.beta))
         return n_parameters, flops / 6 / n_parameters
 
 
-def _check_positive(*numbers):
-    """Raise ValueError unless all numbers, or arrays of them, are finite and above 0."""
-    for values in numbers:
-        if check_numbers("parameters, tokens, FLOPs and losses", values, low=0).min() == 0:
-            raise ValueError("The parameters, tokens, FLOPs and losses must be above 0.")
-
-
 def _checked_runs(n_parameters, n_tokens, losses):
     """Return the runs as a tensor (3, n), if they can fix a law."""
     check_lengths(parameters=n_parameters, tokens=n_tokens, losses=losses)
-    _check_positive(n_parameters, n_tokens, losses)
+    values = check_numbers("parameters, tokens and losses", [*n_parameters, *n_tokens, *losses], low=0, kind="positive")
+    runs = torch.from_numpy(values).view(3, -1)
     if len(losses) < 5:
         raise ValueError(f"The law has five numbers, but there are {len(losses)} runs: give five or more.")
-    if min(len(set(n_parameters)), len(set(n_tokens))) < 2:
+    if not (runs.amin(1) < runs.amax(1))[:2].all():
         raise ValueError("The runs have all one size, or one number of tokens: give runs of two or more of each.")
-    return torch.tensor([list(n_parameters), list(n_tokens), list(losses)], dtype=torch.float64)
+    return runs
 
 
 def fit_scaling_law(n_parameters: Sequence[float], n_tokens: Sequence[float], losses: Sequence[float]) -> ScalingLaw:
@@ -148,13 +147,13 @@ def fit_scaling_law(n_parameters: Sequence[float], n_tokens: Sequence[float], lo
 
 
 def _best(runs, starts):
-    """Return the law with the lowest objective among those that L-BFGS finds from each start."""
+    """Return the law of the lowest objective that L-BFGS finds from any of the starts."""
     e, a, alpha, b, beta = min((_fit(*runs.log(), start) for start in starts), key=lambda fit: fit[0])[1]
     return ScalingLaw(math.exp(e), math.exp(a), alpha, math.exp(b), beta)
 
 
 def _fit(log_n, log_d, log_loss, start):
-    """Return the lowest objective that L-BFGS reaches from a start, and where."""
+    """Return the objective that L-BFGS reaches from a start, and where."""
     x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([x], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-12)
 
@@ -177,12 +176,12 @@ def bootstrap_laws(
     n_parameters: Sequence[float], n_tokens: Sequence[float], losses: Sequence[float], n: int = 20, seed: int = 0
 ) -> list[ScalingLaw]:
     """Return n laws, each fitted to runs drawn with replacement: their spread is that of the fit. Raises ValueError."""
-    check_numbers("laws", n, low=1)
+    check_numbers("laws", n, low=1, kind="whole")
     runs, rng, laws = _checked_runs(n_parameters, n_tokens, losses), np.random.default_rng(seed), []
     law = _best(runs, STARTS)
     start = (math.log(law.E), math.log(law.A), law.alpha, math.log(law.B), law.beta)
     while len(laws) < n:
         drawn = runs[:, rng.integers(runs.shape[1], size=runs.shape[1])]
-        if min(len(values.unique()) for values in drawn[:2]) > 1:
+        if (drawn.amin(1) < drawn.amax(1))[:2].all():
             laws.append(_best(drawn, [start]))
     return laws

@@ -6,12 +6,11 @@ together under a name of your own, with dicts as values: `{"shape": [{"n_layer":
 `lambda s: s | {"steps": 4096 // s["batch_size"]}`, equal tokens at every batch size.
 
 Sources: Akiba et al. (2019), "Optuna"; Bergstra et al. (2011), "Algorithms for Hyper-Parameter Optimization" (TPE);
-Watanabe et al. (2023), "PED-ANOVA".
+Golovin et al. (2017), "Google Vizier", section 3.2.2 (median stopping); Watanabe et al. (2023), "PED-ANOVA".
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import multiprocessing
@@ -24,12 +23,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from multiprocessing.context import SpawnContext, SpawnProcess
+from itertools import accumulate, count, islice, product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,25 +44,13 @@ from gptcourse.training import DivergedError, History, ctrl_c, train
 if TYPE_CHECKING:
     import optuna
 
-FORMAT = 1  # of the file of results
+FORMAT = 2  # of the file of results
 CURVE_POINTS = 100  # training losses kept of each run, evenly spaced
-LOOKS = 10  # evaluations of a trial, evenly spaced; after each but the last it may be pruned
+LOOKS = 10  # evaluations of a trial, evenly spaced; after each but the first and the last it may be pruned
 SAMPLED = 100  # combinations of a space that are checked before a search begins
+# Of Optuna's, with options: the constant liar keeps away from what is being tried just now.
+SAMPLERS = {"tpe": ("TPESampler", {"constant_liar": True}), "random": ("RandomSampler", {})}
 Derive = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def available_cores(cgroup: str | Path = "/sys/fs/cgroup") -> int:
-    """Return the number of cores this process may use: its affinity, or a container's quota if that is less.
-
-    binder/start counts the same way, in shell, before any Python runs.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # only Linux has it
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    for names in ["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]:  # control groups version 2, 1
-        with suppress(OSError, ValueError):  # no such file, or "max": no limit; in version 1 that is -1
-            quota, period = map(int, " ".join((Path(cgroup) / name).read_text() for name in names).split())
-            return min(cores, math.ceil(quota / period)) if quota > 0 else cores
-    return cores
 
 
 def sweep(
@@ -86,18 +72,20 @@ def sweep(
     Up to `processes` (None: the available cores) train at once on `device`, one thread each. A run that crashes or is
     killed costs that run alone; one that diverges is a result. The seed decides initial weights, batches and dropout.
 
-    With `results`, each run is appended to that file (a line of JSON) when it ends, and runs that are there already,
-    with equal settings, are not made again, unless they crashed. One file may hold several sweeps over the same text.
-    Ctrl-C stops the sweep and returns what has finished.
+    Each run is appended to the file `results` when it ends. Runs that are there already are not made again, unless they
+    crashed; a file may hold several sweeps over the same text. Ctrl-C stops the sweep and returns what has finished.
 
     Raises ValueError before any run begins, also when the file is in use.
     """
     runs = _grid_runs(model_config, training_config, grid, seeds, derive)
     data = _checked_data(runs, tokens, validation_tokens)
-    with ExitStack() as stack:
-        done = _Results(results, data, stack)
-        todo = {run[:2]: (run, partial(done.add, run), None) for run in runs if run[:2] not in done}
-        _make(iter(todo.values()), len(todo), data, processes, device, progress)
+    file = None if results is None else Path(os.path.expanduser(results))
+    header = {"format": FORMAT, "data": {name: fingerprint(ids) for name, ids in data.items()}}
+    with nullcontext() if file is None else reserve(file):
+        done = {} if file is None else _read_results(file, header)
+        todo = {run[:2]: run for run in runs if run[:2] not in done}
+        jobs = ((run, {}, partial(_keep, done, file, header, run)) for run in todo.values())
+        _make(jobs, len(todo), data, processes, device, progress)
     rows = [_row(run, done[run[:2]]) for run in runs if run[:2] in done]
     return SweepTable(tuple(grid), rows, len(runs) - len(rows))
 
@@ -111,8 +99,7 @@ def search(
     validation_tokens,
     n_trials: int,
     storage: str | Path | None = None,
-    study_name: str = "search",
-    sampler: str | optuna.samplers.BaseSampler = "tpe",
+    sampler: str = "tpe",
     prune: bool = True,
     derive: Derive | None = None,
     seed: int = 0,
@@ -122,22 +109,24 @@ def search(
 ) -> SearchResult:
     """Search the settings with the lowest validation loss until the study has `n_trials` trials, and return it.
 
-    `space` maps axes to Optuna's distributions or lists of choices. `sampler` is "tpe", "random" or one of Optuna's;
-    with the first two, trial n is drawn from (seed, n) and the trials that have ended. With `prune`, a run is stopped
-    when, at one of LOOKS evenly spaced evaluations, it is worse than the median of those that had finished when it
-    began: so let all runs train on equally many tokens. `storage` is a path for Optuna's journal file, or None (in
-    memory). Each trial is appended when it ends; after Ctrl-C or a kill, the same call goes on.
+    `space` maps axes to Optuna's distributions or lists of choices. `sampler` is "tpe" or "random": trial n is drawn
+    from (seed, n) and the trials that have ended. With `prune`, a run is stopped when at one of LOOKS evaluations it is
+    worse than the median of the others there: so let all runs train on equally many tokens. `storage` is a path for
+    Optuna's journal file. Each trial is appended when it ends; after Ctrl-C or a kill, the same call goes on.
 
     Raises ValueError before any run begins, also when the study was begun with other arguments, or the file is in use.
     """
-    with ExitStack() as stack:
-        _check_search(stack, n_trials, sampler)
+    with _quiet_optuna():
+        if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
+            raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
+        if sampler not in SAMPLERS:
+            raise ValueError(f'sampler is {sampler!r}, but it must be "tpe" or "random"; sweep makes a whole grid.')
         searched = _Space((model_config, training_config), space, derive, prune)
         data = _checked_data(searched.samples(), tokens, validation_tokens)
-        study = _open(storage, study_name, searched, data, stack)
-        n_left = n_trials - len(_ended(study))
-        _make(_jobs(study, searched, n_left, sampler, seed), n_left, data, processes, device, progress)
-    rows = [_row(searched.run(trial.params), trial.user_attrs["result"]) for trial in _ended(study)]
+        with _open(storage, searched, data) as study:
+            jobs, n_left = _trials(study, searched, sampler, seed), max(n_trials - len(study.trials), 0)
+            _make(islice(jobs, n_left), n_left, data, processes, device, progress)
+    rows = [_row(searched.run(trial.params), trial.user_attrs["result"]) for trial in study.trials]
     return SearchResult(tuple(space), rows, study=study)
 
 
@@ -186,7 +175,7 @@ def configured(
             raise ValueError(f"sequence_length {length} is longer than n_positions {model.n_positions}.")
     except ValueError as error:
         raise ValueError(f"The combination {label(settings)} makes no run: {error}") from error
-    return Run(model, config, {name: label(value) for name, value in values.items()})
+    return Run(model, config, {name: label(value) for name, value in values.items()} | {"seed": config.seed})
 
 
 def _grid_runs(model: GPTConfig, config: TrainingConfig, grid, seeds, derive: Derive | None) -> list[Run]:
@@ -196,9 +185,9 @@ def _grid_runs(model: GPTConfig, config: TrainingConfig, grid, seeds, derive: De
             raise ValueError(f"The grid's {name!r} must be a list of the values to try, not {values!r}.")
     if isinstance(seeds, int) or not len(seeds):
         raise ValueError(f"seeds must be a list of at least one whole number, such as range(3), not {seeds!r}.")
-    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    runs = [configured(model, config, values, derive) for values in combinations]
-    return [Run(m, replace(t, seed=seed), axes | {"seed": seed}) for m, t, axes in runs for seed in seeds]
+    seeded = [replace(config, seed=seed) for seed in seeds]
+    combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    return [configured(model, config, values, derive) for values in combinations for config in seeded]
 
 
 def _checked_data(runs: Sequence[Run], tokens, validation_tokens) -> dict[str, torch.Tensor]:
@@ -206,136 +195,148 @@ def _checked_data(runs: Sequence[Run], tokens, validation_tokens) -> dict[str, t
     vocab_size = min(run.model.vocab_size for run in runs)
     longest = max(run.training.sequence_length or run.model.n_positions for run in runs)
     tokens = check_tokens(tokens, vocab_size, longest + 1, "training tokens")
-    validation_tokens = check_tokens(validation_tokens, vocab_size, 2, "validation tokens")
-    return {"tokens": tokens, "validation_tokens": validation_tokens}
+    return {"tokens": tokens, "validation_tokens": check_tokens(validation_tokens, vocab_size, 2, "validation tokens")}
 
 
-class _Results(dict):
-    """The results of a sweep by model and training config, and the file that keeps them, if there is one."""
+# ---- The file of a sweep
 
-    def __init__(self, path: str | Path | None, data: dict, stack: ExitStack):
-        self.path, kind = None if path is None else Path(os.path.expanduser(path)), "result of a sweep by this version"
-        self.common = {"format": FORMAT, "data": {name: fingerprint(ids) for name, ids in data.items()}}
-        if path is None:
-            return
-        stack.enter_context(reserve(self.path))
-        for number, line in enumerate(read_lines(self.path, '{"format": ', kind), start=1):
-            try:
-                key = GPTConfig(**line["model"]), TrainingConfig(**line["training"])
-                is_ours, has_crashed = self.common.items() <= line.items(), line["outcome"] == "crashed"
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"Line {number} of {path} is no {kind}: choose another file.") from error
-            if not is_ours:
-                raise ValueError(f"Line {number} of {path} belongs to a sweep over other tokens: choose another file.")
-            if not has_crashed:
-                self[key] = line
 
-    def add(self, run: Run, result: dict) -> None:
-        """Add the result of a run, and have it on the disk before anything else happens."""
-        self[run[:2]] = result
-        if self.path is not None:
-            settings = {"model": asdict(run.model), "training": asdict(run.training)}
-            append_line(self.path, json.dumps(self.common | settings | result))
+def _read_results(file: Path, header: dict) -> dict[tuple[GPTConfig, TrainingConfig], dict]:
+    """Return the results in a file by the settings of their runs, without those of crashed runs. Raises ValueError."""
+    kind, results = "result of a sweep by this version", {}
+    for number, line in enumerate(read_lines(file, '{"format": ', kind), start=1):
+        try:
+            settings = GPTConfig(**line["model"]), TrainingConfig(**line["training"])
+            result, crashed = line["result"], line["result"]["outcome"] == "crashed"
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"Line {number} of {file} is no {kind}: choose another file.") from error
+        if not header.items() <= line.items():
+            raise ValueError(f"Line {number} of {file} belongs to a sweep over other tokens: choose another file.")
+        if not crashed:
+            results[settings] = result
+    return results
+
+
+def _keep(done: dict, file: Path | None, header: dict, run: Run, result: dict) -> None:
+    """Add the result of a run, and have it on the disk before anything else happens."""
+    done[run[:2]] = result
+    if file is not None:
+        line = {"model": asdict(run.model), "training": asdict(run.training), "result": result}
+        append_line(file, json.dumps(header | line))
 
 
 # ---- Processes
 
 
+def available_cores(cgroup: str | Path = "/sys/fs/cgroup") -> int:
+    """Return the number of cores this process may use: its affinity, or a container's quota if that is less.
+
+    binder/start counts the same way, in shell, before any Python runs.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # only Linux has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    for names in ["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]:  # control groups version 2, 1
+        with suppress(OSError, ValueError):  # no such file, or "max": no limit; in version 1 that is -1
+            quota, period = map(int, " ".join((Path(cgroup) / name).read_text() for name in names).split())
+            return min(cores, math.ceil(quota / period)) if quota > 0 else cores
+    return cores
+
+
 def _make(jobs: Iterator[tuple], n_jobs: int, data: dict, processes: int | None, device: str, progress: bool) -> None:
     """Make the runs of `jobs`, each asked for when a process is free; Ctrl-C ends it early. Raises ValueError.
 
-    A job is a run, what takes its result, and a study of trials that have ended, whose pruner may stop it, or None.
-    Each process is a pool of its own: a pool of several gives up all their runs when the system kills one, as it does
-    when memory runs out. Each lives for many runs: importing torch takes longer than many a small run.
+    A job is a run, its limits (see `_limits`) and the function that takes its result.
     """
     from tqdm.auto import tqdm
 
     processes = available_cores() if processes is None else processes
     if not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes is {processes!r}, but it must be a whole number of 1 or more, or None.")
-    device, context, idle, running = str(choose_device(device)), _Context(), [], {}
+    # As arrays: tensors would be pickled into shared memory, of which a container may have little.
+    work = {name: ids.numpy() for name, ids in data.items()}, str(choose_device(device))
     bar = tqdm(total=n_jobs, unit="run", disable=not progress or n_jobs < 1)
-    with ctrl_c() as pressed, bar, TemporaryDirectory(prefix="gptcourse-") as folder:
-        for name, ids in data.items():
-            np.save(Path(folder) / f"{name}.npy", ids)
+    with ctrl_c() as pressed, bar, _Workers() as workers:
+        while not pressed.is_set():
+            for run, limits, keep in islice(jobs, processes - len(workers.running)):
+                workers.submit(keep, run, *work, limits)
+            if not workers.running:
+                return
+            for keep, result in workers.results():
+                try:
+                    keep(result)
+                except OSError as error:
+                    advice = "make room, then call it again to go on after the runs that were"
+                    raise ValueError(f"A run could not be written ({error.strerror}): {advice}.") from error
+                bar.update()
+
+
+class _Workers:
+    """Processes that make one run at a time, and end when this ends, in the middle of a run too.
+
+    Each is a pool of its own: a pool of several gives up all their runs when the system kills one, as it does when
+    memory runs out. Each lives for many runs: importing torch takes longer than many a small run.
+    """
+
+    def __enter__(self) -> _Workers:
+        self.spawn = multiprocessing.get_context("spawn")
+        self.theirs, self.ours = self.spawn.Pipe(duplex=False)
+        self.idle: list[ProcessPoolExecutor] = []
+        self.running: dict[Future, tuple[ProcessPoolExecutor, Callable[[dict], None]]] = {}
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.ours.close()  # this ends them
+        for pool in (*self.idle, *(pool for pool, _ in self.running.values())):
+            pool.shutdown()
+
+    def submit(self, keep: Callable[[dict], None], *work) -> None:
+        """Give work to an idle process, or else to a new one."""
+        pool = self.idle.pop() if self.idle else ProcessPoolExecutor(1, self.spawn, _begin, (self.theirs,))
         try:
-            while not pressed.is_set():
-                while len(running) < processes and (job := next(jobs, None)) is not None:
-                    run, keep, study = job
-                    pool, future = _submit(idle, context, run, folder, device, study)
-                    running[future] = pool, keep
-                if not running:
-                    return
-                for future in wait(running, timeout=0.1, return_when=FIRST_COMPLETED).done:
-                    pool, keep = running.pop(future)
-                    idle.append(pool)
-                    try:
-                        keep(_result(future))
-                    except OSError as error:
-                        advice = "make room, then call it again to go on after the runs that were"
-                        raise ValueError(f"A run could not be written ({error.strerror}): {advice}.") from error
-                    bar.update()
-        finally:
-            for process in context.started:
-                process.kill()  # in the middle of a run, too
-            for pool in (*idle, *(pool for pool, _ in running.values())):
-                pool.shutdown()
+            with _undisturbed():
+                self.running[pool.submit(_run, *work)] = pool, keep
+        except BrokenProcessPool:  # its process was killed, in its last run or since
+            self.submit(keep, *work)
+
+    def results(self) -> Iterator[tuple[Callable[[dict], None], dict]]:
+        """Wait a moment, and give the results of the runs that have ended meanwhile, each with what takes it."""
+        for future in wait(self.running, timeout=0.1, return_when=FIRST_COMPLETED).done:
+            pool, keep = self.running.pop(future)
+            self.idle.append(pool)
+            if (error := future.exception()) is None:
+                yield keep, future.result()
+            else:
+                killed = "its process was killed: often, memory ran out"
+                reason = killed if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}"
+                empty = {"tokens": 0, "seconds": 0.0, "curve": [], "evaluations": []}
+                yield keep, {"outcome": "crashed", "loss": math.nan, "reason": reason} | empty
 
 
-def _submit(idle: list[ProcessPoolExecutor], context: _Context, *work) -> tuple[ProcessPoolExecutor, Future]:
-    """Give a run to an idle process, or else a new one; return its pool and the future result."""
-    pool = idle.pop() if idle else ProcessPoolExecutor(1, context, _begin)
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Start processes that do not run the caller's script, as spawn would, and hear no Ctrl-C: their parent decides."""
+    main, set_mask = sys.modules["__main__"], getattr(signal, "pthread_sigmask", lambda *_: ())  # not on Windows
+    before = set_mask(signal.SIG_BLOCK, [signal.SIGINT])
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
-        return pool, pool.submit(_run, *work)
-    except BrokenProcessPool:  # its process was killed, in its last run or since
-        return _submit(idle, context, *work)
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        set_mask(signal.SIG_SETMASK, before)
 
 
-class _Context(SpawnContext):
-    """Starts processes, and knows which."""
-
-    def __init__(self):
-        self.started: list[SpawnProcess] = []
-
-    def Process(self, *args, **options) -> SpawnProcess:
-        self.started.append(_Process(*args, **options))
-        return self.started[-1]
-
-
-class _Process(SpawnProcess):
-    """A process that does not run the caller's script, as spawn would, and hears no Ctrl-C: its parent decides."""
-
-    def start(self) -> None:
-        main, set_mask = sys.modules["__main__"], getattr(signal, "pthread_sigmask", lambda *_: ())  # not on Windows
-        before = set_mask(signal.SIG_BLOCK, [signal.SIGINT])
-        sys.modules["__main__"] = ModuleType("__main__")
-        try:
-            super().start()
-        finally:
-            sys.modules["__main__"] = main
-            set_mask(signal.SIG_SETMASK, before)
-
-
-def _result(future: Future) -> dict[str, Any]:
-    """Return what a run has given, or why it crashed."""
-    if (error := future.exception()) is None:
-        return future.result()
-    killed = "its process was killed: often, memory ran out"
-    reason = killed if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}"
-    return {"outcome": "crashed", "reason": reason}
-
-
-def _begin() -> None:
-    """Prepare a process for its runs."""
+def _begin(pipe) -> None:
+    """Prepare a process for its runs. It ends when the other end of the pipe is closed, or its parent is killed."""
     from tqdm.auto import tqdm
 
     def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)  # in the middle of a run, too
+        with suppress(EOFError):
+            pipe.recv()
+        os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, left over when the process is killed
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, left over when the process ends
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # the first imports much, which is no run's own time
 
@@ -346,23 +347,23 @@ def _run(*work) -> dict[str, Any]:
         return thread.submit(_train, *work).result()
 
 
-def _train(run: Run, folder: str, device: str, study: optuna.Study | None) -> dict[str, Any]:
-    """Train one model on the tokens in the folder, and return its result.
+def _train(run: Run, data: dict[str, np.ndarray], device: str, limits: Mapping[int, float]) -> dict[str, Any]:
+    """Train one model and return its result; it is pruned when its lowest loss is above the limit for that many."""
+    config, begin = run.training, time.perf_counter()
 
-    `outcome` is "finished", "diverged" or, by the study's pruner, "pruned"; `loss` the last validation loss, None if it
-    diverged; `tokens` counts those trained on; `curve` and `evaluations` hold [step, loss].
-    """
-    config, length = run.training, run.training.sequence_length or run.model.n_positions
-    tokens, validation_tokens = (np.load(Path(folder) / f"{name}.npy") for name in ("tokens", "validation_tokens"))
+    def is_worse(history: History) -> bool:
+        losses = history.eval_loss
+        return history.step[-1] < config.steps and bool(losses) and min(losses) > limits.get(len(losses), math.inf)
+
     torch.manual_seed(config.seed)
-    model, begin = GPT(run.model), time.perf_counter()
-    options = {"validation_tokens": validation_tokens, "device": device, "progress": False}
+    model = GPT(run.model)
     try:
-        history = train(model, tokens, config, callback=study and partial(_is_pruned, study, config), **options)
+        history = train(model, config=config, **data, callback=is_worse, device=device, progress=False)
         outcome, loss = "pruned" if history.stopped else "finished", history.eval_loss[-1]
     except DivergedError as error:
-        outcome, loss, history = "diverged", None, error.history
-    n_steps, curve = len(history.step), list(zip(history.step, history.loss, strict=True))
+        outcome, loss, history = "diverged", math.inf, error.history
+    length, n_steps = config.sequence_length or run.model.n_positions, len(history.step)
+    curve = list(zip(history.step, history.loss, strict=True))
     kept = np.linspace(0, n_steps - 1, min(n_steps, CURVE_POINTS)).round().astype(int)
     return {
         "outcome": outcome,
@@ -372,16 +373,6 @@ def _train(run: Run, folder: str, device: str, study: optuna.Study | None) -> di
         "curve": [list(curve[place]) for place in kept],
         "evaluations": [list(pair) for pair in zip(history.eval_step, history.eval_loss, strict=True)],
     }
-
-
-def _is_pruned(study: optuna.Study, config: TrainingConfig, history: History) -> bool:
-    """Return whether a run ends here, as the study's pruner says after each evaluation but the last."""
-    from optuna.trial import TrialState, create_trial
-
-    if history.step[-1] == config.steps or history.step[-1] not in history.eval_step[-1:]:
-        return False
-    looks = dict(enumerate(history.eval_loss, start=1))
-    return study.pruner.prune(study, create_trial(state=TrialState.RUNNING, intermediate_values=looks))
 
 
 # ---- The table
@@ -412,11 +403,11 @@ class SweepTable:
 
     def where(self, **chosen) -> SweepTable:
         """Return the rows in which each named axis has the given value. Raises ValueError."""
+        chosen = {name: label(value) for name, value in chosen.items()}
         for name, value in chosen.items():
-            if label(value) not in (there := self._values(name)):
-                raise ValueError(f"No run has {name} = {label(value)!r}: there are {', '.join(map(repr, there))}.")
-        wanted = [row for row in self.rows if all(row[name] == label(value) for name, value in chosen.items())]
-        return replace(self, rows=wanted)
+            if value not in (there := self._values(name)):
+                raise ValueError(f"No run has {name} = {value!r}: there are {', '.join(map(repr, there))}.")
+        return replace(self, rows=[row for row in self.rows if chosen.items() <= row.items()])
 
     def median(self, by: str) -> Bands:
         """Return the median and the range of the loss over the seeds, for each value of one axis.
@@ -457,22 +448,19 @@ class SweepTable:
     def __repr__(self) -> str:
         forms = {"loss": ".4f", "parameters": ",", "tokens": ",", "seconds": ".1f"}
         columns = [*self.axes, "seed", "outcome", *forms]
-        cells = [columns]
-        for row in self.rows:
-            shown = ((row[name], forms.get(name, ".4g" if isinstance(row[name], float) else "")) for name in columns)
-            cells.append([format(*pair) for pair in shown])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+        cells = [
+            [format(row[c], forms.get(c, ".4g" if isinstance(row[c], float) else "")) for c in columns]
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)) for row in (columns, *cells)]
         lines += [f"Crashed: {row['reason']}." for row in self.rows if row["outcome"] == "crashed"]
         return "\n".join(lines + [f"Not made yet: {self.missing}. Call sweep again to go on."] * (self.missing > 0))
 
 
 def _row(run: Run, result: dict) -> dict[str, Any]:
     """Return the row of a table for a run and its result."""
-    empty = {"outcome": "", "loss": None, "reason": None, "tokens": 0, "seconds": 0, "curve": [], "evaluations": []}
-    row = run.axes | {name: result.get(name, value) for name, value in empty.items()}
-    row["loss"] = {"crashed": math.nan, "diverged": math.inf}.get(row["outcome"], row["loss"])
-    return row | {"parameters": run.model.num_parameters, "model": run.model, "training": run.training}
+    return run.axes | result | {"parameters": run.model.num_parameters, "model": run.model, "training": run.training}
 
 
 @dataclass(frozen=True, repr=False)
@@ -492,7 +480,7 @@ class SearchResult(SweepTable):
         Two searches are compared fairly at equal tokens, whatever number of trials they made of them.
         """
         losses = [row["loss"] if row["outcome"] == "finished" else math.inf for row in self.rows]
-        return list(itertools.accumulate(row["tokens"] for row in self.rows)), list(itertools.accumulate(losses, min))
+        return list(accumulate(row["tokens"] for row in self.rows)), list(accumulate(losses, min))
 
     def importances(self) -> dict[str, float]:
         """Return how much of the spread of the loss each axis explains, the largest first: PED-ANOVA, summing to 1.
@@ -509,20 +497,19 @@ class SearchResult(SweepTable):
 # ---- Search
 
 
-def _check_search(stack: ExitStack, n_trials, sampler) -> None:
-    """Import Optuna, without its messages as long as `stack` is open, and check what it is to do. Raises ValueError."""
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Import Optuna, and keep its messages back meanwhile: the progress bar shows the trials."""
     try:
         import optuna
     except ImportError as error:
         raise ImportError('search needs Optuna: run pip install "gptcourse[tune]" first.') from error
-    stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar shows the trials
-    if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
-        raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
-    if sampler not in ("tpe", "random") and not isinstance(sampler, optuna.samplers.BaseSampler):
-        raise ValueError(f'sampler is {sampler!r}, but it must be "tpe", "random" or one of Optuna\'s samplers.')
-    if isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.BruteForceSampler):
-        raise ValueError("A grid needs no search: give it to sweep, which makes all of its runs.")
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 class _Space:
@@ -546,9 +533,9 @@ class _Space:
     def run(self, params: Mapping[str, Any]) -> Run:
         """Return the run of Optuna's parameters. Raises ValueError for a combination that makes none."""
         values = {name: self.choices.get(name, {}).get(params[name], params[name]) for name in self.axes}
-        model, config, axes = configured(*self.configs, values, self.derive)
-        config = replace(config, eval_steps=math.ceil(config.steps / LOOKS)) if self.prune else config
-        return Run(model, config, axes | {"seed": config.seed})
+        run = configured(*self.configs, values, self.derive)
+        looks = {"eval_steps": math.ceil(run.training.steps / LOOKS)} if self.prune else {}
+        return run._replace(training=replace(run.training, **looks))
 
     def samples(self) -> list[Run]:
         """Return random runs: mistakes are found before anything is trained. Raises ValueError."""
@@ -558,77 +545,73 @@ class _Space:
         return [self.run(study.ask(self.axes).params) for _ in range(SAMPLED)]
 
 
-def _open(storage, name: str, space: _Space, data: dict, stack: ExitStack) -> optuna.Study:
-    """Return the study, new or with its trials so far. Raises ValueError if it is another search's, or no journal."""
+@contextmanager
+def _open(path: str | Path | None, space: _Space, data: dict) -> Iterator[optuna.Study]:
+    """Give the study, new or with its trials so far. Raises ValueError if it is another search's, or no journal."""
+    from optuna import create_study, distributions, storages
+
+    wanted = {"space": {name: distributions.distribution_to_json(axis) for name, axis in space.axes.items()}}
+    wanted |= dict(zip(("model_config", "training_config"), map(asdict, space.configs), strict=True))
+    wanted |= {"prune": space.prune, "format": FORMAT} | {name: fingerprint(ids) for name, ids in data.items()}
+    if "://" in str(path):
+        raise ValueError(f"storage is {path!r}, but it must be the path of a file, or None.")
+    path, storage = None if path is None else Path(os.path.expanduser(path)), None
+    with nullcontext() if path is None else reserve(path) as lock:
+        if path is not None:
+            read_lines(path, '{"op_code":', "line of Optuna's journal")
+            try:
+                storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path), lock))
+            except Exception as error:
+                raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error
+        study = create_study(storage=storage, study_name="search", load_if_exists=True)
+        if not study.user_attrs and not study.trials:
+            study.set_user_attr("search", wanted)
+        before = study.user_attrs.get("search", {})
+        if others := [name for name in wanted if wanted[name] != before.get(name)]:
+            others = " and another ".join(others)
+            raise ValueError(f"The search in {path} was begun with another {others}: choose another storage.")
+        yield study
+
+
+def _trials(study: optuna.Study, space: _Space, sampler: str, seed: int) -> Iterator[tuple]:
+    """Draw trials without end. They run in memory; the study gets each in one piece when it has ended."""
     import optuna
 
-    if storage is not None:
-        if "://" in str(storage):
-            raise ValueError(f"storage is {storage!r}, but it must be the path of a file, or None.")
-        path = Path(os.path.expanduser(storage))
-        lock = stack.enter_context(reserve(path))
-        read_lines(path, '{"op_code":', "line of Optuna's journal")
+    (kind, options), memory = SAMPLERS[sampler], optuna.create_study()
+    memory.add_trials(study.trials)
+    drawn = {trial.user_attrs["drawn"] for trial in study.trials}
+    for number in (n for n in count() if n not in drawn):
+        seeded = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+        memory.sampler = getattr(optuna.samplers, kind)(seed=seeded, **options)
+        trial = memory.ask(space.axes)
+        trial.set_user_attr("drawn", number)
         try:
-            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock))
-        except Exception as error:
-            raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error
-    study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-    to_json, (model, config) = optuna.distributions.distribution_to_json, space.configs
-    wanted = {"space": {axis: to_json(distribution) for axis, distribution in space.axes.items()}, "prune": space.prune}
-    wanted |= {"model_config": asdict(model), "training_config": asdict(config)}
-    wanted |= {key: fingerprint(ids) for key, ids in data.items()}
-    before = study.user_attrs.get("search")
-    if before is None:
-        study.set_user_attr("search", wanted)
-    elif others := [key for key in wanted if wanted[key] != before.get(key)]:
-        raise ValueError(
-            f"The study {name!r} was begun with another {' and another '.join(others)}: "
-            "choose another study_name, or another storage."
-        )
-    return study
-
-
-def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Return the trials that have ended, in that order."""
-    return [trial for trial in study.get_trials(deepcopy=False) if "result" in trial.user_attrs]
-
-
-def _jobs(study: optuna.Study, space: _Space, n_left: int, sampler, seed: int) -> Iterator[tuple]:
-    """Draw `n_left` trials. They run in memory; the study gets each in one piece when it has ended."""
-    from optuna import create_study, pruners, samplers, trial
-
-    pruner = pruners.MedianPruner(n_warmup_steps=2)  # the first look is early: rates are warming up
-    drawn = {ended.user_attrs.get("drawn", ended.number) for ended in _ended(study)}
-    memory = create_study(sampler=None if isinstance(sampler, str) else sampler)
-    memory.add_trials(_ended(study))
-    while n_left > 0:
-        number = min(set(range(len(drawn) + 1)) - drawn)
-        drawn.add(number)
-        seeded = {"seed": int(np.random.SeedSequence((seed, number)).generate_state(1)[0])}
-        if sampler == "random":
-            memory.sampler = samplers.RandomSampler(**seeded)
-        elif sampler == "tpe":  # constant_liar: away from what is being tried just now
-            memory.sampler = samplers.TPESampler(constant_liar=True, **seeded)
-        asked = memory.ask(space.axes)
-        try:
-            run = space.run(asked.params)
+            run = space.run(trial.params)
         except ValueError:  # rare, as none of many samples was like that: draw another
-            memory.tell(asked, state=trial.TrialState.FAIL)
+            memory.tell(trial, state=optuna.trial.TrialState.FAIL)
             continue
-        n_left -= 1
-        asked.set_user_attr("drawn", number)
-        others = create_study(pruner=pruner)
-        others.add_trials(_ended(study))
-        yield run, partial(_keep, study, memory, asked), others if space.prune else None
+        yield run, _limits(study) if space.prune else {}, partial(_tell, study, memory, trial)
 
 
-def _keep(study: optuna.Study, memory: optuna.Study, asked: optuna.Trial, result: dict) -> None:
+def _limits(study: optuna.Study) -> dict[int, float]:
+    """Return the median loss of the study's runs after each number of evaluations: a worse run is pruned there.
+
+    This is Optuna's MedianPruner(n_warmup_steps=2): not before five runs have ended, nor after the first evaluation,
+    as rates are warming up.
+    """
+    from optuna.trial import TrialState
+
+    ended = [trial.intermediate_values for trial in study.trials if trial.state == TrialState.COMPLETE]
+    looks = sorted(set().union(*ended) - {1}) if len(ended) >= 5 else []
+    return {look: statistics.median(losses[look] for losses in ended if look in losses) for look in looks}
+
+
+def _tell(study: optuna.Study, memory: optuna.Study, trial: optuna.Trial, result: dict) -> None:
     """Add a trial that has ended to the study. One that diverged is infinitely bad."""
     from optuna.trial import TrialState
 
-    for look, (_, loss) in enumerate(result.get("evaluations", []), start=1):
-        asked.report(loss, look)
-    asked.set_user_attr("result", {k: v for k, v in result.items() if k not in ("curve", "evaluations")})
+    for look, (_, loss) in enumerate(result["evaluations"], start=1):
+        trial.report(loss, look)
+    trial.set_user_attr("result", result)
     state = {"pruned": TrialState.PRUNED, "crashed": TrialState.FAIL}.get(result["outcome"], TrialState.COMPLETE)
-    loss = {"finished": result.get("loss"), "diverged": math.inf}.get(result["outcome"])
-    study.add_trial(memory.tell(asked, loss, state=state))
+    study.add_trial(memory.tell(trial, result["loss"] if state == TrialState.COMPLETE else None, state=state))

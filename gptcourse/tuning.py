@@ -26,7 +26,7 @@ from gptcourse.data import check_tokens, get_batch, text_batches
 from gptcourse.distributed import choose_device
 from gptcourse.sweeps import search, sweep  # noqa: F401 - they belong to tuning, and are imported from here
 from gptcourse.training import DivergedError, History, Trainer, check_length, train
-from gptcourse.views import device_of, eval_view, unwrap, vocab_size_of
+from gptcourse.views import context_window, device_of, eval_view, unwrap, vocab_size_of
 
 # ---- Experience: what GPT-3 chose. Its schedule, betas, clipping and decay are the defaults of TrainingConfig.
 
@@ -94,12 +94,12 @@ class RangeTest:
         """Half the edge: the best rate is usually within a factor of two of the largest that works (Smith, 3.3)."""
         return self.edge / 2 if self.broke else None
 
-    def record(self, rate: float, loss: float, window: int, rise: float) -> None:
-        """Append one step; the loss has broken if the median of the last `window` rose by the share `rise`."""
+    def record(self, rate: float, loss: float, window: int) -> None:
+        """Append one step; the loss has broken if the median of the last `window` rose by a tenth."""
         self.rates.append(rate)
         self.losses.append(loss)
         self.smoothed.append(statistics.median(self.losses[-window:]))
-        self.broke = self.smoothed[-1] > (1 + rise) * min(self.smoothed)
+        self.broke = self.smoothed[-1] > 1.1 * min(self.smoothed)
 
     def __str__(self) -> str:
         last = f"a rate of {self.rates[-1]:.1e}"
@@ -111,19 +111,19 @@ class RangeTest:
 
 
 def lr_range_test(
-    model, tokens, config, *, lowest=1e-5, highest=10.0, rise=0.1, callback=None, device=None, progress=True
+    model, tokens, config, *, lowest=1e-5, highest=10.0, callback=None, device=None, progress=True
 ) -> RangeTest:
     """Train a copy of `model` while the learning rate grows from `lowest` to `highest`, until the loss breaks.
 
     The rate grows exponentially over `config.steps` steps, whatever the rate and schedule of `config`. The loss breaks
     when a loss or gradient is not finite, or the median of the last losses (a twentieth of `config.steps`, at least 3)
-    is more than the share `rise` above the lowest such median. Smith (2017, section 3.3) raises the rate linearly.
+    is more than a tenth above the lowest such median. Smith (2017, section 3.3) raises the rate linearly.
 
     `callback(model, optimizer)` is called after each step with the copy and its AdamW. Ctrl-C stops the test and keeps
     what was measured. Raises ValueError, and DivergedError when the first loss is not finite.
     """
-    if not 0 < lowest < highest < math.inf or not rise > 0:
-        raise ValueError("The rate must grow: choose lowest < highest, both above 0, and a rise above 0.")
+    if not 0 < lowest < highest < math.inf:
+        raise ValueError("The rate must grow: choose lowest < highest, both above 0.")
     device, length = choose_device(device), check_length(model, config.sequence_length)
     tokens = check_tokens(tokens, vocab_size_of(model), length + 1, "training tokens").to(device)
     rates = np.geomspace(lowest, highest, config.steps).tolist()
@@ -131,7 +131,7 @@ def lr_range_test(
     trainer = Trainer(copy.deepcopy(unwrap(model)), batches, config, schedule=rates.__getitem__, device=device)
 
     def after_step(history: History) -> bool:
-        test.record(history.learning_rate[-1], history.loss[-1], max(config.steps // 20, 3), rise)
+        test.record(history.learning_rate[-1], history.loss[-1], max(config.steps // 20, 3))
         if callback is not None and not test.broke:
             callback(trainer.model, trainer.optimizer)
         return test.broke
@@ -277,9 +277,7 @@ class NoiseScale:
     standard_error: float
 
 
-def gradient_noise_scale(
-    model, tokens, *, small=4, big=64, n_batches=8, sequence_length=None, seed=0, progress=True
-) -> NoiseScale:
+def gradient_noise_scale(model, tokens, *, small=4, big=64, n_batches=8, seed=0, progress=True) -> NoiseScale:
     """Measure the noise scale at the current weights, on (n,) token ids: McCandlish et al. (2018), appendix A.1.
 
     For `n_batches` batches of `big` sequences, the squared gradient norm is compared with that of their parts of
@@ -294,7 +292,7 @@ def gradient_noise_scale(
         raise ValueError(f"n_batches is {n_batches}, but the spread needs 2 or more: with few samples chance decides.")
     from tqdm.auto import tqdm
 
-    length, view, found = check_length(model, sequence_length), eval_view(model), []
+    length, view, found = context_window(model), eval_view(model), []
     tokens = check_tokens(tokens, vocab_size_of(model), length + 1, "tokens to measure on").to(device_of(model))
     for step in tqdm(range(n_batches), unit="batch", disable=not progress, dynamic_ncols=True):
         norms = _squared_norms(view, *get_batch(tokens, big, length, seed, step), small)

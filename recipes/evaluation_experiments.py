@@ -1,4 +1,4 @@
-"""Record the experiments of notebook 06: python recipes/evaluation_experiments.py
+"""Record the experiments of notebook 11: python recipes/evaluation_experiments.py
 
 What takes longer than a notebook may: the sorting of customers' messages under noise, with and without noise in
 training; labels from examples in the prompt, for the bundled model and a real one; planted secrets; refusals; prompt

@@ -1,4 +1,4 @@
-"""Record the experiments of notebook 04 on the shipped model: python recipes/finetuning_experiments.py
+"""Record the experiments of notebook 08 on the shipped model: python recipes/finetuning_experiments.py
 
 Every way of fine-tuning gets equally many steps. Its rate is chosen with one seed on the validation phrasings, and so
 is the length of a longer run. Then it runs with three seeds that chose nothing, and is judged on the test phrasings,

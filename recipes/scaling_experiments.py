@@ -1,4 +1,4 @@
-"""Record the experiments of notebook 05 on small GPTs: python recipes/scaling_experiments.py [EXPERIMENT …]
+"""Record the experiments of notebook 10 on small GPTs: python recipes/scaling_experiments.py [EXPERIMENT …]
 
 EXPERIMENT is one or more of law, shape and speedrun (default: all, in this order). One that is complete becomes a JSON
 file in gptcourse/assets/scaling, with a card.
@@ -20,7 +20,7 @@ from tuning_experiments import MODEL, RECIPE, SEEDS, START, TRIAL_SEED, by_rate,
 from gptcourse.scaling import bootstrap_laws, fit_scaling_law, flops_per_token
 
 RUN = replace(RECIPE, eval_steps=0)
-COMMON = START | {"initializer_range": 0.05}  # the tuned run of notebook 03, but for its rate
+COMMON = START | {"initializer_range": 0.05}  # the tuned run of notebook 05, but for its rate
 HEAD_SIZE = 16
 
 # The law: five sizes × six budgets, each size with a rate chosen at one budget; and the run that the law is to predict.
@@ -159,7 +159,7 @@ def reached(work: Work, name: str, settings: dict, budget: int) -> dict:
 
 
 def recipe_stage() -> dict:
-    """Return the first stage: the three runs of the recipe that notebook 03's recipe has recorded on the same text."""
+    """Return the first stage: the three runs of the recipe that notebook 05's recipe has recorded on the same text."""
     runs = json.loads((runner.ASSETS / "tuning" / "recipe.json").read_text(encoding="utf-8"))["recipe_runs"]
     return stage_of(RECIPE_NAME, BEGIN, runs[0]["tokens"], RECIPE.steps, runs)
 

@@ -1,4 +1,4 @@
-"""Record the experiments of notebook 03 on small GPTs: python recipes/tuning_experiments.py [EXPERIMENT …]
+"""Record the experiments of notebook 05 on small GPTs: python recipes/tuning_experiments.py [EXPERIMENT …]
 
 EXPERIMENT is one or more of recipe, batch, switches, widths, search and third (default: all, in this order). One that
 is complete becomes a JSON file in gptcourse/assets/tuning, and the card there, see recipes/tuning_card.py, tells what

@@ -1,4 +1,4 @@
-"""The recipe of notebook 06's experiments on tiny settings: what is measured, what is kept, and its card."""
+"""The recipe of notebook 11's experiments on tiny settings: what is measured, what is kept, and its card."""
 
 import json
 

@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter, defaultdict
 from datetime import date
@@ -267,12 +266,22 @@ def decay_by_names(model, weight_decay):
     return torch.tensor([weight_decay * (p.ndim > 1 and not any(s in name for s in spared)) for name, p in named])
 
 
+def trained_in(groups, model, gradients, rate, steps):
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    for _ in range(steps):
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return list(model.parameters())
+
+
 def decay_without_embeddings(model, gradients, rate, weight_decay, steps):
     tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    spared = [p for p in model.parameters() if p.ndim < 2 or id(p) in tables]
-    others = [p for p in model.parameters() if not any(p is q for q in spared)]
-    groups = [{"params": others, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return gptcourse.exercises.tuning.adam_steps(model, gradients, groups, rate, steps)
+    decays = [p.ndim > 1 and id(p) not in tables for p in model.parameters()]
+    groups = [
+        {"params": [p], "weight_decay": weight_decay * d} for p, d in zip(model.parameters(), decays, strict=True)
+    ]
+    return trained_in(groups, model, gradients, rate, steps)
 
 
 def smaller_of_both(validation, test):
@@ -411,12 +420,7 @@ def accumulated_without_a_trace(model, micro_batches):
 
 def decay_in_many_groups(model, gradients, rate, weight_decay, steps):
     groups = [{"params": [p], "weight_decay": weight_decay if p.ndim > 1 else 0} for p in model.parameters()]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
-    for _ in range(steps):
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    return list(model.parameters())
+    return trained_in(groups, model, gradients, rate, steps)
 
 
 @pytest.mark.parametrize(
@@ -1015,7 +1019,7 @@ def test_file_that_cannot_be_used_never_stops_check(obstacle, verdict):
     assert repr(progress()).count("to do") == len(exercises())
 
 
-@pytest.mark.parametrize("function", ["mkstemp", "replace"])
+@pytest.mark.parametrize("function", ["write_bytes", "replace"])
 def test_full_or_locked_disk_leaves_the_old_file_whole(function, monkeypatch, verdict):
     remember("start.greedy", True)
     before = progress_file().read_bytes()
@@ -1023,7 +1027,7 @@ def test_full_or_locked_disk_leaves_the_old_file_whole(function, monkeypatch, ve
     def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile if function == "mkstemp" else os, function, fail)
+    monkeypatch.setattr(Path, function, fail)
     right, line = verdict("attention.scores", right_scores)
     assert right and "No space left on device" in line
     assert progress_file().read_bytes() == before

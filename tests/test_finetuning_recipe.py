@@ -1,4 +1,4 @@
-"""The recipe of notebook 04's comparison on tiny settings: what each method lets learn, started again, and its card."""
+"""The recipe of notebook 08's comparison on tiny settings: what each method lets learn, started again, and its card."""
 
 import json
 from collections import Counter

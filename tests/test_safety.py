@@ -196,7 +196,9 @@ def test_exposure_is_bits_of_rank():
     assert exposure(511.5, others) == pytest.approx(10 - math.log2(512))
     chance = [exposure(value, others) for value in range(1024)]
     assert sum(chance) / 1024 == pytest.approx(1 / math.log(2), abs=0.02)
-    with pytest.raises(ValueError, match="might have been planted"):
+    with pytest.raises(
+        ValueError, match=r"^The log-probabilities must be finite numbers from -inf to inf, but there is none\.$"
+    ):
         exposure(1.0, [])
 
 
@@ -208,14 +210,17 @@ NONE = [float(name) for name in ("nan", "inf", "-inf")]
     [
         *((exposure, (x, [1.0])) for x in NONE),
         *((exposure, (1.0, [0.0, x])) for x in NONE),
-        *((insert_canaries, ([], {"ANNA": n})) for n in (-1, math.nan)),
-        *((canary_exposures, (None, None, {"ANNA": "1234"}, n)) for n in (-1, 0, 10_000)),
-        *((perturb, ("a", "typos", None, rate)) for rate in (-0.1, 1.1, math.nan)),
-        (risky_requests, (-1,)),
+        *((insert_canaries, ([], {"ANNA": n})) for n in (-1, math.nan, 1.5, "two")),
+        *((canary_exposures, (None, None, {"ANNA": "1234"}, n)) for n in (-1, 0, 10_000, 1.5, "two")),
+        *((perturb, ("a", "typos", None, rate)) for rate in (-0.1, 1.1, math.nan, "often")),
+        *((risky_requests, (n,)) for n in (-1, 1.5, "two", math.nan)),
     ],
 )
 def test_impossible_numbers_are_refused(measure, arguments):
-    with pytest.raises(ValueError, match=r"^The [^\n]* must be finite numbers from \S+ to \S+, but there is \S+\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^The [^\n]* must be (finite|whole) numbers from \S+ to \S+, but there is (\S+|\[0, 'two'\])\.$",
+    ):
         measure(*arguments)
 
 
@@ -309,5 +314,6 @@ def test_a_memorised_number_has_the_highest_exposure(monkeypatch):
 
 
 def test_one_pattern_alone_is_not_taken_for_many():
-    with pytest.raises(ValueError, match=r"^patterns is the text 'ab', but it must be a list of patterns: \['ab'\]\.$"):
-        BannedText(CharTokenizer("abc"), "ab")
+    for wrong in ("ab", 1.5, ["a", 2]):
+        with pytest.raises(ValueError, match=r"^The patterns must be a list of texts: \[text, …\]\.$"):
+            BannedText(CharTokenizer("abc"), wrong)

@@ -1,6 +1,7 @@
 """Costs from the shape alone, against what torch really computes and keeps."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,12 +137,33 @@ def test_runs_that_fix_no_law_are_refused(fit, bad):
         fit(*bad)
 
 
-@pytest.mark.parametrize("number", [0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("number", [0, -1.0, math.nan, math.inf, "many"])
 def test_impossible_numbers_have_no_loss_no_optimum_and_no_memory(number):
     refusals = [lambda: TRUTH.loss(number, 1e6), lambda: TRUTH.loss(1e6, number), lambda: TRUTH.compute_optimal(number)]
     refusals += [lambda: training_memory(SHAPES[0], number), lambda: bootstrap_laws(*runs(), n=number)]
     for refusal in refusals:
         with pytest.raises(ValueError, match=r"^The [^\n]* must be [^\n]*\.$"):
+            refusal()
+
+
+@pytest.mark.parametrize("name", ["E", "A", "alpha", "B", "beta"])
+@pytest.mark.parametrize("number", [math.nan, math.inf, "one"])
+def test_a_law_of_impossible_numbers_is_refused(name, number):
+    with pytest.raises(ValueError, match=r"^The numbers of a law must be finite numbers [^\n]*\.$"):
+        replace(TRUTH, **{name: number})
+
+
+@pytest.mark.parametrize("name", ["A", "alpha", "B", "beta"])
+@pytest.mark.parametrize("number", [0.0, -1.0])
+def test_a_law_in_which_size_or_text_does_not_help_has_no_optimum(name, number):
+    with pytest.raises(ValueError, match=r"^The A, alpha, B and beta must be [^\n]*\.$"):
+        replace(TRUTH, **{name: number}).compute_optimal(1e12)
+
+
+@pytest.mark.parametrize("number", [1.5, "two"])
+def test_counts_that_are_not_whole_are_refused(number):
+    for refusal in (lambda: training_memory(SHAPES[0], number), lambda: bootstrap_laws(*runs(), n=number)):
+        with pytest.raises(ValueError, match=r"^The [^\n]* must be whole numbers from 1 [^\n]*\.$"):
             refusal()
 
 
@@ -211,13 +233,15 @@ def test_only_tensor_parallelism_divides_activations():
     assert device_memory(config, 4, 8, gradient_checkpointing=False)["activations"] > whole
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"strategy": "DPP"}, "one of DDP"), ({"n_devices": 0}, "one device")])
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"strategy": "DPP"}, "one of DDP"), ({"n_devices": 0}, "The devices must")]
+)
 def test_a_device_that_is_none_and_an_unknown_strategy_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         device_memory(SHAPES[0], 1, **settings)
 
 
-@pytest.mark.parametrize("n_devices", [0, 1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("n_devices", [0, 1.5, float("nan"), float("inf"), "two"])
 def test_an_impossible_number_of_devices_is_refused(n_devices):
-    with pytest.raises(ValueError, match="n_devices is"):
+    with pytest.raises(ValueError, match=r"^The devices must be whole numbers from 1 "):
         device_memory(GPTConfig.gpt3("125M"), 1, n_devices)

@@ -1,4 +1,4 @@
-"""What was recorded for notebooks 05 and 06: complete, as the cards say, and as the notebooks tell it."""
+"""What was recorded for notebooks 10 and 11: complete, as the cards say, and as the notebooks tell it."""
 
 import json
 import statistics

@@ -1,4 +1,4 @@
-"""The sliders of notebook 05: what they say, against the functions behind them."""
+"""The sliders of notebook 10: what they say, against the functions behind them."""
 
 import re
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The recipe of notebook 05's experiments, with runs that a formula makes: what is chosen, and what is compared."""
+"""The recipe of notebook 10's experiments, with runs that a formula makes: what is chosen, and what is compared."""
 
 import itertools
 import json

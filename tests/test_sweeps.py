@@ -22,7 +22,7 @@ import psutil
 import pytest
 import torch
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from gptcourse import sweeps
 from gptcourse.files import reserve
@@ -75,7 +75,7 @@ class InThisProcess:
         pass
 
 
-def arithmetic(run, folder, device, study):
+def arithmetic(run, data, device, limits):
     """In place of training: the loss is the distance of the learning rate from 1, in powers of ten."""
     config, loss, history = run.training, abs(math.log10(run.training.learning_rate)), History()
     for step in range(1, config.steps + 1):
@@ -83,12 +83,12 @@ def arithmetic(run, folder, device, study):
         if config.eval_steps and step % config.eval_steps == 0:
             history.eval_step.append(step)
             history.eval_loss.append(loss)
-        if study is not None and sweeps._is_pruned(study, config, history):
+        if step < config.steps and loss > limits.get(len(history.eval_loss), math.inf):
             history.stopped = "callback"
             break
     evaluations = list(map(list, zip(history.eval_step, history.eval_loss, strict=True)))
     outcome = "pruned" if history.stopped else "finished"
-    return {"outcome": outcome, "loss": loss, "tokens": 10, "seconds": 0.0, "evaluations": evaluations}
+    return {"outcome": outcome, "loss": loss, "tokens": 10, "seconds": 0.0, "curve": [], "evaluations": evaluations}
 
 
 @pytest.fixture
@@ -197,11 +197,9 @@ def test_the_table_can_be_read_as_text(swept):
     )
 
 
-def test_a_long_curve_is_thinned_with_its_ends_kept(tmp_path):
-    for name, ids in BOTH.items():
-        np.save(tmp_path / f"{name}.npy", ids)
+def test_a_long_curve_is_thinned_with_its_ends_kept():
     config = replace(TRAINING, steps=2 * CURVE_POINTS + 7, batch_size=1, eval_steps=0)
-    curve, history = sweeps._train(Run(MODEL, config, {}), tmp_path, "cpu", None)["curve"], trained(MODEL, config)
+    curve, history = sweeps._train(Run(MODEL, config, {}), BOTH, "cpu", {})["curve"], trained(MODEL, config)
     steps = [step for step, _ in curve]
     assert len(steps) == CURVE_POINTS and (steps[0], steps[-1]) == (1, config.steps)
     assert set(np.diff(steps)) == {2, 3}
@@ -216,14 +214,18 @@ def test_what_is_there_is_not_made_again_but_a_half_written_line_and_a_crashed_r
 ):
     grid, options = {"learning_rate": GRID["learning_rate"], "shape": SHAPES}, {**BOTH, **QUIET, "seeds": (0, 3)}
     whole = [
-        line for line in swept[1].read_bytes().splitlines(keepends=True) if json.loads(line)["outcome"] != "crashed"
+        line
+        for line in swept[1].read_bytes().splitlines(keepends=True)
+        if json.loads(line)["result"]["outcome"] != "crashed"
     ]
     path = tmp_path / "results.jsonl"
     path.write_bytes(b"".join(whole))
     again = sweep(MODEL, TRAINING, grid, **options, results=path)
     assert again.rows == [row for row in swept[0].rows if row["outcome"] != "crashed"]
     assert path.read_bytes() == b"".join(whole)
-    crashed = json.dumps(json.loads(whole[0]) | {"outcome": "crashed", "reason": "no memory"}).encode() + b"\n"
+    crashed = (
+        json.dumps(json.loads(whole[0]) | {"result": {"outcome": "crashed", "reason": "no memory"}}).encode() + b"\n"
+    )
     monkeypatch.setattr(sweeps, "ProcessPoolExecutor", InThisProcess)
     for n_written in (1, 14, len(whole[-1]) - 1):
         path.write_bytes(crashed + b"".join(whole[1:-1]) + whole[-1][:n_written])
@@ -299,8 +301,10 @@ def test_a_worker_killed_while_idle_costs_no_run(monkeypatch):
 
     monkeypatch.setattr(sweeps, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(sweeps, "_train", lambda *work: work)
-    pool, future = sweeps._submit([Killed(), Killed()], None, "the work")
-    assert type(pool) is InThisProcess and future.result() == ("the work",)
+    with sweeps._Workers() as workers:
+        workers.idle = [Killed(), Killed()]
+        workers.submit("what takes it", "the work")
+        assert list(workers.results()) == [("what takes it", ("the work",))]
 
 
 # ---- What cannot be right is said before anything begins
@@ -345,7 +349,7 @@ def test_settings_can_be_derived_from_others_so_that_all_runs_cost_the_same():
 
     run = configured(MODEL, TRAINING, {"batch_size": 3, "warm-up": 0.25}, derive)
     assert (run.training.batch_size, run.training.steps, run.training.warmup_steps) == (3, 8, 2)
-    assert run.axes == {"batch_size": 3, "warm-up": 0.25}
+    assert run.axes == {"batch_size": 3, "warm-up": 0.25, "seed": 0}
 
 
 def into_file(kind, path):
@@ -511,8 +515,7 @@ def test_a_study_of_another_search_is_refused(found, no_process, change, others)
         ({"learning_rate": 1e-4}, {}, "must be a list of choices or one of Optuna's distributions, such as"),
         ({"learning_rate": FloatDistribution(-1, 1)}, {}, "makes no run: learning_rate "),
         ({"n_embd": IntDistribution(1, 16)}, {}, "makes no run: n_embd .* n_head 2"),
-        ({"steps": [5]}, {"sampler": optuna.samplers.GridSampler({"steps": [5]})}, "give it to sweep"),
-        ({"steps": [5]}, {"sampler": "grid"}, 'sampler is \'grid\', but it must be "tpe", "random" or'),
+        ({"steps": [5]}, {"sampler": "grid"}, 'sampler is \'grid\', but it must be "tpe" or "random"; sweep makes a'),
         ({"steps": [5]}, {"storage": "sqlite:///study.db"}, "'sqlite:///study.db', but it must be the path of a file"),
     ],
 )
@@ -583,14 +586,18 @@ def test_tpe_comes_nearer_to_the_best_rate_than_chance_does(in_this_process):
     assert medians["tpe"] < medians["random"]
 
 
-def test_optunas_own_samplers_can_be_given(in_this_process):
-    sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=2)
-    space = {name: SPACE[name] for name in ("learning_rate", "adam_beta2")}
-    drawn = []
-    sample = sampler.sample_relative
-    sampler.sample_relative = lambda *given: drawn.append(sample(*given)) or drawn[-1]
-    result = searching(6, None, space, sampler=sampler, derive=None)
-    assert params(result)[2:] == drawn[2:] and len(drawn) == 6 and drawn[-1].keys() == space.keys()
+def test_runs_are_pruned_where_optunas_median_pruner_would():
+    pruner = optuna.pruners.MedianPruner(n_warmup_steps=2)
+    study, rng = optuna.create_study(), np.random.default_rng(0)
+    for n_ended in range(9):
+        limits = sweeps._limits(study)
+        for _ in range(20):
+            losses = rng.random(rng.integers(1, LOOKS)).tolist()
+            values = dict(enumerate(losses, start=1))
+            running = create_trial(state=TrialState.RUNNING, intermediate_values=values)
+            assert bool(pruner.prune(study, running)) is (min(losses) > limits.get(len(losses), math.inf))
+        assert bool(limits) is (n_ended >= 5)
+        study.add_trial(create_trial(value=1.0, intermediate_values=values))
 
 
 def test_a_rare_combination_that_makes_no_run_is_drawn_anew(in_this_process, monkeypatch):
@@ -613,6 +620,6 @@ def test_a_full_disk_ends_in_one_sentence_and_the_next_call_goes_on(tmp_path, mo
         monkeypatch.context() as patch,
         pytest.raises(ValueError, match="could not be written"),
     ):
-        patch.setattr(sweeps, "append_line" if call is sweep else "_keep", full)
+        patch.setattr(sweeps, "append_line" if call is sweep else "_tell", full)
         call(MODEL, TRAINING, runs, **options)
     assert [row["outcome"] for row in call(MODEL, TRAINING, runs, **options).rows] == ["finished"]

@@ -1,4 +1,4 @@
-"""The recorded experiments of notebook 03: well-formed, told truly by their card, and made again in part."""
+"""The recorded experiments of notebook 05: well-formed, told truly by their card, and made again in part."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The recipe of notebook 03's experiments on tiny settings: every experiment, started again, and its card."""
+"""The recipe of notebook 05's experiments on tiny settings: every experiment, started again, and its card."""
 
 import math
 from concurrent.futures import Future

@@ -235,9 +235,9 @@ def _changed(now: Any, before: Any, may_differentiate: bool = False) -> bool:
     if isinstance(before, Tensor):
         return now.dtype != before.dtype or not torch.equal(now, before)
     if isinstance(before, nn.Module):
-        return _changed(*(_state(module, may_differentiate) for module in (now, before)))
-    if isinstance(before, dict):
-        return list(now) != list(before) or any(_changed(now[key], before[key]) for key in before)
+        now, before = (_state(module, may_differentiate) for module in (now, before))
+    elif isinstance(before, dict):
+        now, before = list(now.items()), list(before.items())
     if isinstance(before, list | tuple):
         return len(now) != len(before) or any(map(_changed, now, before))
     return type(before) in (int, float, str, bool) and now != before
@@ -282,9 +282,10 @@ def _outcomes(function: Callable, inputs: list[tuple]) -> tuple[list, list[tuple
 def _copies(inputs: list[tuple]) -> list[tuple]:
     """Copy inputs, the gradients of modules too: deepcopy leaves those behind."""
     copies = copy.deepcopy(inputs)
-    for originals, case in zip(inputs, copies, strict=True):
-        for module, copied in zip(originals, case, strict=True):
-            if isinstance(module, nn.Module):
-                for parameter, twin in zip(module.parameters(), copied.parameters(), strict=True):
-                    twin.grad = None if parameter.grad is None else parameter.grad.clone()
+    for parameter, twin in zip(_parameters(inputs), _parameters(copies), strict=True):
+        twin.grad = copy.deepcopy(parameter.grad)
     return copies
+
+
+def _parameters(inputs: list[tuple]) -> list[Tensor]:
+    return [p for case in inputs for value in case if isinstance(value, nn.Module) for p in value.parameters()]

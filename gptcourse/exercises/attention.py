@@ -1,10 +1,8 @@
-"""The exercises of notebook 01: attention.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 01: attention."""
 
 from __future__ import annotations
 
+from functools import partial
 from math import sqrt
 
 import torch
@@ -18,28 +16,27 @@ WRONG_AXIS = """Your numbers add up to one along the wrong direction. Each query
     dimension runs over the keys, however many dimensions stand in front?"""
 NO_SCALE = """The products are right, but their spread grows with the head size D, and the softmax saturates. Something
     that grows with D should bring the spread back to one."""
-OVERSCALED = """You divide by too much: a sum of D independent products has variance D, so what is its standard
-    deviation?"""
+OVERSCALED = "You divide by too much: a sum of D independent products has variance D. And its standard deviation?"
 SEES_FUTURE = "Every token can look at the tokens after it. Who may look at whom?"
-LATE_MASK = """The future gets no weight, but the rows no longer add up to one: some of the attention is lost. Among
-    whom was it shared out?"""
+LATE_MASK = "The future gets no weight, but the rows add up to less than one. Among whom was it shared out?"
 NOT_HIDDEN = """A score of zero is an ordinary score: its exponential is one, so the future still gets weight. Which
     score has an exponential of exactly zero?"""
+HIDES_THE_SEEN = "You hide exactly those keys that should be seen. Does True mean hide or show where you use the mask?"
 NOT_FITTING = """As they stand the two matrices do not fit: a row of queries has to meet a row of keys. Which of them
     has to be turned, and which two of its dimensions?"""
-MIXED_SHEETS = """With time in front, attention runs over the heads of one token instead of over the tokens. Two
-    dimensions should change places before it and after it."""
 TANH = """The mistake is still there: no weight can be more than about seven times another, however well its key
     matches. What keeps the scores in so narrow a range?"""
-WRONG_JOIN = "You join along the wrong dimension. Which dimension of the memory grows when a token arrives?"
-LOST_SUM = """The sums stand in the wrong place: a sum over the keys loses a dimension, and then it lines up with
-    columns instead of rows."""
-SMALL_FILL = """Your hiding number is large, but a score may be lower still (here about -20,000), and then the future
-    wins. Which number is below every score?"""
+
+attend = F.scaled_dot_product_attention
+attend_causally = partial(attend, is_causal=True)
 
 
 def scaled(q: Tensor, k: Tensor) -> Tensor:
     return q @ k.mT / sqrt(q.shape[-1])
+
+
+def shared(x: Tensor) -> Tensor:
+    return x / x.sum(-1, keepdim=True)
 
 
 def past(x: Tensor) -> Tensor:
@@ -52,19 +49,19 @@ def causal(scores: Tensor) -> Tensor:
 
 
 def split(x: Tensor, n_head: int) -> Tensor:
-    return torch.stack(x.chunk(n_head, dim=-1), dim=1)  # (B, H, T, D)
+    return x.unflatten(-1, (n_head, -1)).transpose(1, 2)  # (B, H, T, D)
+
+
+def cut_by_memory(x: Tensor, n_head: int) -> Tensor:
+    return x.reshape(x.shape[0], n_head, x.shape[1], -1)  # (B, H, T, D), with each head's numbers from whole tokens
 
 
 def join(x: Tensor) -> Tensor:
-    return torch.cat(x.unbind(1), dim=-1)  # (B, T, C)
+    return x.transpose(1, 2).flatten(2)  # (B, T, C)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+def grown(memory: Tensor, new: Tensor) -> Tensor:
+    return torch.cat((memory, new), -2)
 
 
 class Weights(Exercise, name="attention.weights"):
@@ -79,48 +76,25 @@ class Weights(Exercise, name="attention.weights"):
     def reference(scores):
         return scores.softmax(-1)
 
-    @mistake(WRONG_AXIS)
-    def over_the_first(scores):
-        return scores.softmax(0)
-
-    @mistake(WRONG_AXIS)
-    def over_the_second(scores):
-        return scores.softmax(1)
-
-    @mistake(WRONG_AXIS)
-    def over_queries(scores):
-        return scores.softmax(-2)
-
-    @mistake("All your weights together add up to one. Each query has one unit of its own to share out.")
-    def over_everything(scores):
-        return scores.flatten().softmax(0).view(scores.shape)
-
-    @mistake("""Right for small scores, but the exponential of 1,000 is infinite and gives NaN. What may you take away
-        from every score of a row without changing any ratio?""")
-    def overflowing(scores):
-        return scores.exp() / scores.exp().sum(-1, keepdim=True)
-
-    @mistake("""You take one number away from all rows together. Next to a row of very large scores, a row of small ones
-        becomes all zeros and then NaN: each row needs a number of its own.""")
-    def less_the_largest_of_all(scores):
-        e = (scores - scores.max()).exp()
-        return e / e.sum(-1, keepdim=True)
-
-    @mistake(LOST_SUM)
-    def lost_dimension(scores):
-        return scores.exp() / scores.exp().sum(-1)
-
-    @mistake("Scores may be negative, so shares of their sum may be negative, too. What makes any number positive?")
-    def shares(scores):
-        return scores / scores.sum(-1, keepdim=True)
+    over_the_first = mistake(WRONG_AXIS)(lambda scores: scores.softmax(0))
+    over_the_second = mistake(WRONG_AXIS)(lambda scores: scores.softmax(1))
+    over_queries = mistake(WRONG_AXIS)(lambda scores: scores.softmax(-2))
+    over_everything = mistake("""All your weights together add up to one. Each query has one unit of its own to share
+        out.""")(lambda scores: scores.flatten().softmax(0).view(scores.shape))
+    overflowing = mistake("""Right for small scores, but the exponential of 1,000 is infinite and gives NaN. What may
+        you take away from every score of a row without changing any ratio?""")(lambda scores: shared(scores.exp()))
+    less_the_largest_of_all = mistake("""You take one number away from all rows. Next to a row of large scores, a row of
+        small ones becomes all zeros and then NaN.""")(lambda scores: shared((scores - scores.max()).exp()))
+    lost_dimension = mistake("""The sums stand in the wrong place: a sum over the keys loses a dimension, and then it
+        lines up with columns instead of rows.""")(lambda scores: scores.exp() / scores.exp().sum(-1))
+    shares = mistake("""Scores may be negative, so shares of their sum may be negative, too. What makes any number
+        positive?""")(lambda scores: shared(scores))
 
 
 class Scores(Exercise, name="attention.scores"):
     """Return the dot product of each query with each key, scaled for the size of a head."""
 
-    hint = (
-        "Row t, column s comes from query t and key s alone, and from D: for a D of 100 it is a tenth of their product."
-    )
+    hint = "Row t, column s comes from query t, key s and D alone: for a D of 100 it is a tenth of their product."
 
     def inputs():
         return [(randn(1, 2), randn(2, 2)), (randn(3, 4), randn(5, 4)), (randn(2, 2, 3, 8), randn(2, 2, 6, 8))]
@@ -128,68 +102,32 @@ class Scores(Exercise, name="attention.scores"):
     def reference(q, k):
         return torch.einsum("...td,...sd->...ts", q, k) / sqrt(q.shape[-1])
 
-    @mistake(NO_SCALE)
-    def unscaled(q, k):
-        return q @ k.mT
-
-    @mistake(OVERSCALED)
-    def divided_by_the_size(q, k):
-        return q @ k.mT / q.shape[-1]
-
-    @mistake("That makes the spread wider still: the other way.")
-    def multiplied(q, k):
-        return q @ k.mT * sqrt(q.shape[-1])
-
-    @mistake("These are weights already. The scores come before the softmax.")
-    def softmaxed(q, k):
-        return scaled(q, k).softmax(-1)
-
-    @mistake("""That scale is right for a single sentence only. With a batch and heads in front, which dimension holds
-        the size of a head?""")
-    def scaled_by_the_second(q, k):
-        return q @ k.mT / sqrt(q.shape[1])
-
-    @mistake(NOT_FITTING)
-    def not_turned(q, k):
-        return q @ k / sqrt(q.shape[-1])
-
-    @mistake(NOT_FITTING)
-    def all_turned(q, k):
-        return q @ k.permute(*reversed(range(k.ndim))) / sqrt(q.shape[-1])
+    unscaled = mistake(NO_SCALE)(lambda q, k: q @ k.mT)
+    divided_by_the_size = mistake(OVERSCALED)(lambda q, k: q @ k.mT / q.shape[-1])
+    multiplied = mistake("That makes the spread wider still: the other way.")(lambda q, k: q @ k.mT * sqrt(q.shape[-1]))
+    softmaxed = mistake("These are weights already. Scores come before softmax.")(lambda q, k: scaled(q, k).softmax(-1))
+    scaled_by_the_second = mistake("""That scale is right for a single sentence only. With a batch and heads in front,
+        which dimension holds the size of a head?""")(lambda q, k: q @ k.mT / sqrt(q.shape[1]))
+    not_turned = mistake(NOT_FITTING)(lambda q, k: q @ k / sqrt(q.shape[-1]))
+    all_turned = mistake(NOT_FITTING)(lambda q, k: q @ k.permute(*reversed(range(k.ndim))) / sqrt(q.shape[-1]))
 
 
 class MendFocus(Exercise, name="attention.mend_focus"):
     """Mend the head so that a key that matches well can get nearly all the weight."""
 
-    hint = (
-        "The scores are those of the sections before, and nothing should happen to them between the scale and softmax."
-    )
+    hint = "The scores are those of the sections before, and nothing should happen to them between scale and softmax."
 
     def inputs():
-        return [
-            (2 * randn(1, 2), 2 * randn(3, 2)),
-            (2 * randn(3, 16), 2 * randn(5, 16)),
-            (randn(2, 4, 8), randn(2, 6, 8)),
-        ]
+        flat = [(2 * randn(1, 2), 2 * randn(3, 2)), (2 * randn(3, 16), 2 * randn(5, 16))]
+        return [*flat, (randn(2, 4, 8), randn(2, 6, 8))]
 
     def reference(q, k):
         return scaled(q, k).softmax(-1)
 
-    @as_it_stands(TANH)
-    def squeezed(q, k):
-        return (q @ k.mT).tanh().softmax(-1)
-
-    @mistake(TANH)
-    def scaled_and_squeezed(q, k):
-        return scaled(q, k).tanh().softmax(-1)
-
-    @mistake(NO_SCALE)
-    def unscaled(q, k):
-        return (q @ k.mT).softmax(-1)
-
-    @mistake(OVERSCALED)
-    def divided_by_the_size(q, k):
-        return (q @ k.mT / q.shape[-1]).softmax(-1)
+    squeezed = as_it_stands(TANH)(lambda q, k: (q @ k.mT).tanh().softmax(-1))
+    scaled_and_squeezed = mistake(TANH)(lambda q, k: scaled(q, k).tanh().softmax(-1))
+    unscaled = mistake(NO_SCALE)(lambda q, k: (q @ k.mT).softmax(-1))
+    divided_by_the_size = mistake(OVERSCALED)(lambda q, k: (q @ k.mT / q.shape[-1]).softmax(-1))
 
 
 class MendBatch(Exercise, name="attention.mend_batch"):
@@ -200,70 +138,35 @@ class MendBatch(Exercise, name="attention.mend_batch"):
     def inputs():
         return [(randn(1, 2, 2), randn(1, 3, 2)), (randn(2, 4, 8), randn(2, 4, 8)), (randn(3, 2, 8), randn(3, 5, 8))]
 
-    def reference(q, k):
-        return scaled(q, k).softmax(-1)
-
-    @as_it_stands("""The mistake is still there: add up one query's weights, and the sum is not one. What does add up to
-        one instead, now that a batch stands in front?""")
-    def over_queries(q, k):
-        return scaled(q, k).softmax(1)
-
-    @mistake("Now the sentences of the batch compete with each other. Who should?")
-    def over_sentences(q, k):
-        return scaled(q, k).softmax(0)
-
-    @mistake("""The rows add up to one now, but only by repair: the first sharing still ran in the wrong direction, and
-        the ratios are off.""")
-    def repaired(q, k):
-        w = scaled(q, k).softmax(1)
-        return w / w.sum(-1, keepdim=True)
+    reference = MendFocus.reference
+    over_queries = as_it_stands("""The mistake is still there: add up one query's weights, and the sum is not one. What
+        does add up to one instead, now that a batch stands in front?""")(lambda q, k: scaled(q, k).softmax(1))
+    by_text = mistake("Now the sentences of the batch compete. Who should?")(lambda q, k: scaled(q, k).softmax(0))
+    repaired = mistake("""The rows add up to one now, but only by repair: the first sharing still ran in the wrong
+        direction, and the ratios are off.""")(lambda q, k: shared(scaled(q, k).softmax(1)))
 
 
 class Causal(Exercise, name="attention.causal"):
     """Return the softmax of each row of scores, with no weight on any key after the query."""
 
-    hint = """Row t should be the softmax of its first t + 1 scores (t counts from 0), and zero after them, also where
-        all scores are very low."""
+    hint = "Row t should be the softmax of its first t + 1 scores and zero after them, also where all are very low."
 
     def inputs():
         return [(randn(2, 2),), (randn(4, 4),), (randn(2, 2, 5, 5),), (randn(3, 3) - 20_000,)]
 
-    def reference(scores):
-        return causal(scores)
-
-    @mistake(SEES_FUTURE)
-    def unmasked(scores):
-        return scores.softmax(-1)
-
-    @mistake(LATE_MASK)
-    def masked_late(scores):
-        return scores.softmax(-1) * past(scores)
-
-    @mistake("""Masked and shared out anew, that is almost right. But the exponential of a very low score is 0, and 0 /
-        0 is NaN: something has to be taken away from the scores before.""")
-    def by_hand(scores):
-        e = scores.exp() * past(scores)
-        return e / e.sum(-1, keepdim=True)
-
-    @mistake(NOT_HIDDEN)
-    def zeroed(scores):
-        return (scores * past(scores)).softmax(-1)
-
-    @mistake("Your tokens may not look at themselves, so the first has nobody at all to look at and gives NaN.")
-    def without_itself(scores):
-        return scores.masked_fill(~past(scores).tril(-1), -inf).softmax(-1)
-
-    @mistake("Your mask is the wrong way round: tokens see the future and not the past.")
-    def past_hidden(scores):
-        return scores.masked_fill(~past(scores).mT, -inf).softmax(-1)
-
-    @mistake("You hide exactly those keys that should be seen. Does True mean hide or show where you use the mask?")
-    def inverted(scores):
-        return scores.masked_fill(past(scores), -inf).softmax(-1)
-
-    @mistake(SMALL_FILL)
-    def filled_with_a_thousand(scores):
-        return scores.masked_fill(~past(scores), -1e3).softmax(-1)
+    reference = causal
+    unmasked = mistake(SEES_FUTURE)(lambda scores: scores.softmax(-1))
+    masked_late = mistake(LATE_MASK)(lambda scores: scores.softmax(-1) * past(scores))
+    by_hand = mistake("""Almost right. But the exponential of a very low score is 0, and 0 / 0 is NaN: something has to
+        be taken away from the scores before.""")(lambda scores: shared(scores.exp() * past(scores)))
+    zeroed = mistake(NOT_HIDDEN)(lambda scores: (scores * past(scores)).softmax(-1))
+    without_itself = mistake("""Your tokens may not look at themselves, so the first has nobody at all to look at and
+        gives NaN.""")(lambda scores: scores.masked_fill(~past(scores).tril(-1), -inf).softmax(-1))
+    past_hidden = mistake("""Your mask is the wrong way round: tokens see the future and
+        not the past.""")(lambda scores: scores.masked_fill(~past(scores).mT, -inf).softmax(-1))
+    inverted = mistake(HIDES_THE_SEEN)(lambda scores: scores.masked_fill(past(scores), -inf).softmax(-1))
+    with_a_thousand = mistake("""Your number is large, but a score may be lower still (about -20,000): the future wins.
+        Which number is below every score?""")(lambda scores: scores.masked_fill(~past(scores), -1e3).softmax(-1))
 
 
 class MendRows(Exercise, name="attention.mend_rows"):
@@ -272,31 +175,17 @@ class MendRows(Exercise, name="attention.mend_rows"):
     hint = "Row t should be the softmax of its first t + 1 scores (t counts from 0), and zero after them."
 
     def inputs():
-        return [(randn(2, 2),), (randn(4, 4),), (randn(2, 2, 5, 5),)]
+        return Causal.inputs()[:3]
 
-    def reference(scores):
-        return causal(scores)
-
-    @as_it_stands("""The mistake is still there: the future gets no weight, and yet most rows add up to less than one.
-        Who got the rest?""")
-    def masked_late(scores):
-        return scores.softmax(-1) * past(scores)
-
-    @mistake(NOT_HIDDEN)
-    def zeroed(scores):
-        return (scores * past(scores)).softmax(-1)
-
-    @mistake("Minus infinity is a good score for the future and a strange weight: you fill it in one step too late.")
-    def filled_late(scores):
-        return scores.softmax(-1).masked_fill(~past(scores), -inf)
-
-    @mistake("You hide exactly those keys that should be seen. Does True mean hide or show where you use the mask?")
-    def inverted(scores):
-        return scores.masked_fill(past(scores), -inf).softmax(-1)
-
-    @mistake("Two sharings in a row: the second gives weight back to the future, since a weight of zero is not hidden.")
-    def shared_out_twice(scores):
-        return (scores.softmax(-1) * past(scores)).softmax(-1)
+    reference = Causal.reference
+    masked_late = as_it_stands("""The mistake is still there: the future gets no weight, and yet most rows add up to
+        less than one. Who got the rest?""")(lambda scores: scores.softmax(-1) * past(scores))
+    zeroed = mistake(NOT_HIDDEN)(lambda scores: (scores * past(scores)).softmax(-1))
+    filled_late = mistake("""Minus infinity is a good score for the future and a strange weight: you fill it in one step
+        too late.""")(lambda scores: scores.softmax(-1).masked_fill(~past(scores), -inf))
+    inverted = mistake(HIDES_THE_SEEN)(lambda scores: scores.masked_fill(past(scores), -inf).softmax(-1))
+    shared_out_twice = mistake("""Two sharings in a row: the second gives weight back to the future, since a weight of
+        zero is not hidden.""")(lambda scores: (scores.softmax(-1) * past(scores)).softmax(-1))
 
 
 class Output(Exercise, name="attention.output"):
@@ -311,29 +200,13 @@ class Output(Exercise, name="attention.output"):
     def reference(q, k, v):
         return attend_causally(q, k, v)
 
-    @mistake(SEES_FUTURE)
-    def unmasked(q, k, v):
-        return attend(q, k, v)
-
-    @mistake(NO_SCALE)
-    def unscaled(q, k, v):
-        return causal(q @ k.mT) @ v
-
-    @mistake(LATE_MASK)
-    def masked_late(q, k, v):
-        return scaled(q, k).softmax(-1).tril() @ v
-
-    @mistake("These are the weights, and they are right. The output is what they make of the values.")
-    def weights(q, k, v):
-        return causal(scaled(q, k))
-
-    @mistake("You mix the keys. Keys say where to look; what is read there is something else.")
-    def of_keys(q, k, v):
-        return causal(scaled(q, k)) @ k
-
-    @mistake("The weights are turned: row t of the weights belongs to query t and should give output t.")
-    def turned(q, k, v):
-        return causal(scaled(q, k)).mT @ v
+    unmasked = mistake(SEES_FUTURE)(attend)
+    unscaled = mistake(NO_SCALE)(lambda q, k, v: causal(q @ k.mT) @ v)
+    masked_late = mistake(LATE_MASK)(lambda q, k, v: scaled(q, k).softmax(-1).tril() @ v)
+    weights = mistake("These are the weights. What do they make of the values?")(lambda q, k, v: causal(scaled(q, k)))
+    of_keys = mistake("""You mix the keys. Keys say where to look;
+        what is read there is something else.""")(lambda q, k, v: causal(scaled(q, k)) @ k)
+    turned = mistake("The weights are turned: row t should give output t.")(lambda q, k, v: causal(scaled(q, k)).mT @ v)
 
 
 class Positions(Exercise, name="attention.positions"):
@@ -342,36 +215,21 @@ class Positions(Exercise, name="attention.positions"):
     hint = "Token t of every sentence in the batch gets the row of position start + t, added."
 
     def inputs():
-        return [
-            (randn(2, 3, 4), randn(8, 4), 0),
-            (randn(2, 3, 4), randn(9, 4), 4),
-            (randn(1, 1, 4), randn(8, 4), 6),
-            (randn(2, 2, 1), randn(4, 1), 1),
-        ]
+        sizes = ((2, 3, 4, 8, 0), (2, 3, 4, 9, 4), (1, 1, 4, 8, 6), (2, 2, 1, 4, 1))
+        return [(randn(B, T, C), randn(n_positions, C), start) for B, T, C, n_positions, start in sizes]
 
     def reference(x, table, start):
         return x + F.embedding(torch.arange(start, start + x.shape[1]), table)
 
-    @mistake("""Right when the tokens are the first of the text. With earlier tokens in a cache, your new token believes
-        that it stands at position 0.""")
-    def from_zero(x, table, start):
-        return x + table[: x.shape[1]]
-
-    @mistake("Every token gets the same row, so the order is still unknown. Only the first one stands at start.")
-    def all_the_same(x, table, start):
-        return x + table[start]
-
-    @mistake("The table has a row for every position there is, and you have fewer tokens. Which rows are theirs?")
-    def whole_table(x, table, start):
-        return x + table
-
-    @mistake("Positions count from 0 here, and yours are one too high.")
-    def from_one(x, table, start):
-        return x + table[start + 1 : start + 1 + x.shape[1]]
-
-    @mistake("You multiply. GPT puts the position into the stream in a gentler way.")
-    def multiplied(x, table, start):
-        return x * table[start : start + x.shape[1]]
+    from_zero = mistake("""Right when the tokens are the first of the text. With earlier tokens in a cache, your new
+        token believes that it stands at position 0.""")(lambda x, table, start: x + table[: x.shape[1]])
+    same = mistake("All get the same row. Only the first stands at start.")(lambda x, table, start: x + table[start])
+    whole_table = mistake("""The table has a row for every position there is, and you have fewer tokens. Which rows are
+        theirs?""")(lambda x, table, start: x + table)
+    from_one = mistake("""Positions count from 0 here, and yours are
+        one too high.""")(lambda x, table, start: x + table[start + 1 : start + 1 + x.shape[1]])
+    multiplied = mistake("""You multiply. GPT puts the position into the stream in
+        a gentler way.""")(lambda x, table, start: x * table[start : start + x.shape[1]])
 
 
 class Heads(Exercise, name="attention.heads"):
@@ -382,34 +240,17 @@ class Heads(Exercise, name="attention.heads"):
     def inputs():
         return [(randn(1, 2, 4), 2), (randn(2, 3, 8), 2), (randn(1, 6, 12), 3)]
 
-    def reference(x, n_head):
-        return split(x, n_head)
-
-    @mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so your first head
-        holds whole tokens instead of a part of every token.""")
-    def viewed(x, n_head):
-        return x.reshape(x.shape[0], n_head, x.shape[1], -1)
-
-    @mistake("Each vector is cut well. Now time stands before the heads: two dimensions should change places.")
-    def not_brought_forward(x, n_head):
-        return x.reshape(x.shape[0], x.shape[1], n_head, -1)
-
-    @mistake("""Your heads take turns: every n-th number goes to the same head. A head should hold neighbouring numbers,
-        so which size comes first when a vector is cut?""")
-    def interleaved(x, n_head):
-        return x.reshape(x.shape[0], x.shape[1], -1, n_head).permute(0, 3, 1, 2)
-
-    @mistake("You cut into pieces of n_head numbers; it should be n_head pieces.")
-    def wrong_pieces(x, n_head):
-        return torch.stack(x.split(n_head, dim=-1), dim=1)
-
-    @mistake("Nearly: within each head the time and the numbers of the head have changed places.")
-    def time_last(x, n_head):
-        return split(x, n_head).mT
-
-    @mistake("The pieces are right, but loose. They should be one tensor with a dimension for the heads.")
-    def loose(x, n_head):
-        return x.chunk(n_head, dim=-1)
+    reference = split
+    viewed = mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so your first
+        head holds whole tokens instead of a part of every token.""")(cut_by_memory)
+    not_brought_forward = mistake("""Each vector is cut well. Now time stands before the heads: two dimensions should
+        change places.""")(lambda x, n_head: x.unflatten(-1, (n_head, -1)))
+    interleaved = mistake("""Your heads take turns: every n-th number goes to the same head. Which size comes first when
+        a vector is cut into neighbours?""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).permute(0, 3, 1, 2))
+    wrong_pieces = mistake("""You cut into pieces of n_head numbers;
+        it should be n_head pieces.""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).transpose(1, 2))
+    time_last = mistake("Nearly: within each head time stands last.")(lambda x, n_head: split(x, n_head).mT)
+    loose = mistake("The pieces are right, but loose. Make them one tensor.")(lambda x, n_head: x.chunk(n_head, dim=-1))
 
 
 class Merge(Exercise, name="attention.merge"):
@@ -420,30 +261,15 @@ class Merge(Exercise, name="attention.merge"):
     def inputs():
         return [(randn(1, 2, 2, 2),), (randn(2, 2, 3, 4),), (randn(1, 3, 6, 4),)]
 
-    def reference(x):
-        return join(x)
-
-    @mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so different tokens
-        end up in one vector. First bring each token's heads together.""")
-    def reshaped(x):
-        return x.reshape(x.shape[0], x.shape[2], -1)
-
-    @mistake("""The order of your steps is right. But a turned tensor no longer lies in memory in reading order, and
-        what you use to join insists on that; it has a sister that copies when needed.""")
-    def viewed(x):
-        return x.transpose(1, 2).view(x.shape[0], x.shape[2], -1)
-
-    @mistake("The heads of a token now stand together. What is left is to make one vector of them.")
-    def unfinished(x):
-        return x.transpose(1, 2)
-
-    @mistake("The heads' numbers alternate in your vectors. All of head 0 should come first.")
-    def alternating(x):
-        return x.permute(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1)
-
-    @mistake("You blend the heads into one. Each should keep its own place in the vector.")
-    def averaged(x):
-        return x.mean(1)
+    reference = join
+    reshaped = mistake("""The shape is right, but the numbers keep their order in memory, so different tokens end up in
+        one vector. What has to meet first?""")(lambda x: x.reshape(x.shape[0], x.shape[2], -1))
+    viewed = mistake("""The steps are right. But a turned tensor no longer lies in memory in reading order, as what you
+        use insists; its sister copies.""")(lambda x: x.transpose(1, 2).view(x.shape[0], x.shape[2], -1))
+    unfinished = mistake("The heads of a token stand together. What joins them?")(lambda x: x.transpose(1, 2))
+    alternating = mistake("""The heads' numbers alternate in your vectors.
+        All of head 0 should come first.""")(lambda x: x.permute(0, 2, 3, 1).flatten(2))
+    averaged = mistake("You blend the heads into one. Each should keep a place in the vector.")(lambda x: x.mean(1))
 
 
 class MendLeak(Exercise, name="attention.mend_leak"):
@@ -454,82 +280,53 @@ class MendLeak(Exercise, name="attention.mend_leak"):
     def inputs():
         return [(*(randn(B, T, C) for _ in "qkv"), n) for B, T, C, n in ((1, 2, 2, 2), (2, 6, 8, 2), (1, 5, 12, 3))]
 
-    def reference(q, k, v, n_head):
-        return join(attend_causally(*(split(x, n_head) for x in (q, k, v))))
+    def with_cut(cut, rejoin, attend=attend_causally):
+        """Return attention in heads that are cut and joined again in this way."""
+        return lambda q, k, v, n_head: rejoin(attend(*(cut(x, n_head) for x in (q, k, v)))).view(q.shape)
 
-    @as_it_stands("""The mistake is still there: change a token, and outputs before it change, though each head has its
-        mask. Print what one head is given: which numbers of which tokens are they?""")
-    def cut_by_memory(q, k, v, n_head):
-        q, k, v = (x.reshape(x.shape[0], n_head, x.shape[1], -1) for x in (q, k, v))
-        return attend_causally(q, k, v).transpose(1, 2).flatten(2)
-
-    @mistake("""Nothing leaks now, but each head still holds only a stretch of the sentence, and tokens in different
-        stretches never meet. Look at how the vectors are cut.""")
-    def joined_by_memory_as_well(q, k, v, n_head):
-        return attend_causally(*(x.reshape(x.shape[0], n_head, x.shape[1], -1) for x in (q, k, v))).reshape(q.shape)
-
-    @mistake("""The heads are cut well now, but joined in the order of memory: different tokens end up in one vector. Go
-        back the way you came.""")
-    def joined_by_memory(q, k, v, n_head):
-        return attend_causally(*(split(x, n_head) for x in (q, k, v))).reshape(q.shape)
-
-    @mistake(SEES_FUTURE)
-    def unmasked(q, k, v, n_head):
-        return join(attend(*(split(x, n_head) for x in (q, k, v))))
-
-    @mistake(MIXED_SHEETS)
-    def over_heads(q, k, v, n_head):
-        return attend_causally(*(x.unflatten(2, (n_head, -1)) for x in (q, k, v))).flatten(2)
+    reference = with_cut(split, join)
+    wrongly_cut = as_it_stands("""The mistake is still there: change a token, and outputs before it change, though each
+        head has its mask. Which numbers of which tokens is one head given?""")(with_cut(cut_by_memory, join))
+    wrongly_cut_and_joined = mistake("""Nothing leaks now, but each head holds a stretch of the sentence, and tokens in
+        different stretches never meet. How are vectors cut?""")(with_cut(cut_by_memory, Tensor.contiguous))
+    wrongly_joined = mistake("""The heads are cut well now, but joined in the order of memory: different tokens end up
+        in one vector. Go back the way you came.""")(with_cut(split, Tensor.contiguous))
+    unmasked = mistake(SEES_FUTURE)(with_cut(split, join, attend))
+    over_heads = mistake("""With time in front, attention runs over the heads of one token. Two dimensions should change
+        places, before and after.""")(with_cut(lambda x, n_head: x.unflatten(2, (n_head, -1)), Tensor.contiguous))
 
 
 class Cache(Exercise, name="attention.cache"):
     """Append the new key and value to the memory, and let the new query look at all of it."""
 
-    hint = (
-        "Compute causal attention over the whole text: the output is its last row, the memory all its keys and values."
-    )
+    hint = "Do causal attention over the whole text: the output is its last row, the memory all its keys and values."
 
     def inputs():
         lengths = ((2, 3, 5, 4), (2, 3, 0, 4), (1, 1, 2, 2))
         return [(*(randn(B, H, 1, D) for _ in "qkv"), randn(B, H, S, D), randn(B, H, S, D)) for B, H, S, D in lengths]
 
-    def reference(q, k, v, past_keys, past_values):
-        keys, values = torch.cat((past_keys, k), -2), torch.cat((past_values, v), -2)
-        return attend(q, keys, values), keys, values
+    def with_output(output):
+        """Return a step that grows the memory as it should, and reads the whole of it in this way."""
 
-    @mistake("The new token looks at the past only. May a token look at itself, too?")
-    def without_itself(q, k, v, past_keys, past_values):
-        out = scaled(q, past_keys).softmax(-1) @ past_values
-        return out, torch.cat((past_keys, k), -2), torch.cat((past_values, v), -2)
+        def step(q, k, v, past_keys, past_values):
+            keys, values = grown(past_keys, k), grown(past_values, v)
+            return output(q, keys, values), keys, values
 
-    @mistake("The new token sees nobody but itself: the memory is kept and never read.")
-    def never_read(q, k, v, past_keys, past_values):
-        return v, torch.cat((past_keys, k), -2), torch.cat((past_values, v), -2)
+        return step
 
-    @mistake("""Your query sees only the very first key. A triangle mask that starts in the upper left corner takes this
-        query for the first token, and it is the last. Does it need a mask at all?""")
-    def with_a_triangle(q, k, v, past_keys, past_values):
-        keys, values = torch.cat((past_keys, k), -2), torch.cat((past_values, v), -2)
-        return values[:, :, :1], keys, values
-
-    @mistake(NO_SCALE)
-    def unscaled(q, k, v, past_keys, past_values):
-        keys, values = torch.cat((past_keys, k), -2), torch.cat((past_values, v), -2)
-        return (q @ keys.mT).softmax(-1) @ values, keys, values
-
-    @mistake("The new key and value stand in front of the old ones. In what order were the tokens read?")
-    def in_front(q, k, v, past_keys, past_values):
-        keys, values = torch.cat((k, past_keys), -2), torch.cat((v, past_values), -2)
-        return attend(q, keys, values), keys, values
-
-    @mistake("The output is right. But the next step needs the longer keys and values: return them as well.")
-    def output_alone(q, k, v, past_keys, past_values):
-        return attend(q, torch.cat((past_keys, k), -2), torch.cat((past_values, v), -2))
-
-    @mistake("The output is right, but you hand back the old memory, so the next step will have forgotten this token.")
-    def old_memory(q, k, v, past_keys, past_values):
-        return attend(q, torch.cat((past_keys, k), -2), torch.cat((past_values, v), -2)), past_keys, past_values
-
-    @mistake(WRONG_JOIN)
-    def joined_along_heads(q, k, v, past_keys, past_values):
-        return torch.cat((past_keys, k), 1)
+    reference = with_output(attend)
+    without_itself = mistake("""The new token looks at the past only. May a token look
+        at itself, too?""")(with_output(lambda q, K, V: scaled(q, K[:, :, :-1]).softmax(-1) @ V[:, :, :-1]))
+    never_read = mistake("""The new token sees nobody but itself:
+        the memory is kept and never read.""")(with_output(lambda q, K, V: V[:, :, -1:]))
+    with_a_triangle = mistake("""Your query sees only the very first key: a triangle mask takes it for the first token,
+        and it is the last. Does it need a mask at all?""")(with_output(lambda q, K, V: V[:, :, :1]))
+    unscaled = mistake(NO_SCALE)(with_output(lambda q, K, V: (q @ K.mT).softmax(-1) @ V))
+    in_front = mistake("""The new key and value stand in front of the old ones. In what order were
+        the tokens read?""")(lambda q, k, v, K, V: (attend(q, grown(k, K), grown(v, V)), grown(k, K), grown(v, V)))
+    output_alone = mistake("""The output is right. But the next step needs the longer keys and values: return them as
+        well.""")(lambda q, k, v, K, V: attend(q, grown(K, k), grown(V, v)))
+    old_memory = mistake("""The output is right, but you hand back the old memory, so the next step will have forgotten
+        this token.""")(lambda q, k, v, K, V: (attend(q, grown(K, k), grown(V, v)), K, V))
+    joined_along_heads = mistake("""You join along the wrong dimension. Which dimension of the memory grows when a token
+        arrives?""")(lambda q, k, v, K, V: torch.cat((K, k), 1))

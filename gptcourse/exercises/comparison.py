@@ -40,26 +40,24 @@ def _compare_parts(got: Any, want: tuple) -> tuple[str | None, str | None]:
 
 
 def _compare_numbers(got: Any, want: float) -> tuple[str | None, str | None]:
-    asked = "a whole number (int)" if isinstance(want, int) else "a number"
-    kind = f"it should return {asked}, and it returns {kind_of(got)}"
-    exact = not isinstance(got, Tensor)
+    whole = isinstance(want, int)
+    kind = f"it should return {'a whole number (int)' if whole else 'a number'}, and it returns {kind_of(got)}"
+    may_be_rounded = isinstance(got, Tensor)  # to float32
     if isinstance(got, Tensor | np.ndarray | np.generic) and math.prod(got.shape) == 1:
         got = got.item()
     if isinstance(got, bool) or not isinstance(got, numbers.Complex):
         return kind, None
-    wrong_kind = not isinstance(got, numbers.Integral if isinstance(want, int) else numbers.Real)
-    if _same(got, want, exact):
-        return None, kind if wrong_kind else None
-    if wrong_kind and not isinstance(got, numbers.Real):
+    right_kind = isinstance(got, numbers.Integral if whole else numbers.Real)
+    if isinstance(got, complex) and got.imag:
         return kind, None
-    return f"it gives {_number(got)} instead of {_number(want)}", None
+    if _same(got.real, want, may_be_rounded):
+        return None, None if right_kind else kind
+    return f"it gives {_number(got.real)} instead of {_number(want)}", None
 
 
-def _same(got: complex, want: float, exact: bool) -> bool:
+def _same(got: float, want: float, may_be_rounded: bool) -> bool:
     """Say whether two numbers agree; whole ones exactly, where no float32 can have rounded them."""
-    if isinstance(got, complex):
-        return got.imag == 0 and _same(got.real, want, exact)
-    if isinstance(want, int) or (exact and _whole(got) and _whole(want)):
+    if isinstance(want, int) or (not may_be_rounded and _whole(got) and _whole(want)):
         return got == want
     return got == want or math.isclose(got, want, rel_tol=1e-5) or (math.isnan(got) and math.isnan(want))
 
@@ -84,16 +82,15 @@ def _compare_tensors(got: Any, want: Tensor) -> tuple[str | None, str | None]:
         if got.numel() != 1 or want.numel() != 1:
             return shapes, None
         got, kind = got.reshape(want.shape), kind or shapes
-    if got.is_complex() and got.imag.any():
+    if got.is_complex():
         return kind, None
     return _first_difference(got.detach(), want.detach()), kind
 
 
 def _first_difference(got: Tensor, want: Tensor) -> str | None:
-    whole, tolerance = want.dtype, {"rtol": 1e-4, "atol": 1e-5, "equal_nan": True}
-    got, want = (x.real if x.is_complex() else x for x in (got.cpu(), want.cpu()))
-    got, want = got.double(), want.double()
-    far = ~torch.isclose(got, want, **tolerance) if whole.is_floating_point else got != want
+    rounded = {"rtol": 1e-4, "atol": 1e-5, "equal_nan": True} if want.is_floating_point() else {"rtol": 0, "atol": 0}
+    got, want = got.cpu().double(), want.cpu().double()
+    far = ~torch.isclose(got, want, **rounded)
     if not far.any():
         return None
     if 1 < want.numel() <= SHOWN and not got.isnan().any():

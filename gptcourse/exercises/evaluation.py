@@ -1,10 +1,8 @@
-"""The exercises of notebook 06: numbers that can be compared, how sure they are, and what a filter must see.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 11: numbers that can be compared, how sure they are, and what a filter must see."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log, log2
 
 import torch
@@ -14,7 +12,7 @@ from gptcourse.evaluation import classification_report
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 from gptcourse.safety import exposure
 
-NOTEBOOK = "06 · Evaluation and safety"
+NOTEBOOK = "11 · Evaluation and safety"
 
 
 def counts(truth: Tensor, predicted: Tensor, n_labels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,9 +21,8 @@ def counts(truth: Tensor, predicted: Tensor, n_labels: int) -> tuple[Tensor, Ten
     return right, torch.bincount(truth, minlength=n_labels), torch.bincount(predicted, minlength=n_labels)
 
 
-def f1(truth: Tensor, predicted: Tensor, n_labels: int) -> Tensor:
+def f1(right: Tensor, true: Tensor, said: Tensor) -> Tensor:
     """Return the F1 of each label; 0 / 0 where there is none of it."""
-    right, true, said = counts(truth, predicted, n_labels)
     return 2 * right / (true + said)
 
 
@@ -76,29 +73,17 @@ class BitsPerByte(Exercise, name="evaluation.bits_per_byte"):
     def reference(losses, n_bytes):
         return losses.sum().item() / log(2) / n_bytes
 
-    @mistake("Those are bits for each token. A tokenizer with longer tokens would look worse for nothing.")
-    def per_token(losses, n_bytes):
-        return losses.mean().item() / log(2)
-
-    @mistake("The loss is in nats. How many bits is a nat?")
-    def nats(losses, n_bytes):
-        return losses.sum().item() / n_bytes
-
-    @mistake("A nat is more than a bit, so there must be more bits than nats.")
-    def multiplied(losses, n_bytes):
-        return losses.sum().item() * log(2) / n_bytes
-
-    @mistake("That is the perplexity, which counts tokens: it cannot be compared between tokenizers.")
-    def perplexity(losses, n_bytes):
-        return losses.mean().exp().item()
-
-    @mistake("That is what the whole text costs. It grows with the length of the text.")
-    def of_everything(losses, n_bytes):
-        return losses.sum().item() / log(2)
-
-    @mistake("A mean over tokens, over bytes: take the sum of the losses first.")
-    def of_the_mean(losses, n_bytes):
-        return losses.mean().item() / log(2) / n_bytes
+    per_token = mistake("""Those are bits for each token. A tokenizer with longer tokens would look
+        worse for nothing.""")(lambda losses, n_bytes: losses.mean().item() / log(2))
+    nats = mistake("The loss is in nats. How many bits is one?")(lambda losses, n_bytes: losses.sum().item() / n_bytes)
+    multiplied = mistake("""A nat is more than a bit, so there must be more
+        bits than nats.""")(lambda losses, n_bytes: losses.sum().item() * log(2) / n_bytes)
+    perplexity = mistake("""That is the perplexity, which counts tokens:
+        it cannot be compared between tokenizers.""")(lambda losses, n_bytes: losses.mean().exp().item())
+    of_everything = mistake("""That is what the whole text costs.
+        It grows with the length of the text.""")(lambda losses, n_bytes: losses.sum().item() / log(2))
+    of_the_mean = mistake("""A mean over tokens, over bytes:
+        take the sum of the losses first.""")(lambda losses, n_bytes: losses.mean().item() / log(2) / n_bytes)
 
 
 class Paired(Exercise, name="evaluation.paired"):
@@ -116,29 +101,18 @@ class Paired(Exercise, name="evaluation.paired"):
     def reference(a, b, draws):
         return interval((a - b)[draws].mean(-1))
 
-    @mistake("The two models are judged on different drawings. Then what is hard for both does not cancel out.")
-    def different_drawings(a, b, draws):
-        return interval(a[draws].mean(-1) - b[draws.flip(0)].mean(-1))
-
-    @mistake("The other way round: above 0 should mean that the first model is better.")
-    def turned(a, b, draws):
-        return interval((b - a)[draws].mean(-1))
-
-    @mistake("That interval holds nine tenths of the drawings. 95 % leaves less outside at each end.")
-    def nine_tenths(a, b, draws):
-        return interval((a - b)[draws].mean(-1), 0.05, 0.95)
-
-    @mistake("Those are quantiles of single differences. How far does their mean vary?")
-    def single_differences(a, b, draws):
-        return interval((a - b)[draws].flatten())
-
-    @mistake("You take the mean over the drawings and not within each.")
-    def over_drawings(a, b, draws):
-        return interval((a - b)[draws].mean(0))
-
-    @mistake("The extremes grow with the number of drawings.")
-    def extremes(a, b, draws):
-        return interval((a - b)[draws].mean(-1), 0, 1)
+    different_drawings = mistake("""The two models are judged on different drawings. Then what is hard for both does not
+        cancel out.""")(lambda a, b, draws: interval(a[draws].mean(-1) - b[draws.flip(0)].mean(-1)))
+    turned = mistake("""The other way round:
+        above 0 should mean that the first model is better.""")(lambda a, b, draws: interval((b - a)[draws].mean(-1)))
+    nine_tenths = mistake("""That interval holds nine tenths of the drawings.
+        95 % leaves less outside at each end.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0.05, 0.95))
+    single_differences = mistake("""Those are quantiles of single differences.
+        How far does their mean vary?""")(lambda a, b, draws: interval((a - b)[draws].flatten()))
+    over_drawings = mistake("""You take the mean over the drawings and
+        not within each.""")(lambda a, b, draws: interval((a - b)[draws].mean(0)))
+    extremes = mistake("""The extremes grow with the
+        number of drawings.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0, 1))
 
 
 class MacroF1(Exercise, name="evaluation.macro_f1"):
@@ -153,40 +127,30 @@ class MacroF1(Exercise, name="evaluation.macro_f1"):
             (tensor([0, 1, 1, 3]), tensor([0, 1, 3, 3]), 5),
         ]
 
+    def of_counts(score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+        """Return the mean of a score, given how often each label is answered rightly, is true and is said."""
+        return lambda truth, predicted, n_labels: score(*counts(truth, predicted, n_labels)).mean().item()
+
     def reference(truth, predicted, n_labels):
         return classification_report(truth.tolist(), predicted.tolist(), range(n_labels)).macro_f1
 
-    @mistake("That is the accuracy. Who always says the most frequent label gets a good one.")
-    def accuracy(truth, predicted, n_labels):
-        return (truth == predicted).float().mean().item()
-
-    @mistake("That is the mean recall. A label that is said far too often should cost something, too.")
-    def recall(truth, predicted, n_labels):
-        right, true, _ = counts(truth, predicted, n_labels)
-        return (right / true.clamp(min=1)).mean().item()
-
-    @mistake("That is the mean precision. A label that is hardly ever said should cost something, too.")
-    def precision(truth, predicted, n_labels):
-        right, _, said = counts(truth, predicted, n_labels)
-        return (right / said.clamp(min=1)).mean().item()
-
-    @mistake("You weigh the labels by how frequent they are. Here each label counts the same.")
-    def weighted(truth, predicted, n_labels):
-        _, true, _ = counts(truth, predicted, n_labels)
-        return ((f1(truth, predicted, n_labels).nan_to_num() * true).sum() / true.sum()).item()
+    accuracy = mistake("""That is the accuracy. Who always says the most frequent label gets
+        a good one.""")(lambda truth, predicted, n_labels: (truth == predicted).float().mean().item())
+    recall = mistake("""That is the mean recall. A label that is said far too often should
+        cost something, too.""")(of_counts(lambda right, true, said: right / true.clamp(min=1)))
+    precision = mistake("""That is the mean precision. A label that is hardly ever said should
+        cost something, too.""")(of_counts(lambda right, true, said: right / said.clamp(min=1)))
+    weighted = mistake("""You weigh the labels by how frequent they are. Here each label counts the
+        same.""")(of_counts(lambda right, true, said: (f1(right, true, said).nan_to_num() * true).sum() / true.sum()))
 
     @mistake("You take the means first and the F1 of them afterwards. The order matters.")
     def of_means(truth, predicted, n_labels):
         p, r = (part(truth, predicted, n_labels) for part in (MacroF1.precision, MacroF1.recall))
         return 2 * p * r / (p + r)
 
-    @mistake("A label that is neither there nor said gives 0 divided by 0. It should count 0.")
-    def with_nan(truth, predicted, n_labels):
-        return f1(truth, predicted, n_labels).mean().item()
-
-    @mistake("You leave out the labels that never occur. Over how many labels is the mean?")
-    def without_absent(truth, predicted, n_labels):
-        return f1(truth, predicted, n_labels).nanmean().item()
+    with_nan = mistake("A label that is neither there nor said gives 0 divided by 0. It should count 0.")(of_counts(f1))
+    without_absent = mistake("""You leave out the labels that never occur.
+        Over how many labels is the mean?""")(of_counts(lambda *found: f1(*found).nanmean()))
 
 
 class MendAccuracy(Exercise, name="evaluation.mend_accuracy"):
@@ -200,25 +164,16 @@ class MendAccuracy(Exercise, name="evaluation.mend_accuracy"):
     def reference(batches):
         return sum(right_in(batches)) / sum(sizes_of(batches))
 
-    @as_it_stands("The mistake is still there: right answers over batches. Can an accuracy be larger than 1?")
-    def over_batches(batches):
-        return sum(right_in(batches)) / len(batches)
-
-    @mistake("Now it lies below 1. But the last batch is smaller, and each of its examples counts for more.")
-    def of_batches(batches):
-        return sum(r / n for r, n in zip(right_in(batches), sizes_of(batches), strict=True)) / len(batches)
-
-    @mistake("That takes all batches for as large as the first. The last one is often smaller.")
-    def equal_batches(batches):
-        return sum(right_in(batches)) / (len(batches) * sizes_of(batches)[0])
-
-    @mistake("That is a percentage. Return a share between 0 and 1.")
-    def percentage(batches):
-        return 100 * sum(right_in(batches)) / sum(sizes_of(batches))
-
-    @mistake("That is the last batch alone.")
-    def of_the_last(batches):
-        return right_in(batches)[-1] / sizes_of(batches)[-1]
+    over_batches = as_it_stands("""The mistake is still there: right answers over batches. Can an accuracy be larger
+        than 1?""")(lambda batches: sum(right_in(batches)) / len(batches))
+    of_batches = mistake("""Now it lies below 1. But the last is smaller: each of its examples counts for more.""")(
+        lambda batches: sum(r / n for r, n in zip(right_in(batches), sizes_of(batches), strict=True)) / len(batches)
+    )
+    equal_batches = mistake("""That takes all batches for as large as the first. The last one
+        is often smaller.""")(lambda batches: sum(right_in(batches)) / (len(batches) * sizes_of(batches)[0]))
+    percentage = mistake("""That is a percentage.
+        Return a share between 0 and 1.""")(lambda batches: 100 * sum(right_in(batches)) / sum(sizes_of(batches)))
+    of_last = mistake("That is the last batch alone.")(lambda batches: right_in(batches)[-1] / sizes_of(batches)[-1])
 
 
 class MendChoice(Exercise, name="evaluation.mend_choice"):
@@ -238,27 +193,19 @@ class MendChoice(Exercise, name="evaluation.mend_choice"):
         best = place_of_best(validation)
         return best, test[best]
 
-    @as_it_stands("""The mistake is still there: the test set has chosen, so its score is the best of several lucky
-        draws. What is the validation set for?""")
-    def on_test(validation, test):
-        return place_of_best(test), max(test)
-
-    @mistake("The right choice. But the score that has chosen flatters it: which one has had no say?")
-    def reporting_validation(validation, test):
-        return place_of_best(validation), max(validation)
+    on_test = as_it_stands("""The mistake is still there: the test set has chosen, so its score is the best of several
+        lucky draws. What is the validation set for?""")(lambda validation, test: (place_of_best(test), max(test)))
+    reporting_validation = mistake("""The right choice. But the score that has chosen flatters it: which one has had no
+        say?""")(lambda validation, test: (place_of_best(validation), max(validation)))
 
     @mistake("The test set still has half a vote.")
     def on_both(validation, test):
         best = place_of_best([v + t for v, t in zip(validation, test, strict=True)])
         return best, test[best]
 
-    @mistake("You report the best test score, which belongs to another setting.")
-    def reporting_the_best(validation, test):
-        return place_of_best(validation), max(test)
-
-    @mistake("These are accuracies: the larger the better.")
-    def worst(validation, test):
-        return validation.index(min(validation)), test[validation.index(min(validation))]
+    reporting_the_best = mistake("""You report the best test score, which belongs
+        to another setting.""")(lambda validation, test: (place_of_best(validation), max(test)))
+    worst = mistake("These are accuracies: the larger the better.")(lambda v, t: (v.index(min(v)), t[v.index(min(v))]))
 
 
 class Exposure(Exercise, name="evaluation.exposure"):
@@ -270,32 +217,18 @@ class Exposure(Exercise, name="evaluation.exposure"):
         tied = tensor([-5.0, -1.0, -9.0])
         return [(-3.0, randn(255) - 4), (-9.5, -10 * rand(63)), (1.0, -rand(15)), (-5.0, tied)]
 
-    def reference(canary, others):
-        return exposure(canary, others)
-
-    @mistake("Those are nats. How many times could the candidates be halved?")
-    def nats(canary, others):
-        return log((len(others) + 1) / rank_of(canary, others))
-
-    @mistake("You rank from the wrong end: a canary that is known best gets an exposure of 0.")
-    def from_the_wrong_end(canary, others):
-        return log2((len(others) + 1) / rank_of(-canary, -others))
-
-    @mistake("The canary is a candidate as well.")
-    def without_the_canary(canary, others):
-        return log2(len(others) / rank_of(canary, others))
-
-    @mistake("A candidate that is just as likely is not likelier.")
-    def ties_before(canary, others):
-        return log2((len(others) + 1) / (1 + int((others >= canary).sum())))
-
-    @mistake("That is the logarithm of the rank alone: it falls as the canary becomes better known.")
-    def of_the_rank(canary, others):
-        return log2(rank_of(canary, others))
-
-    @mistake("That is how many times better than chance it is. Exposure is its logarithm.")
-    def without_logarithm(canary, others):
-        return (len(others) + 1) / rank_of(canary, others)
+    reference = exposure
+    nats = mistake("""Those are nats. How many times could the
+        candidates be halved?""")(lambda x, others: log((len(others) + 1) / rank_of(x, others)))
+    from_the_wrong_end = mistake("""You rank from the wrong end: a canary that is known best gets an
+        exposure of 0.""")(lambda x, others: log2((len(others) + 1) / rank_of(-x, -others)))
+    uncounted = mistake("The canary is a candidate as well.")(lambda x, others: log2(len(others) / rank_of(x, others)))
+    ties_before = mistake("""A candidate that is just as likely
+        is not likelier.""")(lambda x, others: log2((len(others) + 1) / (1 + int((others >= x).sum()))))
+    of_the_rank = mistake("""That is the logarithm of the rank alone:
+        it falls as the canary becomes better known.""")(lambda x, others: log2(rank_of(x, others)))
+    without_logarithm = mistake("""That is how many times better than chance it is.
+        Exposure is its logarithm.""")(lambda x, others: (len(others) + 1) / rank_of(x, others))
 
 
 class MendFilter(Exercise, name="evaluation.mend_filter"):
@@ -311,28 +244,16 @@ class MendFilter(Exercise, name="evaluation.mend_filter"):
             ("open ses", ["ame", "same", "sesame"], "sesame"),
         ]
 
-    def reference(text, pieces, phrase):
-        return tensor([not ends_in_piece(text, piece, phrase) for piece in pieces])
+    def for_each(allows: Callable[[str, str, str], bool]) -> Callable:
+        return lambda text, pieces, phrase: tensor([allows(text, piece, phrase) for piece in pieces])
 
-    @as_it_stands(
-        """The mistake is still there: each piece is looked at alone. Where does a phrase hide that is cut?"""
-    )
-    def piece_alone(text, pieces, phrase):
-        return tensor([phrase not in piece for piece in pieces])
-
-    @mistake("""Once the phrase stands in the text, for whatever reason, nothing may be written any more. Which part of
-        the phrase must the new piece hold?""")
-    def whole_text(text, pieces, phrase):
-        return tensor([phrase.lower() not in (text + piece).lower() for piece in pieces])
-
-    @mistake("Two things are left: other capitals, and a phrase that stands in the text already and comes again.")
-    def capitals_matter(text, pieces, phrase):
-        return tensor([phrase in text or phrase not in text + piece for piece in pieces])
-
-    @mistake("Capitals are seen to. But each piece is still looked at alone.")
-    def piece_alone_in_small_letters(text, pieces, phrase):
-        return tensor([phrase.lower() not in piece.lower() for piece in pieces])
-
-    @mistake("The other way round: true means that the piece may be written.")
-    def turned(text, pieces, phrase):
-        return tensor([ends_in_piece(text, piece, phrase) for piece in pieces])
+    reference = for_each(lambda text, piece, phrase: not ends_in_piece(text, piece, phrase))
+    piece_alone = as_it_stands("""The mistake is still there: each piece is looked at alone. Where does a phrase hide
+        that is cut?""")(for_each(lambda text, piece, phrase: phrase not in piece))
+    whole_text = mistake("""Once the phrase stands in the text, nothing may be written any more. Which part of it must
+        the new piece hold?""")(for_each(lambda text, piece, phrase: phrase.lower() not in (text + piece).lower()))
+    capitals_matter = mistake("""Two things are left: other capitals, and a phrase that stands in the text already and
+        comes again.""")(for_each(lambda text, piece, phrase: phrase in text or phrase not in text + piece))
+    piece_alone_in_small_letters = mistake("""Capitals are seen to. But each piece is still
+        looked at alone.""")(for_each(lambda text, piece, phrase: phrase.lower() not in piece.lower()))
+    turned = mistake("The other way round: true means that the piece may be written.")(for_each(ends_in_piece))

@@ -9,7 +9,9 @@ class Scores(Exercise, name="attention.scores"):
 
     def reference(q, k): ...
 
-    @mistake("What helps whoever wrote this, without the formula.")
+    added = mistake("What helps whoever wrote this, without the formula.")(lambda q, k: q + k)
+
+    @mistake("A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.")
     def transposed(q, k): ...
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 
@@ -33,14 +36,12 @@ class Mistake:
         return self.function(*inputs)
 
 
-def mistake(hint: str) -> Callable[[Callable], Mistake]:
-    """Register the decorated function of an exercise as a known mistake."""
-    return lambda function: Mistake(function, " ".join(hint.split()))
+def mistake(hint: str, untouched: bool = False) -> Callable[[Callable], Mistake]:
+    """Register the function that follows as a known mistake of an exercise."""
+    return lambda function: Mistake(function, " ".join(hint.split()), untouched)
 
 
-def as_it_stands(hint: str) -> Callable[[Callable], Mistake]:
-    """Register the decorated function as the mistake that the notebook shows: answering with it is no try."""
-    return lambda function: Mistake(function, " ".join(hint.split()), untouched=True)
+as_it_stands = partial(mistake, untouched=True)  # the mistake that the notebook shows: answering with it is no try
 
 
 class Exercise:

@@ -1,19 +1,14 @@
-"""The exercises of notebook 04: drawing tokens, learning from replies, and low-rank changes.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 08: drawing tokens, learning from replies, and low-rank changes."""
 
 from __future__ import annotations
 
-import atexit
-import shutil
 import tempfile
 from collections.abc import Callable
-from functools import cache
-from itertools import count
-from math import inf, sqrt
+from functools import cache, partial
+from math import sqrt
 from operator import le, lt
 from pathlib import Path
+from uuid import uuid4
 
 import safetensors.torch as weight_files
 import torch
@@ -23,54 +18,44 @@ from torch import Tensor, nn, randint, randn, tensor
 
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 
-NOTEBOOK = "04 · Fine-tuning and generation"
+NOTEBOOK = "08 · Fine-tuning"
 IGNORED = -100
 NO_RANK = "The scale of the change is off. By what is alpha divided, and how do you read that number from the shapes?"
 TURNED_CHANGE = "Your change is turned: its rows and columns are exchanged. Which of the two matrices meets x first?"
-MEAN_OF_MEANS = """Each micro-batch has the same say, however few reply tokens it holds. Over what should the mean be
-    taken?"""
-EACH_ROW = "Each dialogue has the same say, however short its reply. Over what should the mean be taken?"
-COUNTS_MESSAGE = "Places with target -100 have no loss, but you count them below the line. Who should be counted?"
-OWN_HEAD = "One of the files has a read-out of its own, and you replace it. When is the token table to be used?"
-LAST_PLACE = "All is right but the last place. The text is over there: is anything left to learn?"
+MEAN_OF_MEANS = "Each micro-batch has the same say, however few reply tokens it holds. Over what should one average?"
 
 
-def without(logits: Tensor, drops: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return the distribution without some tokens, given their probability and what they hold with those before."""
-    ordered, order = logits.softmax(-1).sort(dim=-1, descending=True)
-    kept = ordered.masked_fill(drops(ordered, ordered.cumsum(-1)), 0.0)
-    return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
+def normalised(x: Tensor) -> Tensor:
+    return x / x.sum(-1, keepdim=True)
 
 
-def top_p(logits: Tensor, p: float) -> Tensor:
-    """Return the distribution over the fewest best tokens that hold p, at least one."""
-    return without(logits, lambda ordered, held: (held - ordered >= p) & (torch.arange(held.shape[-1]) > 0))
+def keeping(drops: Callable[[Tensor, Tensor, float], Tensor]) -> Callable:
+    """Return a filter that drops tokens by their probabilities in order, what each holds with those before, and p."""
+
+    def distribution(logits, p):
+        ordered, order = logits.softmax(-1).sort(dim=-1, descending=True)
+        kept = ordered.masked_fill(drops(ordered, ordered.cumsum(-1), p), 0.0)
+        return torch.zeros_like(kept).scatter(-1, order, normalised(kept))
+
+    return distribution
 
 
-def without_the_crossing(logits: Tensor, p: float) -> Tensor:
-    return without(logits, lambda ordered, held: held > p)
+def after_the_best(held: Tensor) -> Tensor:
+    return torch.arange(held.shape[-1]) > 0
 
 
-def without_the_crossing_but_the_best(logits: Tensor, p: float) -> Tensor:
-    return without(logits, lambda ordered, held: (held > p) & (torch.arange(held.shape[-1]) > 0))
+top_p = keeping(lambda ordered, held, p: (held - ordered >= p) & after_the_best(held))
+without_the_crossing = keeping(lambda ordered, held, p: held > p)
+without_the_crossing_but_the_best = keeping(lambda ordered, held, p: (held > p) & after_the_best(held))
 
 
-def with_one_too_many(logits: Tensor, p: float) -> Tensor:
-    return without(logits, lambda ordered, held: F.pad(held >= p, (2, 0))[..., :-2])
-
-
-def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
-    return (probabilities / noise).argmax(-1)
+def in_order_of_size(logits: Tensor, p: float) -> Tensor:
+    return top_p(logits, p).sort(dim=-1, descending=True).values
 
 
 def rows_to_draw(n: int, vocab_size: int, spread: float, p: float) -> tuple[Tensor, float, Tensor]:
     """Rows at which the model is more or less sure, and exponential noise to draw a token from each."""
     return spread * randn(n, vocab_size), p, torch.empty(n, vocab_size).exponential_()
-
-
-def where_seen(logits: Tensor, previous_ids: Tensor, changed: Tensor) -> Tensor:
-    seen = torch.zeros_like(logits, dtype=torch.bool).index_fill(0, previous_ids, True)
-    return torch.where(seen, changed, logits)
 
 
 def texts(*lengths: int, spread: float = 1.0) -> tuple[list[Tensor]]:
@@ -123,36 +108,14 @@ def filled_rows(*lengths: int, places: int, vocab_size: int = 6) -> tuple[Tensor
     return randn(len(lengths), places, vocab_size), targets, lengths
 
 
-def real_losses(logits: Tensor, targets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all losses, and which of them are no filling."""
-    losses = F.cross_entropy(logits.mT, targets, reduction="none")  # (B, T)
-    return losses, torch.arange(targets.shape[1]) < lengths[:, None]
-
-
 def ignored(n: int) -> Tensor:
     return torch.full((n,), IGNORED)
 
 
 def in_phrasings(*numbers: int) -> list[tuple[str, str]]:
     """Dialogues with these phrasings, each with an order number of its own; the names are not in order."""
-    names = [
-        "Where is {}?",
-        "Cancel {}.",
-        "Any news of {}?",
-        "Send {} back.",
-        "Has {} left?",
-        "Pay for {}.",
-        "Is {} in?",
-    ]
+    names = "Where is {}?", "Cancel {}.", "Any news of {}?", "Send {} back.", "Has {} left?", "Pay for {}.", "Is {} in?"
     return [(names[n], names[n].format(4000 + 7 * i)) for i, n in enumerate(numbers)]
-
-
-def phrasings_of(dialogues: list) -> list[str]:
-    return list(dict.fromkeys(phrasing for phrasing, _ in dialogues))
-
-
-def with_phrasings(dialogues: list, phrasings: list) -> Tensor:
-    return tensor([i for i, (phrasing, _) in enumerate(dialogues) if phrasing in phrasings])
 
 
 def low_rank(n_out: int, n_in: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,11 +131,9 @@ def weights_of_a_file(*names: str, vocab_size: int, n_embd: int) -> dict[str, Te
 
 def opened(weights: dict, hidden: Tensor, count: str, strict: bool = False) -> tuple[Tensor, int]:
     """Load weights into a model; return what it makes of hidden, and how many keys are "missing" or "unexpected"."""
-    vocab_size, n_embd = weights["wte.weight"].shape
-    model = nn.ModuleDict()
-    model["wte"] = nn.Embedding(vocab_size, n_embd)
-    model["ln_f"] = nn.LayerNorm(n_embd)
-    model["lm_head"] = nn.Linear(n_embd, vocab_size, bias=False)
+    V, C = weights["wte.weight"].shape
+    parts = {"wte": nn.Embedding(V, C), "ln_f": nn.LayerNorm(C), "lm_head": nn.Linear(C, V, bias=False)}
+    model = nn.ModuleDict(parts)
     found = model.load_state_dict(weights, strict=strict)
     return model["lm_head"](model["ln_f"](hidden)).detach(), len(getattr(found, f"{count}_keys"))
 
@@ -182,11 +143,9 @@ def tied(weights: dict) -> dict:
 
 
 @cache
-def own_folder() -> str:
+def own_folder() -> tempfile.TemporaryDirectory:
     """A folder for the files of answers, deleted when the kernel stops."""
-    folder = tempfile.mkdtemp(prefix="gptcourse-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return tempfile.TemporaryDirectory(prefix="gptcourse-", ignore_cleanup_errors=True)
 
 
 class FreshPath(str):
@@ -195,10 +154,8 @@ class FreshPath(str):
     Weights that were read from a file may still lie in it, so that writing over it would pull them away.
     """
 
-    numbers = count()
-
     def __new__(cls):
-        return super().__new__(cls, Path(own_folder(), f"weights-{next(cls.numbers)}"))
+        return super().__new__(cls, Path(own_folder().name, uuid4().hex))
 
     def __deepcopy__(self, memo: dict) -> FreshPath:
         return FreshPath()
@@ -218,13 +175,11 @@ def sender(change: int) -> Callable[[str], None]:
     return send
 
 
-class Tied(nn.Module):
+def tied_linear() -> nn.Module:
     """A token table that is the read-out as well: one tensor under two names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.wte, self.lm_head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
-        self.lm_head.weight = self.wte.weight
+    model = nn.ModuleDict({"wte": nn.Embedding(7, 4), "lm_head": nn.Linear(4, 7, bias=False)})
+    model["lm_head"].weight = model["wte"].weight
+    return model
 
 
 def turned_linear() -> nn.Linear:
@@ -253,50 +208,25 @@ class TopP(Exercise, name="fine_tuning.top_p"):
         token do you have enough, and where does that token belong?"""
 
     def inputs():
-        return [
-            (randn(12), 0.9),
-            (tensor([0.5, 6.0, 1.0, 2.0, -1.0]), 0.5),
-            (2 * randn(3, 10), 0.7),
-            (randn(2, 6), 0.0),
-            (tensor([[0.1, 0.4], [0.6, 0.2]]).log(), 1.0),
-        ]
+        of_two = tensor([[0.1, 0.4], [0.6, 0.2]]).log()
+        small = [(randn(12), 0.9), (tensor([0.5, 6.0, 1.0, 2.0, -1.0]), 0.5)]
+        return [*small, (2 * randn(3, 10), 0.7), (randn(2, 6), 0.0), (of_two, 1.0)]
 
-    def reference(logits, p):
-        return top_p(logits, p)
-
-    @mistake("""Where the best token alone holds more than p, nothing is left, and you divide 0 by 0. Is the token with
-        which the sum reaches p needed or not?""")
-    def crossing_dropped(logits, p):
-        return without_the_crossing(logits, p)
-
-    @mistake("What you keep holds less than p: you stop one token too early.")
-    def crossing_dropped_but_the_best(logits, p):
-        return without_the_crossing_but_the_best(logits, p)
-
-    @mistake("You keep one token too many: did the others not hold p already?")
-    def one_too_many(logits, p):
-        return with_one_too_many(logits, p)
-
-    @mistake("Very close. With p at 0 yours keeps nothing at all. Who should always stay?")
-    def nothing_at_zero(logits, p):
-        return without(logits, lambda ordered, held: held - ordered >= p)
-
-    @mistake("The right tokens are left, but their probabilities add up to less than one.")
-    def not_normalised(logits, p):
-        return logits.softmax(-1) * (top_p(logits, p) > 0)
-
-    @mistake("Your probabilities stand in the order of their size. To which token does each of them belong?")
-    def in_order_of_size(logits, p):
-        return top_p(logits, p).sort(dim=-1, descending=True).values
-
-    @mistake("You hold each token against p on its own. What together should reach p?")
-    def each_on_its_own(logits, p):
-        return logits.masked_fill(logits.softmax(-1) < p, -inf).softmax(-1)
-
-    @mistake("That is min-p: each token is held against the best one. Top-p looks at a sum.")
-    def min_p(logits, p):
-        probabilities = logits.softmax(-1)
-        return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -inf).softmax(-1)
+    reference = top_p
+    crossing_dropped = mistake("""Where the best token alone holds more than p, nothing is left, and you divide 0 by 0.
+        Is the token with which the sum reaches p needed or not?""")(without_the_crossing)
+    too_early = mistake("You stop one token too early: it holds less than p.")(without_the_crossing_but_the_best)
+    one_too_many = mistake("""You keep one token too many:
+        did the others not hold p already?""")(keeping(lambda ordered, held, p: F.pad(held >= p, (2, 0))[..., :-2]))
+    nothing_at_zero = mistake("""Very close. With p at 0 yours keeps nothing at all.
+        Who should always stay?""")(keeping(lambda ordered, held, p: held - ordered >= p))
+    not_normalised = mistake("""The right tokens are left, but their probabilities add up to
+        less than one.""")(lambda logits, p: logits.softmax(-1) * (top_p(logits, p) > 0))
+    ordered = mistake("Your probabilities stand in the order of their size. Whose are they?")(in_order_of_size)
+    each_on_its_own = mistake("""You hold each token against p on its own.
+        What together should reach p?""")(keeping(lambda ordered, held, p: ordered < p))
+    min_p = mistake("""That is min-p: each token is held against the best one.
+        Top-p looks at a sum.""")(keeping(lambda ordered, held, p: ordered < p * ordered[..., :1]))
 
 
 class RepetitionPenalty(Exercise, name="fine_tuning.repetition_penalty"):
@@ -312,17 +242,20 @@ class RepetitionPenalty(Exercise, name="fine_tuning.repetition_penalty"):
             (randn(6), tensor([5, 5, 5, 2, 2]), 1.2),
         ]
 
-    def reference(logits, previous_ids, penalty):
-        return where_seen(logits, previous_ids, torch.where(logits < 0, logits * penalty, logits / penalty))
+    def penalised(change: Callable[[Tensor, float], Tensor]) -> Callable:
+        """Return a penalty that changes the logits of the tokens seen in this way."""
 
-    @mistake("""A negative logit that you divide comes nearer to zero, so its token becomes more likely. What should be
-        done to it instead?""")
-    def all_divided(logits, previous_ids, penalty):
-        return where_seen(logits, previous_ids, logits / penalty)
+        def new_logits(logits, previous_ids, penalty):
+            seen = torch.zeros_like(logits, dtype=torch.bool).index_fill(0, previous_ids, True)
+            return torch.where(seen, change(logits, penalty), logits)
 
-    @mistake("The other way round: now the model repeats itself more.")
-    def exchanged(logits, previous_ids, penalty):
-        return where_seen(logits, previous_ids, torch.where(logits < 0, logits / penalty, logits * penalty))
+        return new_logits
+
+    reference = penalised(lambda x, penalty: torch.where(x < 0, x * penalty, x / penalty))
+    all_divided = mistake("""A negative logit that you divide comes nearer to zero, so its token becomes more likely.
+        What should be done to it instead?""")(penalised(lambda x, penalty: x / penalty))
+    exchanged = mistake("""The other way round: now the model
+        repeats itself more.""")(penalised(lambda x, penalty: torch.where(x < 0, x / penalty, x * penalty)))
 
     @mistake("A token that has occurred three times is penalised three times. Here once is enough.")
     def each_time(logits, previous_ids, penalty):
@@ -330,13 +263,10 @@ class RepetitionPenalty(Exercise, name="fine_tuning.repetition_penalty"):
             logits = RepetitionPenalty.reference(logits, token[None], penalty)
         return logits
 
-    @mistake("All tokens are penalised, those that have never occurred included.")
-    def of_all(logits, previous_ids, penalty):
-        return torch.where(logits < 0, logits * penalty, logits / penalty)
-
-    @mistake("These are probabilities, which no longer add up to one. The rule works on logits.")
-    def of_probabilities(logits, previous_ids, penalty):
-        return where_seen(logits.softmax(-1), previous_ids, logits.softmax(-1) / penalty)
+    of_all = mistake("""All tokens are penalised, those that have
+        never occurred included.""")(lambda x, previous_ids, penalty: torch.where(x < 0, x * penalty, x / penalty))
+    of_probabilities = mistake("""These are probabilities, which no longer add up to one. The rule
+        works on logits.""")(lambda x, ids, penalty: RepetitionPenalty.all_divided(x.softmax(-1), ids, penalty))
 
 
 class Perplexity(Exercise, name="fine_tuning.perplexity"):
@@ -351,35 +281,19 @@ class Perplexity(Exercise, name="fine_tuning.perplexity"):
     def reference(log_probs):
         return torch.cat(log_probs).mean().neg().exp().item()
 
-    @mistake("""That is the mean of the texts' perplexities, in which one strange short text can drown all others. What
-        should be joined before anything else?""")
-    def mean_perplexity(log_probs):
-        return torch.stack([text.mean().neg().exp() for text in log_probs]).mean().item()
-
-    @mistake("Each text has the same say, however short it is. Over what should the mean be taken?")
-    def of_mean_losses(log_probs):
-        return torch.stack([text.mean() for text in log_probs]).mean().neg().exp().item()
-
-    @mistake("""Right for short texts. A product of hundreds of probabilities is too small for the computer: what did
-        you turn the logarithms back for?""")
-    def product(log_probs):
-        return torch.cat(log_probs).exp().prod().pow(-1 / sum(map(len, log_probs))).item()
-
-    @mistake("Yours lies below one. A perplexity says among how many tokens the model is as good as guessing.")
-    def without_the_sign(log_probs):
-        return torch.cat(log_probs).mean().exp().item()
-
-    @mistake("That is the mean loss. One step is missing from it to the perplexity.")
-    def loss(log_probs):
-        return torch.cat(log_probs).mean().neg().item()
-
-    @mistake("You raise 2 to a power, but these logarithms are natural ones. Of which number are they the powers?")
-    def of_bits(log_probs):
-        return 2 ** torch.cat(log_probs).mean().neg().item()
-
-    @mistake("Yours grows with the length of the texts. Is a long text harder for each of its tokens?")
-    def of_the_sum(log_probs):
-        return torch.cat(log_probs).sum().neg().exp().item()
+    mean_perplexity = mistake("""That is the mean of the texts' perplexities: one strange text drowns all. What should
+        be joined first?""")(lambda texts: torch.stack([text.mean().neg().exp() for text in texts]).mean().item())
+    of_mean_losses = mistake("""Each text has the same say, however short it is. Over what should the
+        mean be taken?""")(lambda texts: torch.stack([text.mean() for text in texts]).mean().neg().exp().item())
+    product = mistake("""Right for short texts. A product of hundreds of probabilities is too small for the computer:
+        why turn logarithms back?""")(lambda texts: torch.cat(texts).exp().prod().pow(-1 / sum(map(len, texts))).item())
+    without_the_sign = mistake("""Yours lies below one. A perplexity says among how many tokens the model is as good as
+        guessing.""")(lambda texts: torch.cat(texts).mean().exp().item())
+    loss = mistake("That is the mean loss. One step is missing.")(lambda texts: torch.cat(texts).mean().neg().item())
+    of_bits = mistake("""You raise 2 to a power, but these logarithms are natural ones. Of which number are they the
+        powers?""")(lambda texts: 2 ** torch.cat(texts).mean().neg().item())
+    of_the_sum = mistake("""Yours grows with the length of the texts.
+        Is a long text harder for each of its tokens?""")(lambda texts: torch.cat(texts).sum().neg().exp().item())
 
 
 class MaskedLoss(Exercise, name="fine_tuning.masked_loss"):
@@ -390,33 +304,21 @@ class MaskedLoss(Exercise, name="fine_tuning.masked_loss"):
     def inputs():
         return [reply_parts((2, 6, 2), (1, 9, 8)), reply_parts((3, 7, 1), (2, 5, 0), (2, 8, 5))]
 
-    def reference(micro_batches):
-        return sum(map(summed, micro_batches)) / sum(map(n_learned, micro_batches))
+    def ratio(above: Callable, below: Callable = lambda part: 1) -> Callable:
+        return lambda micro_batches: sum(map(above, micro_batches)) / sum(map(below, micro_batches))
 
-    @mistake(MEAN_OF_MEANS)
-    def mean_of_means(micro_batches):
-        return sum(map(mean, micro_batches)) / len(micro_batches)
-
-    @mistake(MEAN_OF_MEANS)
-    def mean_of_means_with_replies(micro_batches):
-        return MaskedLoss.mean_of_means([part for part in micro_batches if n_learned(part)])
-
-    @mistake("""Very close. A micro-batch without any reply token has no mean: 0 divided by 0. Is there something that
-        you can add up even then?""")
-    def weighted_means(micro_batches):
-        return sum(mean(part) * n_learned(part) for part in micro_batches) / sum(map(n_learned, micro_batches))
-
-    @mistake(COUNTS_MESSAGE)
-    def over_all_places(micro_batches):
-        return sum(map(summed, micro_batches)) / sum(targets.numel() for _, targets in micro_batches)
-
-    @mistake("You divide by the number of micro-batches. How many losses did you add up?")
-    def over_parts(micro_batches):
-        return sum(map(summed, micro_batches)) / len(micro_batches)
-
-    @mistake(EACH_ROW)
-    def row_by_row_with_replies(micro_batches):
-        return MaskedLoss.mean_of_means_with_replies(rows_of(micro_batches))
+    reference = ratio(summed, n_learned)
+    mean_of_means = mistake(MEAN_OF_MEANS)(ratio(mean))
+    mean_of_means_with_replies = mistake(MEAN_OF_MEANS)(
+        lambda parts: MaskedLoss.mean_of_means([part for part in parts if n_learned(part)])
+    )
+    weighted_means = mistake("""Very close. A micro-batch without any reply token has no mean: 0 divided by 0. Is there
+        something that you can add up even then?""")(ratio(lambda part: mean(part) * n_learned(part), n_learned))
+    over_all_places = mistake("""Places with target -100 have no loss, but you count them below the line. Who should be
+        counted?""")(ratio(summed, lambda part: part[1].numel()))
+    over_parts = mistake("You divide by the number of micro-batches. How many losses did you add up?")(ratio(summed))
+    row_by_row_with_replies = mistake("""Each dialogue has the same say, however short its reply. Over what should the
+        mean be taken?""")(lambda parts: MaskedLoss.mean_of_means_with_replies(rows_of(parts)))
 
 
 class StopRule(Exercise, name="fine_tuning.stop_rule"):
@@ -439,122 +341,62 @@ class StopRule(Exercise, name="fine_tuning.stop_rule"):
     def reference(losses, patience):
         return stopped(losses, patience)
 
-    @mistake("You look into a future that the run has not seen: after its stop nothing more is measured.")
-    def best_of_all(losses, patience):
-        return stopped(losses, patience)[0], losses.index(min(losses))
-
-    @mistake("You wait for one evaluation too many. How many in a row without a lower loss are allowed?")
-    def too_patient(losses, patience):
-        return stopped(losses, patience + 1)
-
-    @mistake("You stop one evaluation too early. How many in a row without a lower loss are allowed?")
-    def impatient(losses, patience):
-        return stopped(losses, patience - 1)
-
-    @mistake("""You hold each loss against the one before it, so a small dip on the way up looks like a success. Against
-        which should it be held?""")
-    def against_the_one_before(losses, patience):
-        return stopped(losses, patience, against=lambda i, best: i - 1)
-
-    @mistake("Your patience is never renewed. What should a new best loss do to it?")
-    def never_renewed(losses, patience):
-        return stopped(losses, patience, forgives=False)
-
-    @mistake("You take an equal loss for a better one. To count as a success, how should a loss be?")
-    def ties_are_better(losses, patience):
-        return stopped(losses, patience, lower=le)
-
-    @mistake("Right for a run that stops early. Where is the best of a run that goes on to its end?")
-    def counted_back(losses, patience):
-        stop, _ = stopped(losses, patience)
-        return stop, stop - patience
+    best_of_all = mistake("""You look into a future that the run has not seen: after its stop nothing
+        more is measured.""")(lambda losses, patience: (stopped(losses, patience)[0], losses.index(min(losses))))
+    too_patient = mistake("""You wait for one evaluation too many.
+        How many in a row without a lower loss are allowed?""")(lambda losses, patience: stopped(losses, patience + 1))
+    impatient = mistake("""You stop one evaluation too early.
+        How many in a row without a lower loss are allowed?""")(lambda losses, patience: stopped(losses, patience - 1))
+    against_the_one_before = mistake("""You hold each loss against the one before it, so a small dip on the way up looks
+        like a success. Against which should it be held?""")(partial(stopped, against=lambda i, best: i - 1))
+    never_renewed = mistake("Your patience is never renewed. What should renew it?")(partial(stopped, forgives=False))
+    ties_are_better = mistake("You take an equal loss for a better one. Is it one?")(partial(stopped, lower=le))
+    counted_back = mistake("""Right for a run that stops early. Where is the best of a run that goes on to
+        its end?""")(lambda losses, patience: (stopped(losses, patience)[0], stopped(losses, patience)[0] - patience))
 
 
 class Lora(Exercise, name="fine_tuning.lora"):
     """Return what a linear map with a low-rank change beside it makes of x."""
 
-    hint = (
-        "Compute the frozen part and the change apart, on this example: which of the two is off, and by which factor?"
-    )
+    hint = "Compute the frozen part and the change apart, on this example: which of them is off, and by which factor?"
 
     def inputs():
-        return [
-            (randn(2, 3, 6), *low_rank(6, 6, 2), 16.0),
-            (randn(4, 5), *low_rank(5, 5, 1), 8.0),
-            (randn(5), *low_rank(3, 5, 2), 0.5),
-            (randn(2), *low_rank(1, 2, 4), 2.0),
-        ]
+        square = [(randn(2, 3, 6), *low_rank(6, 6, 2), 16.0), (randn(4, 5), *low_rank(5, 5, 1), 8.0)]
+        return [*square, (randn(5), *low_rank(3, 5, 2), 0.5), (randn(2), *low_rank(1, 2, 4), 2.0)]
 
     def reference(x, W, A, B, alpha):
         return F.linear(x, W) + alpha / len(A) * F.linear(F.linear(x, A), B)
 
-    @mistake("The change is not scaled yet. What is alpha for?")
-    def not_scaled(x, W, A, B, alpha):
-        return x @ W.T + x @ A.T @ B.T
-
-    @mistake(NO_RANK)
-    def by_alpha_alone(x, W, A, B, alpha):
-        return x @ W.T + alpha * x @ A.T @ B.T
-
-    @mistake(NO_RANK)
-    def over_the_inputs(x, W, A, B, alpha):
-        return x @ W.T + alpha / A.shape[1] * x @ A.T @ B.T
-
-    @mistake("You divide by a root. A later paper proposes that; in this one there is no root.")
-    def over_a_root(x, W, A, B, alpha):
-        return x @ W.T + alpha / sqrt(len(A)) * x @ A.T @ B.T
-
-    @mistake("That is the change alone. What does the frozen weight say?")
-    def change_alone(x, W, A, B, alpha):
-        return alpha / len(A) * x @ A.T @ B.T
-
-    @mistake("You scale the frozen weight, too. At the start the layer should do just what it did before.")
-    def all_scaled(x, W, A, B, alpha):
-        return alpha / len(A) * (x @ W.T + x @ A.T @ B.T)
-
-    @mistake(TURNED_CHANGE)
-    def change_turned(x, W, A, B, alpha):
-        return x @ W.T + alpha / len(A) * x @ B @ A
+    bare = mistake("The change is not scaled yet. What is alpha for?")(lambda x, W, A, B, _: x @ W.T + x @ A.T @ B.T)
+    by_alpha_alone = mistake(NO_RANK)(lambda x, W, A, B, alpha: x @ W.T + alpha * x @ A.T @ B.T)
+    over_the_inputs = mistake(NO_RANK)(lambda x, W, A, B, alpha: x @ W.T + alpha / A.shape[1] * x @ A.T @ B.T)
+    over_a_root = mistake("""You divide by a root. A later paper proposes that;
+        in this one there is no root.""")(lambda x, W, A, B, alpha: x @ W.T + alpha / sqrt(len(A)) * x @ A.T @ B.T)
+    change_alone = mistake("That is the change alone.")(lambda x, W, A, B, alpha: alpha / len(A) * x @ A.T @ B.T)
+    all_scaled = mistake("""You scale the frozen weight, too. At the start the layer should do just what
+        it did before.""")(lambda x, W, A, B, alpha: alpha / len(A) * (x @ W.T + x @ A.T @ B.T))
+    change_turned = mistake(TURNED_CHANGE)(lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ B @ A)
 
 
 class Merge(Exercise, name="fine_tuning.merge"):
     """Return one matrix that does what the frozen weight and its change do together."""
 
-    hint = (
-        "Take the frozen weight away from your result: has the rest the shape of W, and which factor stands before it?"
-    )
+    hint = "Take the frozen weight away from your result: has the rest the shape of W, and which factor is before it?"
 
     def inputs():
-        return [
-            (*low_rank(6, 6, 2), 16.0),
-            (*low_rank(5, 5, 1), 8.0),
-            (*low_rank(3, 4, 2), 3.0),
-            (*low_rank(1, 2, 4), 2.0),
-        ]
+        sizes = ((6, 6, 2, 16.0), (5, 5, 1, 8.0), (3, 4, 2, 3.0), (1, 2, 4, 2.0))
+        return [(*low_rank(n_out, n_in, rank), alpha) for n_out, n_in, rank, alpha in sizes]
 
     def reference(W, A, B, alpha):
         return W + alpha / len(A) * B @ A
 
-    @mistake("The change is not scaled. What is alpha for?")
-    def not_scaled(W, A, B, alpha):
-        return W + B @ A
-
-    @mistake(NO_RANK)
-    def by_alpha_alone(W, A, B, alpha):
-        return W + alpha * B @ A
-
-    @mistake("You scale the frozen weight, too. With B at zero the result should be W itself.")
-    def all_scaled(W, A, B, alpha):
-        return alpha / len(A) * (W + B @ A)
-
-    @mistake(TURNED_CHANGE)
-    def change_turned(W, A, B, alpha):
-        return W + alpha / len(A) * (B @ A).T
-
-    @mistake("""Your product has the size of the rank, and not that of W. (At rank 1 it is a single number, which is
-        added everywhere without an error.) In which order should the two stand?""")
-    def wrong_order(W, A, B, alpha):
-        return W + alpha / len(A) * A @ B
+    not_scaled = mistake("The change is not scaled. What is alpha for?")(lambda W, A, B, alpha: W + B @ A)
+    by_alpha_alone = mistake(NO_RANK)(lambda W, A, B, alpha: W + alpha * B @ A)
+    all_scaled = mistake("""You scale the frozen weight, too.
+        With B at zero the result should be W itself.""")(lambda W, A, B, alpha: alpha / len(A) * (W + B @ A))
+    change_turned = mistake(TURNED_CHANGE)(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A).T)
+    wrong_order = mistake("""Your product has the size of the rank, and not that of W. (At rank 1 it is a number, added
+        everywhere.) In which order should the two stand?""")(lambda W, A, B, alpha: W + alpha / len(A) * A @ B)
 
 
 class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
@@ -569,70 +411,42 @@ class MendTemperature(Exercise, name="fine_tuning.mend_temperature"):
     def reference(logits, temperature):
         return (logits / temperature).softmax(-1)
 
-    @as_it_stands("""The mistake is still there: every temperature gives the same distribution. You divide, and then you
-        divide by the sum: what is left of the temperature?""")
-    def divided_twice(logits, temperature):
-        probabilities = logits.softmax(-1) / temperature
-        return probabilities / probabilities.sum(-1, keepdim=True)
-
-    @mistake("You subtract the temperature from every logit, and a softmax does not notice what all of them share.")
-    def subtracted(logits, temperature):
-        return (logits - temperature).softmax(-1)
-
-    @mistake("""Now the temperature does something, but all tokens are nearly even: a softmax of probabilities. Numbers
-        of which kind is it made for?""")
-    def of_probabilities(logits, temperature):
-        return (logits.softmax(-1) / temperature).softmax(-1)
-
-    @mistake("Your numbers do not add up to one any more.")
-    def without_the_sum(logits, temperature):
-        return logits.softmax(-1) / temperature
-
-    @mistake("The wrong way round: with yours a high temperature makes the model surer.")
-    def upside_down(logits, temperature):
-        return (logits * temperature).softmax(-1)
-
-    @mistake("""Right for small logits. The exponential of a large one is infinite. What may you subtract from all
-        logits without changing any probability?""")
-    def overflowing(logits, temperature):
-        return (logits / temperature).exp() / (logits / temperature).exp().sum(-1, keepdim=True)
+    divided_twice = as_it_stands("""The mistake is still there: every temperature gives the same distribution. You
+        divide, and then you divide by the sum. What is left?""")(lambda x, T: normalised(x.softmax(-1) / T))
+    subtracted = mistake("""You subtract the temperature from every logit, and a softmax does not notice what all of
+        them share.""")(lambda x, T: (x - T).softmax(-1))
+    of_probabilities = mistake("""Now the temperature does something, but all tokens are nearly even: a softmax of
+        probabilities. Numbers of which kind is it made for?""")(lambda x, T: (x.softmax(-1) / T).softmax(-1))
+    without_the_sum = mistake("Your numbers do not add up to one any more.")(lambda x, T: x.softmax(-1) / T)
+    upside_down = mistake("The wrong way: a high temperature makes yours surer.")(lambda x, T: (x * T).softmax(-1))
+    overflowing = mistake("""Right for small logits. The exponential of a large one is infinite. What may you subtract
+        from all without changing any result?""")(lambda x, T: normalised((x / T).exp()))
 
 
 class MendTopP(Exercise, name="fine_tuning.mend_top_p"):
     """Mend the draw so that it chooses among the fewest best tokens that together hold at least p."""
 
-    hint = """Print, for one row, which tokens are left and how much they hold together. Is it at least p, and would one
-        fewer do?"""
+    hint = "Print, for a row, which tokens are left and what they hold. Is it at least p, and would one fewer do?"
 
     def inputs():
         return [rows_to_draw(64, 8, 3.0, 0.6), rows_to_draw(128, 12, 1.5, 0.8), rows_to_draw(2, 3, 1.0, 0.7)]
 
-    def reference(logits, p, noise):
-        return draw(top_p(logits, p), noise)
+    def drawn_from(distribution: Callable[[Tensor, float], Tensor]) -> Callable:
+        return lambda logits, p, noise: (distribution(logits, p) / noise).argmax(-1)
 
-    @as_it_stands("""The mistake is still there: where one token holds more than p, token 0 is drawn instead of it. How
-        many tokens are left at such a place?""")
-    def crossing_dropped(logits, p, noise):
-        return draw(without(logits, lambda ordered, held: held > p).nan_to_num(), noise)
-
-    @mistake("""The best token is always there now. At the other places the token with which the sum reaches p is still
-        missing.""")
-    def crossing_dropped_but_the_best(logits, p, noise):
-        return draw(without_the_crossing_but_the_best(logits, p), noise)
-
-    @mistake("Now any token can be drawn: nothing is cut.")
-    def nothing_cut(logits, p, noise):
-        return draw(logits.softmax(-1), noise)
-
-    @mistake("Your numbers count from the best token on. Which token stands at that place?")
-    def place_in_order(logits, p, noise):
-        return draw(top_p(logits, p).sort(dim=-1, descending=True).values, noise)
+    reference = drawn_from(top_p)
+    crossing_dropped = as_it_stands("""The mistake is still there: where one token holds more than p, token 0 is drawn.
+        How many tokens are left there?""")(drawn_from(lambda logits, p: without_the_crossing(logits, p).nan_to_num()))
+    crossing_dropped_but_the_best = mistake("""The best token is always there now. At the other places the token with
+        which the sum reaches p is still missing.""")(drawn_from(without_the_crossing_but_the_best))
+    nothing_cut = mistake("Any token can be drawn: nothing is cut.")(drawn_from(lambda logits, p: logits.softmax(-1)))
+    place = mistake("You count from the best token on. Which token stands at that place?")(drawn_from(in_order_of_size))
 
     @mistake("""A fair draw, but of the noise each number belongs to one token, and yours meets the tokens in the order
         of their size. Put the probabilities back in their places first.""")
     def noise_in_order(logits, p, noise):
         probabilities, order = top_p(logits, p).sort(dim=-1, descending=True)
-        return order.gather(-1, draw(probabilities, noise)[:, None])[:, 0]
+        return order.gather(-1, (probabilities / noise).argmax(-1)[:, None])[:, 0]
 
 
 class MendPadding(Exercise, name="fine_tuning.mend_padding"):
@@ -643,33 +457,26 @@ class MendPadding(Exercise, name="fine_tuning.mend_padding"):
     def inputs():
         return [filled_rows(3, 7, places=9), filled_rows(2, 5, 4, 8, places=8), filled_rows(1, 2, places=3)]
 
-    def reference(logits, targets, lengths):
-        losses, real = real_losses(logits, targets, lengths)
-        return losses[real].mean().item()
+    def mean_of(mean: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+        """Return a mean of all losses, which of them are no filling, and the lengths of the rows."""
 
-    @as_it_stands("""The mistake is still there: fill the same rows up further, and the loss changes. Which places have
-        a say in the mean?""")
-    def of_all_places(logits, targets, lengths):
-        return F.cross_entropy(logits.mT, targets).item()
+        def loss(logits, targets, lengths):
+            losses = F.cross_entropy(logits.mT, targets, reduction="none")  # (B, T)
+            return mean(losses, torch.arange(targets.shape[1]) < lengths[:, None], lengths).item()
 
-    @mistake("""Now the end of each reply is left out, too, and a model that never learns it never stops. The filling
-        and the end have the same number: by what else can they be told apart?""")
-    def without_the_end(logits, targets, lengths):
-        return MendPadding.reference(logits, targets, lengths - 1)
+        return loss
 
-    @mistake("Very close: of each row that is filled, one filled place still counts.")
-    def one_too_many(logits, targets, lengths):
-        return MendPadding.reference(logits, targets, lengths + 1)
-
-    @mistake("The losses of the filling are gone, but its places are still counted below the line.")
-    def filling_counted(logits, targets, lengths):
-        losses, real = real_losses(logits, targets, lengths)
-        return (losses * real).mean().item()
-
-    @mistake("Each row has the same say, so a token of a short reply weighs more than one of a long reply.")
-    def row_by_row(logits, targets, lengths):
-        losses, real = real_losses(logits, targets, lengths)
-        return ((losses * real).sum(1) / lengths).mean().item()
+    reference = mean_of(lambda losses, real, n: losses[real].mean())
+    of_all_places = as_it_stands("""The mistake is still there: fill the same rows up further, and the loss changes.
+        Which places have a say in the mean?""")(mean_of(lambda losses, real, n: losses.mean()))
+    without_the_end = mistake("""Now the end of each reply is left out, too, and the model never stops. By what, other
+        than its id, does the end differ?""")(lambda x, y, lengths: MendPadding.reference(x, y, lengths - 1))
+    one_too_many = mistake("""Very close: of each row that is filled, one filled
+        place still counts.""")(lambda x, y, lengths: MendPadding.reference(x, y, lengths + 1))
+    filling_counted = mistake("""The losses of the filling are gone, but its places are still counted
+        below the line.""")(mean_of(lambda losses, real, n: (losses * real).mean()))
+    row_by_row = mistake("""Each row has the same say, so a token of a short reply weighs more than one of
+        a long reply.""")(mean_of(lambda losses, real, n: ((losses * real).sum(1) / n).mean()))
 
 
 class MendPromptLoss(Exercise, name="fine_tuning.mend_prompt_loss"):
@@ -683,39 +490,24 @@ class MendPromptLoss(Exercise, name="fine_tuning.mend_prompt_loss"):
     def reference(prompt, reply):
         return torch.cat([ignored(len(prompt) - 1), reply, ignored(1)])
 
-    @as_it_stands("""The mistake is still there: the model learns to write the customer's messages, too. At which places
-        should nothing be learned?""")
-    def all_learned(prompt, reply):
-        return torch.cat([prompt[1:], reply, ignored(1)])
-
-    @mistake("""The first token of the reply is never learned. After which token is it to be said, and which target
-        stands at that place?""")
-    def without_the_first(prompt, reply):
-        return torch.cat([ignored(len(prompt)), reply[1:], ignored(1)])
-
-    @mistake("""Each token of the reply stands as the target of its own place: that teaches the model to say again what
-        it has just read. (Some libraries shift the targets by themselves; this model does not.)""")
-    def not_shifted(prompt, reply):
-        return torch.cat([ignored(len(prompt)), reply])
-
-    @mistake("You return fewer targets than there are tokens. What is the target of the very last place?")
-    def too_few(prompt, reply):
-        return torch.cat([ignored(len(prompt) - 1), reply])
-
-    @mistake(LAST_PLACE)
-    def rolled(prompt, reply):
-        return torch.cat([ignored(len(prompt) - 1), reply, prompt[:1]])
-
-    @mistake("The end of the reply is not learned: this model will never stop.")
-    def without_the_end(prompt, reply):
-        return torch.cat([ignored(len(prompt) - 1), reply[:-1], ignored(2)])
+    all_learned = as_it_stands("""The mistake is still there: the model learns to write the customer's messages, too. At
+        which places should nothing be learned?""")(lambda x, y: torch.cat([x[1:], y, ignored(1)]))
+    without_the_first = mistake("""The first token of the reply is never learned. After which token is it to be said,
+        and which target stands at that place?""")(lambda x, y: torch.cat([ignored(len(x)), y[1:], ignored(1)]))
+    not_shifted = mistake("""Each token of the reply is the target of its own place, and the model learns to repeat what
+        it reads. (Some libraries shift by themselves.)""")(lambda x, y: torch.cat([ignored(len(x)), y]))
+    too_few = mistake("""You return fewer targets than there are tokens.
+        What is the target of the very last place?""")(lambda x, y: torch.cat([ignored(len(x) - 1), y]))
+    rolled = mistake("""All is right but the last place.
+        The text is over there: is anything left to learn?""")(lambda x, y: torch.cat([ignored(len(x) - 1), y, x[:1]]))
+    without_the_end = mistake("""The end of the reply is not learned:
+        this model will never stop.""")(lambda x, y: torch.cat([ignored(len(x) - 1), y[:-1], ignored(2)]))
 
 
 class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
     """Mend the loading so that the read-out comes from the file, and what is really missing is counted."""
 
-    hint = """Two questions. Which weights of the model are random after the loading? And which of them should have been
-        those of the token table?"""
+    hint = "Which weights of the model are random after the loading, and which should be those of the token table?"
 
     def inputs():
         norm = ("ln_f.weight", "ln_f.bias")
@@ -729,33 +521,22 @@ class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
     def reference(weights, hidden):
         return opened(tied(weights), hidden, "missing")
 
-    @as_it_stands("""The mistake is still there: two loads of one file give different logits. Which part is new each
-        time, and why does nobody complain?""")
-    def random_head(weights, hidden):
-        return opened(weights, hidden, "unexpected")
-
-    @mistake("""Now it is said that a weight is missing. But the read-out is still random: from where does a model with
-        tied weights take it?""")
-    def random_head_counted(weights, hidden):
-        return opened(weights, hidden, "missing")
-
-    @mistake("The logits are right. You count what the file holds too much. What does it hold too little?")
-    def unexpected_counted(weights, hidden):
-        return opened(tied(weights), hidden, "unexpected")
-
-    @mistake(OWN_HEAD)
-    def always_tied(weights, hidden):
-        return opened(weights | {"lm_head.weight": weights["wte.weight"]}, hidden, "missing")
+    random_head = as_it_stands("""The mistake is still there: two loads of one file give different logits. Which part is
+        new each time, and why does nobody complain?""")(lambda weights, x: opened(weights, x, "unexpected"))
+    random_head_counted = mistake("""Now it is said that a weight is missing. But the read-out is still random: from
+        where does a model with tied weights take it?""")(lambda weights, x: opened(weights, x, "missing"))
+    unexpected_counted = mistake("""The logits are right. You count what the file holds too much. What does it hold too
+        little?""")(lambda weights, x: opened(tied(weights), x, "unexpected"))
+    always_tied = mistake("""One of the files has a read-out of its own, and you replace it. When is the token table to
+        be used?""")(lambda weights, x: opened(weights | {"lm_head.weight": weights["wte.weight"]}, x, "missing"))
 
     @mistake("The logits are right. But a read-out that is filled from the token table is not missing any more.")
     def filled_and_counted(weights, hidden):
         logits, missing = opened(tied(weights), hidden, "missing")
         return logits, missing + ("lm_head.weight" not in weights)
 
-    @mistake("""Now nothing goes by in silence, and nothing is opened either: the file lacks a weight that is there
-        under another name.""")
-    def strict(weights, hidden):
-        return opened(weights, hidden, "missing", strict=True)
+    strict = mistake("""Now nothing goes by in silence, and nothing is opened either: the file lacks a weight that is
+        there under another name.""")(lambda weights, x: opened(weights, x, "missing", strict=True))
 
 
 class MendSplit(Exercise, name="fine_tuning.mend_split"):
@@ -764,37 +545,33 @@ class MendSplit(Exercise, name="fine_tuning.mend_split"):
     hint = "List the phrasings in the order in which they first appear. Which of them go to the test, and with whom?"
 
     def inputs():
-        return [
-            (in_phrasings(3, 0, 3, 1, 0, 4, 1, 1, 3, 2, 4, 0, 2, 5), 3),
-            (in_phrasings(1, 1, 0, 1, 2, 0, 6, 2, 2, 6, 5, 5), 2),
-        ]
+        dialogues = in_phrasings(3, 0, 3, 1, 0, 4, 1, 1, 3, 2, 4, 0, 2, 5)
+        return [(dialogues, 3), (in_phrasings(1, 1, 0, 1, 2, 0, 6, 2, 2, 6, 5, 5), 2)]
 
-    def reference(dialogues, every):
-        return with_phrasings(dialogues, phrasings_of(dialogues)[every - 1 :: every])
+    def with_phrasings(pick: Callable[[list[str], int], list[str]]) -> Callable:
+        """Return what gives the numbers of the dialogues whose phrasings are picked from all, in their order."""
 
-    @as_it_stands("""The mistake is still there: a phrasing of the test stands in the training part as well. What should
-        be counted off, if not the dialogues?""")
-    def by_dialogues(dialogues, every):
-        return torch.arange(every - 1, len(dialogues), every)
+        def numbers(dialogues, every):
+            picked = pick(list(dict.fromkeys(phrasing for phrasing, _ in dialogues)), every)
+            return tensor([i for i, (phrasing, _) in enumerate(dialogues) if phrasing in picked])
 
-    @mistake("""No phrasing is on both sides now, but you count them in the order of the alphabet. In which order should
-        they be?""")
-    def alphabetical(dialogues, every):
-        return with_phrasings(dialogues, sorted(phrasings_of(dialogues))[every - 1 :: every])
+        return numbers
 
-    @mistake("No phrasing is on both sides now, but you begin with the very first. Which is the one to begin with?")
-    def from_the_first(dialogues, every):
-        return with_phrasings(dialogues, phrasings_of(dialogues)[::every])
+    reference = with_phrasings(lambda names, every: names[every - 1 :: every])
+    by_dialogues = as_it_stands("""The mistake is still there: a phrasing of the test is in the training part, too. What
+        is to be counted off?""")(lambda dialogues, every: torch.arange(every - 1, len(dialogues), every))
+    alphabetical = mistake("""No phrasing is on both sides now, but you count them in the order of the alphabet. In
+        which order should they be?""")(with_phrasings(lambda names, every: sorted(names)[every - 1 :: every]))
+    from_the_first = mistake("""No phrasing is on both sides now, but you begin with the very first. Which is the one to
+        begin with?""")(with_phrasings(lambda names, every: names[::every]))
 
     @mistake("One dialogue of each test phrasing is in the test. Where are its sisters with the same phrasing?")
     def first_of_each(dialogues, every):
         phrasings = [phrasing for phrasing, _ in dialogues]
-        return tensor([phrasings.index(phrasing) for phrasing in phrasings_of(dialogues)[every - 1 :: every]])
+        return tensor([phrasings.index(name) for name in list(dict.fromkeys(phrasings))[every - 1 :: every]])
 
-    @mistake("These are the numbers of the training dialogues. The others were asked for.")
-    def training_part(dialogues, every):
-        of_test = phrasings_of(dialogues)[every - 1 :: every]
-        return tensor([i for i, (phrasing, _) in enumerate(dialogues) if phrasing not in of_test])
+    training_part = mistake("""These are the numbers of the training dialogues. The others
+        were asked for.""")(with_phrasings(lambda names, every: [name for i, name in enumerate(names, 1) if i % every]))
 
 
 class MendPickle(Exercise, name="fine_tuning.mend_pickle"):
@@ -805,7 +582,7 @@ class MendPickle(Exercise, name="fine_tuning.mend_pickle"):
     trains = ("receiver",)
 
     def inputs():
-        kinds = (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), Tied, turned_linear)
+        kinds = (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), tied_linear, turned_linear)
         return [(kind(), kind(), FreshPath(), sender(change)) for change, kind in enumerate(kinds, start=1)]
 
     def reference(model, receiver, path, send):
@@ -820,20 +597,11 @@ class MendPickle(Exercise, name="fine_tuning.mend_pickle"):
         Path(path).write_bytes(b"PK")  # so begins what torch saves by itself
         send(path)
 
-    @mistake("""A plain model passes. But one tensor may have two names, and another may lie turned in memory. What does
-        the error ask for?""")
-    def as_it_lies(model, receiver, path, send):
-        return sent_with(lambda weight: weight, model, receiver, path, send)
-
-    @mistake("""Two names for one tensor are no problem now. But a copy lies in memory as its original does, also when
-        that is turned.""")
-    def copies(model, receiver, path, send):
-        return sent_with(Tensor.clone, model, receiver, path, send)
-
-    @mistake("What you return is what was sent, and not what arrived. From where should the receiver learn it?")
-    def what_was_sent(model, receiver, path, send):
-        return parameters_of(model)
-
-    @mistake("The receiver is as it was before: nothing has been put into it.")
-    def never_opened(model, receiver, path, send):
-        return parameters_of(receiver)
+    as_it_lies = mistake("""A plain model passes. But one tensor may have two names, and another may lie turned in
+        memory. What does the error ask for?""")(partial(sent_with, lambda weight: weight))
+    copies = mistake("""Two names for one tensor are no problem now. But a copy lies in memory as its original does,
+        also when that is turned.""")(partial(sent_with, Tensor.clone))
+    what_was_sent = mistake("""What you return is what was sent, and not what arrived. From where should the receiver
+        learn it?""")(lambda model, receiver, path, send: parameters_of(model))
+    never_opened = mistake("""The receiver is as it was before:
+        nothing has been put into it.""")(lambda model, receiver, path, send: parameters_of(receiver))

@@ -1,11 +1,8 @@
-"""The exercises of notebook 02: a GPT block, its start, its loss and its training.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 02: a GPT block, its start and its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import log, log2, pi, sqrt
 
 import torch
@@ -16,23 +13,11 @@ from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 from gptcourse.model import GPTConfig
 
 NOTEBOOK = "02 · A GPT block"
-SAMPLE_VARIANCE = """Very close: your variance divides by C - 1, as one does for a sample. Here it is the plain mean of
-    the squared deviations."""
+SAMPLE_VARIANCE = "Very close: your variance divides by C - 1, as for a sample. Here it is the mean of the squares."
 WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
-COPIES = "At each place the answer is what the model has just read: it would learn to copy."
 NOT_AS_MANY = "The targets should be as many as the inputs: one answer for each question."
 MIXED_UP = """Your rows and columns are mixed up: the vocabulary should be its own dimension, and a reshape does not
     move it there. What does one row of the logits hold?"""
-WRONG_SHARES = "Your probabilities add up to one along the wrong dimension: the tokens of the vocabulary compete."
-NOT_SHIFTED = """The mistake is still there: a model that answers with the very token it has just read gets the best
-    loss. What does the loss hold each guess against?"""
-STILL_SUMS = """The steps follow more than the loss at hand. Print one weight's gradient right before each step: how
-    much of it comes from this loss?"""
-NO_GRADIENT = """The loss never changes, so the optimizer moves nothing. What should it find in each weight when it
-    takes its step, and is it there at that moment?"""
-LATE_STEP = "Each step follows the gradients of the step before. In which order should the three happen?"
-UNEQUAL_BATCHES = """The mean of the batches' means gives the examples of a small last batch more say than the others.
-    What should be counted?"""
 
 
 def four_parts(size: int = 8) -> tuple[Callable, ...]:
@@ -43,55 +28,13 @@ def four_parts(size: int = 8) -> tuple[Callable, ...]:
     return norm, nn.Linear(size, size), nn.RMSNorm(size), mlp
 
 
-def line_to_fit(rate: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = nn.Linear(3, 1)
-    return model, torch.optim.SGD(model.parameters(), lr=rate)
+def guesses(*sizes: tuple) -> list[tuple[Tensor, Tensor]]:
+    """Logits (B, T, V) with a spread, and tokens (B, T)."""
+    return [((spread * randn(B, T, V)).requires_grad_(), randint(V, (B, T))) for B, T, V, spread in sizes]
 
 
-def pairs(*sizes: int) -> list[tuple[Tensor, Tensor]]:
-    return [(randn(size, 3), randn(size, 1)) for size in sizes]
-
-
-def run(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable, order: str) -> Tensor:
-    """Train on each batch, doing "clear", "backward" and "step" in the order given; return the losses."""
-    losses = []
-    for x, y in batches:
-        loss = F.mse_loss(model(x), y)
-        actions = {"clear": optimizer.zero_grad, "backward": loss.backward, "step": optimizer.step}
-        for word in order.split():
-            actions[word]()
-        losses.append(loss.detach())
-    return torch.stack(losses)
-
-
-def classifier(dropout: float, training: bool = True) -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 4)).train(training)
-
-
-def labelled(*sizes: int, time: tuple[int, ...] = ()) -> list[tuple[Tensor, Tensor]]:
-    return [(randn(size, *time, 6), randint(4, (size, *time))) for size in sizes]
-
-
-@torch.no_grad()
-def losses_of(model: nn.Module, batches: Iterable) -> list[Tensor]:
-    """Return the losses of all examples, batch by batch, in the mode in which the model is."""
-    return [F.cross_entropy(model(x), y, reduction="none") for x, y in batches]
-
-
-def hits_of(model: nn.Module, batches: Iterable) -> list[Tensor]:
-    return [(model(x).argmax(-1) == y).float() for x, y in batches]
-
-
-def pooled(parts: list[Tensor]) -> float:
-    return torch.cat([part.flatten() for part in parts]).mean().item()
-
-
-def mean_of_means(parts: list[Tensor]) -> float:
-    return sum(part.mean().item() for part in parts) / len(parts)
-
-
-def total(parts: list[Tensor]) -> float:
-    return sum(part.sum().item() for part in parts)
+def added(x: Tensor, part: Callable, norm: Callable) -> Tensor:
+    return x + part(norm(x))
 
 
 class Residual(Exercise, name="gpt_block.residual"):
@@ -100,11 +43,8 @@ class Residual(Exercise, name="gpt_block.residual"):
     hint = "Say for each of the four parts what it reads, in which order they come, and to what its result is added."
 
     def inputs():
-        return [
-            (randn(1, 1, 2), *four_parts(2)),
-            (randn(2, 3, 8), *four_parts()),
-            (3 * randn(1, 5, 8) + 1, *four_parts()),
-        ]
+        large = 3 * randn(1, 5, 8) + 1
+        return [(randn(1, 1, 2), *four_parts(2)), (randn(2, 3, 8), *four_parts()), (large, *four_parts())]
 
     def reference(x, ln_1, attn, ln_2, mlp):
         x = x + attn(ln_1(x))
@@ -116,9 +56,8 @@ class Residual(Exercise, name="gpt_block.residual"):
         x = ln_1(x + attn(x))
         return ln_2(x + mlp(x))
 
-    @mistake("The parts follow each other, but nothing adds to the stream: the path past them is missing.")
-    def without_additions(x, ln_1, attn, ln_2, mlp):
-        return mlp(ln_2(attn(ln_1(x))))
+    without_additions = mistake("""The parts follow each other, but nothing adds to the stream: the path past them is
+        missing.""")(lambda x, ln_1, attn, ln_2, mlp: mlp(ln_2(attn(ln_1(x)))))
 
     @mistake("You add to the normalised copy. What the parts write should be added to the stream itself.")
     def on_the_copy(x, ln_1, attn, ln_2, mlp):
@@ -126,32 +65,20 @@ class Residual(Exercise, name="gpt_block.residual"):
         x = ln_2(x + attn(x))
         return x + mlp(x)
 
-    @mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so on purpose, to
-        compute both at once; GPT-2 does not.)""")
-    def in_parallel(x, ln_1, attn, ln_2, mlp):
-        return x + attn(ln_1(x)) + mlp(ln_2(x))
-
-    @mistake("Both parts use the same norm. Each has one of its own.")
-    def with_one_norm(x, ln_1, attn, ln_2, mlp):
-        x = x + attn(ln_1(x))
-        return x + mlp(ln_1(x))
-
-    @mistake("The norms are exchanged. Which of the two comes first in the block?")
-    def norms_exchanged(x, ln_1, attn, ln_2, mlp):
-        x = x + attn(ln_2(x))
-        return x + mlp(ln_1(x))
-
-    @mistake("What attention wrote reaches the MLP, but not the end of the block: you add to the stream as it came in.")
-    def one_long_path(x, ln_1, attn, ln_2, mlp):
-        return x + mlp(ln_2(x + attn(ln_1(x))))
+    in_parallel = mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so to
+        compute both at once; GPT-2 does not.)""")(lambda x, ln_1, attn, ln_2, mlp: x + attn(ln_1(x)) + mlp(ln_2(x)))
+    with_one_norm = mistake("""Both parts use the same norm.
+        Each has one of its own.""")(lambda x, ln_1, attn, ln_2, mlp: added(added(x, attn, ln_1), mlp, ln_1))
+    norms_exchanged = mistake("""The norms are exchanged. Which of the two comes first
+        in the block?""")(lambda x, ln_1, attn, ln_2, mlp: added(added(x, attn, ln_2), mlp, ln_1))
+    one_long_path = mistake("""What attention wrote reaches the MLP, but not the end of the block: you add to the stream
+        as it came in.""")(lambda x, ln_1, attn, ln_2, mlp: x + mlp(ln_2(x + attn(ln_1(x)))))
 
 
 class LayerNorm(Exercise, name="gpt_block.layer_norm"):
     """Normalise each token's vector to mean 0 and variance 1, then apply weight and bias."""
 
-    hint = (
-        "Go through this example step by step: mean, variance, the root with the eps that was given, weight and bias."
-    )
+    hint = "Go through this example step by step: mean, variance, the root with the given eps, weight and bias."
 
     def inputs():
         far_from_zero = randn(2, 6, dtype=torch.float64) + 1e7  # where a difference of large squares is noise
@@ -163,65 +90,43 @@ class LayerNorm(Exercise, name="gpt_block.layer_norm"):
             (far_from_zero, randn(6).double(), randn(6).double(), 1e-5),
         ]
 
+    def divided_by(spread: Callable[[Tensor, float], Tensor]) -> Callable:
+        """Return a layer norm that divides by this spread of x, given eps."""
+        return lambda x, w, b, eps: (x - x.mean(-1, True)) / spread(x, eps) * w + b
+
+    def normalised_over(dim: int | None) -> Callable:
+        """Return a layer norm that takes the mean and the variance over this dimension (None: over everything)."""
+        return lambda x, w, b, eps: (
+            (x - x.mean(dim, True)) / (x.var(dim, correction=0, keepdim=True) + eps).sqrt() * w + b
+        )
+
     def reference(x, weight, bias, eps):
         return F.layer_norm(x, weight.shape, weight, bias, eps)
 
-    @mistake(SAMPLE_VARIANCE)
-    def sample_variance(x, w, b, eps):
-        return (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + eps).sqrt() * w + b
-
-    @mistake(SAMPLE_VARIANCE)
-    def sample_deviation(x, w, b, eps):
-        return (x - x.mean(-1, True)) / (x.std(-1, keepdim=True) + eps) * w + b
-
-    @mistake("Very close: look at the formula again, and see how far its root reaches.")
-    def eps_outside(x, w, b, eps):
-        return (x - x.mean(-1, True)) / (x.std(-1, correction=0, keepdim=True) + eps) * w + b
-
-    @mistake("A vector of equal numbers has variance 0, and you divide by it. What is eps for?")
-    def without_eps(x, w, b, eps):
-        return (x - x.mean(-1, True)) / x.std(-1, correction=0, keepdim=True) * w + b
-
-    @mistake("Nearly: your eps is a fixed number, and it is one of the inputs.")
-    def fixed_eps(x, w, b, eps):
-        return F.layer_norm(x, w.shape, w, b)
-
-    @mistake("""The difference of two large squares loses all its digits when the mean is far from zero. Subtract the
-        mean first, and square after it.""")
-    def mean_of_squares(x, w, b, eps):
-        variance = x.square().mean(-1, True) - x.mean(-1, True).square()
-        return (x - x.mean(-1, True)) / (variance + eps).sqrt() * w + b
-
-    @mistake("You divide by the variance. To bring a spread back to 1, what should it be divided by?")
-    def by_variance(x, w, b, eps):
-        return (x - x.mean(-1, True)) / (x.var(-1, correction=0, keepdim=True) + eps) * w + b
-
-    @mistake("The mean is still in there: that is RMSNorm, layer norm's younger sister.")
-    def rms(x, w, b, eps):
-        return x / (x.square().mean(-1, True) + eps).sqrt() * w + b
-
-    @mistake(WRONG_DIMENSIONS)
-    def over_the_batch(x, w, b, eps):
-        return (x - x.mean(0, True)) / (x.var(0, correction=0, keepdim=True) + eps).sqrt() * w + b
-
-    @mistake(WRONG_DIMENSIONS)
-    def over_the_tokens(x, w, b, eps):
-        return (x - x.mean(-2, True)) / (x.var(-2, correction=0, keepdim=True) + eps).sqrt() * w + b
-
-    @mistake(WRONG_DIMENSIONS)
-    def over_everything(x, w, b, eps):
-        return (x - x.mean()) / (x.var(correction=0) + eps).sqrt() * w + b
-
-    @mistake("Normalised it is. Weight and bias are not used yet.")
-    def alone(x, w, b, eps):
-        return F.layer_norm(x, w.shape, eps=eps)
+    sample_variance = mistake(SAMPLE_VARIANCE)(divided_by(lambda x, eps: (x.var(-1, keepdim=True) + eps).sqrt()))
+    sample_deviation = mistake(SAMPLE_VARIANCE)(divided_by(lambda x, eps: x.std(-1, keepdim=True) + eps))
+    eps_outside = mistake("""Very close: look at the formula again, and see how far
+        its root reaches.""")(divided_by(lambda x, eps: x.std(-1, correction=0, keepdim=True) + eps))
+    without_eps = mistake("""A vector of equal numbers has variance 0, and you divide by it.
+        What is eps for?""")(divided_by(lambda x, eps: x.std(-1, correction=0, keepdim=True)))
+    fixed = mistake("""Nearly: your eps is a fixed number, and it is one
+        of the inputs.""")(lambda x, w, b, _: F.layer_norm(x, w.shape, w, b))
+    mean_of_squares = mistake("""The difference of two large squares loses all digits when the mean is far
+        from zero.""")(divided_by(lambda x, eps: (x.square().mean(-1, True) - x.mean(-1, True).square() + eps).sqrt()))
+    by_variance = mistake("""You divide by the variance. To bring a spread back to 1, what should it
+        be divided by?""")(divided_by(lambda x, eps: x.var(-1, correction=0, keepdim=True) + eps))
+    rms = mistake("""The mean is still in there: that is RMSNorm, layer
+        norm's younger sister.""")(lambda x, w, b, eps: x / (x.square().mean(-1, True) + eps).sqrt() * w + b)
+    over_the_batch = mistake(WRONG_DIMENSIONS)(normalised_over(0))
+    over_the_tokens = mistake(WRONG_DIMENSIONS)(normalised_over(-2))
+    over_everything = mistake(WRONG_DIMENSIONS)(normalised_over(None))
+    alone = mistake("Normalised; now weight and bias.")(lambda x, w, b, eps: F.layer_norm(x, w.shape, eps=eps))
 
 
 class Gelu(Exercise, name="gpt_block.gelu"):
     """Return the tanh form of GELU that GPT-2 and GPT-3 use."""
 
-    hint = """Take the formula from the inside out, number by number. Far to the right the result should be almost x,
-        far to the left almost 0."""
+    hint = "Take the formula from the inside out. Far to the right it should be almost x, far to the left almost 0."
 
     def inputs():
         return [(torch.tensor([-1.0, 0.5, 2.0]),), (torch.linspace(-4, 4, 33),), (2 * randn(2, 3, 4),)]
@@ -229,29 +134,15 @@ class Gelu(Exercise, name="gpt_block.gelu"):
     def reference(x):
         return F.gelu(x, approximate="tanh")
 
-    @mistake("That is the exact form. GPT-2 uses the tanh form, and they differ in the fourth decimal.")
-    def exact(x):
-        return F.gelu(x)
-
-    @mistake("That is a quicker approximation, with a sigmoid. GPT-2's formula has a tanh.")
-    def by_sigmoid(x):
-        return x * torch.sigmoid(1.702 * x)
-
-    @mistake("That still has the corner at zero. GELU rounds it off.")
-    def relu(x):
-        return F.relu(x)
-
-    @mistake("Twice too large: far to the right the result should be almost x.")
-    def without_half(x):
-        return x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
-
-    @mistake("How far does the root in front of the bracket reach?")
-    def short_root(x):
-        return 0.5 * x * (1 + torch.tanh(sqrt(2) / pi * (x + 0.044715 * x**3)))
-
-    @mistake("The small correction to x should be odd in x: look at its power.")
-    def squared(x):
-        return 0.5 * x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**2)))
+    exact = mistake("That is the exact form. GPT-2's tanh form differs in the fourth decimal.")(F.gelu)
+    by_sigmoid = mistake("That is quicker, with a sigmoid. GPT-2 has a tanh.")(lambda x: x * torch.sigmoid(1.702 * x))
+    relu = mistake("That still has the corner at zero. GELU rounds it off.")(F.relu)
+    without_half = mistake("""Twice too large: far to the right the result should
+        be almost x.""")(lambda x: x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))))
+    short_root = mistake("""How far does the root in front of
+        the bracket reach?""")(lambda x: 0.5 * x * (1 + torch.tanh(sqrt(2) / pi * (x + 0.044715 * x**3))))
+    squared = mistake("""The small correction to x should be odd in x:
+        look at its power.""")(lambda x: 0.5 * x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**2))))
 
 
 class InitStd(Exercise, name="gpt_block.init_std"):
@@ -265,25 +156,11 @@ class InitStd(Exercise, name="gpt_block.init_std"):
     def reference(n_layer):
         return 0.02 / sqrt(2 * n_layer)
 
-    @mistake("You count one addition for each block. How many times does a block add to the stream?")
-    def once_per_block(n_layer):
-        return 0.02 / sqrt(n_layer)
-
-    @mistake("The number of additions is right. But variances add up, not standard deviations.")
-    def without_root(n_layer):
-        return 0.02 / (2 * n_layer)
-
-    @mistake("That is for the other matrices. These should shrink with depth.")
-    def of_other_matrices(n_layer):
-        return 0.02
-
-    @mistake("That is the factor. Which standard deviation does it scale?")
-    def factor(n_layer):
-        return (2 * n_layer) ** -0.5
-
-    @mistake("Look at your brackets: what stands under the root, what below the line?")
-    def lost_brackets(n_layer):
-        return 0.02 / sqrt(2) * n_layer
+    once_per_block = mistake("How many times does a block add to the stream?")(lambda L: 0.02 / sqrt(L))
+    without_root = mistake("The number of additions is right. But variances add up.")(lambda L: 0.02 / (2 * L))
+    of_other_matrices = mistake("That is for the other matrices. These should shrink with depth.")(lambda L: 0.02)
+    factor = mistake("That is the factor. Which standard deviation does it scale?")(lambda L: (2 * L) ** -0.5)
+    lost_brackets = mistake("Your brackets: what stands under the root, what below?")(lambda L: 0.02 / sqrt(2) * L)
 
 
 class Parameters(Exercise, name="gpt_block.parameters"):
@@ -297,29 +174,18 @@ class Parameters(Exercise, name="gpt_block.parameters"):
     def reference(vocab_size, n_positions, n_embd, n_layer):
         return GPTConfig(vocab_size, n_positions, n_embd, n_layer, n_head=1).num_parameters
 
-    @mistake("The read-out is counted apart. It shares its matrix with the token embedding.")
-    def untied(V, T, C, L):
-        return (2 * V + T) * C + L * (12 * C**2 + 13 * C) + 2 * C
-
-    @mistake("That is the rule of thumb: only the matrices in the blocks. Embeddings, biases and norms are missing.")
-    def rule_of_thumb(V, T, C, L):
-        return 12 * L * C**2
-
-    @mistake("All matrices are there. What is missing are the small ones: biases and layer norms.")
-    def matrices(V, T, C, L):
-        return (V + T) * C + 12 * L * C**2
-
-    @mistake("One layer norm is missing, and it stands in no block.")
-    def without_the_last_norm(V, T, C, L):
-        return (V + T) * C + L * (12 * C**2 + 13 * C)
-
-    @mistake("The biases of the linear layers are missing: each output of each layer has one.")
-    def without_biases(V, T, C, L):
-        return (V + T) * C + L * (12 * C**2 + 4 * C) + 2 * C
-
-    @mistake("The projection that joins the heads at the end of attention is missing.")
-    def without_projection(V, T, C, L):
-        return (V + T) * C + L * (11 * C**2 + 12 * C) + 2 * C
+    untied = mistake("""The read-out is counted apart. It shares its matrix with
+        the token embedding.""")(lambda V, T, C, L: (2 * V + T) * C + L * (12 * C**2 + 13 * C) + 2 * C)
+    rule_of_thumb = mistake("""That is the rule of thumb: only the matrices in the blocks. Embeddings, biases and norms
+        are missing.""")(lambda V, T, C, L: 12 * L * C**2)
+    matrices = mistake("""All matrices are there.
+        What is missing are the small ones: biases and layer norms.""")(lambda V, T, C, L: (V + T) * C + 12 * L * C**2)
+    without_the_last_norm = mistake("""One layer norm is missing, and it stands
+        in no block.""")(lambda V, T, C, L: (V + T) * C + L * (12 * C**2 + 13 * C))
+    without_biases = mistake("""The biases of the linear layers are missing:
+        each output of each layer has one.""")(lambda V, T, C, L: (V + T) * C + L * (12 * C**2 + 4 * C) + 2 * C)
+    without_projection = mistake("""The projection that joins the heads at the end of
+        attention is missing.""")(lambda V, T, C, L: (V + T) * C + L * (11 * C**2 + 12 * C) + 2 * C)
 
 
 class Shift(Exercise, name="gpt_block.shift"):
@@ -333,30 +199,16 @@ class Shift(Exercise, name="gpt_block.shift"):
     def reference(tokens):
         return tokens[:, :-1], tokens[:, 1:]
 
-    @mistake(COPIES)
-    def shortened_only(tokens):
-        return tokens[:, :-1], tokens[:, :-1]
-
-    @mistake("Your model reads a token and answers with the one before it. Time runs the other way.")
-    def backwards(tokens):
-        return tokens[:, 1:], tokens[:, :-1]
-
-    @mistake("""Your last target is the first token of the window, come round from the front. A window of T + 1 tokens
-        holds T questions, not T + 1.""")
-    def rolled(tokens):
-        return tokens, tokens.roll(-1, dims=1)
-
-    @mistake("You cut along the batch: whole texts are dropped. Which dimension is time?")
-    def along_the_batch(tokens):
-        return tokens[:-1], tokens[1:]
-
-    @mistake(NOT_AS_MANY)
-    def last_token_alone(tokens):
-        return tokens[:, :-1], tokens[:, -1]
-
-    @mistake(NOT_AS_MANY)
-    def all_inputs(tokens):
-        return tokens, tokens[:, 1:]
+    shortened_only = mistake("""At each place the answer is what the model has just read:
+        it would learn to copy.""")(lambda tokens: (tokens[:, :-1], tokens[:, :-1]))
+    backwards = mistake("""Your model reads a token and answers with the one before it.
+        Time runs the other way.""")(lambda tokens: (tokens[:, 1:], tokens[:, :-1]))
+    rolled = mistake("""Your last target is the first token of the window, come round from the front. A window of T + 1
+        tokens holds T questions, not T + 1.""")(lambda tokens: (tokens, tokens.roll(-1, dims=1)))
+    along_the_batch = mistake("""You cut along the batch:
+        whole texts are dropped. Which dimension is time?""")(lambda tokens: (tokens[:-1], tokens[1:]))
+    last_token_alone = mistake(NOT_AS_MANY)(lambda tokens: (tokens[:, :-1], tokens[:, -1]))
+    all_inputs = mistake(NOT_AS_MANY)(lambda tokens: (tokens, tokens[:, 1:]))
 
 
 class Loss(Exercise, name="gpt_block.loss"):
@@ -365,52 +217,28 @@ class Loss(Exercise, name="gpt_block.loss"):
     hint = "At each place one number counts: the log-probability of the right token. All places count the same."
 
     def inputs():
-        shapes = ((1, 1, 3, 1), (2, 3, 5, 1), (3, 4, 6, 200))
-        return [((s * randn(B, T, V)).requires_grad_(), randint(V, (B, T))) for B, T, V, s in shapes]
+        return guesses((1, 1, 3, 1), (2, 3, 5, 1), (3, 4, 6, 200))
 
     def reference(logits, targets):
         return F.cross_entropy(logits.mT, targets)
 
-    @mistake("""Right for small logits. With large ones a probability becomes exactly 0, and its logarithm minus
-        infinity. Is there a way to the log-probability that never goes through the probability?""")
-    def through_probabilities(logits, targets):
-        return -logits.softmax(-1).gather(-1, targets[..., None]).log().mean()
-
-    @mistake("The function that you feed takes logits, and you give it probabilities: the softmax happens twice.")
-    def of_probabilities(logits, targets):
-        return F.cross_entropy(logits.softmax(-1).mT, targets)
-
-    @mistake("That is the sum over all places. The mean does not grow with the batch.")
-    def summed(logits, targets):
-        return F.cross_entropy(logits.mT, targets, reduction="sum")
-
-    @mistake("The sign: a logarithm of a probability is negative, and a loss should be positive.")
-    def negative(logits, targets):
-        return -F.cross_entropy(logits.mT, targets)
-
-    @mistake("You divide by the number of texts. Every place in every text has a loss of its own.")
-    def per_text(logits, targets):
-        return F.cross_entropy(logits.mT, targets, reduction="sum") / len(targets)
-
-    @mistake("That is the loss in bits. It is asked for in nats, with the natural logarithm.")
-    def in_bits(logits, targets):
-        return F.cross_entropy(logits.mT, targets) / log(2)
-
-    @mistake("These are the losses of all places, and they are right. One number was asked for.")
-    def of_each_place(logits, targets):
-        return F.cross_entropy(logits.mT, targets, reduction="none")
-
-    @mistake(MIXED_UP)
-    def reshaped(logits, targets):
-        return F.cross_entropy(logits.reshape(len(logits), logits.shape[2], logits.shape[1]), targets)
-
-    @mistake(MIXED_UP)
-    def as_they_are(logits, targets):
-        return F.cross_entropy(logits, targets)
-
-    @mistake(WRONG_SHARES)
-    def over_time(logits, targets):
-        return -logits.log_softmax(1).gather(-1, targets[..., None]).mean()
+    through_probabilities = mistake("""Right for small logits. With large ones a probability becomes exactly 0, and its
+        logarithm minus infinity. Is there a way to the log-probability that never goes
+        through the probability?""")(lambda x, y: -x.softmax(-1).gather(-1, y[..., None]).log().mean())
+    of_probabilities = mistake("""The function that you feed takes logits, and you give it probabilities: the softmax
+        happens twice.""")(lambda x, y: F.cross_entropy(x.softmax(-1).mT, y))
+    summed = mistake("""That is the sum over all places.
+        The mean does not grow with the batch.""")(lambda x, y: F.cross_entropy(x.mT, y, reduction="sum"))
+    negative = mistake("The sign: a loss should be positive.")(lambda x, y: -F.cross_entropy(x.mT, y))
+    per_text = mistake("""You divide by the number of texts. Every place in every text has a loss
+        of its own.""")(lambda x, y: F.cross_entropy(x.mT, y, reduction="sum") / len(y))
+    in_bits = mistake("That is the loss in bits. Nats are asked for.")(lambda x, y: F.cross_entropy(x.mT, y) / log(2))
+    of_each_place = mistake("""These are the losses of all places, and they are right.
+        One number was asked for.""")(lambda x, y: F.cross_entropy(x.mT, y, reduction="none"))
+    reshaped = mistake(MIXED_UP)(lambda x, y: F.cross_entropy(x.reshape(len(x), x.shape[2], x.shape[1]), y))
+    as_they_are = mistake(MIXED_UP)(lambda x, y: F.cross_entropy(x, y))
+    over_time = mistake("""Your probabilities add up to one along the wrong dimension: the tokens of the vocabulary
+        compete.""")(lambda x, y: -x.log_softmax(1).gather(-1, y[..., None]).mean())
 
 
 class FirstLoss(Exercise, name="gpt_block.first_loss"):
@@ -424,21 +252,10 @@ class FirstLoss(Exercise, name="gpt_block.first_loss"):
     def reference(vocab_size):
         return log(vocab_size)
 
-    @mistake("That is in bits. Nats use the natural logarithm.")
-    def in_bits(vocab_size):
-        return log2(vocab_size)
-
-    @mistake("That is the probability of each token. What loss does it give?")
-    def probability(vocab_size):
-        return 1 / vocab_size
-
-    @mistake("The sign: a loss should be positive.")
-    def negative(vocab_size):
-        return -log(vocab_size)
-
-    @mistake("You average over the vocabulary once more. Only the right token's loss counts.")
-    def averaged_again(vocab_size):
-        return log(vocab_size) / vocab_size
+    in_bits = mistake("That is in bits. Nats use the natural logarithm.")(lambda V: log2(V))
+    probability = mistake("That is the probability of each token. What loss does it give?")(lambda V: 1 / V)
+    negative = mistake("The sign: a loss should be positive.")(lambda V: -log(V))
+    averaged = mistake("You average over the vocabulary. Only the right token counts.")(lambda V: log(V) / V)
 
 
 class MendSure(Exercise, name="gpt_block.mend_sure"):
@@ -447,30 +264,20 @@ class MendSure(Exercise, name="gpt_block.mend_sure"):
     hint = "Read in torch's documentation what the loss function expects as its first input."
 
     def inputs():
-        return [
-            ((s * randn(*size)).requires_grad_(), randint(size[2], size[:2]))
-            for s, size in ((1, (2, 3, 5)), (20, (3, 4, 6)))
-        ]
+        return guesses((2, 3, 5, 1), (3, 4, 6, 20))
 
     def reference(logits, targets):
         return F.cross_entropy(logits.mT, targets)
 
-    @as_it_stands("""The mistake is still there: however sure and right a model is, its loss stays far above zero. What
-        does the loss function do with its first input before it looks at the targets?""")
-    def of_probabilities(logits, targets):
-        return F.cross_entropy(logits.softmax(-1).mT, targets)
-
-    @mistake("Now no logarithm is taken anywhere, and the loss is negative. What does this loss function expect?")
-    def without_logarithm(logits, targets):
-        return F.nll_loss(logits.softmax(-1).mT, targets)
-
-    @mistake("Now there is no softmax anywhere: this loss function expects log-probabilities.")
-    def without_softmax(logits, targets):
-        return F.nll_loss(logits.mT, targets)
-
-    @mistake("A sigmoid squeezes the logits just as the softmax did. Does anything have to be squeezed here?")
-    def of_sigmoids(logits, targets):
-        return F.cross_entropy(logits.sigmoid().mT, targets)
+    of_probabilities = as_it_stands("""The mistake is still there: however sure and right a model is, its loss stays far
+        above zero. What does the loss function do with its first input before it looks
+        at the targets?""")(lambda x, y: F.cross_entropy(x.softmax(-1).mT, y))
+    without_logarithm = mistake("""Now no logarithm is taken anywhere, and the loss is negative. What does this loss
+        function expect?""")(lambda x, y: F.nll_loss(x.softmax(-1).mT, y))
+    without_softmax = mistake("""Now there is no softmax anywhere:
+        this loss function expects log-probabilities.""")(lambda x, y: F.nll_loss(x.mT, y))
+    of_sigmoids = mistake("""A sigmoid squeezes the logits just as the softmax did. Does anything have to be squeezed
+        here?""")(lambda x, y: F.cross_entropy(x.sigmoid().mT, y))
 
 
 class MendParrot(Exercise, name="gpt_block.mend_parrot"):
@@ -479,34 +286,21 @@ class MendParrot(Exercise, name="gpt_block.mend_parrot"):
     hint = "The guess made at place t belongs to the token at place t + 1 of the same text."
 
     def inputs():
-        return [
-            ((s * randn(*size)).requires_grad_(), randint(size[2], size[:2]))
-            for s, size in ((1, (2, 5, 7)), (3, (3, 4, 9)))
-        ]
+        return guesses((2, 5, 7, 1), (3, 4, 9, 3))
 
     def reference(logits, tokens):
         return F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:])
 
-    @as_it_stands(NOT_SHIFTED)
-    def not_shifted(logits, tokens):
-        return F.cross_entropy(logits.mT, tokens)
-
-    @mistake("Shifted, but the wrong way: each guess is held against the token before.")
-    def backwards(logits, tokens):
-        return F.cross_entropy(logits[:, 1:].mT, tokens[:, :-1])
-
-    @mistake("Your last guess is held against the first token of the same text. Nobody knows its answer: leave it out.")
-    def rolled(logits, tokens):
-        return F.cross_entropy(logits.mT, tokens.roll(-1, 1))
-
-    @mistake("""You shift after joining the texts, so the last guess of one meets the first token of the next. Shift
-        each text on its own.""")
-    def across_texts(logits, tokens):
-        return F.cross_entropy(logits.flatten(0, 1)[:-1], tokens.flatten()[1:])
-
-    @mistake("You shift along the batch: guesses about one text meet the tokens of another.")
-    def along_the_batch(logits, tokens):
-        return F.cross_entropy(logits[:-1].mT, tokens[1:])
+    not_shifted = as_it_stands("""The mistake is still there: a model that answers with the very token it has just read
+        gets the best loss. What does the loss hold each guess against?""")(lambda x, y: F.cross_entropy(x.mT, y))
+    backwards = mistake("""Shifted, but the wrong way:
+        each guess is held against the token before.""")(lambda x, y: F.cross_entropy(x[:, 1:].mT, y[:, :-1]))
+    rolled = mistake("""Your last guess is held against the first token of the same text. Nobody knows its answer: leave
+        it out.""")(lambda x, y: F.cross_entropy(x.mT, y.roll(-1, 1)))
+    across_texts = mistake("""You shift after joining the texts, so the last guess of one meets the first token of the
+        next. Shift each text on its own.""")(lambda x, y: F.cross_entropy(x.flatten(0, 1)[:-1], y.flatten()[1:]))
+    along_the_batch = mistake("""You shift along the batch:
+        guesses about one text meet the tokens of another.""")(lambda x, y: F.cross_entropy(x[:-1].mT, y[1:]))
 
 
 class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
@@ -521,23 +315,12 @@ class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
     def reference(hidden, token_embedding, label_head):
         return F.linear(hidden[:, -1], token_embedding).argmax(-1)
 
-    @as_it_stands("""The mistake is still there: whatever the text, only the tokens 0 and 1 are ever chosen. How many
-        scores are compared, and what is each of them a score of?""")
-    def of_labels(hidden, token_embedding, label_head):
-        return label_head(hidden[:, -1]).argmax(-1)
-
-    @mistake("You read the state at the first place, which has seen one token only.")
-    def from_the_first(hidden, token_embedding, label_head):
-        return (hidden[:, 0] @ token_embedding.T).argmax(-1)
-
-    @mistake("You average over the text, as one does to judge it. Which state knows what comes next?")
-    def from_the_mean(hidden, token_embedding, label_head):
-        return (hidden.mean(1) @ token_embedding.T).argmax(-1)
-
-    @mistake("You choose a token at every place of the text. Only one is new: which?")
-    def at_every_place(hidden, token_embedding, label_head):
-        return (hidden @ token_embedding.T).argmax(-1)
-
-    @mistake("These are the scores of all tokens, and they are right. Which token wins?")
-    def scores(hidden, token_embedding, label_head):
-        return hidden[:, -1] @ token_embedding.T
+    of_labels = as_it_stands("""The mistake is still there: whatever the text, only the tokens 0 and 1 are ever chosen.
+        How many scores are compared, and of what?""")(lambda x, table, head: head(x[:, -1]).argmax(-1))
+    of_first = mistake("""You read the state at the first place, which has seen
+        one token only.""")(lambda x, table, head: (x[:, 0] @ table.T).argmax(-1))
+    from_the_mean = mistake("""You average over the text, as one does to judge it.
+        Which state knows what comes next?""")(lambda x, table, head: (x.mean(1) @ table.T).argmax(-1))
+    at_all = mistake("""You choose a token at every place of the text.
+        Only one is new: which?""")(lambda x, table, head: (x @ table.T).argmax(-1))
+    scores = mistake("These are the scores of all tokens. Which token wins?")(lambda x, table, head: x[:, -1] @ table.T)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from datetime import date
 from html import escape
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+
+from gptcourse.files import write_file
 
 FORMAT = 1  # of the file; a higher number comes from a newer version of the course
 
@@ -73,9 +74,9 @@ def progress_file() -> Path:
         folder = chosen or platformdirs.user_data_dir("gptcourse", appauthor=False)
         return Path(folder, "progress.json").expanduser()
     except RuntimeError as error:  # pathlib's and platformdirs'
-        where = chosen or "your progress"
+        kept = chosen or "your progress"
         raise OSError(
-            f"there is no home directory for {where}: set GPTCOURSE_PROGRESS to the path of a folder"
+            f"there is no home directory for {kept}: set GPTCOURSE_PROGRESS to the path of a folder"
         ) from error
 
 
@@ -83,9 +84,7 @@ def read_records() -> tuple[dict[str, Record], str]:
     """Return the records by exercise, and a sentence that says why they cannot be used ("" if they can)."""
     try:
         data = json.loads(progress_file().read_bytes())
-    except FileNotFoundError:
-        return {}, ""
-    except (ValueError, RecursionError):  # damaged: begin anew
+    except (FileNotFoundError, ValueError, RecursionError):  # the last two: damaged, begin anew
         return {}, ""
     except OSError as error:
         return {}, _not_kept(error)
@@ -122,21 +121,9 @@ def remember(name: str, right: bool) -> str:
     if problem or known.solved:
         return problem
     records[name] = Record(known.tries + 1, date.today().isoformat() if right else None)
+    entries = {exercise: asdict(record) for exercise, record in records.items()}
     try:
-        _write(records)
+        write_file(progress_file(), json.dumps({"version": FORMAT, "exercises": entries}, indent=1))
     except OSError as error:
         return _not_kept(error)
     return ""
-
-
-def _write(records: dict[str, Record]) -> None:
-    path = progress_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"version": FORMAT, "exercises": {name: asdict(r) for name, r in records.items()}}, indent=1)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix="part-", text=True)
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)

@@ -1,11 +1,9 @@
-"""The exercises of notebook 05: what a model costs, what a budget buys, Muon's step, and several processes as one.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 10: what a model costs, what a budget buys, Muon's step, and several processes as one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, randn, tensor
@@ -14,27 +12,23 @@ from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 from gptcourse.optimizers import NEWTON_SCHULZ, newton_schulz
 from gptcourse.scaling import ScalingLaw
 
-NOTEBOOK = "05 · Scaling up"
+NOTEBOOK = "10 · Scaling up"
 SECONDS_PER_DAY = 86_400
 
 
-def operations(L: int, C: int, V: int, T: int, tokens: int, per_weight=6, readout=1.0, attention=12.0) -> float:
+def operations(L: int, C: int, V: int, T: int, tokens: int, *, per_weight=6, readout=1, attention=12) -> float:
     """Operations of a training, with the factors that a mistake may change."""
     return float(tokens * (per_weight * (12 * L * C**2 + readout * V * C) + attention * L * C * T))
 
 
-def days(n: float, d: float, devices: int, peak: float, utilisation: float, per_weight: int = 6) -> float:
+def days(n: float, d: float, devices: int, peak: float, utilisation: float, *, per_weight: int = 6) -> float:
     return per_weight * n * d / (devices * peak * utilisation) / SECONDS_PER_DAY
 
 
-def state_bytes(n: float, devices: int, strategy: str, divided: tuple[int, ...], whole: int = 16) -> float:
+def state_bytes(n: float, devices: int, strategy: str, *, divided=(0, 12, 14, 16), whole: int = 16) -> float:
     """Return the bytes on each device, given how many of each parameter's bytes each strategy divides."""
     shared = divided[("DDP", "ZeRO-1", "ZeRO-2", "FSDP").index(strategy)]
     return n * (whole - shared + shared / devices)
-
-
-def optimum(A: float, alpha: float, B: float, beta: float, product: float) -> float:
-    return (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * product ** (beta / (alpha + beta))
 
 
 def iterated(x: Tensor, steps: int = 5) -> Tensor:
@@ -68,39 +62,19 @@ class Flops(Exercise, name="scaling.flops"):
     def reference(n_layer, n_embd, vocab_size, n_positions, n_tokens):
         return operations(n_layer, n_embd, vocab_size, n_positions, n_tokens)
 
-    @mistake("That is the forward pass. What does the backward pass compute for each weight, and how many times?")
-    def forward_only(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, per_weight=2, attention=4)
-
-    @mistake("That is the backward pass alone. Something has to run before it.")
-    def backward_only(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, per_weight=4, attention=8)
-
-    @mistake("""All weights are counted. But attention also multiplies what is no weight: queries with keys, and weights
-        of attention with values.""")
-    def without_attention(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, attention=0)
-
-    @mistake("Attention's own products have a backward pass, too.")
-    def attention_forward_only(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, attention=4)
-
-    @mistake("""Close: half of attention's own work is missing. Is it one product over the window, or two? (And this
-        count takes the whole window, also what the mask hides: it is computed.)""")
-    def half_of_attention(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, attention=6)
-
-    @mistake("The blocks are counted. What turns the last vector into a score for each token?")
-    def without_readout(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, readout=0)
-
-    @mistake("The token table is counted twice. A look-up multiplies nothing; only the read-out does.")
-    def with_lookup(L, C, V, T, tokens):
-        return operations(L, C, V, T, tokens, readout=2)
-
-    @mistake("That is the cost of one token. How many are there?")
-    def of_one_token(L, C, V, T, tokens):
-        return operations(L, C, V, T, 1)
+    forward_only = mistake("""That is the forward pass. What does the backward pass compute for each weight, and how
+        many times?""")(partial(operations, per_weight=2, attention=4))
+    backward_only = mistake("That is the backward pass alone.")(partial(operations, per_weight=4, attention=8))
+    without_attention = mistake("""All weights are counted. But attention also multiplies what is no weight: queries
+        with keys, and weights of attention with values.""")(partial(operations, attention=0))
+    attention_forward = mistake("Attention's products have a backward pass, too.")(partial(operations, attention=4))
+    half_of_attention = mistake("""Close: half of attention's own work is missing. Is it one product over the window, or
+        two? (All of it counts, also what the mask hides.)""")(partial(operations, attention=6))
+    without_readout = mistake("""The blocks are counted.
+        What turns the last vector into a score for each token?""")(partial(operations, readout=0))
+    with_lookup = mistake("""The token table is counted twice.
+        A look-up multiplies nothing; only the read-out does.""")(partial(operations, readout=2))
+    one = mistake("That is the cost of one token. How many are there?")(lambda L, C, V, T, n: operations(L, C, V, T, 1))
 
 
 class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
@@ -117,37 +91,31 @@ class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
             (1.5, 3.0, 0.5, 5.0, 0.4, 6e4),
         ]
 
+    def split_by(
+        scale: Callable = lambda A, alpha, B, beta: alpha * A / (beta * B),
+        share: Callable = lambda alpha, beta: beta / (alpha + beta),
+        cost: int = 6,
+    ) -> Callable:
+        """Return a split of the budget into parameters and tokens; by default equation 4 of Hoffmann et al. (2022)."""
+
+        def split(E, A, alpha, B, beta, flops):
+            n = scale(A, alpha, B, beta) ** (1 / (alpha + beta)) * (flops / cost) ** share(alpha, beta)
+            return n, flops / cost / n
+
+        return split
+
     def reference(E, A, alpha, B, beta, flops):
         return ScalingLaw(E, A, alpha, B, beta).compute_optimal(flops)
 
-    @mistake("You share the budget evenly, whatever the law says. Does its best split not depend on its exponents?")
-    def even(E, A, alpha, B, beta, flops):
-        return (flops / 6) ** 0.5, (flops / 6) ** 0.5
-
-    @mistake("The cost is 6 · N · D. Yours spends six times the budget.")
-    def without_six(E, A, alpha, B, beta, flops):
-        n = optimum(A, alpha, B, beta, flops)
-        return n, flops / n
-
-    @mistake("The cost is 6 · N · D: yours counts the forward pass alone.")
-    def forward_only(E, A, alpha, B, beta, flops):
-        n = optimum(A, alpha, B, beta, flops / 2)
-        return n, flops / 2 / n
-
-    @mistake("The exponents are exchanged. Where text teaches slowly, at a small beta, which should grow more?")
-    def exponents_exchanged(E, A, alpha, B, beta, flops):
-        n = (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * (flops / 6) ** (alpha / (alpha + beta))
-        return n, flops / 6 / n
-
-    @mistake("The right two numbers, in the wrong order.")
-    def exchanged(E, A, alpha, B, beta, flops):
-        n = optimum(A, alpha, B, beta, flops / 6)
-        return flops / 6 / n, n
-
-    @mistake("There both terms are equally large. The loss is lowest where both *change* equally fast.")
-    def equal_terms(E, A, alpha, B, beta, flops):
-        n = (A / B) ** (1 / (alpha + beta)) * (flops / 6) ** (beta / (alpha + beta))
-        return n, flops / 6 / n
+    even = mistake("""You share the budget evenly, whatever the law says. Does its best split not depend on its
+        exponents?""")(split_by(scale=lambda *law: 1, share=lambda *law: 1 / 2))
+    without_six = mistake("The cost is 6 · N · D. Yours spends six times the budget.")(split_by(cost=1))
+    forward_only = mistake("The cost is 6 · N · D: yours counts the forward pass alone.")(split_by(cost=2))
+    exponents_exchanged = mistake("""The exponents are exchanged. Where text teaches slowly, at a small beta, which
+        should grow more?""")(split_by(share=lambda alpha, beta: alpha / (alpha + beta)))
+    exchanged = mistake("The right numbers, in the wrong order.")(lambda *given: ComputeOptimal.reference(*given)[::-1])
+    equal_terms = mistake("""There both terms are equally large.
+        The loss is lowest where both *change* equally fast.""")(split_by(scale=lambda A, alpha, B, beta: A / B))
 
 
 class Days(Exercise, name="scaling.days"):
@@ -161,33 +129,15 @@ class Days(Exercise, name="scaling.days"):
     def reference(n_parameters, n_tokens, n_devices, peak_flops, utilisation):
         return days(n_parameters, n_tokens, n_devices, peak_flops, utilisation)
 
-    @mistake("No device ever works at its peak all the time. Which of the inputs says how much of it it does?")
-    def at_peak(n, d, devices, peak, utilisation):
-        return days(n, d, devices, peak, 1)
-
-    @mistake("Yours gets faster when the devices are used less.")
-    def turned(n, d, devices, peak, utilisation):
-        return days(n, d, devices, peak, 1 / utilisation)
-
-    @mistake("Two operations for each parameter and token are the forward pass alone.")
-    def forward_only(n, d, devices, peak, utilisation):
-        return days(n, d, devices, peak, utilisation, per_weight=2)
-
-    @mistake("Each parameter takes part in more than one operation for each token. In how many?")
-    def one_operation(n, d, devices, peak, utilisation):
-        return days(n, d, devices, peak, utilisation, per_weight=1)
-
-    @mistake("That is seconds.")
-    def seconds(n, d, devices, peak, utilisation):
-        return 6 * n * d / (devices * peak * utilisation)
-
-    @mistake("That is hours.")
-    def hours(n, d, devices, peak, utilisation):
-        return 6 * n * d / (devices * peak * utilisation) / 3600
-
-    @mistake("That is one device working alone.")
-    def one_device(n, d, devices, peak, utilisation):
-        return days(n, d, 1, peak, utilisation)
+    at_peak = mistake("""No device ever works at its peak all the time. Which of the inputs says how much of
+        it it does?""")(lambda n, d, devices, peak, _: days(n, d, devices, peak, 1))
+    turned = mistake("""Yours gets faster when the devices
+        are used less.""")(lambda n, d, devices, peak, used: days(n, d, devices, peak, 1 / used))
+    forward_only = mistake("Two operations a parameter are the forward pass alone.")(partial(days, per_weight=2))
+    one_operation = mistake("Each parameter takes part in more operations for each token.")(partial(days, per_weight=1))
+    seconds = mistake("That is seconds.")(lambda *given: days(*given) * SECONDS_PER_DAY)
+    hours = mistake("That is hours.")(lambda *given: days(*given) * 24)
+    one_device = mistake("That is one device working alone.")(lambda n, d, _, peak, used: days(n, d, 1, peak, used))
 
 
 class MendShards(Exercise, name="scaling.mend_shards"):
@@ -196,44 +146,24 @@ class MendShards(Exercise, name="scaling.mend_shards"):
     hint = "Draw the whole batch of all processes in every one of them. Which rows of it belong to this one?"
 
     def inputs():
-        far, near = places_in(1_000_000), places_in(50)
-        return [
-            (far, 0, 7, 0, 2, 3),
-            (far, 0, 7, 1, 2, 3),
-            (far, 5, 0, 3, 4, 2),
-            (far, 1, 2, 0, 1, 4),
-            (near, 2, 1, 1, 3, 2),
-        ]
+        runs = ((0, 7, 0, 2, 3), (0, 7, 1, 2, 3), (5, 0, 3, 4, 2), (1, 2, 0, 1, 4))
+        return [*((places_in(1_000_000), *run) for run in runs), (places_in(50), 2, 1, 1, 3, 2)]
 
     def reference(draw, seed, step, rank, n_processes, batch_size):
         return draw(seed, step, n_processes * batch_size)[rank * batch_size : (rank + 1) * batch_size]
 
-    @as_it_stands("""The mistake is still there: all processes learn from the same rows. How many different rows does a
-        step of four processes see?""")
-    def same_for_all(draw, seed, step, rank, n, size):
-        return draw(seed, step, size)
-
-    @mistake("""Now they differ. But process 1 of the run with seed 0 reads what process 0 of the run with seed 1 reads,
-        and no single process could make the same run.""")
-    def by_seed(draw, seed, step, rank, n, size):
-        return draw(seed + rank, step, size)
-
-    @mistake("Process 1 reads in this step what process 0 reads in the next one.")
-    def by_step(draw, seed, step, rank, n, size):
-        return draw(seed, step + rank, size)
-
-    @mistake("""Now they differ, by very little: each process reads the rows that another reads, moved by a character or
-        two.""")
-    def moved(draw, seed, step, rank, n, size):
-        return draw(seed, step, size) + rank
-
-    @mistake("Together that is the right batch. But a process should take rows that stand next to each other.")
-    def in_turns(draw, seed, step, rank, n, size):
-        return draw(seed, step, n * size)[rank::n]
-
-    @mistake("Each process now takes the whole big batch: n times the work, and nothing gained.")
-    def whole(draw, seed, step, rank, n, size):
-        return draw(seed, step, n * size)
+    same_for_all = as_it_stands("""The mistake is still there: all processes learn from the same rows. How many
+        different rows does a step see?""")(lambda draw, seed, step, rank, n, size: draw(seed, step, size))
+    by_seed = mistake("""Now they differ. But process 1 of seed 0 reads what process 0 of seed 1 reads, and no single
+        process could make the run.""")(lambda draw, seed, step, rank, n, size: draw(seed + rank, step, size))
+    by_step = mistake("""Process 1 reads in this step what process 0 reads in
+        the next one.""")(lambda draw, seed, step, rank, n, size: draw(seed, step + rank, size))
+    moved = mistake("""Now they differ, by very little: each process reads the rows that another reads, moved by a
+        character or two.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, size) + rank)
+    in_turns = mistake("""Together that is the right batch. But a process should take rows that stand next to each
+        other.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size)[rank::n])
+    whole = mistake("""Each process now takes the whole big batch:
+        n times the work, and nothing gained.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size))
 
 
 class MendWeights(Exercise, name="scaling.mend_weights"):
@@ -248,25 +178,16 @@ class MendWeights(Exercise, name="scaling.mend_weights"):
     def reference(counts):
         return tensor(counts, dtype=torch.float32) * len(counts) / sum(counts)
 
-    @as_it_stands("The mistake is still there: every process has the same say, however few reply tokens it holds.")
-    def same_for_all(counts):
-        return torch.ones(len(counts))
-
-    @mistake("The shares are right, but DDP divides by the number of processes once more.")
-    def shares(counts):
-        return tensor(counts) / sum(counts)
-
-    @mistake("These are sums of losses. The gradient would grow with the number of tokens.")
-    def sums(counts):
-        return tensor(counts, dtype=torch.float32)
-
-    @mistake("The shares are right among themselves. To what should the weights add up?")
-    def of_the_largest(counts):
-        return tensor(counts) / max(counts)
-
-    @mistake("The other way round: a process with few tokens now has the most to say.")
-    def turned(counts):
-        return sum(counts) / (tensor(counts) * len(counts))
+    same_for_all = as_it_stands("""The mistake is still there: every process has the same say, however few reply tokens
+        it holds.""")(lambda counts: torch.ones(len(counts)))
+    shares = mistake("""The shares are right, but DDP divides by the number of
+        processes once more.""")(lambda counts: tensor(counts) / sum(counts))
+    sums = mistake("""These are sums of losses.
+        The gradient would grow with the number of tokens.""")(lambda counts: tensor(counts, dtype=torch.float32))
+    of_the_largest = mistake("""The shares are right among themselves.
+        To what should the weights add up?""")(lambda counts: tensor(counts) / max(counts))
+    turned = mistake("""The other way round: a process with few tokens now has the
+        most to say.""")(lambda counts: sum(counts) / (tensor(counts) * len(counts)))
 
 
 class StateBytes(Exercise, name="scaling.state_bytes"):
@@ -279,35 +200,19 @@ class StateBytes(Exercise, name="scaling.state_bytes"):
         return [*strategies, (1e6, 1, "ZeRO-1"), (3e6, 4, "ZeRO-2"), (1e3, 2, "FSDP")]
 
     def reference(n_parameters, n_devices, strategy):
-        return state_bytes(n_parameters, n_devices, strategy, (0, 12, 14, 16))
+        return state_bytes(n_parameters, n_devices, strategy)
 
-    @mistake("You divide everything, whatever the strategy. With DDP each device keeps the whole model.")
-    def all_divided(n, devices, strategy):
-        return n * 16 / devices
-
-    @mistake("You divide nothing. What does each strategy divide among the devices?")
-    def all_whole(n, devices, strategy):
-        return n * 16
-
-    @mistake("AdamW's two averages are 8 bytes. What is the third thing that the optimizer keeps in float32?")
-    def without_a_copy(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 8, 10, 12), whole=12)
-
-    @mistake("The sum is right, but the float32 copy of the weights is divided together with the averages.")
-    def copy_divided(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 8, 12, 16))
-
-    @mistake("ZeRO's first stage divides the largest of the three. Which is that?")
-    def gradients_first(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 2, 14, 16))
-
-    @mistake("The second stage divides one thing more than the first. Which?")
-    def second_like_the_first(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 12, 12, 16))
-
-    @mistake("FSDP divides the weights as well, besides what the second stage divides.")
-    def weights_alone(n, devices, strategy):
-        return state_bytes(n, devices, strategy, (0, 12, 14, 2))
+    all_divided = mistake("""You divide everything, whatever the strategy.
+        With DDP each device keeps the whole model.""")(lambda n, devices, strategy: n * 16 / devices)
+    all_whole = mistake("You divide nothing. What does each strategy divide?")(lambda n, devices, strategy: n * 16)
+    without_a_copy = mistake("""AdamW's two averages are 8 bytes. What is the third thing that the optimizer keeps in
+        float32?""")(partial(state_bytes, divided=(0, 8, 10, 12), whole=12))
+    copy_divided = mistake("""The sum is right, but the float32 copy of the weights is divided together with the
+        averages.""")(partial(state_bytes, divided=(0, 8, 12, 16)))
+    gradients_first = mistake("ZeRO's first stage divides the largest.")(partial(state_bytes, divided=(0, 2, 14, 16)))
+    like_the_first = mistake("The second stage divides one thing more.")(partial(state_bytes, divided=(0, 12, 12, 16)))
+    weights_alone = mistake("""FSDP divides the weights as well, besides what the
+        second stage divides.""")(partial(state_bytes, divided=(0, 12, 14, 2)))
 
 
 class Orthogonalise(Exercise, name="scaling.orthogonalise"):
@@ -323,28 +228,16 @@ class Orthogonalise(Exercise, name="scaling.orthogonalise"):
     def reference(matrix):
         return newton_schulz(matrix)
 
-    @mistake("Without a division at the start, singular values above about 1.7 grow without end.")
-    def not_divided(matrix):
-        return iterated(matrix)
-
-    @mistake("""You divide by the largest entry. A matrix of small entries may still stretch a vector by far more than
-        1: which norm bounds that?""")
-    def by_the_largest(matrix):
-        return iterated(matrix / matrix.abs().max())
-
-    @mistake("You divide each row by its own length. That changes directions: divide by one number.")
-    def by_rows(matrix):
-        return iterated(matrix / matrix.norm(dim=-1, keepdim=True))
-
-    @mistake("That is one step. The small singular values need more of them.")
-    def one_step(matrix):
-        return iterated(matrix / matrix.norm(), steps=1)
+    not_divided = mistake("Without a division, singular values above about 1.7 grow without end.")(iterated)
+    by_the_largest = mistake("""You divide by the largest entry. A matrix of small entries may still stretch a vector by
+        far more than 1: which norm bounds that?""")(lambda matrix: iterated(matrix / matrix.abs().max()))
+    by_rows = mistake("""You divide each row by its own length. That changes directions:
+        divide by one number.""")(lambda matrix: iterated(matrix / matrix.norm(dim=-1, keepdim=True)))
+    one_step = mistake("That is one step. Small singular values need more.")(lambda x: iterated(x / x.norm(), steps=1))
 
     @mistake("That is U Vᵀ exactly, and slow. The five steps come near it: write those.")
     def exactly(matrix):
         u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u @ vh
 
-    @mistake("The sign of each entry is what Adam nearly does. Here the matrix is taken as a whole.")
-    def signs(matrix):
-        return torch.sign(matrix)
+    signs = mistake("Adam nearly does that. Here the matrix is taken as a whole.")(torch.sign)

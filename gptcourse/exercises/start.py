@@ -21,14 +21,6 @@ class Greedy(Exercise, name="start.greedy"):
     def reference(logits):
         return logits.argmax().item()
 
-    @mistake("That is how large the best logit is; at which place does it stand?")
-    def value(logits):
-        return logits.max().item()
-
-    @mistake("That is the least likely token: a larger logit is more likely.")
-    def lowest(logits):
-        return logits.argmin().item()
-
-    @mistake("A very negative logit means very unlikely: mind the sign.")
-    def by_size(logits):
-        return logits.abs().argmax().item()
+    value = mistake("That is how large the best logit is; at which place is it?")(lambda x: x.max().item())
+    lowest = mistake("That is the least likely token: a larger logit is more likely.")(lambda x: x.argmin().item())
+    by_size = mistake("A very negative logit means very unlikely: mind the sign.")(lambda x: x.abs().argmax().item())

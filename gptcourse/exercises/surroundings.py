@@ -10,16 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-LAYERS = [value for module in (nn, torch.optim) for value in vars(module).values() if inspect.isclass(value)]
-OWNERS = (
-    torch,
-    nn,
-    F,
-    torch.optim,
-    torch.linalg,
-    torch.Tensor,
-    *dict.fromkeys(LAYERS),
-)  # whose functions may be patched
+CLASSES = [value for module in (nn, torch.optim) for value in vars(module).values() if inspect.isclass(value)]
+OWNERS = dict.fromkeys((torch, nn, F, torch.optim, torch.linalg, torch.Tensor, *CLASSES))  # their functions get patched
 
 
 def _functions() -> list[tuple]:

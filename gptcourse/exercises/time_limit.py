@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any
 
 
@@ -37,20 +38,16 @@ def _with_alarm(seconds: float, work: Callable[[], Any]) -> Any:
 
 def _in_thread(seconds: float, work: Callable[[], Any]) -> Any:
     """The way for Windows and for cells that run outside the main thread: slow work is left behind, still running."""
-    results: list = []
-    errors: list[BaseException] = []
+    future: Future = Future()
 
     def run() -> None:
         try:
-            results.append(work())
+            future.set_result(work())
         except BaseException as error:  # raised again below, where somebody waits for it
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
+    threading.Thread(target=run, daemon=True).start()
+    wait([future], seconds)
+    if not future.done():
         raise TooSlow
-    return results[0]
+    return future.result()

@@ -18,8 +18,7 @@ STILL_SUMS = """The steps follow more than the loss at hand. Print one weight's 
 NO_GRADIENT = """The loss never changes, so the optimizer moves nothing. What should it find in each weight when it
     takes its step, and is it there at that moment?"""
 LATE_STEP = "Each step follows the gradients of the step before. In which order should the parts happen?"
-UNEQUAL_BATCHES = """The mean of means gives the examples of a small last batch more say than others. What should be
-    counted?"""
+UNEQUAL_BATCHES = "The mean of means gives the examples of a small last batch more say. What should be counted?"
 TINY = GPTConfig(vocab_size=7, n_positions=5, n_embd=8, n_layer=1, n_head=2)
 
 

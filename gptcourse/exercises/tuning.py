@@ -1,12 +1,10 @@
-"""The exercises of notebook 03: a learning rate and a batch size, and how to compare runs fairly.
-
-A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.
-"""
+"""The exercises of notebook 05: a learning rate and a batch size, and how to compare runs fairly."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from math import cos, inf, log, pi, sqrt
 from statistics import fmean, median
@@ -17,28 +15,17 @@ from torch import Tensor, nn, randint, randn, tensor
 
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 
-NOTEBOOK = "03 · Learning rate and batch size"
+NOTEBOOK = "05 · Learning rate and batch size"
 EARLY_FALL = "The warm-up ends below the peak: your fall begins while the rate still climbs. Where is it to begin?"
-NO_WARMUP = "The warm-up is missing: the first steps should be small and grow in a straight line."
-ABOVE_PEAK = "Where the fall begins, your rate is above the peak. From which height to which should the wave lead?"
-STILL_NOISY = """You divide by a squared length as it was measured. It still holds noise, even that of the big batches:
-    which estimate is free of it?"""
 COUNTS_PADDING = "Places with target -100 hold no token and have no loss, but you count them. Who should be counted?"
 LAST_PART = "Only the last part is left in the gradient. Where is it cleared, and how often should that happen?"
-EQUAL_PARTS = "You take all micro-batches to have as many tokens as one of them."
-ONE_LUCKY_LOSS = (
-    """A single lucky batch decides, because you look at the raw losses. What should forgive such a spike?"""
-)
+ONE_LUCKY_LOSS = "A single lucky batch decides, because you look at the raw losses. What should forgive such a spike?"
 LOOKS_AHEAD = """Each median should look back, and yours holds losses that were measured later. Check at the start: the
     first median can hold one loss only, and there are as many medians as losses."""
-A_TENTH = "A tenth is a rule that others use, for curves read by eye. How far away does this one stay?"
-STEEPEST = "That is where the loss falls fastest, another rule that people use. Here the lowest place is asked for."
 GAVE_UP = "The last rate is where the test gave up: the loss had already been climbing for a while."
 GAINS_DECAY = """The gains of the norms still decay: their names end in weight, too. By what, other than a name, does a
     vector differ from a matrix?"""
-STILL_ON_TEST = "The test set still has a say in which run is chosen. It should be opened once, after the choice."
 CUT_DIVISION = "Your division drops what is left over. Look for the operator that keeps fractions."
-OTHER_REPORT = "The rate is right. What you report of it is not what it was chosen by."
 
 
 def half_wave(x: float) -> float:
@@ -46,21 +33,8 @@ def half_wave(x: float) -> float:
     return (1 + cos(pi * x)) / 2
 
 
-def after_warmup(step, peak, warmup, steps, height: Callable[[float], float]) -> float:
-    """Return the right warm-up, and after it a share of the peak, given the progress of the fall from 0 to 1."""
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    return peak * height(min((step - warmup) / (steps - warmup), 1.0))
-
-
 def share_of_peak(x: float) -> float:
     return 0.1 + 0.9 * half_wave(x)
-
-
-def decays(model: nn.Module, weight_decay: float, does: Callable[[str, nn.Module, Tensor], bool]) -> Tensor:
-    """Return the decay of each parameter, given its name, the layer that holds it and itself."""
-    found = [does(name, part, p) for part in model.modules() for name, p in part.named_parameters(recurse=False)]
-    return weight_decay * tensor(found).float()
 
 
 def range_test(seed: int, n: int, edge: int, window: int) -> tuple[list[float], list[float], int]:
@@ -77,17 +51,7 @@ def looking_back(losses: list[float], window: int, middle: Callable = median) ->
     return [middle(losses[max(i - window + 1, 0) : i + 1]) for i in range(len(losses))]
 
 
-def centred(losses: list[float], window: int) -> list[float]:
-    return [median(losses[max(i - window // 2, 0) : i + window // 2 + 1]) for i in range(len(losses))]
-
-
-def looking_ahead(losses: list[float], window: int) -> list[float]:
-    return [median(losses[i : i + window]) for i in range(len(losses) - window + 1)]
-
-
-def rate_at_lowest(rates: list[float], smoothed: list[float], back: int = 1) -> float:
-    """Return the rate so many places before the lowest loss."""
-    return rates[max(smoothed.index(min(smoothed)) - back, 0)]
+raw = partial(looking_back, middle=lambda losses: losses[-1])
 
 
 def squared_lengths(n_batches: int, small: int, big: int, noise: float) -> tuple[Tensor, Tensor, int, int]:
@@ -119,18 +83,11 @@ def n_tokens(y: Tensor) -> int:
     return (y >= 0).sum().item()
 
 
-def accumulated(model: nn.Linear, micro_batches: list, weights: list[float], clear: bool = True) -> Tensor:
-    """Return the gradient of each part's sum of losses times its weight."""
-    model.zero_grad()
-    for (x, y), weight in zip(micro_batches, weights, strict=True):
-        (weight * F.cross_entropy(model(x), y, reduction="sum")).backward()
-    return model.weight.grad
-
-
-def torch_rates(batches: list, epochs: int, peak: float, steps: int, at_step=1, at_epoch=0, late=False) -> Tensor:
+def torch_rates(model, batches, epochs, peak, *, told_of="run", at_step=1, at_epoch=0, late=False) -> Tensor:
     """Return the rates of torch's cosine, moved so many times after each step and each epoch."""
+    moves = {"run": epochs * len(batches), "epochs": epochs, "one epoch": len(batches)}[told_of]
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.1 * peak)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, moves, eta_min=0.1 * peak)
     rates = []
     for step in range(epochs * len(batches)):
         before = optimizer.param_groups[0]["lr"]
@@ -142,33 +99,15 @@ def torch_rates(batches: list, epochs: int, peak: float, steps: int, at_step=1, 
 
 
 def to_decay(rate: float, weight_decay: float, steps: int) -> tuple:
-    model = nn.Sequential(
-        nn.Embedding(3, 4), nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2, bias=False), nn.RMSNorm(2)
-    )
+    parts = nn.Embedding(3, 4), nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2, bias=False), nn.RMSNorm(2)
+    model = nn.Sequential(*parts)
     for parameter in model.parameters():
         nn.init.normal_(parameter)  # norms that differ from 1
     return model, [randn(parameter.shape) for parameter in model.parameters()], rate, weight_decay, steps
 
 
-def adam_steps(model, gradients, groups, rate, steps, kind=torch.optim.AdamW, **settings) -> tuple[Tensor, ...]:
-    """Return the parameters after so many steps with the same gradients."""
-    optimizer = kind(groups, lr=rate, **settings)
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        parameter.grad = gradient.clone()
-    for _ in range(steps):
-        optimizer.step()
-    return tuple(parameter.detach() for parameter in model.parameters())
-
-
-def two_groups(model: nn.Module, matrices: dict, others: dict) -> list[dict]:
-    """Groups with these settings; an empty one leaves them to the optimizer."""
-    by_shape = [[p for p in model.parameters() if (p.ndim >= 2) is wanted] for wanted in (True, False)]
-    return [{"params": params} | settings for params, settings in zip(by_shape, (matrices, others), strict=True)]
-
-
-def in_parts(n_parts: int, size: int, rate: float) -> tuple[nn.Linear, list[tuple[Tensor, Tensor]], float]:
-    model = with_gradient(nn.Linear(3, 1, bias=False))
-    return model, [(randn(size, 3), randn(size, 1)) for _ in range(n_parts)], rate
+def pairs(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+    return [(randn(size, 3), randn(size, 1)) for size in sizes]
 
 
 def stepped(model: nn.Linear, micro_batches: list, rate: float) -> Tensor:
@@ -184,36 +123,9 @@ def stepped(model: nn.Linear, micro_batches: list, rate: float) -> Tensor:
     return model.weight.detach()
 
 
-def two_curves(small_steps: int, small_batch: int, big_steps: int, big_batch: int) -> tuple:
-    """Losses of two runs, the i-th after i + 1 steps; both still fall at the end."""
-    curves = [3 - torch.linspace(0, 1, steps) + 0.01 * randn(steps) for steps in (small_steps, big_steps)]
-    return curves[0], small_batch, curves[1], big_batch
-
-
-def seeds_of_rates() -> list[tuple[Tensor, Tensor]]:
-    """Final losses of five seeds a rate: a steady rate, the best one with an unlucky seed, one that often breaks."""
-    steady, best = [2.04, 2.10, 2.12, 2.11, 2.13], [2.05, 2.02, 2.90, 1.98, 2.01]
-    breaks = [1.80, 1.78, inf, inf, inf]
-    slow = [2.50, 2.49, 2.52, 2.51, 2.48]
-    rates = tensor([1e-3, 2e-3, 4e-3, 8e-3])
-    return [(rates, tensor([slow, steady, best, breaks])), (2 * rates, tensor([steady, breaks, best, slow]) + 0.3)]
-
-
-def winner(rates: Tensor, scores: Tensor, reported: Tensor | None = None) -> tuple[float, float]:
-    """The rate with the lowest score, and its entry in what is reported: the score unless something else is given."""
-    best = scores.argmin()
-    return rates[best].item(), (scores if reported is None else reported)[best].item()
-
-
 def chosen(losses: Tensor, reported: Tensor) -> tuple[int, float]:
     best = losses.argmin().item()
     return best, reported[best].item()
-
-
-def changes_by_width(exponent: float, n_widths: int = 4, first: float = 32.0) -> tuple[Tensor, Tensor]:
-    """Return widths, each twice the one before, and changes that grow as a power of them, with some noise."""
-    widths = first * 2.0 ** torch.arange(n_widths)
-    return widths, 0.1 * widths**exponent * torch.exp(0.1 * randn(n_widths))
 
 
 def slope(x: Tensor, y: Tensor) -> float:
@@ -231,68 +143,45 @@ class Schedule(Exercise, name="tuning.schedule"):
         of_a_run = [(step, 6e-4, 10, 100) for step in (0, 4, 9, 10, 30, 55, 99, 100, 130)]
         return of_a_run + [(step, 0.5, 0, 8) for step in (0, 3, 7)] + [(step, 1.0, 2, 6) for step in (1, 2, 5)]
 
-    def reference(step, peak, warmup_steps, steps):
-        return after_warmup(step, peak, warmup_steps, steps, share_of_peak)
+    def schedule(
+        height: Callable[[float], float] = share_of_peak,
+        progress: Callable = lambda step, warmup, steps: min((step - warmup) / (steps - warmup), 1.0),
+        climb: Callable = lambda step, warmup: (step + 1) / (warmup + 1),
+    ) -> Callable:
+        """Return a schedule: `climb` during the warm-up, then the share of the peak at this progress of the fall."""
 
-    @mistake("""Your first step has a rate of 0: a gradient is computed and thrown away. Into how many equal parts
-        should the climb be cut?""")
-    def idle_first_step(step, peak, warmup, steps):
-        return peak * step / warmup if step < warmup else after_warmup(step, peak, warmup, steps, share_of_peak)
+        def rate(step, peak, warmup_steps, steps):
+            climbs = step < warmup_steps
+            return peak * (climb(step, warmup_steps) if climbs else height(progress(step, warmup_steps, steps)))
 
-    @mistake("Very close: you reach the full rate one step too early. The last step of the warm-up is still below.")
-    def hasty_warmup(step, peak, warmup, steps):
-        return peak * (step + 1) / warmup if step < warmup else after_warmup(step, peak, warmup, steps, share_of_peak)
+        return rate
 
-    @mistake(EARLY_FALL)
-    def fall_from_step_zero(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda _: share_of_peak(min(step / steps, 1)))
-
-    @mistake(EARLY_FALL)
-    def product(step, peak, warmup, steps):
-        return peak * min((step + 1) / (warmup + 1), 1) * share_of_peak(min(step / steps, 1))
-
-    @mistake("""Your fall takes too long: at the end of the run the rate is still above its floor. How many steps are
-        left for it after the warm-up?""")
-    def long_fall(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda _: share_of_peak(min((step - warmup) / steps, 1)))
-
-    @mistake(NO_WARMUP)
-    def without_warmup(step, peak, warmup, steps):
-        return peak * share_of_peak(min(step / steps, 1))
-
-    @mistake("Your rate falls to 0. GPT-3 goes on learning at a small share of the peak.")
-    def to_zero(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, half_wave)
-
-    @mistake("""Your wave is aimed at 0 and cut off at the floor, so the rate lies on the floor well before the end. It
-        should get there just as the run ends.""")
-    def cut_off(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: max(0.1, half_wave(x)))
-
-    @mistake(ABOVE_PEAK)
-    def floor_added(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: 0.1 + half_wave(x))
-
-    @mistake("Your rate becomes negative: a cosine goes down to minus one. How can it be made to end at zero?")
-    def below_zero(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: 0.1 + 0.9 * cos(pi * x))
-
-    @mistake("Yours is a quarter of a wave: it falls fastest at the very end. Half a wave runs out flat.")
-    def quarter(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: 0.1 + 0.9 * cos(pi * x / 2))
-
-    @mistake("Yours is a whole wave: in the second half of the fall the rate climbs back to the peak.")
-    def whole(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: share_of_peak(2 * x))
-
-    @mistake("Your cosine hardly falls. Angles are in radians: how large is the angle of half a wave?")
-    def without_pi(step, peak, warmup, steps):
-        return after_warmup(step, peak, warmup, steps, lambda x: share_of_peak(x / pi))
-
-    @mistake("After the last step your cosine turns round and climbs. The rate should stay on the floor.")
-    def without_an_end(step, peak, warmup, steps):
-        x = (step - warmup) / (steps - warmup)
-        return after_warmup(step, peak, warmup, steps, lambda _: share_of_peak(x))
+    reference = schedule()
+    idle_first_step = mistake("""Your first step has a rate of 0: a gradient is computed and thrown away. Into how many
+        equal parts should the climb be cut?""")(schedule(climb=lambda step, warmup: step / warmup))
+    hasty_warmup = mistake("""Very close: you reach the full rate one step too early. The last step of the warm-up is
+        still below.""")(schedule(climb=lambda step, warmup: (step + 1) / warmup))
+    fall_from_step_zero = mistake(EARLY_FALL)(schedule(progress=lambda step, warmup, steps: min(step / steps, 1)))
+    product = mistake(EARLY_FALL)(
+        lambda i, peak, warmup, n: peak * min((i + 1) / (warmup + 1), 1) * share_of_peak(min(i / n, 1))
+    )
+    long_fall = mistake("""Your fall takes too long: at the end the rate is above its floor. How many steps are left
+        after the warm-up?""")(schedule(progress=lambda step, warmup, steps: min((step - warmup) / steps, 1)))
+    without_warmup = mistake("""The warm-up is missing: the first steps should be small and grow in
+        a straight line.""")(lambda step, peak, warmup, steps: peak * share_of_peak(min(step / steps, 1)))
+    to_zero = mistake("Your rate falls to 0. GPT-3 goes on learning at a small share of the peak.")(schedule(half_wave))
+    cut_off = mistake("""Your wave is aimed at 0 and cut off at the floor, so the rate lies on the floor well before the
+        end. It should get there just as the run ends.""")(schedule(lambda x: max(0.1, half_wave(x))))
+    floor_added = mistake("Where the fall begins, your rate is above the peak.")(schedule(lambda x: 0.1 + half_wave(x)))
+    below_zero = mistake("""Your rate becomes negative: a cosine goes down to minus one. How can it be made to end at
+        zero?""")(schedule(lambda x: 0.1 + 0.9 * cos(pi * x)))
+    quarter = mistake("""Yours is a quarter of a wave: it falls fastest at the very end.
+        Half a wave runs out flat.""")(schedule(lambda x: 0.1 + 0.9 * cos(pi * x / 2)))
+    whole = mistake("Yours is a whole wave: in the end the rate climbs back.")(schedule(lambda x: share_of_peak(2 * x)))
+    without_pi = mistake("""Your cosine hardly falls.
+        Angles are in radians: how large is the angle of half a wave?""")(schedule(lambda x: share_of_peak(x / pi)))
+    without_an_end = mistake("""After the last step your cosine turns round and climbs. The rate should stay on the
+        floor.""")(schedule(progress=lambda step, warmup, steps: (step - warmup) / (steps - warmup)))
 
 
 class DecayGroups(Exercise, name="tuning.decay_groups"):
@@ -301,40 +190,32 @@ class DecayGroups(Exercise, name="tuning.decay_groups"):
     hint = "Print the name and the shape of every parameter, and mark those that are matrices."
 
     def inputs():
-        of_every_sort = nn.Sequential(
-            nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 6), nn.RMSNorm(6), nn.Linear(6, 7, False)
-        )
+        mixed = nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 6), nn.RMSNorm(6), nn.Linear(6, 7, False)
         named = {"wte": nn.Embedding(5, 2), "wpe": nn.Embedding(3, 2), "c_attn": nn.Linear(2, 6), "ln_f": nn.RMSNorm(2)}
         square = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.RMSNorm(3), nn.Embedding(2, 3))
-        return [(of_every_sort, 0.1), (square, 0.5), (nn.ModuleDict(named), 0.2)]
+        return [(nn.Sequential(*mixed), 0.1), (square, 0.5), (nn.ModuleDict(named), 0.2)]
+
+    def decays(does: Callable[[str, nn.Module, Tensor], bool]) -> Callable:
+        """Return what gives the decay of each parameter, by its name, the layer that holds it and itself."""
+
+        def decay(model, weight_decay):
+            found = [does(name, m, p) for m in model.modules() for name, p in m.named_parameters(recurse=False)]
+            return weight_decay * tensor(found).float()
+
+        return decay
 
     def reference(model, weight_decay):
         return tensor([weight_decay if p.ndim >= 2 else 0.0 for p in model.parameters()])
 
-    @mistake("Everything decays. Is it any use to pull the gain of a norm towards zero?")
-    def everything(model, weight_decay):
-        return decays(model, weight_decay, lambda name, part, p: True)
-
-    @mistake(GAINS_DECAY)
-    def all_but_biases(model, weight_decay):
-        return decays(model, weight_decay, lambda name, part, p: name != "bias")
-
-    @mistake("""One kind of norm is spared, and another is not. A list of kinds is never complete: what do all their
-        gains have in common?""")
-    def all_but_one_kind_of_norm(model, weight_decay):
-        return decays(model, weight_decay, lambda name, part, p: not isinstance(part, nn.LayerNorm) and name != "bias")
-
-    @mistake("The token table is left out. Some do that; here it decays, as it may be the read-out as well.")
-    def linear_weights(model, weight_decay):
-        return decays(model, weight_decay, lambda name, part, p: isinstance(part, nn.Linear) and name == "weight")
-
-    @mistake("The norms are spared. The biases of the other layers still decay.")
-    def all_but_norms(model, weight_decay):
-        return decays(model, weight_decay, lambda name, part, p: not isinstance(part, nn.LayerNorm | nn.RMSNorm))
-
-    @mistake("The other way round: yours spares the matrices.")
-    def exchanged(model, weight_decay):
-        return decays(model, weight_decay, lambda name, part, p: p.ndim < 2)
+    everything = mistake("Everything decays. Why pull a norm's gain to zero?")(decays(lambda name, part, p: True))
+    all_but_biases = mistake(GAINS_DECAY)(decays(lambda name, part, p: name != "bias"))
+    all_but_one_kind_of_norm = mistake("""One kind of norm is spared, and another is not. What do all their gains have
+        in common?""")(decays(lambda name, part, p: not isinstance(part, nn.LayerNorm) and name != "bias"))
+    linear_weights = mistake("""The token table is left out. Some do that; here it decays, as it may be the read-out as
+        well.""")(decays(lambda name, part, p: isinstance(part, nn.Linear) and name == "weight"))
+    all_but_norms = mistake("""The norms are spared. The biases of the other
+        layers still decay.""")(decays(lambda name, part, p: not isinstance(part, nn.LayerNorm | nn.RMSNorm)))
+    exchanged = mistake("The other way round: yours spares the matrices.")(decays(lambda name, part, p: p.ndim < 2))
 
 
 class MendSchedule(Exercise, name="tuning.mend_schedule"):
@@ -346,43 +227,23 @@ class MendSchedule(Exercise, name="tuning.mend_schedule"):
 
     def inputs():
         runs = ((6, 4, 0.5), (5, 3, 0.2), (4, 2, 0.1))
-        return [
-            (nn.Linear(3, 1), [(randn(4, 3), randn(4, 1)) for _ in range(n)], epochs, peak) for n, epochs, peak in runs
-        ]
+        return [(nn.Linear(3, 1), pairs(*[4] * n), epochs, peak) for n, epochs, peak in runs]
 
     def reference(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs * len(batches))
+        return torch_rates(model, batches, epochs, peak)
 
-    @as_it_stands("""The mistake is still there: at the end of the run the rate has hardly moved. How many moves does
-        the scheduler expect, and how many does it get?""")
-    def moved_by_epochs(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs * len(batches), at_step=0, at_epoch=1)
-
-    @mistake("""Now the rate falls all the way, but in stairs: it stands still for a whole epoch. With a single epoch,
-        the usual case for language models, it would never fall.""")
-    def stairs(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs, at_step=0, at_epoch=1)
-
-    @mistake("Your rate swings up and down: the scheduler was told of fewer moves than it gets.")
-    def told_of_epochs(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs)
-
-    @mistake("Your rate comes down in one epoch and climbs again in the next. How long is the whole run, in steps?")
-    def told_of_one_epoch(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, len(batches))
-
-    @mistake("Very close: at the end of each epoch the scheduler moves once more than it should.")
-    def moved_by_both(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs * len(batches), at_epoch=1)
-
-    @mistake("""Very close, but the first rate that you note is not the peak. Does the scheduler move too early, or do
-        you read the rate too late?""")
-    def noted_late(model, batches, epochs, peak):
-        return torch_rates(batches, epochs, peak, epochs * len(batches), late=True)
-
-    @mistake("Now nothing moves the scheduler, and the rate stays at the peak.")
-    def never_moved(model, batches, epochs, peak):
-        return torch.full((epochs * len(batches),), peak)
+    moved_by_epochs = as_it_stands("""The mistake is still there: at the end of the run the rate has hardly moved. How
+        many moves does the scheduler expect, and how many does it get?""")(partial(torch_rates, at_step=0, at_epoch=1))
+    stairs = mistake("""Now the rate falls all the way, but in stairs: it stands still for a whole epoch. With a single
+        epoch it would never fall.""")(partial(torch_rates, told_of="epochs", at_step=0, at_epoch=1))
+    told_of_epochs = mistake("""Your rate swings up and down:
+        the scheduler was told of fewer moves than it gets.""")(partial(torch_rates, told_of="epochs"))
+    told_of_one_epoch = mistake("""Your rate comes down in one epoch and climbs again in the next. How long is the whole
+        run, in steps?""")(partial(torch_rates, told_of="one epoch"))
+    moved_by_both = mistake("Very close: after each epoch it moves once too often.")(partial(torch_rates, at_epoch=1))
+    noted_late = mistake("""Very close, but the first rate that you note is not the peak. Does the scheduler move too
+        early, or do you read the rate too late?""")(partial(torch_rates, late=True))
+    unmoved = mistake("Nothing moves the scheduler, and the rate stays at the peak.")(partial(torch_rates, at_step=0))
 
 
 class MendDecay(Exercise, name="tuning.mend_decay"):
@@ -394,41 +255,35 @@ class MendDecay(Exercise, name="tuning.mend_decay"):
     def inputs():
         return [to_decay(0.05, 0.5, 4), to_decay(0.02, 0.3, 2)]
 
-    def reference(model, gradients, rate, weight_decay, steps):
-        groups = two_groups(model, {"weight_decay": weight_decay}, {"weight_decay": 0.0})
-        return adam_steps(model, gradients, groups, rate, steps)
+    def adam_steps(matrices=1.0, others=0.0, is_matrix=lambda name, p: p.ndim >= 2, n_groups=2, kind=torch.optim.AdamW):
+        """Return a training in two groups, each with so much of the decay (None: it says nothing of its decay)."""
 
-    @as_it_stands("""The mistake is still there: with no gradient at all, the gain of the norm still goes down. Which
-        parameters should be pulled towards zero, and how does the optimizer learn of it?""")
-    def everything(model, gradients, rate, weight_decay, steps):
-        return adam_steps(model, gradients, model.parameters(), rate, steps, weight_decay=weight_decay)
+        def trained(model, gradients, rate, weight_decay, steps):
+            groups = []
+            for which, share in ((True, matrices), (False, others)):
+                groups.append({"params": [p for name, p in model.named_parameters() if is_matrix(name, p) is which]})
+                if share is not None:
+                    groups[-1]["weight_decay"] = share * weight_decay
+            optimizer = kind(groups[:n_groups], lr=rate)
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient.clone()
+            for _ in range(steps):
+                optimizer.step()
+            return tuple(parameter.detach() for parameter in model.parameters())
 
-    @mistake(GAINS_DECAY)
-    def all_but_biases(model, gradients, rate, weight_decay, steps):
-        named = dict(model.named_parameters())
-        weights = {"params": [p for name, p in named.items() if "bias" not in name], "weight_decay": weight_decay}
-        biases = {"params": [p for name, p in named.items() if "bias" in name], "weight_decay": 0.0}
-        return adam_steps(model, gradients, [weights, biases], rate, steps)
+        return trained
 
-    @mistake("Now biases and gains never move: no optimizer knows of them.")
-    def matrices_alone(model, gradients, rate, weight_decay, steps):
-        groups = two_groups(model, {"weight_decay": weight_decay}, {})[:1]
-        return adam_steps(model, gradients, groups, rate, steps)
-
-    @mistake("""Biases and gains still decay, a little. What does this optimizer do with a group that says nothing of
-        decay?""")
-    def silent_others(model, gradients, rate, weight_decay, steps):
-        return adam_steps(model, gradients, two_groups(model, {"weight_decay": weight_decay}, {}), rate, steps)
-
-    @mistake("The matrices decay, but not by as much as was asked. Which decay does their group have?")
-    def silent_matrices(model, gradients, rate, weight_decay, steps):
-        return adam_steps(model, gradients, two_groups(model, {}, {"weight_decay": 0.0}), rate, steps)
-
-    @mistake("""The groups are right. But this optimizer adds the decay to the gradient, and then divides by the
-        gradient's size: large weights no longer decay by more.""")
-    def adam(model, gradients, rate, weight_decay, steps):
-        groups = two_groups(model, {"weight_decay": weight_decay}, {"weight_decay": 0.0})
-        return adam_steps(model, gradients, groups, rate, steps, torch.optim.Adam)
+    reference = adam_steps()
+    everything = as_it_stands("""The mistake is still there: with no gradient at all, the gain of the norm still goes
+        down. Which parameters should decay, and how does the optimizer learn of it?""")(adam_steps(others=1.0))
+    all_but_biases = mistake(GAINS_DECAY)(adam_steps(is_matrix=lambda name, p: "bias" not in name))
+    matrices_alone = mistake("Now biases and gains never move: no optimizer knows of them.")(adam_steps(n_groups=1))
+    silent_others = mistake("""Biases and gains still decay, a little. What does this optimizer do with a group that
+        says nothing of decay?""")(adam_steps(others=None))
+    silent_matrices = mistake("""The matrices decay, but not by as much as was asked.
+        Which decay does their group have?""")(adam_steps(matrices=None))
+    adam = mistake("""The groups are right. But this optimizer adds the decay to the gradient, and then divides by the
+        gradient's size: large weights no longer decay by more.""")(adam_steps(kind=torch.optim.Adam))
 
 
 class RangeTest(Exercise, name="tuning.range_test"):
@@ -441,59 +296,39 @@ class RangeTest(Exercise, name="tuning.range_test"):
         curves = ((44, 60, 42, 5), (35, 40, 26, 3), (612, 50, 30, 7), (1345, 30, 18, 4))
         return [range_test(*curve) for curve in curves]
 
-    def reference(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window)) / 2
+    def reading(smoothed_by: Callable = looking_back, back: int = 1, divisor: float = 2) -> Callable:
+        """Return a reading of a range test: the rate so many places before the lowest loss, divided."""
 
-    @mistake(ONE_LUCKY_LOSS)
-    def beside_the_lowest_raw_loss(rates, losses, window):
-        return rate_at_lowest(rates, losses, back=0)
+        def rate(rates, losses, window):
+            smoothed = smoothed_by(losses, window)
+            return rates[max(smoothed.index(min(smoothed)) - back, 0)] / divisor
 
-    @mistake(ONE_LUCKY_LOSS)
-    def half_before_the_lowest_raw_loss(rates, losses, window):
-        return rate_at_lowest(rates, losses) / 2
+        return rate
 
-    @mistake("""Very close: a loss is measured before the update at the rate beside it. So which rate made the lowest
-        loss?""")
-    def off_by_one(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window), back=0) / 2
+    reference = reading()
+    beside_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(reading(raw, back=0, divisor=1))
+    half_before_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(reading(raw))
+    off_by_one = mistake("""Very close: a loss is measured before the update at the rate beside it. So which rate made
+        the lowest loss?""")(reading(back=0))
+    edge = mistake("That is the edge, the largest rate that still helped. A safe one keeps away.")(reading(divisor=1))
+    beside_the_lowest = mistake("""That is the rate beside the lowest loss, where training has already begun to break.
+        Which rate made that loss, and how far should one stay away from it?""")(reading(back=0, divisor=1))
+    tenth_beside_the_lowest = mistake("""A tenth is a rule that others use, for curves read by eye. How far away does
+        this one stay?""")(reading(back=0, divisor=10))
+    centred_window = mistake(LOOKS_AHEAD)(
+        reading(lambda x, n: [median(x[max(i - n // 2, 0) : i + n // 2 + 1]) for i in range(len(x))])
+    )
+    shorter_list = mistake(LOOKS_AHEAD)(reading(lambda x, n: [median(x[i : i + n]) for i in range(len(x) - n + 1)]))
+    means = mistake("""You smooth with a mean, and one lucky or unlucky batch drags it along. What is hardly moved by
+        one?""")(reading(partial(looking_back, middle=fmean)))
 
-    @mistake("That is the edge itself, the largest rate that still helped. A safe rate keeps some distance.")
-    def edge(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window))
-
-    @mistake("""That is the rate beside the lowest loss, where training has already begun to break. Which rate made that
-        loss, and how far should one stay away from it?""")
-    def beside_the_lowest(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window), back=0)
-
-    @mistake(A_TENTH)
-    def tenth_beside_the_lowest(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window), back=0) / 10
-
-    @mistake(LOOKS_AHEAD)
-    def centred_window(rates, losses, window):
-        return rate_at_lowest(rates, centred(losses, window)) / 2
-
-    @mistake(LOOKS_AHEAD)
-    def shorter_list(rates, losses, window):
-        return rate_at_lowest(rates, looking_ahead(losses, window)) / 2
-
-    @mistake("You smooth with a mean, and one lucky or unlucky batch drags it along. What is hardly moved by one?")
-    def means(rates, losses, window):
-        return rate_at_lowest(rates, looking_back(losses, window, fmean)) / 2
-
-    @mistake(STEEPEST)
+    @mistake("That is where the loss falls fastest, another rule that people use. Here the lowest place is asked for.")
     def steepest(rates, losses, window):
         falls = [later - earlier for earlier, later in pairwise(looking_back(losses, window))]
         return rates[falls.index(min(falls))]
 
-    @mistake(GAVE_UP)
-    def last(rates, losses, window):
-        return rates[-1]
-
-    @mistake(GAVE_UP)
-    def half_the_last(rates, losses, window):
-        return rates[-1] / 2
+    last = mistake(GAVE_UP)(lambda rates, losses, window: rates[-1])
+    half_the_last = mistake(GAVE_UP)(lambda rates, losses, window: rates[-1] / 2)
 
 
 class MendSeeds(Exercise, name="tuning.mend_seeds"):
@@ -502,40 +337,36 @@ class MendSeeds(Exercise, name="tuning.mend_seeds"):
     hint = "First one number for every rate, over its seeds; then the rate that has the lowest."
 
     def inputs():
-        return seeds_of_rates()
+        steady, slow = [2.04, 2.10, 2.12, 2.11, 2.13], [2.50, 2.49, 2.52, 2.51, 2.48]
+        best = [2.05, 2.02, 2.90, 1.98, 2.01]  # with an unlucky seed
+        breaks = [1.80, 1.78, inf, inf, inf]
+        rates, losses = tensor([1e-3, 2e-3, 4e-3, 8e-3]), tensor([slow, steady, best, breaks])
+        return [(rates, losses), (2 * rates, losses[[1, 3, 2, 0]] + 0.3)]
 
-    def reference(rates, losses):
-        return winner(rates, losses.median(1).values)
+    def by(score: Callable[[Tensor], Tensor], reported: Callable[[Tensor], Tensor] | None = None) -> Callable:
+        """Return a choice of the rate with the lowest score of its losses, and its score or what else is reported."""
 
-    @as_it_stands("""The mistake is still there: one lucky seed makes a rate the winner, even where most runs broke.
-        What would you get if you trained once more?""")
-    def luckiest(rates, losses):
-        return winner(rates, losses.min(1).values)
+        def choice(rates, losses):
+            best = score(losses).argmin()
+            return rates[best].item(), (reported or score)(losses)[best].item()
 
-    @mistake("You look at one seed only, and take its luck for the merit of a rate.")
-    def first_seed(rates, losses):
-        return winner(rates, losses[:, 0])
+        return choice
 
-    @mistake("A mean is dragged along by a single unlucky run. What was asked for is hardly moved by one.")
-    def mean(rates, losses):
-        return winner(rates, losses.mean(1))
-
-    @mistake("You leave out the runs that broke, and so the rate that breaks most often looks best.")
-    def mean_of_the_finite(rates, losses):
-        return winner(rates, torch.where(losses.isfinite(), losses, torch.nan).nanmean(1))
-
-    @mistake("""For the rate that breaks, your median is not a number but the difference of two infinities, and the
-        search for the lowest stops there. Is there a median that takes the middle one as it is?""")
-    def quantile(rates, losses):
-        return winner(rates, losses.quantile(0.5, dim=1))
-
-    @mistake("You look at the worst seed. That is careful, but the luck of a single run decides again.")
-    def worst(rates, losses):
-        return winner(rates, losses.max(1).values)
-
-    @mistake(OTHER_REPORT)
-    def reporting_the_luckiest(rates, losses):
-        return winner(rates, losses.median(1).values, losses.min(1).values)
+    reference = by(lambda x: x.median(1).values)
+    luckiest = as_it_stands("""The mistake is still there: one lucky seed makes a rate the winner, even where most runs
+        broke. What would another seed give?""")(by(lambda x: x.min(1).values))
+    first_seed = mistake("You look at one seed only, and take its luck for the merit of a rate.")(by(lambda x: x[:, 0]))
+    mean = mistake("""A mean is dragged along by a single unlucky run.
+        What was asked for is hardly moved by one.""")(by(lambda x: x.mean(1)))
+    mean_of_the_finite = mistake("""You leave out the runs that broke, and so the rate that breaks most often looks
+        best.""")(by(lambda x: torch.where(x.isfinite(), x, torch.nan).nanmean(1)))
+    quantile = mistake("""For the rate that breaks, your median is not a number but the difference of two infinities,
+        and the search for the lowest stops there. Is there a median that takes the middle one
+        as it is?""")(by(lambda x: x.quantile(0.5, dim=1)))
+    worst = mistake("""You look at the worst seed.
+        That is careful, but the luck of a single run decides again.""")(by(lambda x: x.max(1).values))
+    reporting_the_luckiest = mistake("""The rate is right. What you report of it is not what it
+        was chosen by.""")(by(lambda x: x.median(1).values, lambda x: x.min(1).values))
 
 
 class MendChoice(Exercise, name="tuning.mend_choice"):
@@ -550,27 +381,15 @@ class MendChoice(Exercise, name="tuning.mend_choice"):
     def reference(validation_losses, test_losses):
         return chosen(validation_losses, test_losses)
 
-    @as_it_stands("""The mistake is still there: the lowest of many test losses is low by luck as well. What else was
-        measured that could choose?""")
-    def on_test(validation, test):
-        return chosen(test, test)
-
-    @mistake(STILL_ON_TEST)
-    def on_both(validation, test):
-        return chosen(validation + test, test)
-
-    @mistake("""The run is right. But its validation loss is low partly because it was chosen for it: what should be
-        reported?""")
-    def reporting_validation(validation, test):
-        return chosen(validation, validation)
-
-    @mistake("The run is right. The test loss that you report belongs to another one.")
-    def reporting_the_best(validation, test):
-        return validation.argmin().item(), test.min().item()
-
-    @mistake("That is the worst run: a loss should be small.")
-    def worst(validation, test):
-        return chosen(-validation, test)
+    on_test = as_it_stands("""The mistake is still there: the lowest of many test losses is low by luck as well. What
+        else was measured that could choose?""")(lambda validation, test: chosen(test, test))
+    on_both = mistake("""The test set still has a say in which run is chosen. It should be opened once, after the
+        choice.""")(lambda validation, test: chosen(validation + test, test))
+    reporting_validation = mistake("""The run is right. But its validation loss is low partly because it was chosen for
+        it: what should be reported?""")(lambda validation, test: chosen(validation, validation))
+    reporting_the_best = mistake("""The run is right. The test loss that you report belongs
+        to another one.""")(lambda validation, test: (validation.argmin().item(), test.min().item()))
+    worst = mistake("That is the worst run: a loss should be small.")(lambda valid, test: chosen(-valid, test))
 
 
 class NoiseScale(Exercise, name="tuning.noise_scale"):
@@ -582,34 +401,26 @@ class NoiseScale(Exercise, name="tuning.noise_scale"):
         measured = tensor([5.0, 7.0], dtype=torch.float64), tensor([3.0, 2.0], dtype=torch.float64), 1, 4
         return [measured, squared_lengths(4, 2, 16, 3.0), squared_lengths(3, 4, 32, 5.0)]
 
-    def reference(small_norms_squared, big_norms_squared, small, big):
-        squared, noise = estimates(small_norms_squared.mean(), big_norms_squared.mean(), small, big)
-        return (noise / squared).item()
+    def solved(result: Callable[..., Tensor]) -> Callable:
+        """Return what computes a result from both estimates and both mean lengths."""
 
-    @mistake("""Your noise scale is negative. Which of the two squared lengths belongs to which size, and which of them
-        holds more noise?""")
-    def sizes_exchanged(s, b, small, big):
-        squared, noise = estimates(s.mean(), b.mean(), big, small)
-        return (noise / squared).item()
+        def noise_scale(small_norms_squared, big_norms_squared, small, big):
+            s, b = small_norms_squared.mean(), big_norms_squared.mean()
+            return result(*estimates(s, b, small, big), s, b).item()
 
-    @mistake("""You divide one measured length by the other, and both hold signal and noise. Solve for each of the two
-        first.""")
-    def ratio_of_lengths(s, b, small, big):
-        return (s.mean() / b.mean()).item()
+        return noise_scale
 
-    @mistake(STILL_NOISY)
-    def noise_over_the_big(s, b, small, big):
-        return (estimates(s.mean(), b.mean(), small, big)[1] / b.mean()).item()
-
-    @mistake("""The difference of the two lengths is only the noise that the larger batch averages away. How is it
-        related to the noise of a single sequence?""")
-    def without_the_sizes(s, b, small, big):
-        return ((s.mean() - b.mean()) / estimates(s.mean(), b.mean(), small, big)[0]).item()
-
-    @mistake("""Noise does not shrink in a straight line with the size of the batch. Write down how much of it is in
-        each of the two, and subtract.""")
-    def times_the_difference(s, b, small, big):
-        return ((s.mean() - b.mean()) * (big - small) / estimates(s.mean(), b.mean(), small, big)[0]).item()
+    reference = solved(lambda squared, noise, s, b: noise / squared)
+    sizes_exchanged = mistake("""Your noise scale is negative. Which of the two squared lengths belongs to which size,
+        and which of them holds more noise?""")(lambda s, b, small, big: NoiseScale.reference(s, b, big, small))
+    ratio_of_lengths = mistake("""You divide one measured length by the other, and both hold signal and noise. Solve for
+        each of the two first.""")(solved(lambda squared, noise, s, b: s / b))
+    noise_over_the_big = mistake("""You divide by a squared length as it was measured. It still holds noise, even that
+        of the big batches: which estimate is free of it?""")(solved(lambda squared, noise, s, b: noise / b))
+    without_the_sizes = mistake("""The difference of the lengths is only the noise that the larger batch averages away.
+        How large is that of a single sequence?""")(solved(lambda squared, noise, s, b: (s - b) / squared))
+    times_the_difference = mistake("""Noise does not shrink in a straight line with the batch. How much is in each of
+        the two?""")(lambda *given: NoiseScale.without_the_sizes(*given) * (given[3] - given[2]))
 
     @mistake("""You divide batch by batch and then take the mean of the ratios, so a batch whose gradient looks tiny by
         chance has the most say. Which comes first?""")
@@ -617,15 +428,10 @@ class NoiseScale(Exercise, name="tuning.noise_scale"):
         squared, noise = estimates(s, b, small, big)
         return (noise / squared).mean().item()
 
-    @mistake("That is the ratio of two lengths. The noise scale is that of their squares, and counts sequences.")
-    def root(s, b, small, big):
-        squared, noise = estimates(s.mean(), b.mean(), small, big)
-        return (noise / squared).sqrt().item()
-
-    @mistake("Upside down: more noise should ask for a larger batch.")
-    def upside_down(s, b, small, big):
-        squared, noise = estimates(s.mean(), b.mean(), small, big)
-        return (squared / noise).item()
+    root = mistake("""That is the ratio of two lengths. The noise scale is that of their squares,
+        and counts sequences.""")(solved(lambda squared, noise, s, b: (noise / squared).sqrt()))
+    upside_down = mistake("""Upside down: more noise should ask for
+        a larger batch.""")(solved(lambda squared, noise, s, b: squared / noise))
 
 
 class Accumulate(Exercise, name="tuning.accumulate"):
@@ -639,50 +445,34 @@ class Accumulate(Exercise, name="tuning.accumulate"):
         models = [with_gradient(nn.Linear(6, 5, bias=False)) for _ in range(2)]
         return list(zip(models, [micro_batches(2, 9, 4), micro_batches(7, 3, 3, 12, padding=2)], strict=True))
 
-    def reference(model, micro_batches):
-        n = sum(n_tokens(y) for _, y in micro_batches)
-        return accumulated(model, micro_batches, [1 / n for _ in micro_batches])
+    def accumulated(weight: Callable[[Tensor, list[Tensor]], float]) -> Callable:
+        """Return what sums the gradients of all losses, with a weight for each part, given its and all targets."""
 
-    @mistake("Each micro-batch has the same say, however few tokens it holds. In one big batch, what has?")
-    def mean_of_means(model, micro_batches):
-        return accumulated(model, micro_batches, [1 / n_tokens(y) / len(micro_batches) for _, y in micro_batches])
+        def gradient(model, micro_batches):
+            model.zero_grad()
+            for x, y in micro_batches:
+                loss = F.cross_entropy(model(x), y, reduction="sum")
+                (weight(y, [targets for _, targets in micro_batches]) * loss).backward()
+            return model.weight.grad
 
-    @mistake("""You add up means, so the gradient grows with the number of micro-batches, and a short one has as much
-        say as a long one.""")
-    def sum_of_means(model, micro_batches):
-        return accumulated(model, micro_batches, [1 / n_tokens(y) for _, y in micro_batches])
+        return gradient
 
-    @mistake("That is the gradient of the sum. It grows with the number of tokens; that of the mean does not.")
-    def sum_of_sums(model, micro_batches):
-        return accumulated(model, micro_batches, [1.0 for _ in micro_batches])
-
-    @mistake("The sum of all losses is divided by the number of micro-batches. How many losses were added up?")
-    def over_parts(model, micro_batches):
-        return accumulated(model, micro_batches, [1 / len(micro_batches) for _ in micro_batches])
-
-    @mistake(COUNTS_PADDING)
-    def over_places(model, micro_batches):
-        n = sum(len(y) for _, y in micro_batches)
-        return accumulated(model, micro_batches, [1 / n for _ in micro_batches])
-
-    @mistake(COUNTS_PADDING)
-    def means_by_length(model, micro_batches):
-        n = sum(len(y) for _, y in micro_batches)
-        return accumulated(model, micro_batches, [len(y) / n_tokens(y) / n for _, y in micro_batches])
-
-    @mistake("What an earlier step left in the model is still in your gradient. When should it be cleared?")
-    def never_cleared(model, micro_batches):
-        before = model.weight.grad
-        return before + Accumulate.reference(model, micro_batches)
-
-    @mistake(LAST_PART)
-    def last_part(model, micro_batches):
-        return accumulated(model, micro_batches[-1:], [1 / sum(n_tokens(y) for _, y in micro_batches)])
-
-    @mistake(EQUAL_PARTS)
-    def all_like_the_first(model, micro_batches):
-        n = n_tokens(micro_batches[0][1]) * len(micro_batches)
-        return accumulated(model, micro_batches, [1 / n for _ in micro_batches])
+    reference = accumulated(lambda y, ys: 1 / sum(map(n_tokens, ys)))
+    mean_of_means = mistake("""Each micro-batch has the same say, however few tokens it holds. In one big batch, what
+        has?""")(accumulated(lambda y, ys: 1 / n_tokens(y) / len(ys)))
+    sum_of_means = mistake("""You add up means, so the gradient grows with the number of micro-batches, and a short one
+        has as much say as a long one.""")(accumulated(lambda y, ys: 1 / n_tokens(y)))
+    sum_of_sums = mistake("""That is the gradient of the sum. It grows with the number of tokens; that of the mean does
+        not.""")(accumulated(lambda y, ys: 1))
+    over_parts = mistake("""The sum of all losses is divided by the number of micro-batches. How many losses were added
+        up?""")(accumulated(lambda y, ys: 1 / len(ys)))
+    over_places = mistake(COUNTS_PADDING)(accumulated(lambda y, ys: 1 / sum(map(len, ys))))
+    means_by_length = mistake(COUNTS_PADDING)(accumulated(lambda y, ys: len(y) / n_tokens(y) / sum(map(len, ys))))
+    never_cleared = mistake("""What an earlier step left in the model is still in your gradient. When should it be
+        cleared?""")(lambda model, parts: model.weight.grad + Accumulate.reference(model, parts))
+    last_part = mistake(LAST_PART)(accumulated(lambda y, ys: (y is ys[-1]) / sum(map(n_tokens, ys))))
+    all_like_the_first = mistake("""You take all micro-batches to have as many tokens as
+        one of them.""")(accumulated(lambda y, ys: 1 / n_tokens(ys[0]) / len(ys)))
 
 
 class MendAccumulation(Exercise, name="tuning.mend_accumulation"):
@@ -692,36 +482,24 @@ class MendAccumulation(Exercise, name="tuning.mend_accumulation"):
     trains = ("model",)
 
     def inputs():
-        return [in_parts(4, 8, 0.1), in_parts(3, 5, 0.05)]
+        parts = ((4, 8, 0.1), (3, 5, 0.05))
+        return [(with_gradient(nn.Linear(3, 1, bias=False)), pairs(*[size] * n), rate) for n, size, rate in parts]
 
     def reference(model, micro_batches, rate):
         return stepped(model, micro_batches, rate / len(micro_batches))
 
-    @as_it_stands("""The mistake is still there: cut in four, the batch moves the weight sixteen times as far. The
-        number of micro-batches enters twice. Where?""")
-    def sum_times_parts(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate * len(micro_batches))
-
-    @mistake("""Half is mended: the step still grows with the number of micro-batches. It is the same batch as before,
-        so what should be the same?""")
-    def sum_of_parts(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate)
-
-    @mistake("Now the step is too short: the number of micro-batches is divided out twice.")
-    def divided_twice(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate / len(micro_batches) ** 2)
-
-    @mistake("A rule with a root is for a batch that grows. Did this one grow, or was it only cut?")
-    def root(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate / sqrt(len(micro_batches)))
-
-    @mistake("You take a step after every micro-batch: that trains on small batches. When is the big batch complete?")
-    def many_steps(model, micro_batches, rate):
-        return [stepped(model, [part], rate) for part in micro_batches][-1]
-
-    @mistake(LAST_PART)
-    def last_part(model, micro_batches, rate):
-        return stepped(model, micro_batches[-1:], rate)
+    sum_times_parts = as_it_stands("""The mistake is still there: cut in four, the batch moves the weight sixteen times
+        as far. Where does the four enter
+        twice?""")(lambda model, parts, rate: stepped(model, parts, rate * len(parts)))
+    sum_of_parts = mistake("""Half is mended: the step still grows with the number of micro-batches. It is the same
+        batch as before, so what should be the same?""")(lambda model, parts, rate: stepped(model, parts, rate))
+    divided_twice = mistake("""Now the step is too short: the number of micro-batches is
+        divided out twice.""")(lambda model, parts, rate: stepped(model, parts, rate / len(parts) ** 2))
+    root = mistake("""A rule with a root is for a batch that grows. Did this one grow, or was
+        it only cut?""")(lambda model, parts, rate: stepped(model, parts, rate / sqrt(len(parts))))
+    many_steps = mistake("""You take a step after every micro-batch: that trains on small batches. When is the big batch
+        complete?""")(lambda model, parts, rate: [stepped(model, [part], rate) for part in parts][-1])
+    last_part = mistake(LAST_PART)(lambda model, parts, rate: stepped(model, parts[-1:], rate))
 
 
 class TradeOff(Exercise, name="tuning.trade_off"):
@@ -736,39 +514,20 @@ class TradeOff(Exercise, name="tuning.trade_off"):
         steps = min_steps + min_tokens / batch
         return steps, steps * batch
 
-    @mistake("That is what tiny batches would do: every token counts in full. What else limits the steps?")
-    def tiny_batches(batch, min_steps, min_tokens):
-        return min_tokens / batch, min_tokens
-
-    @mistake("That is what endless batches would do: never fewer steps. What do the smaller ones pay?")
-    def endless_batches(batch, min_steps, min_tokens):
-        return min_steps, min_steps * batch
-
-    @mistake("You join the two limits with a corner. A hyperbola comes near to both and touches neither.")
-    def corner(batch, min_steps, min_tokens):
-        return max(min_steps, min_tokens / batch), max(min_tokens, min_steps * batch)
-
-    @mistake("Each of yours can fall below its minimum. What became of the two ones in the equation?")
-    def without_ones(batch, min_steps, min_tokens):
-        return min_tokens / batch, min_steps * batch
-
-    @mistake("Your critical batch is upside down: it is counted in tokens for each step.")
-    def upside_down(batch, min_steps, min_tokens):
-        critical = min_steps / min_tokens
-        return min_steps * (1 + critical / batch), min_tokens * (1 + batch / critical)
-
-    @mistake("With a larger batch yours takes more steps and fewer tokens. Which way should each go?")
-    def wrong_way(batch, min_steps, min_tokens):
-        critical = min_tokens / min_steps
-        return min_steps * (1 + batch / critical), min_tokens * (1 + critical / batch)
-
-    @mistake("Both are right. Which of the two should come first, though?")
-    def exchanged(batch, min_steps, min_tokens):
-        return TradeOff.reference(batch, min_steps, min_tokens)[::-1]
-
-    @mistake("The steps are right. Do your tokens agree with them and the batch?")
-    def fewest_tokens(batch, min_steps, min_tokens):
-        return min_steps + min_tokens / batch, min_tokens
+    tiny_batches = mistake("""That is what tiny batches would do: every token counts in full. What else limits the
+        steps?""")(lambda B, S, T: (T / B, T))
+    endless_batches = mistake("""That is what endless batches would do:
+        never fewer steps. What do the smaller ones pay?""")(lambda B, S, T: (S, S * B))
+    corner = mistake("""You join the two limits with a corner.
+        A hyperbola comes near to both and touches neither.""")(lambda B, S, T: (max(S, T / B), max(T, S * B)))
+    without_ones = mistake("""Each of yours can fall below its minimum.
+        What became of the two ones in the equation?""")(lambda B, S, T: (T / B, S * B))
+    upside_down = mistake("""Your critical batch is upside down:
+        it is counted in tokens for each step.""")(lambda B, S, T: (S * (1 + S / T / B), T * (1 + B * T / S)))
+    wrong_way = mistake("""With a larger batch yours takes more steps and fewer tokens.
+        Which way should each go?""")(lambda B, S, T: (S * (1 + B * S / T), T * (1 + T / S / B)))
+    exchanged = mistake("Both are right. Which should come first?")(lambda B, S, T: TradeOff.reference(B, S, T)[::-1])
+    fewest_tokens = mistake("The steps are right. Do the tokens agree with them?")(lambda B, S, T: (S + T / B, T))
 
 
 class BatchRate(Exercise, name="tuning.batch_rate"):
@@ -782,68 +541,51 @@ class BatchRate(Exercise, name="tuning.batch_rate"):
     def reference(rate, batch, new_batch):
         return rate * new_batch / batch, rate * sqrt(new_batch / batch)
 
-    @mistake("A larger batch has a gradient with less noise. Should its steps be shorter or longer?")
-    def wrong_way(rate, batch, new_batch):
-        return rate * batch / new_batch, rate * sqrt(batch / new_batch)
-
-    @mistake("Both are right, in the other order: the linear rule comes first.")
-    def exchanged(rate, batch, new_batch):
-        return rate * sqrt(new_batch / batch), rate * new_batch / batch
-
-    @mistake("Your root reaches too far: at an unchanged batch the rate should stay as it is.")
-    def long_root(rate, batch, new_batch):
-        return rate * new_batch / batch, sqrt(rate * new_batch / batch)
-
-    @mistake("You take the square where the root was asked for.")
-    def squared(rate, batch, new_batch):
-        return rate * new_batch / batch, rate * (new_batch / batch) ** 2
-
-    @mistake(CUT_DIVISION)
-    def cut(rate, batch, new_batch):
-        return rate * (new_batch // batch), rate * sqrt(new_batch // batch)
-
-    @mistake("What counts is not how large the new batch is, but how much larger than the old one.")
-    def by_the_new_batch(rate, batch, new_batch):
-        return rate * new_batch, rate * sqrt(new_batch)
+    wrong_way = mistake("""A larger batch has a gradient with less noise.
+        Should its steps be shorter or longer?""")(lambda rate, old, new: (rate * old / new, rate * sqrt(old / new)))
+    exchanged = mistake("""Both are right, in the other order:
+        the linear rule comes first.""")(lambda rate, old, new: (rate * sqrt(new / old), rate * new / old))
+    long_root = mistake("""Your root reaches too far: at an unchanged batch the rate should stay
+        as it is.""")(lambda rate, old, new: (rate * new / old, sqrt(rate * new / old)))
+    squared = mistake("""You take the square where the root
+        was asked for.""")(lambda rate, old, new: (rate * new / old, rate * (new / old) ** 2))
+    cut = mistake(CUT_DIVISION)(lambda rate, old, new: (rate * (new // old), rate * sqrt(new // old)))
+    by_the_new_batch = mistake("""What counts is not how large the new batch is, but how much larger than
+        the old one.""")(lambda rate, old, new: (rate * new, rate * sqrt(new)))
 
 
 class MendBudget(Exercise, name="tuning.mend_budget"):
     """Mend the comparison so that both runs have seen the same number of tokens."""
 
-    hint = """How many tokens has each run seen at its end? After how many of its own steps had each seen the smaller of
-        the two numbers?"""
+    hint = "How many tokens has each run seen at its end? After how many of its steps had each seen the smaller number?"
 
     def inputs():
-        return [two_curves(80, 16, 40, 64), two_curves(200, 8, 30, 32), two_curves(6, 2, 2, 4)]
+        def curve(steps):  # still falls at its end
+            return 3 - torch.linspace(0, 1, steps) + 0.01 * randn(steps)
 
-    def reference(small_losses, small_batch, big_losses, big_batch):
-        tokens = min(len(small_losses) * small_batch, len(big_losses) * big_batch)
-        return small_losses[tokens // small_batch - 1].item(), big_losses[tokens // big_batch - 1].item()
+        runs = [(80, 16, 40, 64), (200, 8, 30, 32), (6, 2, 2, 4)]  # steps and batch size of both
+        return [(curve(n), batch, curve(n_big), big_batch) for n, batch, n_big, big_batch in runs]
 
-    @as_it_stands("""The mistake is still there: after the same number of steps one of the runs has computed far more
-        than the other. In what should a fair budget be counted?""")
-    def equal_steps(a, a_batch, b, b_batch):
-        steps = min(len(a), len(b))
-        return a[steps - 1].item(), b[steps - 1].item()
+    def at_budget(budget: Callable = min, read: Callable = lambda losses, steps: losses[steps - 1]) -> Callable:
+        """Return what reads both runs after a number of tokens, chosen from the numbers at their ends."""
 
-    @mistake("Each run is read at its own end, where one has seen more tokens than the other.")
-    def own_ends(a, a_batch, b, b_batch):
-        return a[-1].item(), b[-1].item()
+        def losses_at(small_losses, small_batch, big_losses, big_batch):
+            tokens = budget(len(small_losses) * small_batch, len(big_losses) * big_batch)
+            return read(small_losses, tokens // small_batch).item(), read(big_losses, tokens // big_batch).item()
 
-    @mistake("Very close: you look one step too late. After how many steps was the first loss measured?")
-    def one_step_late(a, a_batch, b, b_batch):
-        tokens = min(len(a) * a_batch, len(b) * b_batch)
-        return a[tokens // a_batch].item(), b[tokens // b_batch].item()
+        return losses_at
 
-    @mistake("One of the runs never saw so many tokens. Up to where can both be compared?")
-    def longer_budget(a, a_batch, b, b_batch):
-        tokens = max(len(a) * a_batch, len(b) * b_batch)
-        return a[tokens // a_batch - 1].item(), b[tokens // b_batch - 1].item()
-
-    @mistake("You take the luckiest loss on the way. Both should be read at the same place: where the budget ends.")
-    def lowest_on_the_way(a, a_batch, b, b_batch):
-        tokens = min(len(a) * a_batch, len(b) * b_batch)
-        return a[: tokens // a_batch].min().item(), b[: tokens // b_batch].min().item()
+    reference = at_budget()
+    equal_steps = as_it_stands("""The mistake is still there: after the same number of steps one of the runs has
+        computed far more than the other. In what should a fair
+        budget be counted?""")(lambda a, _a, b, _b: tuple(x[min(len(a), len(b)) - 1].item() for x in (a, b)))
+    own_ends = mistake("""Each run is read at its own end, where one has seen more tokens
+        than the other.""")(lambda a, a_batch, b, b_batch: (a[-1].item(), b[-1].item()))
+    one_step_late = mistake("""Very close: you look one step too late.
+        After how many steps was the first loss measured?""")(at_budget(read=lambda losses, steps: losses[steps]))
+    longer_budget = mistake("One run never saw so many tokens. Up to where can both be compared?")(at_budget(max))
+    lowest_on_the_way = mistake("""You take the luckiest loss on the way. Both should be read at the same place: where
+        the budget ends.""")(at_budget(read=lambda losses, steps: losses[:steps].min()))
 
 
 class Growth(Exercise, name="tuning.growth"):
@@ -853,43 +595,27 @@ class Growth(Exercise, name="tuning.growth"):
 
     def inputs():
         curves = ((1.0, 4, 32.0), (0.0, 5, 32.0), (-0.5, 4, 16.0), (0.75, 4, 8.0), (1.0, 3, 4.0))
-        return [changes_by_width(*curve) for curve in curves]
+        powers = [(power, first * 2.0 ** torch.arange(n_widths)) for power, n_widths, first in curves]
+        return [(widths, 0.1 * widths**power * torch.exp(0.1 * randn(len(widths)))) for power, widths in powers]
 
     def reference(widths, changes):
         return slope(widths.log(), changes.log())
 
-    @mistake("""That slope depends on the units: it would be another one for changes ten times as large. On which axes
-        is a power law a straight line?""")
-    def plain_axes(widths, changes):
-        return slope(widths, changes)
-
-    @mistake("Only the changes are on a logarithmic axis: that fits an exponential, not a power of the width.")
-    def exponential(widths, changes):
-        return slope(widths, changes.log())
-
-    @mistake("""You join the first point and the last and pass over those between: chance in two measurements decides.
-        Let all points have a say.""")
-    def two_points(widths, changes):
-        return log(changes[-1] / changes[0]) / log(widths[-1] / widths[0])
-
-    @mistake("That is how many times larger the change became over the whole range, not the power of the width.")
-    def ratio(widths, changes):
-        return (changes[-1] / changes[0]).item()
-
-    @mistake("The axes are swapped: the width is what you choose, the change is what you measure.")
-    def axes_swapped(widths, changes):
-        return slope(changes.log(), widths.log())
-
-    @mistake("Your line is forced through the origin. A power law may have any factor in front.")
-    def through_the_origin(widths, changes):
-        return ((widths.log() * changes.log()).sum() / widths.log().square().sum()).item()
+    plain_axes = mistake("That slope depends on the units. On which axes is a power law a straight line?")(slope)
+    exponential = mistake("Only the changes are logarithmic: that fits an exponential.")(lambda x, y: slope(x, y.log()))
+    two_points = mistake("""You join the first point and the last and pass over those between: chance in two
+        measurements decides. Let all points have a say.""")(lambda x, y: log(y[-1] / y[0]) / log(x[-1] / x[0]))
+    ratio = mistake("""That is how many times larger the change became over the whole range, not the power
+        of the width.""")(lambda x, y: (y[-1] / y[0]).item())
+    axes_swapped = mistake("The axes are swapped: the width is what you choose.")(lambda x, y: slope(y.log(), x.log()))
+    through_the_origin = mistake("""Your line is forced through the origin. A power law may have any
+        factor in front.""")(lambda x, y: ((x.log() * y.log()).sum() / x.log().square().sum()).item())
 
 
 class RateAtWidth(Exercise, name="tuning.rate_at_width"):
     """Return the rates of a wider model under muP with Adam, and the multiplier of its read-out."""
 
-    hint = """For each kind, ask: does a wider model add up over more of these numbers? Only where it does something has
-        to shrink."""
+    hint = "For each kind, ask: does a wider model add up over more of these? Only where it does, something shrinks."
 
     def inputs():
         return [(0.01, 64, 256), (0.003, 128, 64), (0.02, 128, 320)]
@@ -897,41 +623,20 @@ class RateAtWidth(Exercise, name="tuning.rate_at_width"):
     def reference(rate, base_width, width):
         return rate * base_width / width, rate, rate, base_width / width
 
-    @mistake("You scale the rate of everything. Which of the parameters stand in a sum that grows with the width?")
-    def everything(rate, base, width):
-        return rate * base / width, rate * base / width, rate * base / width, base / width
-
-    @mistake("""You scale the hidden matrices by a root. Changes that all push the same way do not add up like noise:
-        how fast does their sum grow?""")
-    def root(rate, base, width):
-        return rate * sqrt(base / width), rate, rate, base / width
-
-    @mistake("The embeddings: a token picks one row and adds it to nothing. Does that change with the width?")
-    def embeddings_too(rate, base, width):
-        return rate * base / width, rate * base / width, rate, base / width
-
-    @mistake("""Your hidden matrices take longer steps in a wider model, though each of their outputs already adds up
-        over more inputs.""")
-    def longer_steps(rate, base, width):
-        return rate * width / base, rate, rate, base / width
-
-    @mistake("Both go the wrong way: a sum over more inputs grows by itself. Should it be helped or held back?")
-    def wrong_way(rate, base, width):
-        return rate * width / base, rate, rate, width / base
-
-    @mistake("The rates are right. The logits are sums over the width as well. What keeps them the same?")
-    def plain_readout(rate, base, width):
-        return rate * base / width, rate, rate, 1.0
-
-    @mistake("That is the usual way, and under it the best rate moves as the model gets wider.")
-    def unchanged(rate, base, width):
-        return rate, rate, rate, 1.0
-
-    @mistake("""These are the rules for plain gradient descent. Adam divides every gradient by its own size, so other
-        things are left to scale.""")
-    def of_sgd(rate, base, width):
-        return rate, rate * width / base, rate * width / base, base / width
-
-    @mistake(CUT_DIVISION)
-    def cut(rate, base, width):
-        return rate * (base // width), rate, rate, float(base // width)
+    everything = mistake("""You scale the rate of everything. Which of the parameters stand in a sum that grows with the
+        width?""")(lambda rate, base, width: (*[rate * base / width] * 3, base / width))
+    root = mistake("""You scale the hidden matrices by a root. Changes that push the same way do not add up like noise:
+        how fast do they?""")(lambda rate, base, width: (rate * sqrt(base / width), rate, rate, base / width))
+    embeddings_too = mistake("""The embeddings: a token picks one row and adds it to nothing. Does that change with the
+        width?""")(lambda rate, base, width: (rate * base / width, rate * base / width, rate, base / width))
+    longer_steps = mistake("""Your hidden matrices take longer steps in a wider model, though each of their outputs
+        already adds up over more inputs.""")(lambda rate, base, width: (rate * width / base, rate, rate, base / width))
+    wrong_way = mistake("""Both go the wrong way: a sum over more inputs grows by itself. Should it be helped or held
+        back?""")(lambda rate, base, width: (rate * width / base, rate, rate, width / base))
+    plain_readout = mistake("""The rates are right. The logits are sums over the width as well. What keeps them the
+        same?""")(lambda rate, base, width: (rate * base / width, rate, rate, 1.0))
+    unchanged = mistake("""That is the usual way, and under it the best rate moves as the
+        model gets wider.""")(lambda rate, base, width: (rate, rate, rate, 1.0))
+    of_sgd = mistake("""These are the rules for plain gradient descent. Adam divides every gradient by its own size:
+        what is left?""")(lambda rate, base, width: (rate, rate * width / base, rate * width / base, base / width))
+    cut = mistake(CUT_DIVISION)(lambda rate, base, width: (rate * (base // width), rate, rate, float(base // width)))

@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises of notebook 06."""
+"""Wrong answers to the exercises of notebook 11."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises of notebook 04."""
+"""Wrong answers to the exercises of notebook 08."""
 
 import torch
 import torch.nn.functional as F

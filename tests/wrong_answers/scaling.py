@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises of notebook 05."""
+"""Wrong answers to the exercises of notebook 10."""
 
 import math
 

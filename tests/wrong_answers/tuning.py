@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises of notebook 03."""
+"""Wrong answers to the exercises of notebook 05."""
 
 import math
 import statistics

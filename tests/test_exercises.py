@@ -31,6 +31,7 @@ from wrong_answers import (
     gpt_block,
     scaling,
     start,
+    training,
     tuning,
 )  # the imports fill the list
 from wrong_answers.mutants import EQUIVALENT, mutants
@@ -55,6 +56,7 @@ NOTEBOOKS = {
     "first_model": "01_first_language_model.ipynb",
     "attention": "02_attention.ipynb",
     "gpt_block": "03_gpt_block.ipynb",
+    "training": "04_training_a_gpt.ipynb",
     "tuning": "05_learning_rate_and_batch_size.ipynb",
     "decoding": "07_decoding_and_generation.ipynb",
     "fine_tuning": "08_fine_tuning.ipynb",
@@ -149,13 +151,13 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     tasks = Counter((name.split(".")[0], ".mend_" in name) for name in exercises())
     assert tasks["attention", False] >= 9 and tasks["attention", True] >= 3
     assert tasks["first_model", False] >= 10 and tasks["first_model", True] >= 2
-    assert tasks["gpt_block", False] >= 5 and tasks["gpt_block", True] >= 5
+    assert tasks["training", False] >= 5 and tasks["training", True] >= 4
     assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
     assert tasks["decoding", False] >= 4 and tasks["decoding", True] >= 2
     assert tasks["fine_tuning", False] >= 4 and tasks["fine_tuning", True] >= 5
     assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
-    modules = start, first_model, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
+    modules = start, first_model, attention, gpt_block, training, tuning, decoding, fine_tuning, scaling, evaluation
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
@@ -378,8 +380,8 @@ def places_moved_a_little(draw, seed, step, rank, n_processes, batch_size):
         ("fine_tuning.stop_rule", stop_with_a_least_gain, "it gives 2 instead of 4"),
         ("decoding.top_p", top_p_of_less_than_all, "p = 1: it gives"),
         ("gpt_block.layer_norm", norm_by_a_difference_of_squares, "difference of two large squares"),
-        ("gpt_block.mend_twice", loss_left_in_eval_mode, "input model in place. Leave its weights"),
-        ("gpt_block.mend_twice", loss_with_gradients_left, "input model in place. Leave its weights"),
+        ("training.mend_twice", loss_left_in_eval_mode, "input model in place. Leave its weights"),
+        ("training.mend_twice", loss_with_gradients_left, "input model in place. Leave its weights"),
         ("scaling.mend_shards", places_moved_a_little, "it gives"),
         ("first_model.loss", lambda x, y: F.cross_entropy(x.detach().mT, y), "no gradient can go back"),
     ],
@@ -515,8 +517,8 @@ def influence_by_gradients(layer, x):
         ("attention.causal", lambda s: (s + torch.full(s.shape[-2:], -math.inf).triu(1)).softmax(-1)),
         ("first_model.shift", lambda tokens: [tokens[:, :-1].clone(), tokens[:, 1:]]),
         ("first_model.loss", lambda x, y: -(x.log_softmax(-1) * F.one_hot(y, x.shape[-1])).sum() / y.numel()),
-        ("gpt_block.mend_swing", swing_cleared_after_each_step),
-        ("gpt_block.mend_twice", twice_with_a_copy),
+        ("training.mend_swing", swing_cleared_after_each_step),
+        ("training.mend_twice", twice_with_a_copy),
         ("tuning.accumulate", accumulated_without_a_trace),
         ("tuning.mend_decay", decay_in_many_groups),
         ("tuning.growth", lambda x, y: np.polyfit(x.log().numpy(), y.log().numpy(), 1)[0]),
@@ -617,7 +619,7 @@ def torch_as_it_was():
 def test_what_another_cell_has_set_decides_nothing(prepare, torch_as_it_was, verdict):
     prepare()
     before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
-    for name in ("attention.scores", "gpt_block.mend_swing", "gpt_block.mend_standstill", "tuning.accumulate"):
+    for name in ("attention.scores", "training.mend_swing", "training.mend_standstill", "tuning.accumulate"):
         assert verdict(name, reference(name)) == (True, f"Right: {name}.")
         first = exercises()[name].mistakes[0]
         assert verdict(name, first.function) == (False, f"Not yet: {name}. {first.hint}")
@@ -627,12 +629,12 @@ def test_what_another_cell_has_set_decides_nothing(prepare, torch_as_it_was, ver
 def test_gradients_are_recorded_outside_the_main_thread_too(torch_as_it_was, capsys):
     def work():
         torch.set_grad_enabled(False)
-        check("gpt_block.mend_swing", reference("gpt_block.mend_swing"))
+        check("training.mend_swing", reference("training.mend_swing"))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert capsys.readouterr().out == "Right: gpt_block.mend_swing.\n"
+    assert capsys.readouterr().out == "Right: training.mend_swing.\n"
 
 
 def test_an_answer_leaves_torch_as_it_was(torch_as_it_was, verdict):
@@ -808,7 +810,7 @@ def test_prints_are_left_out(verdict):
 
 def test_lists_and_dicts_are_watched_all_the_way_down(verdict):
     def with_a_dtype_changed(model, batches):
-        result = reference("gpt_block.mend_percent")(model, batches)
+        result = reference("training.mend_percent")(model, batches)
         batches[0][1].data = batches[0][1].data.double()
         return result
 
@@ -818,12 +820,12 @@ def test_lists_and_dicts_are_watched_all_the_way_down(verdict):
         return result
 
     def with_a_batch_replaced(model, batches):
-        result = reference("gpt_block.mend_percent")(model, batches)
+        result = reference("training.mend_percent")(model, batches)
         batches[0] = 3
         return result
 
     for damage in (with_a_dtype_changed, with_a_batch_replaced):
-        assert "changes its input batches in place" in verdict("gpt_block.mend_percent", damage)[1]
+        assert "changes its input batches in place" in verdict("training.mend_percent", damage)[1]
     assert "changes its input weights in place" in verdict("fine_tuning.mend_new_head", with_a_weight_more)[1]
 
 
@@ -928,7 +930,7 @@ def test_random_numbers_of_the_notebook_are_left_alone(capsys):
     torch.manual_seed(0)
     expected = torch.rand(4)
     torch.manual_seed(0)
-    check("gpt_block.mend_twice", exercises()["gpt_block.mend_twice"].mistakes[0].function)
+    check("training.mend_twice", exercises()["training.mend_twice"].mistakes[0].function)
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -943,7 +945,7 @@ def test_answers_may_train_a_model_of_their_own(verdict):
             losses.append(loss)
         return torch.stack(losses)
 
-    assert verdict("gpt_block.mend_swing", with_own_step)[0]
+    assert verdict("training.mend_swing", with_own_step)[0]
 
 
 def cells_of(module):

@@ -70,10 +70,11 @@ def _modules() -> tuple[ModuleType, ...]:
         gpt_block,
         scaling,
         start,
+        training,
         tuning,
     )
 
-    return start, first_model, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
+    return start, first_model, attention, gpt_block, training, tuning, decoding, fine_tuning, scaling, evaluation
 
 
 def _exercises_of(module: ModuleType) -> list[type[Exercise]]:

@@ -737,7 +737,10 @@ RIGHT_NUMBERS = "The numbers are right, the type is not: "
         (torch.ones(3, 5), "Pass the function itself"),
         (lambda q: q, "should take 2 inputs: q, k"),
         (lambda *, q, k: q, "should take 2 inputs: q, k"),
-        (lambda q, k: right_scores(q, k).tolist(), f"{RIGHT_NUMBERS}it should return a tensor, and it returns some"),
+        (
+            lambda q, k: right_scores(q, k).tolist(),
+            f"{RIGHT_NUMBERS}it should return a tensor, and it returns a list of",
+        ),
         (lambda q, k: right_scores(q, k).numpy(), f"{RIGHT_NUMBERS}it should return a tensor, and it returns some"),
         (lambda q, k: right_scores(q, k).double(), f"{RIGHT_NUMBERS}the dtype of what it returns is torch.float64"),
         (lambda q, k: (q @ k.mT).double(), "their spread grows with the head size"),
@@ -1090,7 +1093,7 @@ def test_a_console_in_cp1252_can_show_every_line(monkeypatch):
     forget_progress()
     stream.flush()
     shown = stream.buffer.getvalue().decode("cp1252")
-    assert "That is U V? exactly" in shown and "05 · Scaling up: 1 of 7 solved" in shown
+    assert "That is U V? exactly" in shown and "10 · Scaling up: 1 of 7 solved" in shown
 
 
 GOOD = {"tries": 2, "solved": "2026-01-31"}

@@ -139,7 +139,9 @@ def show(value: Any) -> str:
 
 def kind_of(thing: Any) -> str:
     """Name the type of an answer."""
-    return f"{len(thing)} things" if isinstance(thing, tuple | list) else f"something of type {type(thing).__name__}"
+    if isinstance(thing, list):
+        return f"a list of {len(thing)}"
+    return f"{len(thing)} things" if isinstance(thing, tuple) else f"something of type {type(thing).__name__}"
 
 
 def shorten(error: BaseException) -> str:

@@ -32,6 +32,7 @@ from wrong_answers import (
     gpt_block,
     scaling,
     start,
+    training,
     tuning,
 )  # the imports fill the list
 from wrong_answers.mutants import EQUIVALENT, mutants
@@ -56,6 +57,7 @@ NOTEBOOKS = {
     "first_model": "01_first_language_model.ipynb",
     "attention": "02_attention.ipynb",
     "gpt_block": "03_gpt_block.ipynb",
+    "training": "04_training_a_gpt.ipynb",
     "tuning": "05_learning_rate_and_batch_size.ipynb",
     "decoding": "07_decoding_and_generation.ipynb",
     "fine_tuning": "08_fine_tuning.ipynb",
@@ -85,6 +87,22 @@ def verdict(capsys):
     return give
 
 
+@pytest.fixture
+def verdict_on_results(verdict, monkeypatch):
+    """Check an answer whose results are those of a function of the inputs, where a class is asked for, too."""
+
+    def give(name, function):
+        exercise = exercises()[name]
+        if exercise.through is None:
+            return verdict(name, function)
+        answer, calling = type("Answer", (exercise.reference,), {}), exercise.calling
+        with monkeypatch.context() as patch:
+            patch.setattr(exercise, "calling", lambda other: function if other is answer else calling(other))
+            return verdict(name, answer)
+
+    return give
+
+
 def reference(name):
     return exercises()[name].reference
 
@@ -110,9 +128,9 @@ def test_the_same_mistakes_written_otherwise_get_the_hint_too(name, verdict):
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", exercises())
-def test_every_mutant_of_the_reference_is_refused(name, verdict):
+def test_every_mutant_of_the_reference_is_refused(name, verdict_on_results):
     for mutation, mutant in mutants(exercises()[name]):
-        right, line = verdict(name, mutant)
+        right, line = verdict_on_results(name, mutant)
         assert right is ((name, mutation) in EQUIVALENT), f"{mutation}: {line}"
         assert right or line.startswith("Not yet: "), f"{mutation}: {line}"
         if mutation.endswith("of another type"):
@@ -132,15 +150,15 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
         hints[name].add(mistake.hint)
     assert {name for name in exercises() if len(hints[name]) < 3} == set()
     tasks = Counter((name.split(".")[0], ".mend_" in name) for name in exercises())
-    assert tasks["attention", False] >= 6 and tasks["attention", True] >= 4
+    assert tasks["attention", False] >= 9 and tasks["attention", True] >= 3
     assert tasks["first_model", False] >= 10 and tasks["first_model", True] >= 2
-    assert tasks["gpt_block", False] >= 5 and tasks["gpt_block", True] >= 5
+    assert tasks["training", False] >= 5 and tasks["training", True] >= 4
     assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
     assert tasks["decoding", False] >= 4 and tasks["decoding", True] >= 2
     assert tasks["fine_tuning", False] >= 4 and tasks["fine_tuning", True] >= 5
     assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
-    modules = start, first_model, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
+    modules = start, first_model, attention, gpt_block, training, tuning, decoding, fine_tuning, scaling, evaluation
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
@@ -359,8 +377,8 @@ def places_moved_a_little(draw, seed, step, rank, n_processes, batch_size):
         ("fine_tuning.stop_rule", stop_with_a_least_gain, "it gives 2 instead of 4"),
         ("decoding.top_p", top_p_of_less_than_all, "p = 1: it gives"),
         ("gpt_block.layer_norm", norm_by_a_difference_of_squares, "difference of two large squares"),
-        ("gpt_block.mend_twice", loss_left_in_eval_mode, "input model in place. Leave its weights"),
-        ("gpt_block.mend_twice", loss_with_gradients_left, "input model in place. Leave its weights"),
+        ("training.mend_twice", loss_left_in_eval_mode, "input model in place. Leave its weights"),
+        ("training.mend_twice", loss_with_gradients_left, "input model in place. Leave its weights"),
         ("scaling.mend_shards", places_moved_a_little, "it gives"),
         ("first_model.loss", lambda x, y: F.cross_entropy(x.detach().mT, y), "no gradient can go back"),
     ],
@@ -485,6 +503,52 @@ def merge_by_popping(symbols, pair):
     return merged
 
 
+class EinsumHeads(nn.Module):
+    """Right, and in another style: float64 inside, a loop over the tokens, a list of heads, no kernel of torch's."""
+
+    def __init__(self, width, heads, dropout=0.0):
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.c_attn = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width)
+        self.register_buffer("unused", torch.ones(2))
+
+    def forward(self, x, cache=None):
+        B, T, C = x.shape
+        queries, keys, values = self.c_attn(x).reshape(B, T, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        rows = []
+        for t in range(T):
+            seen = keys.shape[2] - T + t + 1
+            scores = torch.einsum("bhd,bhsd->bhs", queries[:, :, t].double(), keys[:, :, :seen].double())
+            weights = torch.softmax(scores / self.size**0.5, -1)
+            rows.append(torch.einsum("bhs,bhsd->bhd", weights, values[:, :, :seen].double()).reshape(B, C))
+        return self.c_proj(torch.stack(rows, dim=1).float())
+
+
+class HeadByLoops(nn.Module):
+    def __init__(self, n_embd, head_size):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(n_embd, head_size, bias=False) for _ in "qkv")
+
+    def forward(self, x):
+        return torch.stack([self.sentence(one) for one in x])
+
+    def sentence(self, x):
+        rows = []
+        for t in range(len(x)):
+            powers = torch.stack([torch.dot(self.query(x[t]), self.key(x[s])) for s in range(t + 1)])
+            shares = (powers / self.query.out_features**0.5).softmax(0)
+            rows.append(sum(share * self.value(x[s]) for s, share in enumerate(shares)))
+        return torch.stack(rows)
+
+
+def influence_by_gradients(layer, x):
+    outputs_by_tokens = torch.autograd.functional.jacobian(layer, x)  # (T, C, T, C)
+    return outputs_by_tokens.abs().sum((1, 3)) > 0
+
+
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
@@ -502,8 +566,8 @@ def merge_by_popping(symbols, pair):
         ("first_model.train_bpe", lambda words, n: first_model.bpe_of(Counter(words), n)),
         ("first_model.shift", lambda tokens: [tokens[:, :-1].clone(), tokens[:, 1:]]),
         ("first_model.loss", lambda x, y: -(x.log_softmax(-1) * F.one_hot(y, x.shape[-1])).sum() / y.numel()),
-        ("gpt_block.mend_swing", swing_cleared_after_each_step),
-        ("gpt_block.mend_twice", twice_with_a_copy),
+        ("training.mend_swing", swing_cleared_after_each_step),
+        ("training.mend_twice", twice_with_a_copy),
         ("tuning.accumulate", accumulated_without_a_trace),
         ("tuning.mend_decay", decay_in_many_groups),
         ("tuning.growth", lambda x, y: np.polyfit(x.log().numpy(), y.log().numpy(), 1)[0]),
@@ -515,6 +579,70 @@ def merge_by_popping(symbols, pair):
 )
 def test_right_answers_in_other_styles_are_accepted(name, answer, verdict):
     assert verdict(name, answer) == (True, f"Right: {name}.")
+
+
+class WithABias(HeadByLoops):
+    def __init__(self, n_embd, head_size):
+        super().__init__(n_embd, head_size)
+        self.query = nn.Linear(n_embd, head_size)
+
+
+class WithoutAKey(HeadByLoops):
+    def __init__(self, n_embd, head_size):
+        super().__init__(n_embd, head_size)
+        del self.key
+
+
+class OfOtherShapes(HeadByLoops):
+    def __init__(self, n_embd, head_size):
+        super().__init__(head_size, n_embd)
+
+
+class NotWrittenYet(nn.Module):
+    def __init__(self, n_embd, head_size):
+        super().__init__()
+        raise NotImplementedError
+
+
+class WithoutASize(nn.Module):
+    def __init__(self, n_embd):
+        super().__init__()
+
+
+class ChangesItsInput(HeadByLoops):
+    def forward(self, x):
+        outputs = super().forward(x)
+        x += 1
+        return outputs
+
+
+class WithoutGradients(HeadByLoops):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (WithABias, "ValueError: query.bias should not be there, and its shape is (2,)"),
+        (WithoutAKey, "ValueError: key.weight should be of shape (2, 2), and it is missing"),
+        (
+            OfOtherShapes,
+            "For weights as given, x of shape (2, 5, 6): it stops with ValueError: key.weight should be of",
+        ),
+        (WithoutASize, "The __init__ of your class should take 2 inputs: n_embd, head_size."),
+        (ChangesItsInput, "Your function changes its input x in place."),
+        (WithoutGradients, "The numbers are right, but no gradient can go back"),
+        (lambda n_embd, head_size: None, "Not yet: attention.head. "),
+    ],
+)
+def test_a_class_that_is_asked_for_is_judged_in_its_use(answer, words, verdict):
+    right, line = verdict("attention.head", answer)
+    assert not right and words in line
+
+
+def test_a_class_without_its_body_is_to_do(verdict):
+    assert verdict("attention.head", NotWrittenYet)[1].startswith("To do: attention.head. Write a whole head")
 
 
 # ---- what another cell has done, and what an answer does to torch
@@ -540,7 +668,7 @@ def torch_as_it_was():
 def test_what_another_cell_has_set_decides_nothing(prepare, torch_as_it_was, verdict):
     prepare()
     before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
-    for name in ("attention.scores", "gpt_block.mend_swing", "gpt_block.mend_standstill", "tuning.accumulate"):
+    for name in ("attention.scores", "training.mend_swing", "training.mend_standstill", "tuning.accumulate"):
         assert verdict(name, reference(name)) == (True, f"Right: {name}.")
         first = exercises()[name].mistakes[0]
         assert verdict(name, first.function) == (False, f"Not yet: {name}. {first.hint}")
@@ -550,12 +678,12 @@ def test_what_another_cell_has_set_decides_nothing(prepare, torch_as_it_was, ver
 def test_gradients_are_recorded_outside_the_main_thread_too(torch_as_it_was, capsys):
     def work():
         torch.set_grad_enabled(False)
-        check("gpt_block.mend_swing", reference("gpt_block.mend_swing"))
+        check("training.mend_swing", reference("training.mend_swing"))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert capsys.readouterr().out == "Right: gpt_block.mend_swing.\n"
+    assert capsys.readouterr().out == "Right: training.mend_swing.\n"
 
 
 def test_an_answer_leaves_torch_as_it_was(torch_as_it_was, verdict):
@@ -658,7 +786,10 @@ RIGHT_NUMBERS = "The numbers are right, the type is not: "
         (torch.ones(3, 5), "Pass the function itself"),
         (lambda q: q, "should take 2 inputs: q, k"),
         (lambda *, q, k: q, "should take 2 inputs: q, k"),
-        (lambda q, k: right_scores(q, k).tolist(), f"{RIGHT_NUMBERS}it should return a tensor, and it returns some"),
+        (
+            lambda q, k: right_scores(q, k).tolist(),
+            f"{RIGHT_NUMBERS}it should return a tensor, and it returns a list of",
+        ),
         (lambda q, k: right_scores(q, k).numpy(), f"{RIGHT_NUMBERS}it should return a tensor, and it returns some"),
         (lambda q, k: right_scores(q, k).double(), f"{RIGHT_NUMBERS}the dtype of what it returns is torch.float64"),
         (lambda q, k: (q @ k.mT).double(), "their spread grows with the head size"),
@@ -682,7 +813,9 @@ def test_odd_answers_are_met_kindly(answer, words, verdict):
 
 
 @pytest.mark.parametrize("name", exercises())
-def test_text_nan_and_exceptions_are_met_kindly_everywhere(name, verdict):
+def test_text_nan_and_exceptions_are_met_kindly_everywhere(name, verdict_on_results):
+    calling = exercises()[name].calling(reference(name))
+
     def spoilt(result, change):
         return (change(result[0]), *result[1:]) if isinstance(result, tuple) else change(result)
 
@@ -698,7 +831,7 @@ def test_text_nan_and_exceptions_are_met_kindly_everywhere(name, verdict):
         r"it gives NaN|with a number of another|it should return|it gives nan instead of '": not_a_number,
     }
     for words, change in odd.items():
-        right, line = verdict(name, lambda *inputs, change=change: spoilt(reference(name)(*inputs), change))
+        right, line = verdict_on_results(name, lambda *inputs, change=change: spoilt(calling(*inputs), change))
         assert not right and line.startswith(f"Not yet: {name}. For ") and re.search(words, line), line
         assert line.endswith(f"Hint: {exercises()[name].hint}")
 
@@ -729,7 +862,7 @@ def test_prints_are_left_out(verdict):
 
 def test_lists_and_dicts_are_watched_all_the_way_down(verdict):
     def with_a_dtype_changed(model, batches):
-        result = reference("gpt_block.mend_percent")(model, batches)
+        result = reference("training.mend_percent")(model, batches)
         batches[0][1].data = batches[0][1].data.double()
         return result
 
@@ -739,12 +872,12 @@ def test_lists_and_dicts_are_watched_all_the_way_down(verdict):
         return result
 
     def with_a_batch_replaced(model, batches):
-        result = reference("gpt_block.mend_percent")(model, batches)
+        result = reference("training.mend_percent")(model, batches)
         batches[0] = 3
         return result
 
     for damage in (with_a_dtype_changed, with_a_batch_replaced):
-        assert "changes its input batches in place" in verdict("gpt_block.mend_percent", damage)[1]
+        assert "changes its input batches in place" in verdict("training.mend_percent", damage)[1]
     assert "changes its input weights in place" in verdict("fine_tuning.mend_new_head", with_a_weight_more)[1]
 
 
@@ -849,7 +982,7 @@ def test_random_numbers_of_the_notebook_are_left_alone(capsys):
     torch.manual_seed(0)
     expected = torch.rand(4)
     torch.manual_seed(0)
-    check("gpt_block.mend_twice", exercises()["gpt_block.mend_twice"].mistakes[0].function)
+    check("training.mend_twice", exercises()["training.mend_twice"].mistakes[0].function)
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -864,7 +997,7 @@ def test_answers_may_train_a_model_of_their_own(verdict):
             losses.append(loss)
         return torch.stack(losses)
 
-    assert verdict("gpt_block.mend_swing", with_own_step)[0]
+    assert verdict("training.mend_swing", with_own_step)[0]
 
 
 def cells_of(module):
@@ -907,7 +1040,7 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
     (task,) = [
         node
         for node in ast.parse(cells["task", name][1]).body
-        if isinstance(node, ast.FunctionDef) and node.name == function_name
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == function_name
     ]
     exec(compile(ast.Module([task], []), name, "exec"), namespace)
     forget_progress()
@@ -920,13 +1053,13 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
 
 def test_progress_counts_tries_up_to_the_first_right_answer(verdict):
     wrong, right = (lambda q, k: q @ k.mT), reference("attention.scores")
-    assert progress().parts["01 · Attention"]["attention.scores"] == Record(0, None)
+    assert progress().parts["02 · Attention"]["attention.scores"] == Record(0, None)
     for answer in (wrong, torch.ones(1), lambda q: q, lambda q, k: 1 / 0):
         check("attention.scores", answer)
-    assert progress().parts["01 · Attention"]["attention.scores"] == Record(4, None)
+    assert progress().parts["02 · Attention"]["attention.scores"] == Record(4, None)
     for answer in (right, wrong, right):
         check("attention.scores", answer)
-    assert progress().parts["01 · Attention"]["attention.scores"] == Record(5, date.today().isoformat())
+    assert progress().parts["02 · Attention"]["attention.scores"] == Record(5, date.today().isoformat())
     others = {name for part in progress().parts.values() for name, record in part.items() if record == Record()}
     assert others == exercises().keys() - {"attention.scores"}
 
@@ -934,7 +1067,7 @@ def test_progress_counts_tries_up_to_the_first_right_answer(verdict):
 def test_a_slow_answer_is_a_try(monkeypatch, verdict):
     monkeypatch.setattr(gptcourse.exercises, "TIME_LIMIT", 0.05)
     verdict("attention.scores", never_ends)
-    assert progress().parts["01 · Attention"]["attention.scores"].tries == 1
+    assert progress().parts["02 · Attention"]["attention.scores"].tries == 1
 
 
 def test_progress_has_a_part_for_each_notebook_under_its_title():
@@ -1009,7 +1142,7 @@ def test_a_console_in_cp1252_can_show_every_line(monkeypatch):
     forget_progress()
     stream.flush()
     shown = stream.buffer.getvalue().decode("cp1252")
-    assert "That is U V? exactly" in shown and "05 · Scaling up: 1 of 7 solved" in shown
+    assert "That is U V? exactly" in shown and "10 · Scaling up: 1 of 7 solved" in shown
 
 
 GOOD = {"tries": 2, "solved": "2026-01-31"}
@@ -1036,7 +1169,7 @@ def test_damaged_file_is_begun_anew(content, verdict):
     progress_file().write_bytes(content)
     assert repr(progress()).count("to do") == len(exercises())
     assert verdict("attention.scores", right_scores) == (True, "Right: attention.scores.")
-    assert progress().parts["01 · Attention"]["attention.scores"].tries == 1
+    assert progress().parts["02 · Attention"]["attention.scores"].tries == 1
 
 
 @pytest.mark.parametrize(
@@ -1060,7 +1193,7 @@ def test_damaged_entry_is_dropped_and_the_others_are_kept(entry):
     progress_file().parent.mkdir()
     entries = {"attention.scores": entry, "attention.heads": GOOD, "in.a_later_notebook": GOOD}
     progress_file().write_text(json.dumps({"version": FORMAT, "exercises": entries}))
-    assert progress().parts["01 · Attention"]["attention.scores"] == Record()
+    assert progress().parts["02 · Attention"]["attention.scores"] == Record()
     remember("attention.scores", False)
     kept = json.loads(progress_file().read_text())["exercises"]
     assert kept == entries | {"attention.scores": {"tries": 1, "solved": None}}

@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import os
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 
 from gptcourse.drawings.board import ladder
 from gptcourse.exercises import LossBoard, answers, check, exercises, forget_progress, mine
@@ -46,6 +49,43 @@ def test_what_was_right_is_called_in_this_notebook_and_in_the_next(tmp_path, mon
     again = mine("attention.scores")
     q, k = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
     assert again is not answer and torch.equal(again(q, k), answer(q, k)) and capsys.readouterr().out == ""
+
+
+CELLS = [
+    """
+import torch
+from torch import nn
+from gptcourse.exercises import check, mine
+
+class Projections(nn.Module):
+    pass
+
+class MyHead(nn.Module):
+    def __init__(self, n_embd, head_size):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(n_embd, head_size, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+check("attention.head", MyHead)
+print(mine("attention.head") is MyHead)
+""",
+    """
+from gptcourse.exercises import answers
+answers._right.clear()  # as in the next notebook
+again = mine("attention.head")
+print(again is not MyHead, again(4, 2)(torch.ones(1, 3, 4)).shape)
+""",
+]
+
+
+def test_a_class_of_a_cell_is_kept_for_the_next_notebook(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    NotebookClient(notebook).execute(env=os.environ | {"GPTCOURSE_PROGRESS": str(tmp_path / "progress")})
+    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.outputs)
+    assert said == "Right: attention.head.\nTrue\nTrue torch.Size([1, 3, 2])\n"
 
 
 def test_before_that_the_solution_stands_in_and_says_so(capsys):

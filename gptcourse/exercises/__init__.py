@@ -70,10 +70,11 @@ def _modules() -> tuple[ModuleType, ...]:
         gpt_block,
         scaling,
         start,
+        training,
         tuning,
     )
 
-    return start, first_model, attention, gpt_block, tuning, decoding, fine_tuning, scaling, evaluation
+    return start, first_model, attention, gpt_block, training, tuning, decoding, fine_tuning, scaling, evaluation
 
 
 def _exercises_of(module: ModuleType) -> list[type[Exercise]]:
@@ -92,7 +93,7 @@ def progress() -> Progress:
 
 
 def check(name: str, answer: Any) -> bool:
-    """Try the function `answer` on the exercise called `name`, print one line and return whether it is right.
+    """Try an answer, a function or a class, on the exercise called `name`, print one line and return if it is right.
 
     Nothing that the answer does is raised; only interrupting the kernel goes through. What was tried is remembered for
     `progress`.
@@ -184,34 +185,36 @@ def _judge(exercise: type[Exercise], answer: Any) -> tuple[bool | None, str]:
         return None, to_do
     if not callable(answer):
         return False, f"{not_yet} Pass the function itself, by its name and without brackets, not {kind_of(answer)}."
-    parameters = list(inspect.signature(exercise.reference).parameters)
-    if not _accepts(answer, len(parameters)):
-        return False, f"{not_yet} Your function should take {len(parameters)} inputs: {', '.join(parameters)}."
+    asked = list(inspect.signature(exercise.reference).parameters)
+    if not _accepts(answer, len(asked)):
+        whose = "Your function" if exercise.through is None else "The __init__ of your class"
+        return False, f"{not_yet} {whose} should take {len(asked)} inputs: {', '.join(asked)}."
     with own_modes():
         torch.default_generator.manual_seed(0)
         fresh = exercise.inputs()
-        want, _ = _outcomes(exercise.reference, fresh)
+        want, _ = _outcomes(exercise.calling(exercise.reference), fresh)
     for failed in filter(lambda w: isinstance(w, BaseException), want):
         raise RuntimeError("the exercise itself is broken") from failed  # so that no exception is ever right
-    got, used = within(TIME_LIMIT, lambda: _outcomes(answer, fresh))
+    got, used = within(TIME_LIMIT, lambda: _outcomes(exercise.calling(answer), fresh))
     restore_functions()  # before anything is compared
     if any(isinstance(g, NotImplementedError) and " not implemented for " not in str(g) for g in got):
         return None, to_do
     if any(g is None or g is ... for g in got):
         return None, f"{to_do} (Your function returns nothing yet: does it end with a return?)"
-    untouched, problem = _problem(exercise, parameters, fresh, used, got, want)
+    untouched, problem = _problem(exercise, fresh, used, got, want)
     if problem is None:
         return True, f"Right: {exercise.name}."
     return None if untouched else False, f"{not_yet} {problem}"
 
 
-def _problem(exercise, parameters, fresh, used, got, want) -> tuple[bool, str | None]:
+def _problem(exercise, fresh, used, got, want) -> tuple[bool, str | None]:
     """Return whether the answer is the notebook's own code, and what is to be said against it (None if it is right)."""
+    parameters = list(inspect.signature(exercise.calling(exercise.reference)).parameters)
     compared = [compare(g, w) for g, w in zip(got, want, strict=True)]
     wrong = [i for i, (numbers, _) in enumerate(compared) if numbers]
     if wrong:
         for known in exercise.mistakes:
-            mistaken, _ = _outcomes(known, fresh)
+            mistaken, _ = _outcomes(exercise.calling(known), fresh)
             if not any(compare(g, m)[0] for g, m in zip(got, mistaken, strict=True)):
                 return known.untouched, known.hint
     if (changed := _changed_input(exercise, parameters, used, fresh)) is not None:

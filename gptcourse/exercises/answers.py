@@ -40,11 +40,25 @@ def keep_answer(name: str, answer: Callable) -> None:
     """Keep a right answer, and its source where it has one and the file can be written."""
     _right[name] = answer
     try:
-        source = textwrap.dedent(inspect.getsource(answer))
+        source = _class_source(answer) if inspect.isclass(answer) else textwrap.dedent(inspect.getsource(answer))
         kept = kept_sources() | {name: {"calls": answer.__name__, "source": source}}
         write_file(answers_file(), json.dumps(kept, indent=1))
-    except (OSError, TypeError, AttributeError):  # typed into a plain Python, a lambda in a list, a full disk
+    except (
+        OSError,
+        TypeError,
+        AttributeError,
+        StopIteration,
+    ):  # typed into a plain Python, a lambda in a list, a full disk
         return
+
+
+def _class_source(answer: type) -> str:
+    """Return the source of a class. One that a cell defines has no file that inspect can find, but its methods have."""
+    method = next(value for value in vars(answer).values() if inspect.isfunction(value))
+    lines, _ = inspect.findsource(method)
+    found = (node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef))
+    cell = next(node for node in found if node.name == answer.__name__)
+    return textwrap.dedent("".join(lines[cell.lineno - 1 : cell.end_lineno]))
 
 
 def kept_sources() -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The exercises of notebook 01: attention."""
+"""The exercises of notebook 02: attention."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from math import sqrt
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, inf, randn
+from torch import Tensor, inf, nn, randn
 
-from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
+from gptcourse.attention import KeyValueCache, causal_mask, rotary
+from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake, with_weights
 
-NOTEBOOK = "01 · Attention"
+NOTEBOOK = "02 · Attention"
 WRONG_AXIS = """Your numbers add up to one along the wrong direction. Each query shares out one unit of attention: which
     dimension runs over the keys, however many dimensions stand in front?"""
 NO_SCALE = """The products are right, but their spread grows with the head size D, and the softmax saturates. Something
     that grows with D should bring the spread back to one."""
-OVERSCALED = "You divide by too much: a sum of D independent products has variance D. And its standard deviation?"
+OVERSCALED = "You divide by too much: a sum of D independent products has variance D; its standard deviation?"
 SEES_FUTURE = "Every token can look at the tokens after it. Who may look at whom?"
 LATE_MASK = "The future gets no weight, but the rows add up to less than one. Among whom was it shared out?"
 NOT_HIDDEN = """A score of zero is an ordinary score: its exponential is one, so the future still gets weight. Which
@@ -24,8 +25,9 @@ NOT_HIDDEN = """A score of zero is an ordinary score: its exponential is one, so
 HIDES_THE_SEEN = "You hide exactly those keys that should be seen. Does True mean hide or show where you use the mask?"
 NOT_FITTING = """As they stand the two matrices do not fit: a row of queries has to meet a row of keys. Which of them
     has to be turned, and which two of its dimensions?"""
-TANH = """The mistake is still there: no weight can be more than about seven times another, however well its key
-    matches. What keeps the scores in so narrow a range?"""
+
+NO_PROJECTION = """The heads stand side by side, and there you stop: one more linear layer lets what they found
+    mix."""
 
 attend = F.scaled_dot_product_attention
 attend_causally = partial(attend, is_causal=True)
@@ -60,6 +62,11 @@ def join(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, T, C)
 
 
+def moved(layer, x: Tensor, changed: list[Tensor]) -> Tensor:
+    """Return which outputs of a layer are others for the changed tokens: (T, number of changes)."""
+    return torch.stack([(layer(other) != layer(x)).any(-1) for other in changed], 1)
+
+
 def grown(memory: Tensor, new: Tensor) -> Tensor:
     return torch.cat((memory, new), -2)
 
@@ -81,10 +88,11 @@ class Weights(Exercise, name="attention.weights"):
     over_queries = mistake(WRONG_AXIS)(lambda scores: scores.softmax(-2))
     over_everything = mistake("""All your weights together add up to one. Each query has one unit of its own to share
         out.""")(lambda scores: scores.flatten().softmax(0).view(scores.shape))
-    overflowing = mistake("""Right for small scores, but the exponential of 1,000 is infinite and gives NaN. What may
-        you take away from every score of a row without changing any ratio?""")(lambda scores: shared(scores.exp()))
-    less_the_largest_of_all = mistake("""You take one number away from all rows. Next to a row of large scores, a row of
-        small ones becomes all zeros and then NaN.""")(lambda scores: shared((scores - scores.max()).exp()))
+    overflowing = mistake("""Right for small scores, but the exponential of 1,000 is infinite, hence NaN. What may you
+        take away from every score of a row without changing any ratio?""")(lambda scores: shared(scores.exp()))
+    less_the_largest_of_all = mistake("""You take one number away from all rows together. Next to a row of very large
+        scores, a row of small ones becomes all zeros and then NaN:
+        each row needs a number of its own.""")(lambda scores: shared((scores - scores.max()).exp()))
     lost_dimension = mistake("""The sums stand in the wrong place: a sum over the keys loses a dimension, and then it
         lines up with columns instead of rows.""")(lambda scores: scores.exp() / scores.exp().sum(-1))
     shares = mistake("""Scores may be negative, so shares of their sum may be negative, too. What makes any number
@@ -112,24 +120,6 @@ class Scores(Exercise, name="attention.scores"):
     all_turned = mistake(NOT_FITTING)(lambda q, k: q @ k.permute(*reversed(range(k.ndim))) / sqrt(q.shape[-1]))
 
 
-class MendFocus(Exercise, name="attention.mend_focus"):
-    """Mend the head so that a key that matches well can get nearly all the weight."""
-
-    hint = "The scores are those of the sections before, and nothing should happen to them between scale and softmax."
-
-    def inputs():
-        flat = [(2 * randn(1, 2), 2 * randn(3, 2)), (2 * randn(3, 16), 2 * randn(5, 16))]
-        return [*flat, (randn(2, 4, 8), randn(2, 6, 8))]
-
-    def reference(q, k):
-        return scaled(q, k).softmax(-1)
-
-    squeezed = as_it_stands(TANH)(lambda q, k: (q @ k.mT).tanh().softmax(-1))
-    scaled_and_squeezed = mistake(TANH)(lambda q, k: scaled(q, k).tanh().softmax(-1))
-    unscaled = mistake(NO_SCALE)(lambda q, k: (q @ k.mT).softmax(-1))
-    divided_by_the_size = mistake(OVERSCALED)(lambda q, k: (q @ k.mT / q.shape[-1]).softmax(-1))
-
-
 class MendBatch(Exercise, name="attention.mend_batch"):
     """Mend the weights so that each query's weights add up to one, in a batch, too."""
 
@@ -138,10 +128,13 @@ class MendBatch(Exercise, name="attention.mend_batch"):
     def inputs():
         return [(randn(1, 2, 2), randn(1, 3, 2)), (randn(2, 4, 8), randn(2, 4, 8)), (randn(3, 2, 8), randn(3, 5, 8))]
 
-    reference = MendFocus.reference
+    def reference(q, k):
+        return scaled(q, k).softmax(-1)
+
     over_queries = as_it_stands("""The mistake is still there: add up one query's weights, and the sum is not one. What
         does add up to one instead, now that a batch stands in front?""")(lambda q, k: scaled(q, k).softmax(1))
-    by_text = mistake("Now the sentences of the batch compete. Who should?")(lambda q, k: scaled(q, k).softmax(0))
+    over_sentences = mistake("""Now the sentences of the batch compete.
+        Who should?""")(lambda q, k: scaled(q, k).softmax(0))
     repaired = mistake("""The rows add up to one now, but only by repair: the first sharing still ran in the wrong
         direction, and the ratios are off.""")(lambda q, k: shared(scaled(q, k).softmax(1)))
 
@@ -154,7 +147,9 @@ class Causal(Exercise, name="attention.causal"):
     def inputs():
         return [(randn(2, 2),), (randn(4, 4),), (randn(2, 2, 5, 5),), (randn(3, 3) - 20_000,)]
 
-    reference = causal
+    def reference(scores):
+        return causal(scores)
+
     unmasked = mistake(SEES_FUTURE)(lambda scores: scores.softmax(-1))
     masked_late = mistake(LATE_MASK)(lambda scores: scores.softmax(-1) * past(scores))
     by_hand = mistake("""Almost right. But the exponential of a very low score is 0, and 0 / 0 is NaN: something has to
@@ -169,69 +164,6 @@ class Causal(Exercise, name="attention.causal"):
         Which number is below every score?""")(lambda scores: scores.masked_fill(~past(scores), -1e3).softmax(-1))
 
 
-class MendRows(Exercise, name="attention.mend_rows"):
-    """Mend the weights so that the future gets none and every row still adds up to one."""
-
-    hint = "Row t should be the softmax of its first t + 1 scores (t counts from 0), and zero after them."
-
-    def inputs():
-        return Causal.inputs()[:3]
-
-    reference = Causal.reference
-    masked_late = as_it_stands("""The mistake is still there: the future gets no weight, and yet most rows add up to
-        less than one. Who got the rest?""")(lambda scores: scores.softmax(-1) * past(scores))
-    zeroed = mistake(NOT_HIDDEN)(lambda scores: (scores * past(scores)).softmax(-1))
-    filled_late = mistake("""Minus infinity is a good score for the future and a strange weight: you fill it in one step
-        too late.""")(lambda scores: scores.softmax(-1).masked_fill(~past(scores), -inf))
-    inverted = mistake(HIDES_THE_SEEN)(lambda scores: scores.masked_fill(past(scores), -inf).softmax(-1))
-    shared_out_twice = mistake("""Two sharings in a row: the second gives weight back to the future, since a weight of
-        zero is not hidden.""")(lambda scores: (scores.softmax(-1) * past(scores)).softmax(-1))
-
-
-class Output(Exercise, name="attention.output"):
-    """Return the whole of one causal attention head: scores, mask, softmax, weighted sum of the values."""
-
-    hint = "The first output should be exactly the first value. Check the pieces one by one, on the first two tokens."
-
-    def inputs():
-        batch = [randn(2, 2, 5, 8) for _ in "qkv"]
-        return [(randn(2, 2), randn(2, 2), randn(2, 1)), (randn(4, 6), randn(4, 6), randn(4, 3)), tuple(batch)]
-
-    def reference(q, k, v):
-        return attend_causally(q, k, v)
-
-    unmasked = mistake(SEES_FUTURE)(attend)
-    unscaled = mistake(NO_SCALE)(lambda q, k, v: causal(q @ k.mT) @ v)
-    masked_late = mistake(LATE_MASK)(lambda q, k, v: scaled(q, k).softmax(-1).tril() @ v)
-    weights = mistake("These are the weights. What do they make of the values?")(lambda q, k, v: causal(scaled(q, k)))
-    of_keys = mistake("""You mix the keys. Keys say where to look;
-        what is read there is something else.""")(lambda q, k, v: causal(scaled(q, k)) @ k)
-    turned = mistake("The weights are turned: row t should give output t.")(lambda q, k, v: causal(scaled(q, k)).mT @ v)
-
-
-class Positions(Exercise, name="attention.positions"):
-    """Add to each token's vector the row of the table that belongs to its position."""
-
-    hint = "Token t of every sentence in the batch gets the row of position start + t, added."
-
-    def inputs():
-        sizes = ((2, 3, 4, 8, 0), (2, 3, 4, 9, 4), (1, 1, 4, 8, 6), (2, 2, 1, 4, 1))
-        return [(randn(B, T, C), randn(n_positions, C), start) for B, T, C, n_positions, start in sizes]
-
-    def reference(x, table, start):
-        return x + F.embedding(torch.arange(start, start + x.shape[1]), table)
-
-    from_zero = mistake("""Right when the tokens are the first of the text. With earlier tokens in a cache, your new
-        token believes that it stands at position 0.""")(lambda x, table, start: x + table[: x.shape[1]])
-    same = mistake("All get the same row. Only the first stands at start.")(lambda x, table, start: x + table[start])
-    whole_table = mistake("""The table has a row for every position there is, and you have fewer tokens. Which rows are
-        theirs?""")(lambda x, table, start: x + table)
-    from_one = mistake("""Positions count from 0 here, and yours are
-        one too high.""")(lambda x, table, start: x + table[start + 1 : start + 1 + x.shape[1]])
-    multiplied = mistake("""You multiply. GPT puts the position into the stream in
-        a gentler way.""")(lambda x, table, start: x * table[start : start + x.shape[1]])
-
-
 class Heads(Exercise, name="attention.heads"):
     """Split each token's vector into heads and bring the heads in front of the time."""
 
@@ -240,7 +172,9 @@ class Heads(Exercise, name="attention.heads"):
     def inputs():
         return [(randn(1, 2, 4), 2), (randn(2, 3, 8), 2), (randn(1, 6, 12), 3)]
 
-    reference = split
+    def reference(x, n_head):
+        return split(x, n_head)
+
     viewed = mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so your first
         head holds whole tokens instead of a part of every token.""")(cut_by_memory)
     not_brought_forward = mistake("""Each vector is cut well. Now time stands before the heads: two dimensions should
@@ -249,8 +183,10 @@ class Heads(Exercise, name="attention.heads"):
         a vector is cut into neighbours?""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).permute(0, 3, 1, 2))
     wrong_pieces = mistake("""You cut into pieces of n_head numbers;
         it should be n_head pieces.""")(lambda x, n_head: x.unflatten(-1, (-1, n_head)).transpose(1, 2))
-    time_last = mistake("Nearly: within each head time stands last.")(lambda x, n_head: split(x, n_head).mT)
-    loose = mistake("The pieces are right, but loose. Make them one tensor.")(lambda x, n_head: x.chunk(n_head, dim=-1))
+    time_last = mistake("""Nearly: within each head the time and the numbers of the head
+        have changed places.""")(lambda x, n_head: split(x, n_head).mT)
+    loose = mistake("""The pieces are right, but loose.
+        They should be one tensor with a dimension for the heads.""")(lambda x, n_head: x.chunk(n_head, dim=-1))
 
 
 class Merge(Exercise, name="attention.merge"):
@@ -261,12 +197,17 @@ class Merge(Exercise, name="attention.merge"):
     def inputs():
         return [(randn(1, 2, 2, 2),), (randn(2, 2, 3, 4),), (randn(1, 3, 6, 4),)]
 
-    reference = join
-    reshaped = mistake("""The shape is right, but the numbers keep their order in memory, so different tokens end up in
-        one vector. What has to meet first?""")(lambda x: x.reshape(x.shape[0], x.shape[2], -1))
-    viewed = mistake("""The steps are right. But a turned tensor no longer lies in memory in reading order, as what you
-        use insists; its sister copies.""")(lambda x: x.transpose(1, 2).view(x.shape[0], x.shape[2], -1))
-    unfinished = mistake("The heads of a token stand together. What joins them?")(lambda x: x.transpose(1, 2))
+    def reference(x):
+        return join(x)
+
+    reshaped = mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so different
+        tokens end up in one vector. What has to come together
+        first?""")(lambda x: x.reshape(x.shape[0], x.shape[2], -1))
+    viewed = mistake("""The steps are right. But a turned tensor no longer lies in memory in reading order, and what
+        joins here insists on that; it has a sister that
+        copies.""")(lambda x: x.transpose(1, 2).view(x.shape[0], x.shape[2], -1))
+    unfinished = mistake("""The heads of a token now stand together.
+        What makes them one vector?""")(lambda x: x.transpose(1, 2))
     alternating = mistake("""The heads' numbers alternate in your vectors.
         All of head 0 should come first.""")(lambda x: x.permute(0, 2, 3, 1).flatten(2))
     averaged = mistake("You blend the heads into one. Each should keep a place in the vector.")(lambda x: x.mean(1))
@@ -284,11 +225,14 @@ class MendLeak(Exercise, name="attention.mend_leak"):
         """Return attention in heads that are cut and joined again in this way."""
         return lambda q, k, v, n_head: rejoin(attend(*(cut(x, n_head) for x in (q, k, v)))).view(q.shape)
 
-    reference = with_cut(split, join)
+    def reference(q, k, v, n_head):
+        return join(attend_causally(*(split(x, n_head) for x in (q, k, v))))
+
     wrongly_cut = as_it_stands("""The mistake is still there: change a token, and outputs before it change, though each
         head has its mask. Which numbers of which tokens is one head given?""")(with_cut(cut_by_memory, join))
-    wrongly_cut_and_joined = mistake("""Nothing leaks now, but each head holds a stretch of the sentence, and tokens in
-        different stretches never meet. How are vectors cut?""")(with_cut(cut_by_memory, Tensor.contiguous))
+    wrongly_cut_and_joined = mistake("""Nothing leaks now, but each head holds only a stretch of the sentence, and
+        tokens in different stretches never meet. How are the
+        vectors cut?""")(with_cut(cut_by_memory, Tensor.contiguous))
     wrongly_joined = mistake("""The heads are cut well now, but joined in the order of memory: different tokens end up
         in one vector. Go back the way you came.""")(with_cut(split, Tensor.contiguous))
     unmasked = mistake(SEES_FUTURE)(with_cut(split, join, attend))
@@ -306,7 +250,7 @@ class Cache(Exercise, name="attention.cache"):
         return [(*(randn(B, H, 1, D) for _ in "qkv"), randn(B, H, S, D), randn(B, H, S, D)) for B, H, S, D in lengths]
 
     def with_output(output):
-        """Return a step that grows the memory as it should, and reads the whole of it in this way."""
+        """Return a step that grows the memory as it should and reads it in this way; K, V hold the new token, too."""
 
         def step(q, k, v, past_keys, past_values):
             keys, values = grown(past_keys, k), grown(past_values, v)
@@ -314,7 +258,10 @@ class Cache(Exercise, name="attention.cache"):
 
         return step
 
-    reference = with_output(attend)
+    def reference(q, k, v, past_keys, past_values):
+        keys, values = grown(past_keys, k), grown(past_values, v)
+        return attend(q, keys, values), keys, values
+
     without_itself = mistake("""The new token looks at the past only. May a token look
         at itself, too?""")(with_output(lambda q, K, V: scaled(q, K[:, :, :-1]).softmax(-1) @ V[:, :, :-1]))
     never_read = mistake("""The new token sees nobody but itself:
@@ -322,11 +269,289 @@ class Cache(Exercise, name="attention.cache"):
     with_a_triangle = mistake("""Your query sees only the very first key: a triangle mask takes it for the first token,
         and it is the last. Does it need a mask at all?""")(with_output(lambda q, K, V: V[:, :, :1]))
     unscaled = mistake(NO_SCALE)(with_output(lambda q, K, V: (q @ K.mT).softmax(-1) @ V))
-    in_front = mistake("""The new key and value stand in front of the old ones. In what order were
-        the tokens read?""")(lambda q, k, v, K, V: (attend(q, grown(k, K), grown(v, V)), grown(k, K), grown(v, V)))
-    output_alone = mistake("""The output is right. But the next step needs the longer keys and values: return them as
-        well.""")(lambda q, k, v, K, V: attend(q, grown(K, k), grown(V, v)))
-    old_memory = mistake("""The output is right, but you hand back the old memory, so the next step will have forgotten
-        this token.""")(lambda q, k, v, K, V: (attend(q, grown(K, k), grown(V, v)), K, V))
-    joined_along_heads = mistake("""You join along the wrong dimension. Which dimension of the memory grows when a token
-        arrives?""")(lambda q, k, v, K, V: torch.cat((K, k), 1))
+
+    @mistake("The new key and value stand in front of the old ones. In what order were the tokens read?")
+    def in_front(q, k, v, past_keys, past_values):
+        keys, values = grown(k, past_keys), grown(v, past_values)
+        return attend(q, keys, values), keys, values
+
+    @mistake("The output is right. But the next step needs the longer keys and values: return them as well.")
+    def output_alone(q, k, v, past_keys, past_values):
+        return attend(q, grown(past_keys, k), grown(past_values, v))
+
+    @mistake("The output is right, but you hand back the old memory, so the next step will have forgotten this token.")
+    def old_memory(q, k, v, past_keys, past_values):
+        return attend(q, grown(past_keys, k), grown(past_values, v)), past_keys, past_values
+
+    @mistake("You join along the wrong dimension. Which dimension of the memory grows when a token arrives?")
+    def joined_along_heads(q, k, v, past_keys, past_values):
+        return torch.cat((past_keys, k), 1)
+
+
+class Influence(Exercise, name="attention.influence"):
+    """Find out, by changing one token at a time, which outputs of a layer depend on which tokens."""
+
+    hint = (
+        "Row t, column s is True where output t moves when token s alone is changed, and everything else is as it was."
+    )
+
+    def inputs():
+        mix = randn(4, 4)
+        causal_layer = lambda x: attend_causally(x @ mix, x, x)  # noqa: E731
+        everything = lambda x: attend(x, x @ mix, x)  # noqa: E731
+        backwards = lambda x: causal_layer(x.flip(-2)).flip(-2)  # noqa: E731
+        last_two = lambda x: attend(x, x, x, causal_mask(x.shape[-2], window=2))  # noqa: E731
+        layers = (causal_layer, everything, backwards, last_two, torch.tanh)
+        return [(layer, randn(T, 4)) for T, layer in enumerate(layers, start=2)]
+
+    def reference(layer, x):
+        return moved(layer, x, [x + row[:, None] for row in torch.eye(len(x))])
+
+    @mistake("Rows and columns have changed places: row t should tell on whom output t depends.")
+    def turned(layer, x):
+        return Influence.reference(layer, x).mT
+
+    @mistake("Your changes pile up: token 0 is still another when token 1 is changed. Begin afresh for each token.")
+    def piled_up(layer, x):
+        return moved(layer, x, [x + row[:, None] for row in torch.ones(len(x), len(x)).tril()])
+
+    @mistake("You compare every changed output with its own token's row alone. Look at the other outputs, too.")
+    def itself_alone(layer, x):
+        return Influence.reference(layer, x) & torch.eye(len(x), dtype=torch.bool)
+
+    @mistake("You say where the outputs stay the same; asked is where they move.")
+    def negated(layer, x):
+        return ~Influence.reference(layer, x)
+
+    @mistake("You find the numbers that move; asked is one answer for each pair of tokens, not for each number.")
+    def each_number(layer, x):
+        return torch.stack([layer(x + row[:, None]) != layer(x) for row in torch.eye(len(x))], 1)
+
+
+class CausalHead(nn.Module):
+    """One head of causal attention: (B, T, C) -> (B, T, D)."""
+
+    def __init__(self, n_embd, head_size):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(n_embd, head_size, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        return self.mix(self.query(x), self.key(x), self.value(x))
+
+    def mix(self, q, k, v):
+        return attend_causally(q, k, v)
+
+
+class Head(Exercise, name="attention.head"):
+    """Write a whole head of causal attention as a module: from (B, T, C) to (B, T, D)."""
+
+    hint = "The first output should be exactly the first value. Check the pieces one by one, on the first two tokens."
+
+    def inputs():
+        sizes = ((1, 2, 2, 2), (2, 5, 6, 3), (3, 4, 4, 8))
+        names = ("query.weight", "key.weight", "value.weight")
+        return [({name: randn(D, C) for name in names}, randn(B, T, C)) for B, T, C, D in sizes]
+
+    def through(answer, weights, x):
+        head_size, n_embd = weights["query.weight"].shape
+        return with_weights(answer(n_embd, head_size), weights)(x)
+
+    reference = CausalHead
+
+    @mistake(SEES_FUTURE)
+    class Unmasked(CausalHead):
+        mix = staticmethod(attend)
+
+    @mistake(NO_SCALE)
+    class Unscaled(CausalHead):
+        def mix(self, q, k, v):
+            return causal(q @ k.mT) @ v
+
+    @mistake("You divide by the root of the width of the tokens; which vectors are multiplied, and how long are they?")
+    class ScaledByTheWidth(CausalHead):
+        def forward(self, x):
+            return causal(self.query(x) @ self.key(x).mT / sqrt(x.shape[-1])) @ self.value(x)
+
+    @mistake(OVERSCALED)
+    class Overscaled(CausalHead):
+        def mix(self, q, k, v):
+            return causal(q @ k.mT / q.shape[-1]) @ v
+
+    @mistake(LATE_MASK)
+    class MaskedLate(CausalHead):
+        def mix(self, q, k, v):
+            return scaled(q, k).softmax(-1).tril() @ v
+
+    @mistake(WRONG_AXIS)
+    class OverQueries(CausalHead):
+        def mix(self, q, k, v):
+            return scaled(q, k).masked_fill(~past(k @ k.mT), -inf).softmax(1) @ v
+
+    @mistake("These are the weights, and they are right. The output is what they make of the values.")
+    class Weights(CausalHead):
+        def mix(self, q, k, v):
+            return causal(scaled(q, k))
+
+    @mistake("Keys ask and queries are found: in your scores the two have changed roles.")
+    class Exchanged(CausalHead):
+        def mix(self, q, k, v):
+            return attend_causally(k, q, v)
+
+    @mistake("You mix the keys. Keys say where to look; what is read there is something else.")
+    class OfKeys(CausalHead):
+        def mix(self, q, k, v):
+            return attend_causally(q, k, k)
+
+
+class Rotary(Exercise, name="attention.rotary"):
+    """Turn each pair of numbers, i and i + D/2, by an angle that grows with the position of the token."""
+
+    hint = "At position 0 nothing turns. At position 1 pair 0 turns by one radian, the others by less; lengths stay."
+
+    def inputs():
+        return [(randn(2, 2), 0), (randn(3, 4), 1), (randn(2, 3, 5, 8), 20)]
+
+    def reference(x, first_position):
+        return rotary(x, first_position)
+
+    from_zero = mistake("""Right for tokens that begin the text. With earlier ones in a cache, the first of these stands
+        at another position.""")(lambda x, first_position: rotary(x))
+    backwards = mistake("""Your pairs turn the other way: the sign of one of the sines. (Scores would be the same, but
+        everybody turns to the left.)""")(
+        lambda x, first_position: rotary(x.roll(x.shape[-1] // 2, -1), first_position).roll(x.shape[-1] // 2, -1)
+    )
+    at_one_speed = mistake("""All your pairs turn at the same speed. The first turns fastest, and the last hardly at
+        all.""")(lambda x, first_position: rotary(x, first_position, base=1.0))
+    from_one = mistake("The first token of a text stands at position 0, and yours is turned already.")(
+        lambda x, first_position: rotary(x, first_position + 1)
+    )
+
+    @mistake("Your pairs are neighbours, as in the paper. Here number i goes with the number half a head further on.")
+    def neighbours(x, first_position):
+        halves = torch.cat((x[..., ::2], x[..., 1::2]), -1)
+        return torch.stack(rotary(halves, first_position).chunk(2, -1), -1).flatten(-2)
+
+
+class MendChunk(Exercise, name="attention.mend_chunk"):
+    """Mend the attention of the last T tokens so that each sees all the S - T before them, and no later token."""
+
+    hint = "Do causal attention over the whole text, all S tokens: asked for are the last T rows of its outputs."
+
+    def inputs():
+        sizes = ((1, 1, 2, 4, 2), (2, 2, 3, 7, 4), (1, 3, 1, 5, 2), (2, 1, 4, 4, 2))
+        return [(randn(B, H, T, D), randn(B, H, S, D), randn(B, H, S, D)) for B, H, T, S, D in sizes]
+
+    def reference(q, k, v):
+        return attend(q, k, v, causal_mask(q.shape[-2], k.shape[-2]))
+
+    from_the_corner = as_it_stands("""The mistake is still there: the first of the new tokens sees only the very first
+        key. The triangle begins at the wrong corner of the table.""")(lambda q, k, v: attend_causally(q, k, v))
+    unmasked = mistake("""Now each new token sees all keys, those of the new tokens after it,
+        too.""")(lambda q, k, v: attend(q, k, v))
+    the_new_alone = mistake("""Your new tokens see each other as they should, and have forgotten all that came
+        before.""")(lambda q, k, v: attend_causally(q, *(x[..., -q.shape[-2] :, :] for x in (k, v))))
+    one_short = mistake("The triangle is moved one step too far: nobody sees itself.")(
+        lambda q, k, v: attend(q, k, v, causal_mask(q.shape[-2], k.shape[-2]).tril(k.shape[-2] - q.shape[-2] - 1))
+    )
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal attention in several heads: (B, T, C) -> (B, T, C). Parameters have transformers' names for GPT-2."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        self.n_head = n_head
+        self.c_attn, self.c_proj = nn.Linear(n_embd, 3 * n_embd), nn.Linear(n_embd, n_embd)
+
+    def forward(self, x, cache=None):
+        q, k, v = (self.cut(part) for part in self.c_attn(x).chunk(3, -1))
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.c_proj(self.rejoin(self.mix(q, k, v)))
+
+    def cut(self, x):
+        return split(x, self.n_head)
+
+    def mix(self, q, k, v):
+        return attend(q, k, v, causal_mask(q.shape[-2], k.shape[-2]))
+
+    def rejoin(self, x):
+        return join(x)
+
+
+class MultiHead(Exercise, name="attention.multi_head"):
+    """Write multi-head attention as a module, causal and with an optional cache: from (B, T, C) to (B, T, C)."""
+
+    hint = "Give it one head first: it should be your head with a linear layer after it. Then the cut, then the cache."
+
+    def inputs():
+        sizes = ((1, 2, 4, 2, [2]), (2, 5, 6, 3, [5]), (1, 6, 8, 2, [3, 1, 2]), (3, 4, 6, 1, [1, 1, 2]))
+
+        def weights(C):
+            shapes = {
+                "c_attn.weight": (3 * C, C),
+                "c_attn.bias": (3 * C,),
+                "c_proj.weight": (C, C),
+                "c_proj.bias": (C,),
+            }
+            return {name: randn(shape) / 2 for name, shape in shapes.items()}
+
+        return [(n_head, weights(C), randn(B, T, C), pieces) for B, T, C, n_head, pieces in sizes]
+
+    def through(answer, n_head, weights, x, pieces):
+        """One piece is all tokens at once, without a cache; more are read one after the other, with one."""
+        B, T, C = x.shape
+        layer = with_weights(answer(C, n_head), weights)
+        if len(pieces) == 1:
+            return layer(x[:, : pieces[0]])
+        cache = KeyValueCache(B, n_head, T, C // n_head)
+        return torch.cat([layer(part, cache) for part in x.split(pieces, dim=1)], dim=1)
+
+    reference = MultiHeadAttention
+
+    @mistake(SEES_FUTURE)
+    class Unmasked(MultiHeadAttention):
+        def mix(self, q, k, v):
+            return attend(q, k, v)
+
+    @mistake("""Right without a cache. With one, the triangle of your mask begins at the wrong corner: the new tokens
+        are the last ones, and all that is remembered lies before them.""")
+    class FromTheCorner(MultiHeadAttention):
+        def mix(self, q, k, v):
+            return attend_causally(q, k, v)
+
+    @mistake("Right without a cache. With one, the new tokens see no further back than themselves: who remembers?")
+    class NeverRemembers(MultiHeadAttention):
+        def forward(self, x, cache=None):
+            return super().forward(x)
+
+    @mistake("""The heads are cut in the order of memory: each holds whole tokens instead of a part of every
+        token.""")
+    class CutByMemory(MultiHeadAttention):
+        def cut(self, x):
+            return cut_by_memory(x, self.n_head)
+
+    @mistake("The heads are cut well, but joined in the order of memory: different tokens end up in one vector.")
+    class JoinedByMemory(MultiHeadAttention):
+        def rejoin(self, x):
+            return x.reshape(x.shape[0], x.shape[2], -1)
+
+    @mistake(NO_PROJECTION)
+    class Unprojected(MultiHeadAttention):
+        def forward(self, x, cache=None):
+            return torch.linalg.solve(self.c_proj.weight, (super().forward(x, cache) - self.c_proj.bias).mT).mT
+
+    @mistake(NO_SCALE)
+    class Unscaled(MultiHeadAttention):
+        def mix(self, q, k, v):
+            return super().mix(q * sqrt(q.shape[-1]), k, v)
+
+    @mistake("You divide by the root of the width. How long are the vectors that are multiplied in one head?")
+    class ScaledByTheWidth(MultiHeadAttention):
+        def mix(self, q, k, v):
+            return super().mix(q / sqrt(self.n_head), k, v)
+
+    @mistake("The three parts are in another order: in GPT-2 queries come first, then keys, then values.")
+    class KeysFirst(MultiHeadAttention):
+        def mix(self, q, k, v):
+            return super().mix(k, q, v) if q.shape == k.shape else super().mix(q, k, v)

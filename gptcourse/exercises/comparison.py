@@ -32,8 +32,7 @@ def compare(got: Any, want: Any) -> tuple[str | None, str | None]:
 
 def _compare_parts(got: Any, want: tuple) -> tuple[str | None, str | None]:
     if not isinstance(got, tuple | list) or len(got) != len(want):
-        kind = kind_of(tuple(got) if isinstance(got, list) else got)
-        return f"it should return {len(want)} things, and it returns {kind}", None
+        return f"it should return {len(want)} things, and it returns {kind_of(got)}", None
     found: list[str | None] = [None, None]
     for place, parts in enumerate(zip(got, want, strict=True), start=1):
         for which, text in enumerate(compare(*parts)):
@@ -140,6 +139,8 @@ def show(value: Any) -> str:
 
 def kind_of(thing: Any) -> str:
     """Name the type of an answer."""
+    if isinstance(thing, list):
+        return f"a list of {len(thing)}"
     return f"{len(thing)} things" if isinstance(thing, tuple) else f"something of type {type(thing).__name__}"
 
 

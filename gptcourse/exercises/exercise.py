@@ -13,6 +13,11 @@ class Scores(Exercise, name="attention.scores"):
 
     @mistake("A hint says what goes wrong, or asks the question that helps, and leaves the mending to the learner.")
     def transposed(q, k): ...
+
+Where a class is asked for, reference and mistakes are classes, and `through` says how one is built and called:
+
+    def through(answer, n_head, weights, x):
+        return with_weights(answer(x.shape[-1], n_head), weights)(x)
 """
 
 from __future__ import annotations
@@ -21,6 +26,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Exercise:
     hint: ClassVar[str]
     inputs: ClassVar[Callable[[], list[tuple]]]
     reference: ClassVar[Callable]
+    through: ClassVar[Callable | None] = None  # (answer, *inputs) -> what is compared, where a class is asked for
     mistakes: ClassVar[tuple[Mistake, ...]]
     trains: ClassVar[tuple[str, ...]] = ()  # parameters that an answer may change
     differentiates: ClassVar[tuple[str, ...]] = ()  # modules in which an answer may leave gradients
@@ -59,3 +68,25 @@ class Exercise:
     def __init_subclass__(cls, name: str) -> None:
         cls.name, cls.asks, cls.hint = name, " ".join(cls.__doc__.split()), " ".join(cls.hint.split())
         cls.mistakes = tuple(value for value in vars(cls).values() if isinstance(value, Mistake))
+
+    @classmethod
+    def calling(cls, answer: Callable) -> Callable:
+        """Return the function of the inputs that gives what is compared: the answer, or its use in `through`."""
+        return answer if cls.through is None else partial(cls.through, answer)
+
+
+def with_weights(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """Copy weights into the parameters of a learner's module by their names, and return the module.
+
+    Raises ValueError, in one sentence for the learner, if parameters of these names and shapes are not all there are.
+    """
+    parameters = dict(module.named_parameters())
+    for name in sorted(weights.keys() | parameters.keys()):
+        has, needs = (None if name not in held else tuple(held[name].shape) for held in (parameters, weights))
+        if has != needs:
+            wanted = f"be of shape {needs}" if needs else "not be there"
+            raise ValueError(f"{name} should {wanted}, and {f'its shape is {has}' if has else 'it is missing'}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    return module

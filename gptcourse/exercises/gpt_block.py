@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from math import pi, sqrt
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn, randint, randn
+from torch import Tensor, nn, randn
 
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 from gptcourse.model import GPTConfig
@@ -16,12 +15,6 @@ from gptcourse.model import GPTConfig
 NOTEBOOK = "02 · A GPT block"
 SAMPLE_VARIANCE = "Very close: your variance divides by C - 1, as for a sample. Here it is the mean of the squares."
 WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
-STILL_SUMS = """The steps follow more than the loss at hand. Print one weight's gradient right before each step: how
-    much of it comes from this loss?"""
-NO_GRADIENT = """The loss never changes, so the optimizer moves nothing. What should it find in each weight when it
-    takes its step, and is it there at that moment?"""
-LATE_STEP = "Each step follows the gradients of the step before. In which order should the three happen?"
-UNEQUAL_BATCHES = "The mean of means gives the examples of a small last batch more say. What should be counted?"
 
 
 def four_parts(size: int = 8) -> tuple[Callable, ...]:
@@ -30,61 +23,6 @@ def four_parts(size: int = 8) -> tuple[Callable, ...]:
     norm = nn.LayerNorm(size)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     return norm, nn.Linear(size, size), nn.RMSNorm(size), mlp
-
-
-def line_to_fit(rate: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = nn.Linear(3, 1)
-    return model, torch.optim.SGD(model.parameters(), lr=rate)
-
-
-def pairs(*sizes: int) -> list[tuple[Tensor, Tensor]]:
-    return [(randn(size, 3), randn(size, 1)) for size in sizes]
-
-
-def run(order: str, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable) -> Tensor:
-    """Train on each batch, doing "clear", "backward" and "step" in the order given; return the losses."""
-    losses = []
-    for x, y in batches:
-        loss = F.mse_loss(model(x), y)
-        actions = {"clear": optimizer.zero_grad, "backward": loss.backward, "step": optimizer.step}
-        for word in order.split():
-            actions[word]()
-        losses.append(loss.detach())
-    return torch.stack(losses)
-
-
-def run_on_one(order: str, model: nn.Module, optimizer: torch.optim.Optimizer, x, y, steps: int) -> Tensor:
-    return run(order, model, optimizer, [(x, y)] * steps)
-
-
-def classifier(dropout: float) -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 4))
-
-
-def labelled(*sizes: int, time: tuple[int, ...] = ()) -> list[tuple[Tensor, Tensor]]:
-    return [(randn(size, *time, 6), randint(4, (size, *time))) for size in sizes]
-
-
-@torch.no_grad()
-def losses_of(model: nn.Module, batches: Iterable) -> list[Tensor]:
-    """Return the losses of all examples, batch by batch, in the mode in which the model is."""
-    return [F.cross_entropy(model(x), y, reduction="none") for x, y in batches]
-
-
-def hits_of(model: nn.Module, batches: Iterable) -> list[Tensor]:
-    return [(model(x).argmax(-1) == y).float() for x, y in batches]
-
-
-def pooled(parts: list[Tensor]) -> float:
-    return torch.cat([part.flatten() for part in parts]).mean().item()
-
-
-def mean_of_means(parts: list[Tensor]) -> float:
-    return sum(part.mean().item() for part in parts) / len(parts)
-
-
-def total(parts: list[Tensor]) -> float:
-    return sum(part.sum().item() for part in parts)
 
 
 def added(x: Tensor, part: Callable, norm: Callable) -> Tensor:
@@ -240,84 +178,6 @@ class Parameters(Exercise, name="gpt_block.parameters"):
         each output of each layer has one.""")(lambda V, T, C, L: (V + T) * C + L * (12 * C**2 + 4 * C) + 2 * C)
     without_projection = mistake("""The projection that joins the heads at the end of
         attention is missing.""")(lambda V, T, C, L: (V + T) * C + L * (11 * C**2 + 12 * C) + 2 * C)
-
-
-class MendSwing(Exercise, name="gpt_block.mend_swing"):
-    """Mend the training so that each step follows the gradients of its own batch."""
-
-    hint = """Follow the first two batches by hand: which gradients are there at each step, and which should be? Return
-        one loss for each batch, in order."""
-    trains = ("model", "optimizer")
-
-    def inputs():
-        return [(*line_to_fit(), pairs(*[8] * 6)), (*line_to_fit(0.05), pairs(4, 5, 6))]
-
-    reference = partial(run, "clear backward step")
-    never_cleared = as_it_stands(STILL_SUMS)(partial(run, "backward step"))
-    without_backward = mistake(NO_GRADIENT)(partial(run, "clear step"))
-    step_first = mistake(LATE_STEP)(partial(run, "step clear backward"))
-
-
-class MendStandstill(Exercise, name="gpt_block.mend_standstill"):
-    """Mend the training so that the loss falls."""
-
-    hint = "Look at a weight's gradient right before the optimizer's step. Return one loss for each step, in order."
-    trains = ("model", "optimizer")
-
-    def inputs():
-        return [(*line_to_fit(), *pairs(16)[0], 6), (*line_to_fit(0.05), *pairs(4)[0], 3)]
-
-    reference = partial(run_on_one, "clear backward step")
-    without_backward = as_it_stands(NO_GRADIENT)(partial(run_on_one, "clear step"))
-    step_first = mistake(LATE_STEP)(partial(run_on_one, "step clear backward"))
-    never_cleared = mistake(STILL_SUMS)(partial(run_on_one, "backward step"))
-
-
-class MendTwice(Exercise, name="gpt_block.mend_twice"):
-    """Mend the measurement so that the same model on the same data always gives the same loss."""
-
-    hint = "All examples count the same, and the model should be in the state in which it will be used."
-
-    def inputs():
-        models = classifier(0.5), classifier(0.2), classifier(0.4).eval()
-        return list(zip(models, [labelled(8, 8, 3), labelled(5, 2), labelled(6, 3)], strict=True))
-
-    def reference(model, batches):
-        was_training = model.training
-        result = pooled(losses_of(model.eval(), batches))
-        model.train(was_training)
-        return result
-
-    as_it_comes = as_it_stands("""The mistake is still there: two measurements of one model on the same data differ.
-        Which part throws dice, and when should it not?""")(lambda model, batches: pooled(losses_of(model, batches)))
-    switched_late = mistake("""The first batch is still measured in training. The switch has to come before the first
-        look.""")(lambda model, batches: pooled(losses_of(model, batches[:1]) + losses_of(model.eval(), batches[1:])))
-    of_batches = mistake(UNEQUAL_BATCHES)(lambda model, batches: mean_of_means(losses_of(model.eval(), batches)))
-    of_the_last = mistake("""That is the loss of the
-        last batch alone.""")(lambda model, batches: losses_of(model.eval(), batches)[-1].mean().item())
-
-
-class MendPercent(Exercise, name="gpt_block.mend_percent"):
-    """Mend the accuracy so that it is the share of right answers, whatever the sizes of the batches."""
-
-    hint = "Imagine all batches poured into one: what is the share of right answers there?"
-
-    def inputs():
-        models = [nn.Linear(6, 4) for _ in range(3)]
-        return list(zip(models, [labelled(32, 32, 5), labelled(8, 3, time=(7,)), labelled(1, 5, 4)], strict=True))
-
-    def reference(model, batches):
-        return pooled(hits_of(model, batches))
-
-    over_batches = as_it_stands("""The mistake is still there: a share is never more than 1. What is counted above the
-        line, and what below it?""")(lambda model, batches: total(hits_of(model, batches)) / len(batches))
-    of_batches = mistake(UNEQUAL_BATCHES)(lambda model, batches: mean_of_means(hits_of(model, batches)))
-    per_text = mistake("""Right for one answer per example. A text has an answer at every place: are those counted below
-        the line?""")(lambda model, batches: total(hits_of(model, batches)) / sum(len(y) for _, y in batches))
-    equal_batches = mistake("""You take every batch to be as large as the first. The last
-        is smaller.""")(lambda model, batches: total(hits_of(model, batches)) / (len(batches) * batches[0][1].numel()))
-    in_percent = mistake("""That is right in percent.
-        A share lies between 0 and 1.""")(lambda model, batches: 100 * pooled(hits_of(model, batches)))
 
 
 class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):

@@ -1,9 +1,10 @@
-"""Wrong answers to the exercises of notebook 01."""
+"""Wrong answers to the exercises of notebook 02."""
 
 import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from wrong_answers import wrong
 
@@ -46,30 +47,6 @@ def causal_mask_never_assigned(scores):
     return scores.softmax(-1)
 
 
-@wrong("attention.output", "spread grows with the head size")
-def output_without_scale(q, k, v):
-    T = q.size(-2)
-    mask = torch.tril(torch.ones(T, T)) == 0
-    return (q @ k.transpose(-2, -1)).masked_fill(mask, float("-inf")).softmax(-1) @ v
-
-
-@wrong("attention.output", "Among whom was it shared out")
-def output_mask_after_softmax(q, k, v):
-    w = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), dim=-1)
-    return torch.tril(w) @ v
-
-
-@wrong("attention.positions", "Which rows are theirs")
-def positions_whole_table(x, table, start):
-    return x + table.unsqueeze(0)
-
-
-@wrong("attention.positions", "changes its input x in place")
-def positions_in_place(x, table, start):
-    x += table[start : start + x.size(1)]
-    return x
-
-
 @wrong("attention.heads", "your first head holds whole tokens")
 def heads_by_view_alone(x, n_head):
     B, T, C = x.shape
@@ -106,16 +83,6 @@ def cache_without_scale(q, k, v, past_keys, past_values):
     return F.softmax(q @ keys.transpose(2, 3), dim=-1) @ values, keys, values
 
 
-@wrong("attention.mend_focus", "so narrow a range")
-def focus_scaled_and_squeezed(q, k):
-    return torch.softmax(torch.tanh(q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))), dim=-1)
-
-
-@wrong("attention.mend_focus", "You divide by too much")
-def focus_divided_by_size(q, k):
-    return torch.softmax(q @ k.transpose(-2, -1) / q.size(-1), dim=-1)
-
-
 @wrong("attention.mend_batch", "sentences of the batch compete")
 def batch_over_sentences(q, k):
     return torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.size(-1)), dim=0)
@@ -125,18 +92,6 @@ def batch_over_sentences(q, k):
 def batch_repaired(q, k):
     w = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.size(-1)), dim=1)
     return w / w.sum(dim=-1, keepdim=True)
-
-
-@wrong("attention.mend_rows", "one step too late")
-def rows_filled_after_softmax(scores):
-    w = scores.softmax(-1)
-    return w.masked_fill(torch.triu(torch.ones_like(w), 1).bool(), float("-inf"))
-
-
-@wrong("attention.mend_rows", "Does True mean hide or show")
-def rows_with_mask_turned(scores):
-    may_look = torch.ones_like(scores).tril().bool()
-    return scores.masked_fill(may_look, float("-inf")).softmax(-1)
 
 
 @wrong("attention.mend_leak", "joined in the order of memory")
@@ -151,3 +106,107 @@ def leak_with_time_in_front(q, k, v, n_head):
     B, T, C = q.shape
     q, k, v = (x.view(B, T, n_head, C // n_head) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).reshape(B, T, C)
+
+
+@wrong("attention.influence", "Begin afresh for each token")
+def influence_of_all_before(layer, x):
+    rows, before, x = [], layer(x), x.clone()
+    for s in range(len(x)):
+        x[s] += 1
+        rows.append((layer(x) != before).any(dim=-1))
+    return torch.stack(rows, dim=1)
+
+
+@wrong("attention.influence", "Rows and columns have changed places")
+def influence_by_changed_token(layer, x):
+    table = torch.zeros(len(x), len(x), dtype=torch.bool)
+    for s in range(len(x)):
+        other = x.clone()
+        other[s] = other[s] * 2 + 1
+        table[s] = (layer(other) - layer(x)).abs().sum(-1) > 0
+    return table
+
+
+class ThreeLinears(nn.Module):
+    def __init__(self, n_embd, head_size):
+        super().__init__()
+        self.query = nn.Linear(n_embd, head_size, bias=False)
+        self.key = nn.Linear(n_embd, head_size, bias=False)
+        self.value = nn.Linear(n_embd, head_size, bias=False)
+
+
+@wrong("attention.head", "Every token can look at the tokens after it")
+class HeadWithNoMask(ThreeLinears):
+    def forward(self, x):
+        scores = self.query(x) @ self.key(x).transpose(1, 2) / math.sqrt(self.key.out_features)
+        return F.softmax(scores, dim=2) @ self.value(x)
+
+
+@wrong("attention.head", "root of the width of the tokens")
+class HeadScaledByTheWidth(ThreeLinears):
+    def forward(self, x):
+        _, T, C = x.shape
+        scores = self.query(x) @ self.key(x).transpose(-2, -1) * C**-0.5
+        scores = scores.masked_fill(torch.tril(torch.ones(T, T)) == 0, float("-inf"))
+        return F.softmax(scores, dim=-1) @ self.value(x)
+
+
+@wrong("attention.rotary", "Your pairs are neighbours")
+def rotary_of_neighbours(x, first_position):
+    T, D = x.shape[-2:]
+    theta = 10000.0 ** (-torch.arange(0, D, 2).float() / D)
+    angle = torch.arange(first_position, first_position + T)[:, None] * theta
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], D // 2, 2).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
+
+
+@wrong("attention.rotary", "stands at another position")
+def rotary_without_the_first_position(x, first_position):
+    T, D = x.shape[-2:]
+    theta = 10000.0 ** (-torch.arange(0, D, 2).float() / D)
+    angle = torch.arange(T)[:, None] * theta
+    a, b = x[..., : D // 2], x[..., D // 2 :]
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1)
+
+
+@wrong("attention.mend_chunk", "those of the new tokens after it")
+def chunk_unmasked(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+@wrong("attention.mend_chunk", "have forgotten all that came before")
+def chunk_alone(q, k, v):
+    T = q.shape[-2]
+    return F.scaled_dot_product_attention(q, k[:, :, -T:], v[:, :, -T:], is_causal=True)
+
+
+class TwoLinears(nn.Module):
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        self.n_head = n_head
+        self.c_attn = nn.Linear(n_embd, 3 * n_embd)
+        self.c_proj = nn.Linear(n_embd, n_embd)
+
+
+@wrong("attention.multi_head", "begins at the wrong corner")
+class HeadsWithTheFusedMask(TwoLinears):
+    def forward(self, x, cache=None):
+        B, T, C = x.shape
+        q, k, v = (p.view(B, T, self.n_head, -1).transpose(1, 2) for p in self.c_attn(x).split(C, dim=2))
+        if cache is not None:
+            k, v = cache.append(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
+
+
+@wrong("attention.multi_head", "each holds whole tokens")
+class HeadsByViewAlone(TwoLinears):
+    def forward(self, x, cache=None):
+        B, T, C = x.shape
+        q, k, v = (p.reshape(B, self.n_head, T, -1) for p in self.c_attn(x).split(C, dim=2))
+        if cache is not None:
+            k, v = cache.append(k, v)
+        T, S = q.shape[2], k.shape[2]
+        mask = torch.ones(T, S).tril(S - T).bool()
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))

@@ -1,4 +1,7 @@
-"""Every check, tried with mutants that are derived mechanically from its reference; each must be refused."""
+"""Every check, tried with mutants that are derived mechanically from its reference; each must be refused.
+
+Where a class is asked for, what is spoiled is the function of the inputs that `Exercise.through` makes of it.
+"""
 
 import copy
 import inspect
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 # Mutants that do what was asked, with the reason.
 EQUIVALENT = {
+    ("attention.influence", "x ignored"): "which outputs depend on which tokens is a property of the layer alone",
     ("gpt_block.mend_two_words", "label_head frozen"): "the right answer does not use the head of two labels",
     ("tuning.mend_schedule", "model frozen"): "the rates do not depend on what is trained",
     ("tuning.mend_schedule", "batches ignored"): "the rates depend on the number of batches alone",
@@ -29,20 +33,20 @@ OTHER_DTYPE = {
 
 def mutants(exercise):
     """Yield the name of each mutant and a function that makes one; what it remembers is its own."""
-    fresh = seeded(exercise.inputs)
-    parameters = list(inspect.signature(exercise.reference).parameters)
-    results = [seeded(exercise.reference, *case) for case in copy.deepcopy(fresh)]
+    fresh, reference = seeded(exercise.inputs), exercise.calling(exercise.reference)
+    parameters = list(inspect.signature(reference).parameters)
+    results = [seeded(reference, *case) for case in copy.deepcopy(fresh)]
     for place, parameter in enumerate(parameters):
-        yield f"{parameter} frozen", frozen(exercise.reference, place)
+        yield f"{parameter} frozen", frozen(reference, place)
         if (bland := [ignored(case[place]) for case in fresh])[0] is not None:
-            yield f"{parameter} ignored", with_argument(exercise.reference, place, bland)
-    yield "last answer replayed", replayed(exercise.reference, -2)
-    yield "first answer repeated", replayed(exercise.reference, 0)
+            yield f"{parameter} ignored", with_argument(reference, place, bland)
+    yield "last answer replayed", replayed(reference, -2)
+    yield "first answer repeated", replayed(reference, 0)
     whole = not isinstance(results[0], tuple)
     for part in range(1 if whole else min(map(len, results))):
         of_part = [result if whole else result[part] for result in results]
         for name, change in changes(of_part):
-            yield f"part {part} {name}", changed(exercise.reference, None if whole else part, change)
+            yield f"part {part} {name}", changed(reference, None if whole else part, change)
     yield from with_other_torch(exercise, fresh, results)
 
 
@@ -133,6 +137,7 @@ def with_other_torch(exercise, fresh, results):
             for parameter in group["params"]:
                 parameter.grad = None
 
+    reference = exercise.calling(exercise.reference)
     exchanged = (
         ("an arg-max drawn", Tensor, "argmax", sampled),
         ("gradients never cleared", torch.optim.Optimizer, "zero_grad", lambda *_, **__: None),
@@ -141,16 +146,16 @@ def with_other_torch(exercise, fresh, results):
         ("gradients cleared before each step of AdamW", torch.optim.AdamW, "step", clears_and_steps),
     )
     for name, owner, function, other in exchanged:
-        if calls(exercise.reference, fresh, owner, function):
-            yield name, patched(exercise.reference, owner, function, other)
+        if calls(reference, fresh, owner, function):
+            yield name, patched(reference, owner, function, other)
     carries_gradients = any(isinstance(result, Tensor) and result.requires_grad for result in results)
-    if carries_gradients or calls(exercise.reference, fresh, Tensor, "backward"):
-        yield "under no_grad", torch.no_grad()(exercise.reference)
+    if carries_gradients or calls(reference, fresh, Tensor, "backward"):
+        yield "under no_grad", torch.no_grad()(reference)
     for place, value in enumerate(fresh[0]):
-        parameter = list(inspect.signature(exercise.reference).parameters)[place]
+        parameter = list(inspect.signature(reference).parameters)[place]
         if parameter not in exercise.trains:
             for name, damage in damages(value, parameter in exercise.differentiates):
-                yield f"{parameter} left {name}", damaging(exercise.reference, place, damage)
+                yield f"{parameter} left {name}", damaging(reference, place, damage)
 
 
 def calls(reference, fresh, owner, function):

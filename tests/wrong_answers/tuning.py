@@ -37,7 +37,7 @@ def decay_of_all_but_norms(model, weight_decay):
     return decays(model, weight_decay, lambda name, p: id(p) not in of_norms)
 
 
-@wrong("tuning.decay_groups", "it should return a tensor, and it returns something of type list")
+@wrong("tuning.decay_groups", "it should return a tensor, and it returns a list of")
 def decay_as_groups(model, weight_decay):
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gptcourse.evaluation import log_likelihoods, perplexity
 from gptcourse.finetuning import reply_loss
@@ -157,3 +157,12 @@ def test_a_view_of_a_model_compiled_in_place_evaluates():
     model = gpt().train()
     model.compile(backend="eager")
     assert torch.equal(eval_view(model)(IDS).logits, eval_view(model)(IDS).logits)
+
+
+def test_dropout_that_is_a_number_of_the_module_is_set_too():
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=31, attention_dropout=0.5, **shape)).train()
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    set_dropout(model, 0.0)
+    assert torch.equal(model(ids).logits, model(ids).logits)

@@ -52,13 +52,15 @@ class Progress:
         return "\n".join(lines + [self.note] * bool(self.note))
 
     def _repr_html_(self) -> str:
-        left, rows = 'style="text-align:left"', [("th", ("Exercise", "State", "Tries"))]
+        """Each notebook is one line, with its exercises in a fold."""
+        folds = []
         for title, records in self.parts.items():
-            rows.append(("th", (title, _solved(records), "")))
-            rows += [("td", (name, _state(r), str(r.tries))) for name, r in records.items()]
-        cells = ("".join(f"<{tag} {left}>{escape(text)}</{tag}>" for text in row) for tag, row in rows)
-        table = "\n".join(f"<tr>{row}</tr>" for row in cells)
-        return f"<table>\n{table}\n</table>" + f"<p>{escape(self.note)}</p>" * bool(self.note)
+            rows = ((name, _state(record), f"tries: {record.tries}") for name, record in records.items())
+            cells = ("".join(f'<td style="text-align:left">{escape(text)}</td>' for text in row) for row in rows)
+            table = "\n".join(f"<tr>{row}</tr>" for row in cells)
+            folds.append(f"<details><summary>{escape(title)}: {_solved(records)}</summary>")
+            folds.append(f"<table>\n{table}\n</table></details>")
+        return "\n".join(folds) + f"<p>{escape(self.note)}</p>" * bool(self.note)
 
 
 def _solved(records: dict[str, Record]) -> str:

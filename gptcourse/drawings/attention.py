@@ -77,7 +77,7 @@ def one_query(words: Sequence[str], place: int, query, keys, values, scores, wei
         drawing.arrow(score.right, weight.left)
         drawing.text(498, y + 18, "×", size=15)
     bottom = 80 + 32 * n
-    drawing.text(390, bottom + 10, "softmax", size=11, faint=True)
+    drawing.text(370, bottom + 10, "softmax →", size=11, faint=True)
     drawing.text(440, bottom + 10, f"sum {sum(weights):.2f}", size=11, faint=True)
     drawing.text(522, bottom + 38, "added up: the output", anchor="end", bold=True, color=PURPLE)
     drawing.vector(534, bottom + 20, output, digits=2, color=PURPLE, largest=largest["values"])
@@ -232,12 +232,8 @@ def cache(words: Sequence[str], query, keys, values, weights) -> Diagram:
     query, keys, values, weights = map(_rows, (query, keys, values, weights))
     n, size = len(words), len(keys[0])
     output = (np.asarray(weights) @ np.asarray(values)).tolist()
-    drawing = Diagram(
-        724,
-        100 + CELL_HEIGHT * n,
-        f"The new token {words[-1]} looks at {n - 1} kept keys and its own: weights "
-        f"{_said(weights)}, output {_said(output)}.",
-    )
+    said = f"weights {_said(weights)}, output {_said(output)}"
+    drawing = Diagram(724, 100 + CELL_HEIGHT * n, f"{words[-1]} looks at {n - 1} kept keys and its own: {said}.")
     kept = CELL_HEIGHT * (n - 1)
     top = 40
     new = top + kept + 12

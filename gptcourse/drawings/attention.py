@@ -218,10 +218,11 @@ def cutting(words: Sequence[str], q, n_head: int) -> Diagram:
             y = 34 + CELL_HEIGHT * t
             drawing.text(x - 8, y + 18, word, anchor="end", mono=True)
             for c, value in enumerate(q[t]):
-                h = head_of(t, c)
-                drawing.vector(x + CELL_WIDTH * c, y, [value], color=HEAD_COLORS[h], largest=abs(value) or 1)
+                cell = Box(x + CELL_WIDTH * c, y, CELL_WIDTH, CELL_HEIGHT)
+                drawing.rectangle(cell, HEAD_COLORS[head_of(t, c)], fill=0.42, round=0)
+                drawing.text(cell.bottom[0], y + 18, f"{value:.1f}".replace("-", "−"), size=12, mono=True)
     for h in range(n_head):
-        key = drawing.vector(76 + 110 * h, 44 + CELL_HEIGHT * n, [None])
+        key = Box(76 + 110 * h, 44 + CELL_HEIGHT * n, CELL_WIDTH, CELL_HEIGHT)
         drawing.rectangle(key, HEAD_COLORS[h], fill=0.42, round=2)
         drawing.text(key.x + key.width + 8, key.y + 18, f"head {h}", anchor="start", size=12)
     return drawing

@@ -1,12 +1,15 @@
 """What the tests share: folders of their own, so that nobody's downloads and progress are touched."""
 
 import os
+import tempfile
 
 import pytest
 
 # Before torch is imported, and inherited by every kernel and process that the tests start. The models here are so small
 # that a second thread saves nothing, and on a busy machine two threads spend their time waiting for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+PROGRESS = tempfile.TemporaryDirectory()  # removed at the end; no fixture, because the cells that nbval runs have none
+os.environ["GPTCOURSE_PROGRESS"] = PROGRESS.name
 os.environ["GPTCOURSE_REVEAL"] = "1"  # the notebooks' predictions compute their proofs when they are run
 
 from gptcourse.corpora import shakespeare
@@ -14,11 +17,10 @@ from gptcourse.corpora import shakespeare
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory, worker_id):
-    """Let GPTCOURSE_CACHE name a folder of this session, unless a shared one was asked for; likewise the progress."""
+    """Let GPTCOURSE_CACHE name a folder of this session, unless a shared one was asked for."""
     root = tmp_path_factory.getbasetemp()
     root = root if worker_id == "master" else root.parent  # what one worker downloads serves the others
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GPTCOURSE_PROGRESS", str(tmp_path_factory.mktemp("progress")))
         if "GPTCOURSE_CACHE" not in os.environ:
             patch.setenv("GPTCOURSE_CACHE", str(root / "cache"))
         yield

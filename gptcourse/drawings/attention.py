@@ -77,7 +77,7 @@ def one_query(words: Sequence[str], place: int, query, keys, values, scores, wei
         drawing.arrow(score.right, weight.left)
         drawing.text(498, y + 18, "×", size=15)
     bottom = 80 + 32 * n
-    drawing.text(390, bottom + 10, "softmax", size=11, faint=True)
+    drawing.text(370, bottom + 10, "softmax →", size=11, faint=True)
     drawing.text(440, bottom + 10, f"sum {sum(weights):.2f}", size=11, faint=True)
     drawing.text(522, bottom + 38, "added up: the output", anchor="end", bold=True, color=PURPLE)
     drawing.vector(534, bottom + 20, output, digits=2, color=PURPLE, largest=largest["values"])
@@ -218,10 +218,11 @@ def cutting(words: Sequence[str], q, n_head: int) -> Diagram:
             y = 34 + CELL_HEIGHT * t
             drawing.text(x - 8, y + 18, word, anchor="end", mono=True)
             for c, value in enumerate(q[t]):
-                h = head_of(t, c)
-                drawing.vector(x + CELL_WIDTH * c, y, [value], color=HEAD_COLORS[h], largest=abs(value) or 1)
+                cell = Box(x + CELL_WIDTH * c, y, CELL_WIDTH, CELL_HEIGHT)
+                drawing.rectangle(cell, HEAD_COLORS[head_of(t, c)], fill=0.42, round=0)
+                drawing.text(cell.bottom[0], y + 18, f"{value:.1f}".replace("-", "−"), size=12, mono=True)
     for h in range(n_head):
-        key = drawing.vector(76 + 110 * h, 44 + CELL_HEIGHT * n, [None])
+        key = Box(76 + 110 * h, 44 + CELL_HEIGHT * n, CELL_WIDTH, CELL_HEIGHT)
         drawing.rectangle(key, HEAD_COLORS[h], fill=0.42, round=2)
         drawing.text(key.x + key.width + 8, key.y + 18, f"head {h}", anchor="start", size=12)
     return drawing
@@ -232,12 +233,8 @@ def cache(words: Sequence[str], query, keys, values, weights) -> Diagram:
     query, keys, values, weights = map(_rows, (query, keys, values, weights))
     n, size = len(words), len(keys[0])
     output = (np.asarray(weights) @ np.asarray(values)).tolist()
-    drawing = Diagram(
-        724,
-        100 + CELL_HEIGHT * n,
-        f"The new token {words[-1]} looks at {n - 1} kept keys and its own: weights "
-        f"{_said(weights)}, output {_said(output)}.",
-    )
+    said = f"weights {_said(weights)}, output {_said(output)}"
+    drawing = Diagram(724, 100 + CELL_HEIGHT * n, f"{words[-1]} looks at {n - 1} kept keys and its own: {said}.")
     kept = CELL_HEIGHT * (n - 1)
     top = 40
     new = top + kept + 12

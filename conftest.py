@@ -8,11 +8,16 @@ import pytest
 # Before torch is imported, and inherited by every kernel and process that the tests start. The models here are so small
 # that a second thread saves nothing, and on a busy machine two threads spend their time waiting for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-PROGRESS = tempfile.TemporaryDirectory()  # removed at the end; no fixture, because the cells that nbval runs have none
-os.environ["GPTCOURSE_PROGRESS"] = PROGRESS.name
 os.environ["GPTCOURSE_REVEAL"] = "1"  # the notebooks' predictions compute their proofs when they are run
 
 from gptcourse.corpora import shakespeare
+
+
+def pytest_configure(config):
+    """Let GPTCOURSE_PROGRESS name a folder of this session: no fixture, because the cells that nbval runs have none."""
+    progress = tempfile.TemporaryDirectory()
+    config.add_cleanup(progress.cleanup)
+    os.environ["GPTCOURSE_PROGRESS"] = progress.name
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """What the tests share: folders of their own, so that nobody's downloads and progress are touched."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -12,13 +13,19 @@ os.environ["GPTCOURSE_REVEAL"] = "1"  # the notebooks' predictions compute their
 from gptcourse.corpora import shakespeare
 
 
+def pytest_configure(config):
+    """Let GPTCOURSE_PROGRESS name a folder of this session: no fixture, because the cells that nbval runs have none."""
+    progress = tempfile.TemporaryDirectory()
+    config.add_cleanup(progress.cleanup)
+    os.environ["GPTCOURSE_PROGRESS"] = progress.name
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory, worker_id):
-    """Let GPTCOURSE_CACHE name a folder of this session, unless a shared one was asked for; likewise the progress."""
+    """Let GPTCOURSE_CACHE name a folder of this session, unless a shared one was asked for."""
     root = tmp_path_factory.getbasetemp()
     root = root if worker_id == "master" else root.parent  # what one worker downloads serves the others
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GPTCOURSE_PROGRESS", str(tmp_path_factory.mktemp("progress")))
         if "GPTCOURSE_CACHE" not in os.environ:
             patch.setenv("GPTCOURSE_CACHE", str(root / "cache"))
         yield

@@ -182,7 +182,7 @@ def moves_its_picture(notebook, label):
     "name",
     [
         "00_start_here.ipynb",
-        pytest.param("01_attention.ipynb", marks=pytest.mark.long),
+        pytest.param("02_attention.ipynb", marks=pytest.mark.long),
         pytest.param("02_gpt_block.ipynb", marks=pytest.mark.long),
         pytest.param("03_learning_rate_and_batch_size.ipynb", marks=pytest.mark.long),
         pytest.param("04_fine_tuning_and_generation.ipynb", marks=pytest.mark.long),

@@ -64,7 +64,7 @@ def join(x: Tensor) -> Tensor:
 
 def moved(layer, x: Tensor, changed: list[Tensor]) -> Tensor:
     """Return which outputs of a layer are others for the changed tokens: (T, number of changes)."""
-    return torch.stack([(layer(other) != layer(x)).any(-1) for other in changed], 1)
+    return torch.stack([((layer(other) - layer(x)).abs() > 1e-6).any(-1) for other in changed], 1)
 
 
 def grown(memory: Tensor, new: Tensor) -> Tensor:
@@ -291,9 +291,7 @@ class Cache(Exercise, name="attention.cache"):
 class Influence(Exercise, name="attention.influence"):
     """Find out, by changing one token at a time, which outputs of a layer depend on which tokens."""
 
-    hint = (
-        "Row t, column s is True where output t moves when token s alone is changed, and everything else is as it was."
-    )
+    hint = "Row t, column s is True where output t moves when token s alone is changed and all others stay as they are."
 
     def inputs():
         mix = randn(4, 4)

@@ -204,6 +204,37 @@ class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
     scores = mistake("These are the scores of all tokens. Which token wins?")(lambda x, table, head: x[:, -1] @ table.T)
 
 
+class MendPath(Exercise, name="gpt_block.mend_path"):
+    """Mend the block so that the stream passes by untouched and both parts add to it."""
+
+    hint = "Follow the stream with a finger from left to right. Is it ever replaced by something else?"
+    inputs = Residual.inputs
+    reference = Residual.reference
+
+    @as_it_stands("""The mistake is still there: what came in is lost on the way. Which line puts something in the place
+        of the stream, instead of beside it?""")
+    def on_the_copy(x, ln_1, attn, ln_2, mlp):
+        x = ln_1(x)
+        x = x + attn(x)
+        x = ln_2(x)
+        return x + mlp(x)
+
+    @mistake("The first path is mended. The second part still replaces the stream by its normalised copy.")
+    def second_replaced(x, ln_1, attn, ln_2, mlp):
+        x = ln_2(x + attn(ln_1(x)))
+        return x + mlp(x)
+
+    @mistake("The second path is mended. The first part still replaces the stream by its normalised copy.")
+    def first_replaced(x, ln_1, attn, ln_2, mlp):
+        x = ln_1(x)
+        x = x + attn(x)
+        return x + mlp(ln_2(x))
+
+    @mistake("Now nothing adds to the stream: only the last part's result is left.")
+    def without_additions(x, ln_1, attn, ln_2, mlp):
+        return mlp(ln_2(attn(ln_1(x))))
+
+
 # ---- Whole parts: the check copies weights in by name, and compares what comes out
 
 

@@ -196,3 +196,18 @@ def write_new_tokens(model, ids, n_new, temperature, draw):
         text.append(token)
         new.append(token)
     return new
+
+
+@wrong("gpt_block.mend_path", "The first path is mended")
+def path_mended_once(x, ln_1, attn, ln_2, mlp):
+    x = x + attn(ln_1(x))
+    x = ln_2(x)
+    x = x + mlp(x)
+    return x
+
+
+@wrong("gpt_block.mend_path", "only the last part's result")
+def path_of_results(x, ln_1, attn, ln_2, mlp):
+    normed = ln_1(x)
+    attended = attn(normed)
+    return mlp(ln_2(attended))

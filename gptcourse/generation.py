@@ -28,7 +28,7 @@ from gptcourse.config import require_number
 from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.model import GPT
-from gptcourse.views import context_window, eval_view, text_config
+from gptcourse.views import context_window, device_of, eval_view, is_transformers, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,9 +163,10 @@ class _Reader:
 
     def __init__(self, model, use_cache):
         self.model, self.use_cache = model, use_cache
+        self.device = getattr(model, "device", None) or device_of(model)
         self.window, self.start, self.n_read, self.cache = context_window(model), 0, 0, None
-        self.ours = hasattr(model, "new_cache")  # otherwise a model of transformers
-        self.options = {} if self.ours else {"use_cache": use_cache}
+        self.ours = hasattr(model, "new_cache")  # else a model of transformers, or one that knows no cache at all
+        self.options = {"use_cache": use_cache} if is_transformers(model) else {}
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             self.options["logits_to_keep"] = 1  # those of other positions would be computed for nothing
 
@@ -175,7 +176,7 @@ class _Reader:
         if self.cache is None or start != self.start:
             self.start = self.n_read = start
             self.cache = self.model.new_cache(len(ids)) if self.ours and self.use_cache else None
-        new, self.n_read = ids[:, self.n_read :].to(self.model.device), ids.shape[1]
+        new, self.n_read = ids[:, self.n_read :].to(self.device), ids.shape[1]
         cache = {} if self.cache is None else {"cache" if self.ours else "past_key_values": self.cache}
         output = self.model(new, **cache, **self.options)
         if not self.ours:

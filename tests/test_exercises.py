@@ -3,6 +3,8 @@
 import ast
 import contextlib
 import copy
+import functools
+import inspect
 import io
 import itertools
 import json
@@ -95,7 +97,8 @@ def verdict_on_results(verdict, monkeypatch):
         exercise = exercises()[name]
         if exercise.through is None:
             return verdict(name, function)
-        answer, calling = type("Answer", (exercise.reference,), {}), exercise.calling
+        own, calling = exercise.reference, exercise.calling
+        answer = type("Answer", (own,), {}) if inspect.isclass(own) else functools.wraps(own)(lambda *_: None)
         with monkeypatch.context() as patch:
             patch.setattr(exercise, "calling", lambda other: function if other is answer else calling(other))
             return verdict(name, answer)

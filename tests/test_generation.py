@@ -837,3 +837,22 @@ def test_an_end_token_the_model_does_not_know_is_refused(end):
 def test_stream_refuses_a_batch():
     with pytest.raises(ValueError, match="use generate"):
         stream(MODELS["ours"](), [[1], [2]], 3)
+
+
+class Plain(nn.Module):
+    """A model as a learner writes it: a config, ids to logits, no cache and no device."""
+
+    def __init__(self, gpt):
+        super().__init__()
+        self.inner, self.config = gpt, gpt.config
+
+    def forward(self, ids, targets=None):
+        return self.inner(ids, targets)
+
+
+@pytest.mark.parametrize("length", [3, 2 * WINDOW])
+def test_a_learners_own_module_writes_what_the_package_writes(length):
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=17, n_positions=WINDOW, n_embd=16, n_layer=2, n_head=2)).eval()
+    sampling = Sampling(temperature=0.9, top_k=5, seed=3)
+    assert generate(Plain(gpt), [1, 2, 3], length, sampling) == generate(gpt, [1, 2, 3], length, sampling)

@@ -11,7 +11,7 @@ from gptcourse.drawings.diagram import BLUE, GREEN, ORANGE, PURPLE, Box, Diagram
 def loop() -> Diagram:
     """Draw one step of training as a circle of five parts."""
     parts = [
-        ("zero_grad", "forget the last batch", "currentColor"),
+        ("zero_grad", "forget old ones", "currentColor"),
         ("forward", "ids → logits → loss", BLUE),
         ("backward", "loss → gradients", ORANGE),
         ("clip", "not longer than 1", PURPLE),

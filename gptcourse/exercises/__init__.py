@@ -187,7 +187,7 @@ def _judge(exercise: type[Exercise], answer: Any) -> tuple[bool | None, str]:
         return False, f"{not_yet} Pass the function itself, by its name and without brackets, not {kind_of(answer)}."
     asked = list(inspect.signature(exercise.reference).parameters)
     if not _accepts(answer, len(asked)):
-        whose = "Your function" if exercise.through is None else "The __init__ of your class"
+        whose = "The __init__ of your class" if inspect.isclass(exercise.reference) else "Your function"
         return False, f"{not_yet} {whose} should take {len(asked)} inputs: {', '.join(asked)}."
     with own_modes():
         torch.default_generator.manual_seed(0)

@@ -1,18 +1,19 @@
-"""The exercises of notebook 02: a GPT block, its start, its loss and its training."""
+"""The exercises of notebook 03: the parts of a GPT block, and the whole GPT."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import pi, sqrt
+from math import log, pi, sqrt
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn, randn
+from torch import Tensor, nn, randint, randn
 
+from gptcourse.exercises.attention import MultiHeadAttention
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
-from gptcourse.model import GPTConfig
+from gptcourse.model import GPT, GPTConfig, GPTOutput
 
-NOTEBOOK = "02 · A GPT block"
+NOTEBOOK = "03 · A GPT block"
 SAMPLE_VARIANCE = "Very close: your variance divides by C - 1, as for a sample. Here it is the mean of the squares."
 WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
 
@@ -201,3 +202,287 @@ class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
     at_all = mistake("""You choose a token at every place of the text.
         Only one is new: which?""")(lambda x, table, head: (x @ table.T).argmax(-1))
     scores = mistake("These are the scores of all tokens. Which token wins?")(lambda x, table, head: x[:, -1] @ table.T)
+
+
+class MendPath(Exercise, name="gpt_block.mend_path"):
+    """Mend the block so that the stream passes by untouched and both parts add to it."""
+
+    hint = "Follow the stream with a finger from left to right. Is it ever replaced by something else?"
+    inputs = Residual.inputs
+    reference = Residual.reference
+
+    @as_it_stands("""The mistake is still there: what came in is lost on the way. Which line puts something in the place
+        of the stream, instead of beside it?""")
+    def on_the_copy(x, ln_1, attn, ln_2, mlp):
+        x = ln_1(x)
+        x = x + attn(x)
+        x = ln_2(x)
+        return x + mlp(x)
+
+    @mistake("The first path is mended. The second part still replaces the stream by its normalised copy.")
+    def second_replaced(x, ln_1, attn, ln_2, mlp):
+        x = ln_2(x + attn(ln_1(x)))
+        return x + mlp(x)
+
+    @mistake("The second path is mended. The first part still replaces the stream by its normalised copy.")
+    def first_replaced(x, ln_1, attn, ln_2, mlp):
+        x = ln_1(x)
+        x = x + attn(x)
+        return x + mlp(ln_2(x))
+
+    @mistake("Now nothing adds to the stream: only the last part's result is left.")
+    def without_additions(x, ln_1, attn, ln_2, mlp):
+        return mlp(ln_2(attn(ln_1(x))))
+
+
+# ---- Whole parts: the check copies weights in by name, and compares what comes out
+
+
+def with_weights(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """Return the module in evaluation mode, its weights replaced by those of the same names."""
+    module.load_state_dict(weights, strict=False)
+    return module.eval()
+
+
+class Mlp(nn.Module):
+    def __init__(self, n_embd):
+        super().__init__()
+        self.c_fc, self.c_proj = nn.Linear(n_embd, 4 * n_embd), nn.Linear(4 * n_embd, n_embd)
+
+    def forward(self, x):
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class PlainBlock(nn.Module):
+    """A block of GPT-2 whose parameters have the names of transformers."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(n_embd), MultiHeadAttention(n_embd, n_head)
+        self.ln_2, self.mlp = nn.LayerNorm(n_embd), Mlp(n_embd)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class WholeBlock(Exercise, name="gpt_block.block"):
+    """Write a block as a module, built from the width and the number of heads: (B, T, C) -> (B, T, C)."""
+
+    hint = "Compare with your wiring: which part reads what, and to what is its result added? Then look at the names."
+
+    def inputs():
+        cases = []
+        for n_embd, n_head, shape in ((4, 2, (1, 3)), (8, 4, (2, 5)), (6, 1, (1, 4))):
+            block = PlainBlock(n_embd, n_head)
+            weights = {name: randn(value.shape) / 2 for name, value in block.state_dict().items()}
+            cases.append((n_head, weights, randn(*shape, n_embd)))
+        return cases
+
+    def through(answer, n_head, weights, x):
+        return with_weights(answer(x.shape[-1], n_head), weights)(x)
+
+    reference = PlainBlock
+
+    @mistake("The stream itself is normalised. Only the copies that the parts read should be.")
+    class PostNorm(PlainBlock):
+        def forward(self, x):
+            x = self.ln_1(x + self.attn(x))
+            return self.ln_2(x + self.mlp(x))
+
+    @mistake("Nothing adds to the stream: the path past the parts is missing.")
+    class WithoutAdditions(PlainBlock):
+        def forward(self, x):
+            return self.mlp(self.ln_2(self.attn(self.ln_1(x))))
+
+    @mistake("Your MLP reads the stream as it was before attention wrote to it.")
+    class InParallel(PlainBlock):
+        def forward(self, x):
+            return x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))
+
+    @mistake("The exact form of the GELU, or another curve: GPT-2 computes it with tanh, and the decimals differ.")
+    class ExactGelu(PlainBlock):
+        def forward(self, x):
+            x = x + self.attn(self.ln_1(x))
+            return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x))))
+
+
+def loss_and_logits(model: nn.Module, ids: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    output = model(ids, targets)
+    return output.logits, output.loss, model(ids).logits
+
+
+class WholeGPT(Exercise, name="gpt_block.whole"):
+    """Write the whole GPT as a module, built from a GPTConfig: ids, and targets if given, to logits and loss."""
+
+    hint = """Go from below: token and position vectors, the blocks in their order, the last norm, the LM head. Are the
+        names those of GPT-2, and is the LM head the token table?"""
+
+    def inputs():
+        cases = []
+        for n_layer, n_head, tokens in ((1, 1, 3), (2, 2, 5), (3, 4, 4)):
+            config = GPTConfig(vocab_size=11, n_positions=6, n_embd=8, n_layer=n_layer, n_head=n_head)
+            weights = {name: randn(w.shape) / 2 for name, w in GPT(config).state_dict().items()}
+            weights["lm_head.weight"] = weights["wte.weight"]
+            ids = randint(11, (2, tokens + 1))
+            cases.append((config, weights, ids[:, :-1].clone(), ids[:, 1:].clone()))
+        return cases
+
+    def through(answer, config, weights, ids, targets):
+        """Logits and loss with given weights; then the loss of a fresh model, which should be near ln V."""
+        model = answer(config)
+        if model.lm_head.weight is not model.wte.weight:
+            raise ValueError("the LM head and the token table are not one tensor")
+        fresh = answer(GPTConfig(vocab_size=50, n_positions=6, n_embd=64, n_layer=2, n_head=2))
+        probe = torch.arange(50)[:48].view(8, 6)
+        first = fresh(probe, probe.roll(1, 0)).loss
+        near = "near ln V" if abs(first.item() - log(50)) < 0.3 else f"{first.item():.1f}, and ln V is {log(50):.1f}"
+        return (*loss_and_logits(with_weights(model, weights), ids, targets), f"a first loss {near}")
+
+    reference = GPT
+
+    @mistake("""Your first loss is far from that of a model that knows nothing. Every matrix and table should begin with
+        small random numbers; with the library's own start the table that is also the LM head is far too large.""")
+    class NotInitialised(GPT):
+        def __init__(self, config):
+            super().__init__(config)
+            nn.init.normal_(self.wte.weight)
+
+    @mistake("The positions are missing: your model cannot tell the order of the tokens.")
+    class WithoutPositions(GPT):
+        def _embed(self, ids, seen):
+            return self.wte(ids)
+
+    @mistake("The norm after the last block is missing.")
+    class WithoutLastNorm(GPT):
+        def forward(self, ids, targets=None):
+            x = self._embed(ids, 0)
+            for block in self.h:
+                x, _ = block(x)
+            return as_output(self.lm_head(x), targets)
+
+    @mistake("Your blocks run in the wrong order: the first one should read the embeddings.")
+    class FromTheLast(GPT):
+        def forward(self, ids, targets=None):
+            x = self._embed(ids, 0)
+            for block in reversed(self.h):
+                x, _ = block(x)
+            return as_output(self.lm_head(self.ln_f(x)), targets)
+
+    @mistake("You use one and the same block again and again.")
+    class OneBlock(GPT):
+        def forward(self, ids, targets=None):
+            x = self._embed(ids, 0)
+            for _ in self.h:
+                x, _ = self.h[0](x)
+            return as_output(self.lm_head(self.ln_f(x)), targets)
+
+
+def as_output(logits: Tensor, targets: Tensor | None) -> GPTOutput:
+    loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return GPTOutput(logits, loss)
+
+
+def renamed(
+    weights: dict[str, Tensor], turned=("c_attn.weight", "c_proj.weight", "c_fc.weight"), head=True
+) -> dict[str, Tensor]:
+    """Return the weights of a GPT-2 file under our names, the matrices that end in `turned` transposed."""
+    new = {}
+    for name, value in weights.items():
+        new[name.removeprefix("transformer.")] = value.T if name.endswith(tuple(turned)) else value
+    return new | ({"lm_head.weight": new["wte.weight"]} if head else {})
+
+
+class OpenWeights(Exercise, name="gpt_block.open"):
+    """Return the weights of a GPT-2 file under the names and in the shapes of your own model."""
+
+    hint = """Print both lists of names side by side, and the shapes. What stands before each name in the file, which
+        matrices lie on their side, and which name of yours is not there?"""
+
+    def inputs():
+        cases = []
+        for n_embd, n_layer in ((4, 1), (6, 2)):
+            model = GPT(GPTConfig(vocab_size=5, n_positions=3, n_embd=n_embd, n_layer=n_layer, n_head=2))
+            ours = {name: randn(value.shape) for name, value in model.state_dict().items()}
+            del ours["lm_head.weight"]
+            cases.append(({f"transformer.{name}": value for name, value in renamed(ours, head=False).items()},))
+        return cases
+
+    def through(answer, weights):
+        """All numbers in the order of the names."""
+        found = dict(answer(weights))
+        return " ".join(sorted(found)), *(found[name].contiguous() for name in sorted(found))
+
+    def reference(weights):
+        return renamed(weights)
+
+    @mistake("The names begin with a word that yours do not have.")
+    def not_renamed(weights):
+        return {name: value.T if value.ndim == 2 and ".c_" in name else value for name, value in weights.items()}
+
+    @mistake("The file holds the matrices of its linear layers lying on their side (in, out). Yours are (out, in).")
+    def not_turned(weights):
+        return renamed(weights, turned=("nothing",))
+
+    @mistake("You turn the two tables as well: their rows are tokens and places, as in yours.")
+    def tables_turned(weights):
+        return renamed(weights, turned=("c_attn.weight", "c_proj.weight", "c_fc.weight", "wte.weight", "wpe.weight"))
+
+    @mistake("The LM head is missing: the file holds its table once, as that of the tokens.")
+    def without_the_head(weights):
+        return renamed(weights, head=False)
+
+
+def written(
+    model, ids, n_new: int, temperature: float, draw, *, place: int = -1, window=None, hot=lambda x, t: x / t
+) -> tuple[int, ...]:
+    """Write with usual mistakes: which place is read, how long the window is, what the temperature does."""
+    ids, limit = list(ids), window or model.config.n_positions
+    for _ in range(n_new):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[-limit:]])).logits[0, place]
+        ids.append(draw(hot(logits, temperature).softmax(-1)))
+    return tuple(ids)
+
+
+def first_past(share: float) -> Callable[[Tensor], int]:
+    """Return a die without chance: the first token at which the sum of the probabilities passes this share."""
+    return lambda probabilities: int((probabilities.cumsum(-1) > share).nonzero()[0])
+
+
+class Write(Exercise, name="gpt_block.write"):
+    """Continue the ids by n_new tokens, each drawn by draw(probabilities) at this temperature; return all ids."""
+
+    hint = "Which place's logits speak of the next token? What becomes of a text that is longer than the window?"
+
+    def inputs():
+        shape = {"vocab_size": 9, "n_positions": 4, "n_embd": 8, "n_layer": 1, "n_head": 2}
+        models = [GPT(GPTConfig(**shape)).eval() for _ in range(3)]
+        for model in models:
+            for weight in model.parameters():
+                nn.init.normal_(weight, std=0.7)
+        settings = (([1], 2, 0.7, 0.5), ([2, 3], 8, 0.4, 0.3), ([4, 5, 6, 7, 8], 8, 3.0, 0.7))
+        return [(m, ids, n, t, first_past(share)) for m, (ids, n, t, share) in zip(models, settings, strict=True)]
+
+    def reference(model, ids, n_new, temperature, draw):
+        return written(model, ids, n_new, temperature, draw)
+
+    @mistake("You read the logits of the first place. Which place has seen the whole text?")
+    def first_place(model, ids, n_new, temperature, draw):
+        return written(model, ids, n_new, temperature, draw, place=0)
+
+    @mistake("The temperature does nothing. Where, before the softmax, should it act?")
+    def without_temperature(model, ids, n_new, temperature, draw):
+        return written(model, ids, n_new, 1.0, draw)
+
+    @mistake("The wrong way: a low temperature should make the likely tokens likelier.")
+    def upside_down(model, ids, n_new, temperature, draw):
+        return written(model, ids, n_new, temperature, draw, hot=lambda x, t: x * t)
+
+    @mistake("The model reads one token at a time here: it should read all that the window holds.")
+    def last_token_alone(model, ids, n_new, temperature, draw):
+        return written(model, ids, n_new, temperature, draw, window=1)
+
+    @mistake("Only the new tokens are returned. The text is what was there and what is new.")
+    def new_alone(model, ids, n_new, temperature, draw):
+        return written(model, ids, n_new, temperature, draw)[len(ids) :]

@@ -48,7 +48,7 @@ from gptcourse.exercises.time_limit import within
 from gptcourse.exercises.tuning import looking_back
 from gptcourse.finetuning import LoRALinear, chat_prompt, encode_dialogue, stops_early
 from gptcourse.generation import apply_repetition_penalty, keep_top_p
-from gptcourse.model import GPT, GPTConfig
+from gptcourse.model import GPT, GPTConfig, GPTOutput
 from gptcourse.optimizers import decay_groups, learning_rate_at
 from gptcourse.tokenizers import BPETokenizer
 from gptcourse.training import TrainingConfig
@@ -1035,11 +1035,13 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
     (function_name,) = re.findall(rf'check\("{name}", (\w+)\)', cells["task", name][1])
     (fence,) = re.findall(r"```python\n(.*?)```", cells["solution", name][1], re.DOTALL)
     namespace = {}
-    exec(fence, namespace)
+    with contextlib.redirect_stdout(io.StringIO()):  # what a solution says of the parts that it takes over
+        exec(fence, namespace)
     assert verdict(name, namespace[function_name])[0]
 
     # The task as it stands: its function alone, without the call of check and the prints of a mistake.
     namespace = {"math": math, "torch": torch, "nn": nn, "F": nn.functional}
+    namespace |= {"GPTConfig": GPTConfig, "GPTOutput": GPTOutput}
     (task,) = [
         node
         for node in ast.parse(cells["task", name][1]).body

@@ -137,7 +137,7 @@ def test_a_section_that_asks_for_a_guess_asks_before_it_shows(path):
         code = [cell for cell in cells if cell.cell_type == "code" and not is_exercise(cell) and cell.outputs]
         guesses = [number for number, cell in enumerate(code) if cell.source.startswith("predict(")]
         reveals = [number for number, cell in enumerate(code) if "reveal" in cell.metadata.get("tags", [])]
-        if code:
+        if code and title != "## The question":
             assert guesses and reveals, f"{title}: a prediction, and a cell tagged reveal"
             assert guesses[0] < reveals[0], title
             assert len(reveals) >= len(guesses), title

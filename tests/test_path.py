@@ -106,12 +106,27 @@ def test_a_kept_answer_that_fails_here_is_replaced_by_the_solution(source, capsy
     assert "does not run in this notebook" in capsys.readouterr().out
 
 
-def test_a_kept_answer_finds_the_kept_answers_that_it_calls():
-    kept = {
-        "b.outer": {"calls": "outer", "source": "def outer(x):\n    return inner(x) + math.pi"},
-        "a.inner": {"calls": "inner", "source": "def inner(x):\n    return 2 * x"},
-    }
-    assert answers.run_source("b.outer", kept)(1) == pytest.approx(2 + 3.14159265)
+HELPED = """
+from collections import OrderedDict as Ordered
+
+SCALE = 0.5
+
+
+def half(x):
+    return Ordered(x=x * SCALE)["x"]
+
+
+def my_scores(q, k):
+    return half(2 * (q @ k.mT)) / math.sqrt(q.shape[-1])
+"""
+
+
+def test_an_answer_is_kept_with_what_it_uses_of_its_own_cells(tmp_path, monkeypatch, capsys):
+    assert check("attention.scores", written(tmp_path, HELPED, "my_scores"))
+    as_in_a_new_kernel(monkeypatch)
+    q, k = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    torch.testing.assert_close(mine("attention.scores")(q, k), q @ k.mT / 2)
+    assert "stands in" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["{", "[1]", '{"attention.scores": 3}', '{"attention.scores": {"calls": 1}}'])

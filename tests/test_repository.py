@@ -135,7 +135,7 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety"]
 BUDGETS = {
     "teaching": 3_609,
     "supporting": 2_819,
-    "exercises": 4_753,
+    "exercises": 4_786,
     "explorers": 2_200,
     "recipes": 1_891,
     "drawings": 1_353,

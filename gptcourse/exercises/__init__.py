@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcourse.exercises.answers import answer_in_this_kernel, forget_answers, keep_answer, kept_sources, run_source
+from gptcourse.exercises.answers import (
+    answer_in_this_kernel,
+    forget_answers,
+    keep_answer,
+    kept_sources,
+    run_source,
+    take_up,
+)
 from gptcourse.exercises.comparison import compare, kind_of, shorten, show, size
 from gptcourse.exercises.exercise import Exercise, Mistake, as_it_stands, mistake
 from gptcourse.exercises.losses import LossBoard
@@ -107,7 +114,7 @@ def check(name: str, answer: Any) -> bool:
     if right and not_kept:  # before that there is little to lose
         line += f" ({not_kept})"
     if right:
-        keep_answer(name, answer)
+        keep_answer(exercise.name, answer, {known.reference: known.name for known in exercises().values()})
     _say(" ".join(line.split()))
     return bool(right)
 
@@ -135,8 +142,9 @@ def mine(name: str) -> Callable:
     kept = kept_sources()
     if name in kept:
         try:
-            answer = run_source(name, kept)
+            answer = run_source(name, kept, mine)
             if _try(exercise, answer)[0]:
+                take_up(name, answer)
                 return answer
         except Exception:  # it needs something that only its own notebook has
             pass

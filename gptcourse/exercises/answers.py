@@ -36,25 +36,53 @@ def answers_file() -> Path:
     return progress_file().with_name("answers.json")
 
 
-def keep_answer(name: str, answer: Callable) -> None:
-    """Keep a right answer, and its source where it has one and the file can be written."""
+def keep_answer(name: str, answer: Callable, references: dict[Any, str]) -> None:
+    """Keep a right answer, and its source where it has one and the file can be written.
+
+    references: {solution of the course: exercise}; an answer may use those, and other right answers, as its parts.
+    """
     _right[name] = answer
+    whose = {id(part): exercise for part, exercise in references.items()}
+    whose |= {id(part): exercise for exercise, part in _right.items()}
     try:
-        source = _class_source(answer) if inspect.isclass(answer) else textwrap.dedent(inspect.getsource(answer))
+        source = "\n".join(_with_parts(answer, whose, set()))
         kept = kept_sources() | {name: {"calls": answer.__name__, "source": source}}
         write_file(answers_file(), json.dumps(kept, indent=1))
-    except (
-        OSError,
-        TypeError,
-        AttributeError,
-        StopIteration,
-    ):  # typed into a plain Python, a lambda in a list, a full disk
+    except (OSError, TypeError, AttributeError, StopIteration):  # a plain Python, a lambda in a list, a full disk
         return
 
 
-def _class_source(answer: type) -> str:
+def _with_parts(answer: Callable, whose: dict[int, str], begun: set[str]) -> list[str]:
+    """Return the source of a function or class, after that of what it uses from its own cells."""
+    if inspect.isclass(answer):
+        method = next(value for value in vars(answer).values() if inspect.isfunction(value))
+        around, source = method.__globals__, _class_source(answer, method)
+    else:
+        around, source = answer.__globals__, textwrap.dedent(inspect.getsource(answer))
+    begun.add(answer.__name__)
+    parts = []
+    for name in sorted({node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)} & around.keys()):
+        if name not in begun and name not in COMMON:
+            begun.add(name)
+            parts += _part(name, around[name], answer, whose, begun)
+    return [*parts, source]
+
+
+def _part(name: str, value: Any, answer: Callable, whose: dict[int, str], begun: set[str]) -> list[str]:
+    """Return the lines that define one name which an answer uses: another answer, a helper, an import, a number."""
+    if exercise := whose.get(id(value)):
+        return [f'{name} = mine("{exercise}")']
+    if inspect.ismodule(value):
+        return [f"import {value.__name__} as {name}"]
+    if inspect.isfunction(value) or inspect.isclass(value):
+        if value.__module__ == answer.__module__:
+            return _with_parts(value, whose, begun)
+        return [f"from {value.__module__} import {value.__name__} as {name}"]
+    return [f"{name} = {value!r}"] if isinstance(value, bool | int | float | str) else []
+
+
+def _class_source(answer: type, method: Callable) -> str:
     """Return the source of a class. One that a cell defines has no file that inspect can find, but its methods have."""
-    method = next(value for value in vars(answer).values() if inspect.isfunction(value))
     lines, _ = inspect.findsource(method)
     found = (node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef))
     cell = next(node for node in found if node.name == answer.__name__)
@@ -83,20 +111,17 @@ def answer_in_this_kernel(name: str) -> Callable | None:
     return _right.get(name)
 
 
-def run_source(name: str, kept: dict[str, dict[str, str]]) -> Any:
-    """Run the kept source of an exercise, after those that it calls, and return what it defines.
+def run_source(name: str, kept: dict[str, dict[str, str]], mine: Callable) -> Any:
+    """Run the kept source of an exercise and return what it defines.
 
-    Whatever the source raises is raised. Raises KeyError if none is kept.
+    mine: what gives the source other answers, by exercise. Whatever the source raises is raised. Raises KeyError if
+    none is kept.
     """
-    return _define(name, kept, dict(COMMON), set())
-
-
-def _define(name, kept, namespace, begun):
-    begun.add(name)
-    tree = ast.parse(kept[name]["source"])
-    called = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for other, entry in kept.items():
-        if entry["calls"] in called and other not in begun:
-            _define(other, kept, namespace, begun)
-    exec(compile(tree, f"<your answer to {name}>", "exec"), namespace)
+    namespace = COMMON | {"mine": mine}
+    exec(compile(kept[name]["source"], f"<your answer to {name}>", "exec"), namespace)
     return namespace[kept[name]["calls"]]
+
+
+def take_up(name: str, answer: Callable) -> None:
+    """Let an answer of an earlier notebook be that of this kernel."""
+    _right[name] = answer

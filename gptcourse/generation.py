@@ -28,7 +28,7 @@ from gptcourse.config import require_number
 from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.model import GPT
-from gptcourse.views import context_window, eval_view, text_config
+from gptcourse.views import context_window, device_of, eval_view, is_transformers, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +75,8 @@ def generate(
     """Continue a prompt, or each prompt of a batch, by up to `max_new_tokens` tokens.
 
     Args:
-        model: a GPT or a causal language model of transformers, compiled or wrapped or not; it stays as it is.
+        model: a GPT, your own with a `config` (vocab_size, n_positions), or a causal language model of transformers,
+            compiled or wrapped or not; it stays as it is.
         ids: a list or tuple of ints, or of such rows (of any lengths), or an integer tensor or array (T,) or (B, T).
         eos_token_id: a row ends after drawing it (in a prompt it ends nothing).
         use_cache: False computes every token anew at each step; slower, for the same result.
@@ -164,7 +165,9 @@ class _Reader:
     def __init__(self, model, use_cache):
         self.model, self.use_cache = model, use_cache
         self.window, self.start, self.n_read, self.cache = context_window(model), 0, 0, None
-        self.ours = hasattr(model, "new_cache")  # otherwise a model of transformers
+        self.ours = not is_transformers(model)  # a GPT, or a model of your own, which may have no cache
+        self.device = model.device if hasattr(model, "device") else device_of(model)
+        self.use_cache = use_cache and (hasattr(model, "new_cache") or not self.ours)
         self.options = {} if self.ours else {"use_cache": use_cache}
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             self.options["logits_to_keep"] = 1  # those of other positions would be computed for nothing
@@ -175,7 +178,7 @@ class _Reader:
         if self.cache is None or start != self.start:
             self.start = self.n_read = start
             self.cache = self.model.new_cache(len(ids)) if self.ours and self.use_cache else None
-        new, self.n_read = ids[:, self.n_read :].to(self.model.device), ids.shape[1]
+        new, self.n_read = ids[:, self.n_read :].to(self.device), ids.shape[1]
         cache = {} if self.cache is None else {"cache" if self.ours else "past_key_values": self.cache}
         output = self.model(new, **cache, **self.options)
         if not self.ours:

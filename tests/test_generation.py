@@ -837,3 +837,16 @@ def test_an_end_token_the_model_does_not_know_is_refused(end):
 def test_stream_refuses_a_batch():
     with pytest.raises(ValueError, match="use generate"):
         stream(MODELS["ours"](), [[1], [2]], 3)
+
+
+def test_a_model_of_ones_own_writes_with_its_config_alone():
+    class Own(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def forward(self, ids, targets=None):
+            return self.inner(ids, targets)
+
+    gpt = GPT(GPTConfig(11, 6, 8, 1, 2))
+    assert generate(Own(gpt), [1, 2, 3], 12, Sampling(seed=0)) == generate(gpt, [1, 2, 3], 12, Sampling(seed=0))

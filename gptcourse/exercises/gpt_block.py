@@ -1,70 +1,24 @@
-"""The exercises of notebook 02: a GPT block, its start, its loss and its training."""
+"""The exercises of notebook 03: the parts of a GPT block, the whole GPT, opening weights and writing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import pi, sqrt
+from functools import partial
+from math import log, pi, sqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, randn
+from torch.testing import assert_close
 
-from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
-from gptcourse.model import GPTConfig
+from gptcourse.exercises.attention import MultiHeadAttention
+from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake, with_weights
+from gptcourse.hf import from_gpt2_names, to_gpt2_names
+from gptcourse.model import GPT, GPTConfig, GPTOutput
 
-NOTEBOOK = "02 · A GPT block"
+NOTEBOOK = "03 · A GPT block, and the whole GPT"
 SAMPLE_VARIANCE = "Very close: your variance divides by C - 1, as for a sample. Here it is the mean of the squares."
 WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
-
-
-def four_parts(size: int = 8) -> tuple[Callable, ...]:
-    """Two norms, a stand-in for attention and an MLP; the norms have weights, so that they differ."""
-    mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
-    norm = nn.LayerNorm(size)
-    nn.init.uniform_(norm.weight, 0.5, 1.5)
-    return norm, nn.Linear(size, size), nn.RMSNorm(size), mlp
-
-
-def added(x: Tensor, part: Callable, norm: Callable) -> Tensor:
-    return x + part(norm(x))
-
-
-class Residual(Exercise, name="gpt_block.residual"):
-    """Wire a block: attention and MLP each read a normalised copy of the stream and add to the stream."""
-
-    hint = "Say for each of the four parts what it reads, in which order they come, and to what its result is added."
-
-    def inputs():
-        large = 3 * randn(1, 5, 8) + 1
-        return [(randn(1, 1, 2), *four_parts(2)), (randn(2, 3, 8), *four_parts()), (large, *four_parts())]
-
-    def reference(x, ln_1, attn, ln_2, mlp):
-        x = x + attn(ln_1(x))
-        return x + mlp(ln_2(x))
-
-    @mistake("""That is the order of the first transformer and of GPT-1, which normalises the stream itself. In GPT-2
-        only the copies that the parts read are normalised.""")
-    def post_norm(x, ln_1, attn, ln_2, mlp):
-        x = ln_1(x + attn(x))
-        return ln_2(x + mlp(x))
-
-    without_additions = mistake("""The parts follow each other, but nothing adds to the stream: the path past them is
-        missing.""")(lambda x, ln_1, attn, ln_2, mlp: mlp(ln_2(attn(ln_1(x)))))
-
-    @mistake("You add to the normalised copy. What the parts write should be added to the stream itself.")
-    def on_the_copy(x, ln_1, attn, ln_2, mlp):
-        x = ln_1(x)
-        x = ln_2(x + attn(x))
-        return x + mlp(x)
-
-    in_parallel = mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so to
-        compute both at once; GPT-2 does not.)""")(lambda x, ln_1, attn, ln_2, mlp: x + attn(ln_1(x)) + mlp(ln_2(x)))
-    with_one_norm = mistake("""Both parts use the same norm.
-        Each has one of its own.""")(lambda x, ln_1, attn, ln_2, mlp: added(added(x, attn, ln_1), mlp, ln_1))
-    norms_exchanged = mistake("""The norms are exchanged. Which of the two comes first
-        in the block?""")(lambda x, ln_1, attn, ln_2, mlp: added(added(x, attn, ln_2), mlp, ln_1))
-    one_long_path = mistake("""What attention wrote reaches the MLP, but not the end of the block: you add to the stream
-        as it came in.""")(lambda x, ln_1, attn, ln_2, mlp: x + mlp(ln_2(x + attn(ln_1(x)))))
 
 
 class LayerNorm(Exercise, name="gpt_block.layer_norm"):
@@ -137,26 +91,201 @@ class Gelu(Exercise, name="gpt_block.gelu"):
         look at its power.""")(lambda x: 0.5 * x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**2))))
 
 
-class InitStd(Exercise, name="gpt_block.init_std"):
-    """Return the initial standard deviation of the projections that write into the residual stream."""
+def random_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return weights of the module's names and shapes, so large that every one of them shows in the output."""
+    return {name: randn(parameter.shape) / 3 for name, parameter in module.named_parameters()}
 
-    hint = "How many times is something added to the stream in all, and by how much does each time add to its variance?"
+
+class TwoLayers(nn.Module):
+    """GPT-2's MLP: (..., C) -> (..., C)."""
+
+    def __init__(self, n_embd):
+        super().__init__()
+        self.c_fc, self.c_proj = nn.Linear(n_embd, 4 * n_embd), nn.Linear(4 * n_embd, n_embd)
+
+    def forward(self, x):
+        return self.c_proj(self.bend(self.c_fc(x)))
+
+    def bend(self, x):
+        return F.gelu(x, approximate="tanh")
+
+
+class Mlp(Exercise, name="gpt_block.mlp"):
+    """Write the MLP as a module: C numbers become 4 C, each goes through GELU, and 4 C become C again."""
+
+    hint = "Two linear layers with biases, and the tanh form of GELU in between. Nothing comes after the second layer."
 
     def inputs():
-        return [(12,), (1,), (96,)]
+        return [(random_weights(TwoLayers(x.shape[-1])), x) for x in (randn(1, 2), randn(2, 3, 4), randn(1, 5, 6))]
 
-    def reference(n_layer):
-        return 0.02 / sqrt(2 * n_layer)
+    def through(answer, weights, x):
+        return with_weights(answer(x.shape[-1]), weights)(x)
 
-    once_per_block = mistake("How many times does a block add to the stream?")(lambda L: 0.02 / sqrt(L))
-    without_root = mistake("The number of additions is right. But variances add up.")(lambda L: 0.02 / (2 * L))
-    of_other_matrices = mistake("That is for the other matrices. These should shrink with depth.")(lambda L: 0.02)
-    factor = mistake("That is the factor. Which standard deviation does it scale?")(lambda L: (2 * L) ** -0.5)
-    lost_brackets = mistake("Your brackets: what stands under the root, what below?")(lambda L: 0.02 / sqrt(2) * L)
+    reference = TwoLayers
+
+    @mistake("Nothing between the two layers is curved: together they are one matrix.")
+    class Straight(TwoLayers):
+        def bend(self, x):
+            return x
+
+    @mistake("That is ReLU, of the first transformer. GPT-2 has another activation function.")
+    class WithRelu(TwoLayers):
+        def bend(self, x):
+            return F.relu(x)
+
+    @mistake("That is the exact GELU. GPT-2 uses the tanh form.")
+    class Exact(TwoLayers):
+        def bend(self, x):
+            return F.gelu(x)
+
+    @mistake("What the MLP returns goes through GELU once more. After the second layer there is nothing.")
+    class BentTwice(TwoLayers):
+        def forward(self, x):
+            return self.bend(super().forward(x))
+
+    @mistake("The block adds the input to what the MLP returns. Here the MLP adds it too.")
+    class AddsItself(TwoLayers):
+        def forward(self, x):
+            return x + super().forward(x)
+
+
+class PreNormBlock(nn.Module):
+    """GPT-2's block: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
+        self.attn, self.mlp = MultiHeadAttention(n_embd, n_head), TwoLayers(n_embd)
+
+    def forward(self, x):
+        return self.wire(x, self.ln_1, self.attn, self.ln_2, self.mlp)
+
+    def wire(self, x, ln_1, attn, ln_2, mlp):
+        x = x + attn(ln_1(x))
+        return x + mlp(ln_2(x))
+
+
+class WholeBlock(Exercise, name="gpt_block.block"):
+    """Write the block as a module: attention and MLP each read a normalised copy of the stream and add to it."""
+
+    hint = "Say for each of the four parts what it reads, in which order they come, and to what its result is added."
+
+    def inputs():
+        sizes = ((1, 2, 2, 1), (2, 3, 4, 2), (1, 5, 6, 3))
+        return [(H, random_weights(PreNormBlock(C, H)), randn(B, T, C)) for B, T, C, H in sizes]
+
+    def through(answer, n_head, weights, x):
+        return with_weights(answer(x.shape[-1], n_head), weights)(x)
+
+    reference = PreNormBlock
+
+    @mistake("""That is the order of the first transformer and of GPT-1, which normalises the stream itself. In GPT-2
+        only the copies that the parts read are normalised.""")
+    class PostNorm(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            x = ln_1(x + attn(x))
+            return ln_2(x + mlp(x))
+
+    @mistake("The parts follow each other, but nothing adds to the stream: the path past them is missing.")
+    class WithoutAdditions(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return mlp(ln_2(attn(ln_1(x))))
+
+    @mistake("You add to the normalised copy. What the parts write should be added to the stream itself.")
+    class OnTheCopy(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            x = ln_1(x)
+            x = ln_2(x + attn(x))
+            return x + mlp(x)
+
+    @mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so to compute both at
+        once; GPT-2 does not.)""")
+    class InParallel(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return x + attn(ln_1(x)) + mlp(ln_2(x))
+
+    @mistake("The norms are exchanged. Which of the two comes first in the block?")
+    class NormsExchanged(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return super().wire(x, ln_2, attn, ln_1, mlp)
+
+    @mistake("Nothing is normalised: each part should read a normalised copy of the stream.")
+    class WithoutNorms(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return x + attn(x) + mlp(x + attn(x))
+
+    @mistake("What attention wrote reaches the MLP, but not the end of the block: you add to the stream as it came in.")
+    class OneLongPath(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return x + mlp(ln_2(x + attn(ln_1(x))))
+
+
+def draw(model: nn.Module, std: Callable[[str], float], biases: float = 0.0) -> None:
+    """Draw every matrix with the standard deviation of its name, and set the biases of the linear layers."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=std(name))
+        elif name.endswith("bias") and ".ln" not in name:
+            nn.init.constant_(parameter, biases)
+
+
+class Initialise(Exercise, name="gpt_block.initialise"):
+    """Draw all matrices with standard deviation 0.02, those that write into the stream with less; biases become 0."""
+
+    hint = "Print the name, the standard deviation and the mean of each parameter before and after. Which is not right?"
+    trains = ("model",)
+
+    def inputs():
+        return [(6,), (1,), (3,)]
+
+    def through(answer, n_layer):
+        """Return the standard deviations of the kinds of matrices, in thousandths, and the means of norms and biases.
+
+        Drawn numbers never have exactly the standard deviation asked for: it is rounded.
+        """
+        model = GPT(GPTConfig(vocab_size=128, n_positions=256, n_embd=64, n_layer=n_layer, n_head=2))
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.reset_parameters()
+        answer(model, n_layer)
+        named = dict(model.named_parameters())
+        ends = ("wte.weight", "wpe.weight", "c_attn.weight", "c_fc.weight", "attn.c_proj.weight", "mlp.c_proj.weight")
+        kinds = [torch.cat([p.flatten() for name, p in named.items() if name.endswith(end)]) for end in ends]
+        flat = [p.abs().mean() for name, p in named.items() if p.ndim == 1]  # norms stay 1 and 0
+        return torch.stack([*((1000 * kind.std()).round() for kind in kinds), *flat]).detach()
+
+    def reference(model, n_layer):
+        draw(model, lambda name: 0.02 / sqrt(2 * n_layer) if "c_proj" in name else 0.02)
+
+    @mistake("All matrices are drawn alike. Those that write into the stream should shrink with depth.")
+    def alike(model, n_layer):
+        draw(model, lambda name: 0.02)
+
+    @mistake("How many times does a block add to the stream?")
+    def once_per_block(model, n_layer):
+        draw(model, lambda name: 0.02 / sqrt(n_layer) if "c_proj" in name else 0.02)
+
+    @mistake("The number of additions is right. But variances add up, and you divide the standard deviation.")
+    def without_root(model, n_layer):
+        draw(model, lambda name: 0.02 / (2 * n_layer) if "c_proj" in name else 0.02)
+
+    @mistake("You shrink all matrices. Which two of each block write into the stream?")
+    def all_smaller(model, n_layer):
+        draw(model, lambda name: 0.02 / sqrt(2 * n_layer))
+
+    @mistake("One of the two projections of each block is still as large as the other matrices: both write.")
+    def mlp_forgotten(model, n_layer):
+        draw(model, lambda name: 0.02 / sqrt(2 * n_layer) if "attn.c_proj" in name else 0.02)
+
+    @mistake("The biases start at zero: yours are still as torch has drawn them.")
+    def biases_left(model, n_layer):
+        kept = {name: p.clone() for name, p in model.named_parameters() if name.endswith("bias")}
+        Initialise.reference(model, n_layer)
+        model.load_state_dict(kept, strict=False)
 
 
 class Parameters(Exercise, name="gpt_block.parameters"):
-    """Return the exact number of parameters of a GPT-2-shaped model with a tied read-out."""
+    """Return the exact number of parameters of a GPT-2-shaped model with a tied LM head."""
 
     hint = "Write down the shape of every weight and bias in one block, and compare with the shapes the model prints."
 
@@ -166,7 +295,7 @@ class Parameters(Exercise, name="gpt_block.parameters"):
     def reference(vocab_size, n_positions, n_embd, n_layer):
         return GPTConfig(vocab_size, n_positions, n_embd, n_layer, n_head=1).num_parameters
 
-    untied = mistake("""The read-out is counted apart. It shares its matrix with
+    untied = mistake("""The LM head is counted apart. It shares its matrix with
         the token embedding.""")(lambda V, T, C, L: (2 * V + T) * C + L * (12 * C**2 + 13 * C) + 2 * C)
     rule_of_thumb = mistake("""That is the rule of thumb: only the matrices in the blocks. Embeddings, biases and norms
         are missing.""")(lambda V, T, C, L: 12 * L * C**2)
@@ -201,3 +330,225 @@ class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
     at_all = mistake("""You choose a token at every place of the text.
         Only one is new: which?""")(lambda x, table, head: (x @ table.T).argmax(-1))
     scores = mistake("These are the scores of all tokens. Which token wins?")(lambda x, table, head: x[:, -1] @ table.T)
+
+
+class MendStack(Exercise, name="gpt_block.mend_stack"):
+    """Mend the stack so that each block has weights of its own, and the optimizer gets all of them."""
+
+    hint = "Count the parameters of one block and those of the stack. How many times as many should there be?"
+
+    def inputs():
+        return [(2, 2, randn(1, 2)), (3, 4, randn(5, 4)), (5, 3, randn(2, 3, 3))]
+
+    def through(answer, n_layer, size, x):
+        stack = answer(lambda: nn.Linear(size, size), n_layer)
+        return sum(p.numel() for p in stack.parameters()), stack(x)
+
+    class reference(nn.Module):
+        def __init__(self, make_block, n_layer):
+            super().__init__()
+            self.h = self.several(make_block, n_layer)
+
+        def several(self, make_block, n_layer):
+            return nn.ModuleList(make_block() for _ in range(n_layer))
+
+        def forward(self, x):
+            for block in self.h:
+                x = x + block(x)
+            return x
+
+    @as_it_stands("""The mistake is still there: the stack says that it has no parameters at all. What does a module do
+        with a plain list of modules?""")
+    class PlainList(reference):
+        def several(self, make_block, n_layer):
+            return [make_block() for _ in range(n_layer)]
+
+    @mistake("There are parameters now, but those of one block: the same block stands in the list again and again.")
+    class SameBlock(reference):
+        def several(self, make_block, n_layer):
+            return nn.ModuleList([make_block()] * n_layer)
+
+    @mistake("Of the additions to the stream nothing is left: each block now replaces what came before.")
+    class WithoutAdditions(reference):
+        def forward(self, x):
+            for block in self.h:
+                x = block(x)
+            return x
+
+
+class WholeGPT(Exercise, name="gpt_block.whole"):
+    """Write the whole GPT as a module: token ids in, logits and loss out."""
+
+    hint = "Follow one token: its row, its place, the blocks, the last norm, the scores of all tokens, the loss."
+
+    def inputs():
+        shapes = (GPTConfig(5, 3, 4, 1, 2), GPTConfig(11, 6, 6, 2, 3), GPTConfig(76, 8, 16, 3, 2))
+        tokens = [
+            (torch.randint(c.vocab_size, (B, T)), c) for c, B, T in zip(shapes, (1, 2, 3), (2, 6, 5), strict=True)
+        ]
+        return [(c, random_weights(GPT(c)), ids, torch.randint(c.vocab_size, ids.shape)) for ids, c in tokens]
+
+    def through(answer, config, weights, ids, targets):
+        """Return whether the loss starts near ln V; then, with these weights, the logits and the loss."""
+        model = answer(config)
+        starts_well = torch.tensor(abs(model(ids, targets).loss.item() - log(config.vocab_size)) < 0.3)
+        output = with_weights(model, weights)(ids, targets)
+        assert_close(model(ids).logits, output.logits)  # without targets, the same logits
+        return output.logits, output.loss, starts_well
+
+    reference = GPT
+
+    @mistake("""The first loss is far from ln V: as torch draws it, the token table has standard deviation 1. Call your
+        initialisation at the end of the constructor.""")
+    class NotInitialised(GPT):
+        def __init__(self, config):
+            super().__init__(config)
+            nn.init.normal_(self.wte.weight, std=4.0)
+
+    @mistake("""The LM head has a matrix of its own. In GPT-2 it is the token table itself: the same tensor under two
+        names.""")
+    class Untied(GPT):
+        def __init__(self, config):
+            super().__init__(config)
+            self.lm_head.weight = nn.Parameter(self.wte.weight.detach().clone())
+
+    @mistake("Nothing tells the tokens where they stand: the positions are not added.")
+    class WithoutPositions(GPT):
+        def _embed(self, ids, seen):
+            return self.wte(ids) + 0 * self.wpe.weight[0]
+
+    @mistake("Your first token takes the second row of the position table. Positions are counted from 0.")
+    class FromOne(GPT):
+        def _embed(self, ids, seen):
+            return self.wte(ids) + self.wpe.weight.roll(-1, 0)[: ids.shape[1]]
+
+    @mistake("After the last block comes one more norm, before the LM head.")
+    class WithoutLastNorm(GPT):
+        def forward(self, ids, targets=None):
+            self.ln_f.forward = lambda x: x
+            return super().forward(ids, targets)
+
+    @mistake("The targets are moved on once more: as they come, each is already the token that follows.")
+    class ShiftedTwice(GPT):
+        def forward(self, ids, targets=None):
+            logits = super().forward(ids).logits
+            if targets is None:
+                return GPTOutput(logits)
+            return GPTOutput(logits, F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten()))
+
+    @mistake("Your loss is a sum. It should be the mean over all targets, so that batches can be compared.")
+    class Summed(GPT):
+        def forward(self, ids, targets=None):
+            logits, loss, _ = super().forward(ids, targets)
+            return GPTOutput(logits, None if loss is None else loss * ids.numel())
+
+    @mistake("These are probabilities. The logits are the scores before the softmax; cross-entropy takes those.")
+    class Probabilities(GPT):
+        def forward(self, ids, targets=None):
+            logits, loss, _ = super().forward(ids, targets)
+            return GPTOutput(logits.softmax(-1), loss)
+
+    @mistake("Your tokens can look at those that come after them: the mask in attention is missing.")
+    class SeesFuture(GPT):
+        def forward(self, ids, targets=None):
+            for block in self.h:
+                block.attn.forward = partial(look_everywhere, block.attn)
+            return super().forward(ids, targets)
+
+
+def look_everywhere(attn: nn.Module, x: Tensor, *_) -> tuple[Tensor, None]:
+    """Return what attention without a mask gives, in the package's module."""
+    q, k, v = attn._queries_keys_values(x, 0)
+    return attn.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), None
+
+
+class FromGpt2(Exercise, name="gpt_block.from_gpt2"):
+    """Rename the weights of a GPT-2 file and turn the matrices that it stores the other way round."""
+
+    hint = "Compare the names and the shapes, one by one, with those of your own model."
+
+    def inputs():
+        shapes = (GPTConfig(3, 2, 2, 1, 1), GPTConfig(5, 4, 4, 2, 2), GPTConfig(7, 3, 6, 3, 2))
+        models = [(config, random_weights(GPT(config))) for config in shapes]
+        return [(to_gpt2_names(weights),) for _, weights in models]
+
+    def through(answer, state):
+        got = answer(state)
+        return ", ".join(sorted(got)), torch.cat([got[name].flatten() for name in sorted(got)])
+
+    def reference(state):
+        return from_gpt2_names(state)
+
+    @mistake("The names are right, and four matrices in each block lie the wrong way round.")
+    def not_turned(state):
+        return {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+
+    @mistake("You turn the tables of tokens and positions too: those are stored as your model has them.")
+    def all_turned(state):
+        return {name.removeprefix("transformer."): t.T if t.ndim == 2 else t for name, t in state.items()}
+
+    @mistake("The matrices are right; the names still have what the file puts in front.")
+    def with_prefix(state):
+        return {f"transformer.{name}": tensor for name, tensor in from_gpt2_names(state).items()}
+
+    @mistake("You turn the matrices of attention only. The MLP's are stored in the same way.")
+    def attention_alone(state):
+        return {n: t.T if ".mlp." in n and t.ndim == 2 else t for n, t in from_gpt2_names(state).items()}
+
+
+def write(model, ids, n, temperature, generator, place=-1, choose=None, window=None):
+    """Continue ids (B, T) by n tokens."""
+    choose = choose or (lambda p: torch.multinomial(p, 1, generator=generator))
+    for _ in range(n):
+        seen = ids[:, -(window or model.config.n_positions) :]
+        with torch.no_grad():
+            probabilities = (model(seen).logits[:, place] / temperature).softmax(-1)
+        ids = torch.cat((ids, choose(probabilities)), dim=1)
+    return ids
+
+
+class Generate(Exercise, name="gpt_block.generate"):
+    """Let a model write: draw one token after the other, each from the distribution that the text so far gives."""
+
+    hint = "Write one token first: cut the text to the window, take the last logits, divide, softmax, draw, append."
+
+    def inputs():
+        def lively(config):
+            model = GPT(config)
+            nn.init.normal_(model.wte.weight, std=0.5)
+            return model
+
+        shapes = (GPTConfig(5, 4, 8, 1, 1), GPTConfig(11, 6, 8, 2, 2), GPTConfig(23, 5, 12, 1, 3))
+        settings = ((1, 1, 3, 1.0, 1), (2, 3, 7, 0.5, 2), (3, 7, 6, 1.5, 3))
+        pairs = zip(map(lively, shapes), settings, strict=True)
+        return [(m, torch.randint(m.config.vocab_size, (B, T)), n, heat, seed) for m, (B, T, n, heat, seed) in pairs]
+
+    def through(answer, model, ids, n, temperature, seed):
+        return answer(model, ids, n, temperature, torch.Generator().manual_seed(seed))
+
+    def reference(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator)
+
+    @mistake("With a text longer than the window the model has no position left. Which tokens should it still read?")
+    def whole_text(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator, window=10_000)
+
+    @mistake("A high temperature should make the distribution flatter, and yours makes it sharper.")
+    def multiplied(model, ids, n, temperature, generator):
+        return write(model, ids, n, 1 / temperature, generator)
+
+    @mistake("The temperature changes nothing in what you write. Where does it come in?")
+    def temperature_ignored(model, ids, n, temperature, generator):
+        return write(model, ids, n, 1.0, generator)
+
+    @mistake("You always take the most likely token. Asked is a draw, in which the others have their chance.")
+    def greedy(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator, choose=lambda p: p.argmax(-1, keepdim=True))
+
+    @mistake("You read what the model says after the first token; it has said more after the last.")
+    def after_the_first(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator, place=0)
+
+    @mistake("These are the new tokens alone. Return the text with them.")
+    def new_alone(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator)[:, ids.shape[1] :]

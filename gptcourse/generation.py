@@ -75,7 +75,8 @@ def generate(
     """Continue a prompt, or each prompt of a batch, by up to `max_new_tokens` tokens.
 
     Args:
-        model: a GPT or a causal language model of transformers, compiled or wrapped or not; it stays as it is.
+        model: a GPT, your own with a `config` (vocab_size, n_positions), or a causal language model of transformers,
+            compiled or wrapped or not; it stays as it is.
         ids: a list or tuple of ints, or of such rows (of any lengths), or an integer tensor or array (T,) or (B, T).
         eos_token_id: a row ends after drawing it (in a prompt it ends nothing).
         use_cache: False computes every token anew at each step; slower, for the same result.

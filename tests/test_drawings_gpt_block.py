@@ -1,43 +1,56 @@
-"""The drawings of a notebook: every text within the picture, every number in the words for who cannot see it."""
-
-import re
-from html import unescape
+"""The drawings of notebook 03: they hold the numbers that they are given, in the picture and in words."""
 
 import pytest
+import torch
+from test_drawings_attention import texts
 
 from gptcourse.drawings import gpt_block as drawings
+from gptcourse.model import GPT, GPTConfig
 
-LETTER = 0.62  # width of a letter of the widest font, in sizes
+X, ATTENDED, COMPUTED = (1.0, 2.0, 6.0), (0.5, -1.25, 0.0), (0.25, 0.75, -2.0)
+CONFIG = GPTConfig(2_048, 256, 256, 6, 8)
+
 DRAWN = {
-    "stream": (
-        drawings.stream([4.0, 6.1, 9.2], [("attention", 3.2), ("MLP", 5.0)]),
-        ["length 4.0", "adds a vector of length 3.2"],
-    ),
-    "norm": (drawings.norm([1, 2, 6], [-2, -1, 3], [-0.93, -0.46, 1.39], [0, 1, 2]), ["-0.93, -0.46, 1.39"]),
-    "mlp": (drawings.mlp([0.5, -1], [0.1] * 8, [0.2] * 8, [0.3, 0.4]), ["0.50, -1.00", "0.30, 0.40"]),
-    "block": (drawings.block(), ["norm and attention add to the stream"]),
-    "tied": (drawings.tied("king", {"the": -1.2, "king": 3.1}), ["the -1.2, king 3.1"]),
-    "whole": (drawings.whole(4, 128, 50_257, 1_024), ["width 128, 4 blocks"]),
-    "sizes": (drawings.sizes({"tables": 10, "MLP": 30}, "a GPT"), ["tables 10, MLP 30; 40 in all"]),
+    "residual": drawings.residual(X, ATTENDED, COMPUTED),
+    "norm": drawings.norm({"x": X, "minus the mean": (-2.0, -1.0, 3.0), "divided": (-0.93, -0.46, 1.39)}),
+    "norm_places": drawings.norm_places(),
+    "mlp": drawings.mlp((1.0, 0.0), (1.0, 0.0), (1.0, 0.0), (1.0,)),
+    "tying": drawings.tying("king", X, {"the": 0.25, "king": 3.5, "loves": -1.25}),
+    "names": drawings.names([("transformer.h.0.attn.c_attn.weight", (256, 768), "h.0.attn.c_attn.weight", (768, 256))]),
+    "block": drawings.block(256, 8),
+    "whole": drawings.whole(CONFIG),
 }
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_every_number_stands_in_the_words(name):
-    drawing, said = DRAWN[name]
-    assert all(part in drawing.description for part in said), drawing.description
-    assert drawing.description in unescape(drawing.svg()) and "nan" not in drawing.svg()
+def test_texts_stay_in_the_picture_and_apart(name):
+    found = list(texts(DRAWN[name]))
+    assert len(found) >= 5
+    for left, right, top, bottom, string in found:
+        assert left >= 0 and right <= DRAWN[name].width and top >= 0 and bottom <= DRAWN[name].height, string
+    for i, (left, right, top, bottom, string) in enumerate(found):
+        for other in found[i + 1 :]:
+            apart = right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
+            assert apart, (string, other[-1])
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_every_text_and_box_lies_within_the_picture(name):
-    drawing, _ = DRAWN[name]
-    texts = r'<text x="([-\d.]+)" y="([-\d.]+)" text-anchor="(\w+)" font-size="(\d+)"[^>]*>([^<]*)<'
-    for x, y, anchor, size, string in re.findall(texts, drawing.svg()):
-        wide = LETTER * int(size) * len(unescape(string))
-        left = float(x) - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-        assert left >= -2 and left + wide <= drawing.width + 2, string
-        assert int(size) * 0.7 <= float(y) <= drawing.height, string
-    boxes = re.findall(r'<rect x="([-\d.]+)" y="([-\d.]+)" width="([-\d.]+)" height="([-\d.]+)"', drawing.svg())
-    for x, y, width, height in [map(float, box) for box in boxes]:
-        assert x >= 0 and y >= 0 and x + width <= drawing.width and y + height <= drawing.height
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("residual", [*X, *ATTENDED, *COMPUTED, 1.75, 1.5, 4.0]),
+        ("norm", [*X, -0.93]),
+        ("mlp", [1.0]),
+        ("tying", [0.25, 3.5, -1.25]),
+    ],
+)
+def test_numbers_stand_in_the_picture_and_in_its_words(name, numbers):
+    for number in numbers:
+        assert f"{number:.2f}" in DRAWN[name].description
+        assert f">{number:.2f}<".replace("-", "−") in DRAWN[name].svg()
+
+
+def test_the_parameters_in_the_whole_drawing_are_all_of_them():
+    counted = [string for *_, string in texts(DRAWN["whole"]) if string.replace(",", "").isdigit()]
+    with torch.device("meta"):
+        model = GPT(CONFIG)
+    assert sum(int(n.replace(",", "")) for n in counted) == sum(p.numel() for p in model.parameters())

@@ -18,6 +18,7 @@ import threading
 from collections import Counter, defaultdict
 from datetime import date
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ from gptcourse.exercises.time_limit import within
 from gptcourse.exercises.tuning import looking_back
 from gptcourse.finetuning import LoRALinear, chat_prompt, encode_dialogue, stops_early
 from gptcourse.generation import apply_repetition_penalty, keep_top_p
-from gptcourse.model import GPT, GPTConfig, GPTOutput
+from gptcourse.model import GPTConfig, GPTOutput
 from gptcourse.optimizers import decay_groups, learning_rate_at
 from gptcourse.tokenizers import BPETokenizer
 from gptcourse.training import TrainingConfig
@@ -155,6 +156,7 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     tasks = Counter((name.split(".")[0], ".mend_" in name) for name in exercises())
     assert tasks["attention", False] >= 9 and tasks["attention", True] >= 3
     assert tasks["first_model", False] >= 10 and tasks["first_model", True] >= 2
+    assert tasks["gpt_block", False] >= 8 and tasks["gpt_block", True] >= 2
     assert tasks["training", False] >= 5 and tasks["training", True] >= 4
     assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
     assert tasks["decoding", False] >= 4 and tasks["decoding", True] >= 2
@@ -181,9 +183,11 @@ def test_hints_hold_no_code():
 def test_references_agree_with_published_and_measured_numbers():
     assert reference("gpt_block.parameters")(50257, 1024, 768, 12) == 124_439_808
     assert reference("first_model.first_loss")(50257) == pytest.approx(10.8249, abs=1e-4)
+    initialise, leave = exercises()["gpt_block.initialise"], lambda model, n_layer: None
     torch.manual_seed(0)
-    written = GPT(GPTConfig(10, 8, 64, 6, 2)).h[0].mlp.c_proj.weight.std().item()
-    assert reference("gpt_block.init_std")(6) == pytest.approx(written, rel=0.03)
+    with patch("torch.nn.Linear.reset_parameters"), patch("torch.nn.Embedding.reset_parameters"):
+        as_the_package_does = initialise.through(leave, 6)
+    assert torch.equal(as_the_package_does, initialise.through(initialise.reference, 6))
     inputs, targets = reference("first_model.shift")(torch.tensor([[3, 1, 4, 1, 5]]))
     assert (inputs.tolist(), targets.tolist()) == ([[3, 1, 4, 1]], [[1, 4, 1, 5]])
     split = reference("attention.heads")(torch.arange(8.0).view(1, 2, 4), 2)

@@ -1,147 +1,211 @@
-"""The drawings of notebook 03: the residual stream, a norm, an MLP, the block, one table used twice, the whole GPT."""
+"""The drawings of notebook 03: the residual stream, the norm, the MLP, the block, the whole GPT.
+
+Every function takes tensors or nested lists, so that the numbers are the notebook's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
+from gptcourse.config import GPTConfig
 from gptcourse.drawings.diagram import BLUE, GREEN, ORANGE, PURPLE, Box, Diagram
 
 
-def stream(lengths: Sequence[float], added: Sequence[tuple[str, float]]) -> Diagram:
-    """Draw the residual stream as a line that parts add to: its length after each part, and what each part added."""
-    said = "; ".join(f"{name} adds a vector of length {size:.1f}" for name, size in added)
-    drawing = Diagram(680, 150, f"The stream has length {lengths[0]:.1f}. {said}. At the end it has {lengths[-1]:.1f}.")
-    step = 640 / (len(added) + 1)
-    drawing.arrow((10, 110), (670, 110), width=2.5)
-    drawing.text(14, 134, f"embeddings: {lengths[0]:.1f}", anchor="start", size=12)
-    for i, (name, size) in enumerate(added):
-        x = 10 + step * (i + 1)
-        color = BLUE if "attention" in name else ORANGE
-        box = drawing.box(x - 46, 26, 92, 40, name, note=f"adds {size:.1f}", color=color)
-        plus = drawing.plus(x, 110)
-        drawing.arrow(box.bottom, plus.top, color=color)
-        drawing.line((x - step / 2.2, 110), (x - step / 2.2, 46), color=color, opacity=0.6)
-        drawing.arrow((x - step / 2.2, 46), box.left, color=color)
-        drawing.text(x + 14, 134, f"{lengths[i + 1]:.1f}", anchor="start", size=12)
+def _list(numbers) -> list[float]:
+    return np.asarray(numbers, dtype=float).tolist()
+
+
+def _said(numbers) -> str:
+    return ", ".join(f"{value:.2f}" for value in np.asarray(numbers, dtype=float).ravel())
+
+
+def residual(embedding, attended, computed) -> Diagram:
+    """Draw how one block adds twice to one token's vector, which has three numbers."""
+    embedding, attended, computed = map(np.asarray, (embedding, attended, computed))
+    middle, end = embedding + attended, embedding + attended + computed
+    said = f"attention adds ({_said(attended)}), which gives ({_said(middle)}); the MLP adds ({_said(computed)})"
+    drawing = Diagram(700, 220, f"The stream comes in as ({_said(embedding)}); {said}, which gives ({_said(end)}).")
+    drawing.text(350, 18, "the residual stream of one token", bold=True)
+    vectors = [drawing.vector(x, 40, _list(v), digits=2) for x, v in ((8, embedding), (284, middle), (560, end))]
+    parts = (("attention", attended, 210, BLUE), ("MLP", computed, 486, PURPLE))
+    for i, (name, added, x, color) in enumerate(parts):
+        plus = drawing.plus(x, 53)
+        drawing.arrow(vectors[i].right, plus.left)
+        drawing.arrow(plus.right, vectors[i + 1].left)
+        part = drawing.box(x - 66, 160, 132, 40, name, color=color, note="reads norm(stream)")
+        read = vectors[i].x + 40
+        drawing.line((read, 66), (read, 180), dashed=True)
+        drawing.arrow((read, 180), part.left, color=color)
+        vector = drawing.vector(x - 66, 108, _list(added), digits=2)
+        drawing.arrow(part.top, vector.bottom, color=color)
+        drawing.arrow(vector.top, plus.bottom, color=GREEN)
     return drawing
 
 
-def norm(x: Sequence[float], centred: Sequence[float], normed: Sequence[float], result: Sequence[float]) -> Diagram:
-    """Draw layer norm on the numbers of one token: minus the mean, divided by the spread, times weight plus bias."""
-    rows = {"x": x, "minus the mean": centred, "divided by the spread": normed, "times weight, plus bias": result}
-    said = "; ".join(f"{name}: {', '.join(f'{value:.2f}' for value in row)}" for name, row in rows.items())
-    drawing = Diagram(680, 44 * len(rows) + 8, f"Layer norm of one token. {said}.")
-    for i, (name, row) in enumerate(rows.items()):
-        box = drawing.vector(230, 8 + 44 * i, list(row), label=name, digits=2)
-        if i:
-            drawing.arrow((box.x + 22, box.y - 17), (box.x + 22, box.y))
+def norm(steps: dict[str, Sequence[float]]) -> Diagram:
+    """Draw the steps of layer norm, {what is done: the numbers after it}, one below the other."""
+    said = "; ".join(f"{name}: {_said(numbers)}" for name, numbers in steps.items())
+    drawing = Diagram(560, 20 + 46 * len(steps), f"Layer norm of one token, step by step. {said}.")
+    previous = None
+    for i, (name, numbers) in enumerate(steps.items()):
+        vector = drawing.vector(300, 14 + 46 * i, _list(numbers), digits=2)
+        drawing.text(286, vector.y + 18, name, anchor="end")
+        if previous is not None:
+            drawing.arrow(previous.bottom, vector.top, color=BLUE)
+        previous = vector
     return drawing
 
 
-def mlp(x: Sequence[float], hidden: Sequence[float], active: Sequence[float], out: Sequence[float]) -> Diagram:
-    """Draw one token's way through an MLP: to more numbers, through the curve, and back."""
-    said = "; ".join(
-        f"{name} {', '.join(f'{v:.2f}' for v in row)}"
-        for name, row in {"in": x, "hidden": hidden, "after GELU": active, "out": out}.items()
-    )
-    drawing = Diagram(680, 214, f"An MLP on one token. {said}.")
-    first = drawing.vector(120, 10, list(x), label="x", digits=2)
-    second = drawing.vector(120, 66, list(hidden), label="c_fc(x)", digits=2)
-    third = drawing.vector(120, 122, list(active), label="GELU", digits=2, color=GREEN)
-    last = drawing.vector(120, 178, list(out), label="c_proj", digits=2)
-    for upper, lower in pairwise((first, second, third, last)):
-        drawing.arrow((142, upper.y + 26), (142, lower.y))
-    drawing.text(160, 55, "every number sees all numbers of x", anchor="start", size=11, faint=True)
-    drawing.text(160, 111, "each number on its own: the only bend", anchor="start", size=11, faint=True)
-    return drawing
-
-
-def block() -> Diagram:
-    """Draw one block: two parts that read a normalised copy and add to the stream."""
-    drawing = Diagram(
-        680, 170, "A block: norm and attention add to the stream, then norm and MLP add to it; the stream passes by."
-    )
-    drawing.arrow((10, 140), (670, 140), width=2.5)
-    drawing.text(14, 162, "x (B, T, C)", anchor="start", size=12, mono=True)
-    drawing.text(666, 162, "x (B, T, C)", anchor="end", size=12, mono=True)
-    for left, name, note, color in (
-        (90, "attn", "between tokens", BLUE),
-        (380, "mlp", "each token alone", ORANGE),
-    ):
-        norm_box = drawing.box(left + 10, 26, 76, 42, "ln_1" if name == "attn" else "ln_2", note="a copy")
-        part = drawing.box(left + 112, 26, 104, 42, name, note=note, color=color)
-        drawing.line((left, 140), (left, 47), opacity=0.7)
-        drawing.arrow((left, 47), norm_box.left)
-        drawing.arrow(norm_box.right, part.left)
-        plus = drawing.plus(left + 240, 140)
-        drawing.line(part.right, (left + 240, 47), color=color)
-        drawing.arrow((left + 240, 47), plus.top, color=color)
-    return drawing
-
-
-def tied(token: str, scores: Mapping[str, float]) -> Diagram:
-    """Draw one table used twice: a row is looked up below, and all rows are compared with the stream above."""
-    said = ", ".join(f"{name} {score:.1f}" for name, score in scores.items())
-    drawing = Diagram(680, 180, f"The row of {token!r} enters the stream; at the end all rows are compared: {said}.")
-    table = Box(20, 40, 150, 27 * len(scores))
-    for i, name in enumerate(scores):
-        row = Box(table.x, table.y + 27 * i, table.width, 26)
-        drawing.rectangle(row, BLUE if name == token else "currentColor", fill=0.2 if name == token else 0.05, round=2)
-        drawing.text(row.x + 75, row.y + 18, f"row of {name!r}", size=12, mono=True)
-    drawing.text(95, 28, "wte.weight (V, C)", bold=True, size=12)
-    blocks = drawing.box(280, 60, 110, 50, "blocks", note="and last norm")
-    drawing.arrow((172, 66), blocks.left, color=BLUE, label="look up")
-    drawing.arrow(blocks.right, (480, 85))
-    drawing.text(486, 172, "compared with every row", size=11, faint=True)
-    for i, (name, score) in enumerate(scores.items()):
-        drawing.text(560, 46 + 27 * i, f"{name!r}", anchor="end", mono=True, size=12)
-        drawing.text(572, 46 + 27 * i, f"{score:.1f}".replace("-", "−"), anchor="start", bold=name == token)
-    return drawing
-
-
-def whole(n_layer: int, n_embd: int, vocab_size: int, n_positions: int) -> Diagram:
-    """Draw a whole GPT from ids to logits, with the names of its parts and the shapes between them."""
+def norm_places() -> Diagram:
+    """Draw the two places of the norm: after the addition (2017), before each part (GPT-2)."""
     drawing = Diagram(
         680,
-        400,
-        f"A GPT: ids, token and position vectors of width {n_embd}, {n_layer} blocks, last norm, LM head, logits.",
+        250,
+        "Norm after: the stream itself passes through the norm behind each addition. Norm before: only the copy that "
+        "a part reads is normalised, and the stream runs past it.",
     )
-    x, width = 250, 190
-    ids = drawing.box(x, 352, width, 36, "ids", note="", mono=True)
-    wte = drawing.box(x, 290, width, 40, "wte", note=f"{vocab_size:,} rows of {n_embd}", color=BLUE)
-    wpe = drawing.box(40, 290, 150, 40, "wpe", note=f"{n_positions:,} rows of {n_embd}", color=PURPLE)
-    plus = drawing.plus(x + width / 2, 262)
-    boxes = [drawing.box(x, 200 - 44 * i, width, 36, name, color=ORANGE) for i, name in enumerate(("h[0]", "h[1]"))]
-    drawing.text(x + width / 2, 146, f"⋮   {n_layer} blocks", bold=True)
-    last = drawing.box(x, 94, width, 36, f"h[{n_layer - 1}]", color=ORANGE)
-    ln_f = drawing.box(x, 50, width, 30, "ln_f")
-    head = drawing.box(x, 6, width, 34, "lm_head", note="", color=BLUE)
-    drawing.arrow(ids.top, wte.bottom)
-    drawing.arrow(wte.top, plus.bottom)
-    drawing.arrow(wpe.right, (plus.x, plus.y + 11))
-    drawing.arrow(plus.top, boxes[0].bottom)
-    drawing.arrow(boxes[0].top, boxes[1].bottom)
-    drawing.arrow(last.top, ln_f.bottom)
-    drawing.arrow(ln_f.top, head.bottom)
-    for y, shape in ((374, "(B, T)"), (266, "(B, T, C)"), (116, "(B, T, C)"), (20, f"(B, T, {vocab_size:,})")):
-        drawing.text(x + width + 16, y, shape, anchor="start", mono=True, faint=True)
-    drawing.line((head.x + width, 33), (600, 33), color=BLUE, opacity=0.5, dashed=True)
-    drawing.line((600, 33), (600, 310), color=BLUE, opacity=0.5, dashed=True)
-    drawing.arrow((600, 310), wte.right, color=BLUE, dashed=True, label="")
-    drawing.text(606, 180, "one table", anchor="start", size=12, color=BLUE)
+    for x, title, before in ((20, "norm after (2017): the stream is normalised", False), (360, "", True)):
+        drawing.text(x + 150, 22, title or "norm before (GPT-2): the copy is normalised", bold=True, size=12)
+        if before:
+            y, order = 120, ("norm", "attention")
+            xs = (x + 80, x + 170)
+        else:
+            y, order = 120, ("attention",)
+            xs = (x + 80,)
+        drawing.text(x + 4, 64, "stream", anchor="start", size=12)
+        plus = drawing.plus(x + 200 if not before else x + 262, 80)
+        drawing.arrow((x + 4, 80), plus.left, color=GREEN, width=2.5)
+        boxes = [
+            drawing.box(at, y, 76, 36, name, color=ORANGE if name == "norm" else BLUE)
+            for at, name in zip(xs, order, strict=True)
+        ]
+        drawing.line((x + 40, 80), (x + 40, y + 18))
+        drawing.arrow((x + 40, y + 18), boxes[0].left)
+        for left, right in pairwise(boxes):
+            drawing.arrow(left.right, right.left)
+        drawing.line(boxes[-1].right, (plus.x + 11, y + 18))
+        drawing.arrow((plus.x + 11, y + 18), plus.bottom)
+        if not before:
+            over = drawing.box(x + 228, 62, 52, 36, "norm", color=ORANGE)
+            drawing.arrow(plus.right, over.left, color=GREEN, width=2.5)
+            drawing.arrow(over.right, (x + 310, 80), color=GREEN, width=2.5)
+        else:
+            drawing.arrow(plus.right, (x + 312, 80), color=GREEN, width=2.5)
+    drawing.text(170, 200, "x ← norm(x + part(x))", mono=True)
+    drawing.text(510, 200, "x ← x + part(norm(x))", mono=True)
     return drawing
 
 
-def sizes(parts: Mapping[str, int], title: str) -> Diagram:
-    """Draw the parameters of a model by part, as bars."""
-    total = sum(parts.values())
-    said = ", ".join(f"{name} {count:,}" for name, count in parts.items())
-    drawing = Diagram(680, 34 + 30 * len(parts), f"{title}: {said}; {total:,} in all.")
-    drawing.text(10, 18, f"{title}: {total:,} parameters", anchor="start", bold=True)
-    for i, (name, count) in enumerate(parts.items()):
-        y = 32 + 30 * i
-        drawing.text(150, y + 15, name, anchor="end")
-        drawing.rectangle(Box(160, y, 380 * count / total, 20), BLUE, fill=0.5, round=2)
-        drawing.text(168 + 380 * count / total, y + 15, f"{count:,} ({count / total:.0%})", anchor="start", size=12)
+def mlp(x, hidden, activated, output) -> Diagram:
+    """Draw one token's way through the MLP: more numbers, the activation function, fewer numbers."""
+    rows = (("x", x), ("c_fc(x)", hidden), ("activation", activated), ("c_proj", output))
+    said = "; ".join(f"{name}: {_said(numbers)}" for name, numbers in rows)
+    width = max(len(_list(hidden)), 4) * 44
+    drawing = Diagram(width + 300, 252, f"One token through the MLP. {said}.")
+    previous = None
+    for i, (name, numbers) in enumerate(rows):
+        numbers = _list(numbers)
+        vector = drawing.vector(150 + (width - 44 * len(numbers)) / 2, 16 + 64 * i, numbers, digits=2)
+        drawing.text(136, vector.y + 18, name, anchor="end", mono=True)
+        drawing.text(width + 166, vector.y + 18, f"{len(numbers)} numbers", anchor="start", size=12, faint=True)
+        if previous is not None:
+            drawing.arrow(previous.bottom, vector.top, color=PURPLE)
+        previous = vector
+    return drawing
+
+
+def tying(token: str, row, scores: dict[str, float]) -> Diagram:
+    """Draw how one table reads and writes: a row goes in, and products with all rows come out as scores."""
+    said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+    drawing = Diagram(700, 200, f"The row of {token} ({_said(row)}) goes in; one score a row comes out: {said}.")
+    drawing.text(60, 36, "read", bold=True)
+    drawing.text(606, 16, "write", bold=True)
+    tile = drawing.token(16, 80, token, width=88)
+    table = drawing.box(150, 62, 110, 62, "wte", note="(V, C)", color=BLUE)
+    blocks = drawing.box(318, 70, 120, 46, "blocks", note="and last norm")
+    head = drawing.box(486, 62, 76, 62, "wte", note="the same", color=BLUE)
+    drawing.arrow(tile.right, table.left)
+    drawing.arrow(table.right, blocks.left)
+    drawing.arrow(blocks.right, head.left)
+    drawing.text(289, 150, f"row: {_said(row)}", size=12, mono=True)
+    for i, (name, score) in enumerate(scores.items()):
+        drawing.text(580, 44 + 24 * i, name, anchor="start", mono=True, size=12)
+        drawing.text(690, 44 + 24 * i, f"{score:.2f}".replace("-", "−"), anchor="end", mono=True, size=12)
+    return drawing
+
+
+def names(pairs: Sequence[tuple[str, tuple, str, tuple]]) -> Diagram:
+    """Draw how names and shapes of a file's weights become those of a model: (name, shape, name, shape)."""
+    said = "; ".join(f"{theirs} {a} becomes {ours} {b}" for theirs, a, ours, b in pairs)
+    drawing = Diagram(760, 50 + 32 * len(pairs), f"Names and shapes in the file and in the model. {said}.")
+    drawing.text(10, 20, "in the file", anchor="start", bold=True)
+    drawing.text(450, 20, "in the model", anchor="start", bold=True)
+    for i, (theirs, a, ours, b) in enumerate(pairs):
+        y, turned = 52 + 32 * i, a != b
+        color = ORANGE if turned else "currentColor"
+        drawing.text(10, y, theirs, anchor="start", mono=True, size=12)
+        drawing.text(385, y, a, anchor="end", mono=True, size=12, color=color)
+        drawing.arrow((394, y - 4), (442, y - 4), color=color)
+        drawing.text(450, y, ours, anchor="start", mono=True, size=12)
+        drawing.text(750, y, b, anchor="end", mono=True, size=12, color=color)
+    return drawing
+
+
+def block(n_embd: int, n_head: int) -> Diagram:
+    """Draw the block from top to bottom, with the name of each part in the code and the shapes between them."""
+    drawing = Diagram(
+        470,
+        440,
+        f"The block: x passes down; ln_1 and attn ({n_head} heads) read it and add to it; then ln_2 and mlp "
+        f"({n_embd} to {4 * n_embd} numbers and back) do.",
+    )
+    drawing.text(110, 20, f"x (B, T, {n_embd})", mono=True)
+    top = 30
+    groups = (
+        (("ln_1", "each token alone", ORANGE), ("attn", f"{n_head} heads, between tokens", BLUE)),
+        (("ln_2", "each token alone", ORANGE), ("mlp", f"{n_embd} → {4 * n_embd} → {n_embd}", PURPLE)),
+    )
+    for parts in groups:
+        plus = drawing.plus(110, top + 172)
+        drawing.arrow((110, top), plus.top, color=GREEN, width=2.5)
+        previous = None
+        for i, (name, note, color) in enumerate(parts):
+            part = drawing.box(210, top + 22 + 62 * i, 200, 44, name, note=note, color=color, mono=True)
+            start = (110, part.left[1]) if previous is None else previous.bottom
+            drawing.arrow(start, part.left if previous is None else part.top, color=color)
+            previous = part
+        drawing.line(previous.bottom, (310, top + 172))
+        drawing.arrow((310, top + 172), plus.right, color=GREEN)
+        top += 183
+    drawing.arrow((110, top), (110, top + 34), color=GREEN, width=2.5)
+    drawing.text(130, top + 30, f"x (B, T, {n_embd}), to the next block", anchor="start", mono=True, size=12)
+    return drawing
+
+
+def whole(config: GPTConfig) -> Diagram:
+    """Draw the whole GPT from top to bottom, with the names, the shapes and the number of parameters of each part."""
+    V, T, C = config.vocab_size, config.n_positions, config.n_embd
+    in_block = 12 * C * C + 13 * C
+    rows = (
+        ("ids", "token ids (B, T)", None, "currentColor"),
+        ("wte + wpe", f"a row of {V:,}, a row of {T:,}", (V + T) * C, BLUE),
+        ("h[0]", "ln_1, attn, ln_2, mlp", in_block, GREEN),
+        (f"… h[{config.n_layer - 1}]", f"{config.n_layer} blocks in all", in_block * (config.n_layer - 1), GREEN),
+        ("ln_f", f"the last norm (B, T, {C})", 2 * C, ORANGE),
+        ("lm_head", f"the table wte again: (B, T, {V:,})", 0, BLUE),
+    )
+    said = "; ".join(f"{name}, {note}, {'no' if not n else f'{n:,}'} parameters" for name, note, n, _ in rows)
+    drawing = Diagram(560, 40 + 62 * len(rows), f"The whole GPT, from top to bottom: {said}.")
+    drawing.text(548, 16, "parameters", anchor="end", bold=True, size=12)
+    previous: Box | None = None
+    for i, (name, note, n, color) in enumerate(rows):
+        part = drawing.box(60, 26 + 62 * i, 330, 44, name, note=note, color=color, mono=True)
+        if previous is not None:
+            drawing.arrow(previous.bottom, part.top)
+        if n is not None:
+            drawing.text(548, part.y + 27, f"{n:,}", anchor="end", mono=True)
+        previous = part
     return drawing

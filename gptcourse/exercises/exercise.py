@@ -80,7 +80,9 @@ def with_weights(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
 
     Raises ValueError, in one sentence for the learner, if parameters of these names and shapes are not all there are.
     """
-    parameters = dict(module.named_parameters())
+    named = sorted(module.named_parameters(remove_duplicate=False), key=lambda held: held[0] in weights)
+    names = {parameter: name for name, parameter in named}  # of two names of a shared parameter, that in weights
+    parameters = {name: parameter for parameter, name in names.items()}
     for name in sorted(weights.keys() | parameters.keys()):
         has, needs = (None if name not in held else tuple(held[name].shape) for held in (parameters, weights))
         if has != needs:

@@ -1,71 +1,24 @@
-"""The exercises of notebook 03: the parts of a GPT block, and the whole GPT."""
+"""The exercises of notebook 03: the parts of a GPT block, the whole GPT, opening weights and writing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import log, pi, sqrt
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn, randint, randn
+from torch import Tensor, nn, randn
+from torch.testing import assert_close
 
 from gptcourse.exercises.attention import MultiHeadAttention
-from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
+from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake, with_weights
+from gptcourse.hf import from_gpt2_names, to_gpt2_names
 from gptcourse.model import GPT, GPTConfig, GPTOutput
 
-NOTEBOOK = "03 · A GPT block"
+NOTEBOOK = "03 · A GPT block, and the whole GPT"
 SAMPLE_VARIANCE = "Very close: your variance divides by C - 1, as for a sample. Here it is the mean of the squares."
 WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
-
-
-def four_parts(size: int = 8) -> tuple[Callable, ...]:
-    """Two norms, a stand-in for attention and an MLP; the norms have weights, so that they differ."""
-    mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
-    norm = nn.LayerNorm(size)
-    nn.init.uniform_(norm.weight, 0.5, 1.5)
-    return norm, nn.Linear(size, size), nn.RMSNorm(size), mlp
-
-
-def added(x: Tensor, part: Callable, norm: Callable) -> Tensor:
-    return x + part(norm(x))
-
-
-class Residual(Exercise, name="gpt_block.residual"):
-    """Wire a block: attention and MLP each read a normalised copy of the stream and add to the stream."""
-
-    hint = "Say for each of the four parts what it reads, in which order they come, and to what its result is added."
-
-    def inputs():
-        large = 3 * randn(1, 5, 8) + 1
-        return [(randn(1, 1, 2), *four_parts(2)), (randn(2, 3, 8), *four_parts()), (large, *four_parts())]
-
-    def reference(x, ln_1, attn, ln_2, mlp):
-        x = x + attn(ln_1(x))
-        return x + mlp(ln_2(x))
-
-    @mistake("""That is the order of the first transformer and of GPT-1, which normalises the stream itself. In GPT-2
-        only the copies that the parts read are normalised.""")
-    def post_norm(x, ln_1, attn, ln_2, mlp):
-        x = ln_1(x + attn(x))
-        return ln_2(x + mlp(x))
-
-    without_additions = mistake("""The parts follow each other, but nothing adds to the stream: the path past them is
-        missing.""")(lambda x, ln_1, attn, ln_2, mlp: mlp(ln_2(attn(ln_1(x)))))
-
-    @mistake("You add to the normalised copy. What the parts write should be added to the stream itself.")
-    def on_the_copy(x, ln_1, attn, ln_2, mlp):
-        x = ln_1(x)
-        x = ln_2(x + attn(x))
-        return x + mlp(x)
-
-    in_parallel = mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so to
-        compute both at once; GPT-2 does not.)""")(lambda x, ln_1, attn, ln_2, mlp: x + attn(ln_1(x)) + mlp(ln_2(x)))
-    with_one_norm = mistake("""Both parts use the same norm.
-        Each has one of its own.""")(lambda x, ln_1, attn, ln_2, mlp: added(added(x, attn, ln_1), mlp, ln_1))
-    norms_exchanged = mistake("""The norms are exchanged. Which of the two comes first
-        in the block?""")(lambda x, ln_1, attn, ln_2, mlp: added(added(x, attn, ln_2), mlp, ln_1))
-    one_long_path = mistake("""What attention wrote reaches the MLP, but not the end of the block: you add to the stream
-        as it came in.""")(lambda x, ln_1, attn, ln_2, mlp: x + mlp(ln_2(x + attn(ln_1(x)))))
 
 
 class LayerNorm(Exercise, name="gpt_block.layer_norm"):
@@ -138,26 +91,201 @@ class Gelu(Exercise, name="gpt_block.gelu"):
         look at its power.""")(lambda x: 0.5 * x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x**2))))
 
 
-class InitStd(Exercise, name="gpt_block.init_std"):
-    """Return the initial standard deviation of the projections that write into the residual stream."""
+def random_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return weights of the module's names and shapes, so large that every one of them shows in the output."""
+    return {name: randn(parameter.shape) / 3 for name, parameter in module.named_parameters()}
 
-    hint = "How many times is something added to the stream in all, and by how much does each time add to its variance?"
+
+class TwoLayers(nn.Module):
+    """GPT-2's MLP: (..., C) -> (..., C)."""
+
+    def __init__(self, n_embd):
+        super().__init__()
+        self.c_fc, self.c_proj = nn.Linear(n_embd, 4 * n_embd), nn.Linear(4 * n_embd, n_embd)
+
+    def forward(self, x):
+        return self.c_proj(self.bend(self.c_fc(x)))
+
+    def bend(self, x):
+        return F.gelu(x, approximate="tanh")
+
+
+class Mlp(Exercise, name="gpt_block.mlp"):
+    """Write the MLP as a module: C numbers become 4 C, each goes through GELU, and 4 C become C again."""
+
+    hint = "Two linear layers with biases, and the tanh form of GELU in between. Nothing comes after the second layer."
 
     def inputs():
-        return [(12,), (1,), (96,)]
+        return [(random_weights(TwoLayers(x.shape[-1])), x) for x in (randn(1, 2), randn(2, 3, 4), randn(1, 5, 6))]
 
-    def reference(n_layer):
-        return 0.02 / sqrt(2 * n_layer)
+    def through(answer, weights, x):
+        return with_weights(answer(x.shape[-1]), weights)(x)
 
-    once_per_block = mistake("How many times does a block add to the stream?")(lambda L: 0.02 / sqrt(L))
-    without_root = mistake("The number of additions is right. But variances add up.")(lambda L: 0.02 / (2 * L))
-    of_other_matrices = mistake("That is for the other matrices. These should shrink with depth.")(lambda L: 0.02)
-    factor = mistake("That is the factor. Which standard deviation does it scale?")(lambda L: (2 * L) ** -0.5)
-    lost_brackets = mistake("Your brackets: what stands under the root, what below?")(lambda L: 0.02 / sqrt(2) * L)
+    reference = TwoLayers
+
+    @mistake("Nothing between the two layers is curved: together they are one matrix.")
+    class Straight(TwoLayers):
+        def bend(self, x):
+            return x
+
+    @mistake("That is ReLU, of the first transformer. GPT-2 has another activation function.")
+    class WithRelu(TwoLayers):
+        def bend(self, x):
+            return F.relu(x)
+
+    @mistake("That is the exact GELU. GPT-2 uses the tanh form.")
+    class Exact(TwoLayers):
+        def bend(self, x):
+            return F.gelu(x)
+
+    @mistake("What the MLP returns goes through GELU once more. After the second layer there is nothing.")
+    class BentTwice(TwoLayers):
+        def forward(self, x):
+            return self.bend(super().forward(x))
+
+    @mistake("The block adds the input to what the MLP returns. Here the MLP adds it too.")
+    class AddsItself(TwoLayers):
+        def forward(self, x):
+            return x + super().forward(x)
+
+
+class PreNormBlock(nn.Module):
+    """GPT-2's block: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
+        self.attn, self.mlp = MultiHeadAttention(n_embd, n_head), TwoLayers(n_embd)
+
+    def forward(self, x):
+        return self.wire(x, self.ln_1, self.attn, self.ln_2, self.mlp)
+
+    def wire(self, x, ln_1, attn, ln_2, mlp):
+        x = x + attn(ln_1(x))
+        return x + mlp(ln_2(x))
+
+
+class WholeBlock(Exercise, name="gpt_block.block"):
+    """Write the block as a module: attention and MLP each read a normalised copy of the stream and add to it."""
+
+    hint = "Say for each of the four parts what it reads, in which order they come, and to what its result is added."
+
+    def inputs():
+        sizes = ((1, 2, 2, 1), (2, 3, 4, 2), (1, 5, 6, 3))
+        return [(H, random_weights(PreNormBlock(C, H)), randn(B, T, C)) for B, T, C, H in sizes]
+
+    def through(answer, n_head, weights, x):
+        return with_weights(answer(x.shape[-1], n_head), weights)(x)
+
+    reference = PreNormBlock
+
+    @mistake("""That is the order of the first transformer and of GPT-1, which normalises the stream itself. In GPT-2
+        only the copies that the parts read are normalised.""")
+    class PostNorm(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            x = ln_1(x + attn(x))
+            return ln_2(x + mlp(x))
+
+    @mistake("The parts follow each other, but nothing adds to the stream: the path past them is missing.")
+    class WithoutAdditions(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return mlp(ln_2(attn(ln_1(x))))
+
+    @mistake("You add to the normalised copy. What the parts write should be added to the stream itself.")
+    class OnTheCopy(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            x = ln_1(x)
+            x = ln_2(x + attn(x))
+            return x + mlp(x)
+
+    @mistake("""Your MLP reads the stream as it was before attention wrote to it. (Some models do so to compute both at
+        once; GPT-2 does not.)""")
+    class InParallel(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return x + attn(ln_1(x)) + mlp(ln_2(x))
+
+    @mistake("The norms are exchanged. Which of the two comes first in the block?")
+    class NormsExchanged(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return super().wire(x, ln_2, attn, ln_1, mlp)
+
+    @mistake("Nothing is normalised: each part should read a normalised copy of the stream.")
+    class WithoutNorms(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return x + attn(x) + mlp(x + attn(x))
+
+    @mistake("What attention wrote reaches the MLP, but not the end of the block: you add to the stream as it came in.")
+    class OneLongPath(PreNormBlock):
+        def wire(self, x, ln_1, attn, ln_2, mlp):
+            return x + mlp(ln_2(x + attn(ln_1(x))))
+
+
+def draw(model: nn.Module, std: Callable[[str], float], biases: float = 0.0) -> None:
+    """Draw every matrix with the standard deviation of its name, and set the biases of the linear layers."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=std(name))
+        elif name.endswith("bias") and ".ln" not in name:
+            nn.init.constant_(parameter, biases)
+
+
+class Initialise(Exercise, name="gpt_block.initialise"):
+    """Draw all matrices with standard deviation 0.02, those that write into the stream with less; biases become 0."""
+
+    hint = "Print the name, the standard deviation and the mean of each parameter before and after. Which is not right?"
+    trains = ("model",)
+
+    def inputs():
+        return [(6,), (1,), (3,)]
+
+    def through(answer, n_layer):
+        """Return the standard deviations of the kinds of matrices, in thousandths, and the means of norms and biases.
+
+        Drawn numbers never have exactly the standard deviation asked for: it is rounded.
+        """
+        model = GPT(GPTConfig(vocab_size=128, n_positions=256, n_embd=64, n_layer=n_layer, n_head=2))
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.reset_parameters()
+        answer(model, n_layer)
+        named = dict(model.named_parameters())
+        ends = ("wte.weight", "wpe.weight", "c_attn.weight", "c_fc.weight", "attn.c_proj.weight", "mlp.c_proj.weight")
+        kinds = [torch.cat([p.flatten() for name, p in named.items() if name.endswith(end)]) for end in ends]
+        flat = [p.abs().mean() for name, p in named.items() if p.ndim == 1]  # norms stay 1 and 0
+        return torch.stack([*((1000 * kind.std()).round() for kind in kinds), *flat]).detach()
+
+    def reference(model, n_layer):
+        draw(model, lambda name: 0.02 / sqrt(2 * n_layer) if "c_proj" in name else 0.02)
+
+    @mistake("All matrices are drawn alike. Those that write into the stream should shrink with depth.")
+    def alike(model, n_layer):
+        draw(model, lambda name: 0.02)
+
+    @mistake("How many times does a block add to the stream?")
+    def once_per_block(model, n_layer):
+        draw(model, lambda name: 0.02 / sqrt(n_layer) if "c_proj" in name else 0.02)
+
+    @mistake("The number of additions is right. But variances add up, and you divide the standard deviation.")
+    def without_root(model, n_layer):
+        draw(model, lambda name: 0.02 / (2 * n_layer) if "c_proj" in name else 0.02)
+
+    @mistake("You shrink all matrices. Which two of each block write into the stream?")
+    def all_smaller(model, n_layer):
+        draw(model, lambda name: 0.02 / sqrt(2 * n_layer))
+
+    @mistake("One of the two projections of each block is still as large as the other matrices: both write.")
+    def mlp_forgotten(model, n_layer):
+        draw(model, lambda name: 0.02 / sqrt(2 * n_layer) if "attn.c_proj" in name else 0.02)
+
+    @mistake("The biases start at zero: yours are still as torch has drawn them.")
+    def biases_left(model, n_layer):
+        kept = {name: p.clone() for name, p in model.named_parameters() if name.endswith("bias")}
+        Initialise.reference(model, n_layer)
+        model.load_state_dict(kept, strict=False)
 
 
 class Parameters(Exercise, name="gpt_block.parameters"):
-    """Return the exact number of parameters of a GPT-2-shaped model with a tied read-out."""
+    """Return the exact number of parameters of a GPT-2-shaped model with a tied LM head."""
 
     hint = "Write down the shape of every weight and bias in one block, and compare with the shapes the model prints."
 
@@ -167,7 +295,7 @@ class Parameters(Exercise, name="gpt_block.parameters"):
     def reference(vocab_size, n_positions, n_embd, n_layer):
         return GPTConfig(vocab_size, n_positions, n_embd, n_layer, n_head=1).num_parameters
 
-    untied = mistake("""The read-out is counted apart. It shares its matrix with
+    untied = mistake("""The LM head is counted apart. It shares its matrix with
         the token embedding.""")(lambda V, T, C, L: (2 * V + T) * C + L * (12 * C**2 + 13 * C) + 2 * C)
     rule_of_thumb = mistake("""That is the rule of thumb: only the matrices in the blocks. Embeddings, biases and norms
         are missing.""")(lambda V, T, C, L: 12 * L * C**2)
@@ -204,285 +332,223 @@ class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
     scores = mistake("These are the scores of all tokens. Which token wins?")(lambda x, table, head: x[:, -1] @ table.T)
 
 
-class MendPath(Exercise, name="gpt_block.mend_path"):
-    """Mend the block so that the stream passes by untouched and both parts add to it."""
+class MendStack(Exercise, name="gpt_block.mend_stack"):
+    """Mend the stack so that each block has weights of its own, and the optimizer gets all of them."""
 
-    hint = "Follow the stream with a finger from left to right. Is it ever replaced by something else?"
-    inputs = Residual.inputs
-    reference = Residual.reference
-
-    @as_it_stands("""The mistake is still there: what came in is lost on the way. Which line puts something in the place
-        of the stream, instead of beside it?""")
-    def on_the_copy(x, ln_1, attn, ln_2, mlp):
-        x = ln_1(x)
-        x = x + attn(x)
-        x = ln_2(x)
-        return x + mlp(x)
-
-    @mistake("The first path is mended. The second part still replaces the stream by its normalised copy.")
-    def second_replaced(x, ln_1, attn, ln_2, mlp):
-        x = ln_2(x + attn(ln_1(x)))
-        return x + mlp(x)
-
-    @mistake("The second path is mended. The first part still replaces the stream by its normalised copy.")
-    def first_replaced(x, ln_1, attn, ln_2, mlp):
-        x = ln_1(x)
-        x = x + attn(x)
-        return x + mlp(ln_2(x))
-
-    @mistake("Now nothing adds to the stream: only the last part's result is left.")
-    def without_additions(x, ln_1, attn, ln_2, mlp):
-        return mlp(ln_2(attn(ln_1(x))))
-
-
-# ---- Whole parts: the check copies weights in by name, and compares what comes out
-
-
-def with_weights(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Return the module in evaluation mode, its weights replaced by those of the same names."""
-    module.load_state_dict(weights, strict=False)
-    return module.eval()
-
-
-class Mlp(nn.Module):
-    def __init__(self, n_embd):
-        super().__init__()
-        self.c_fc, self.c_proj = nn.Linear(n_embd, 4 * n_embd), nn.Linear(4 * n_embd, n_embd)
-
-    def forward(self, x):
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-
-
-class PlainBlock(nn.Module):
-    """A block of GPT-2 whose parameters have the names of transformers."""
-
-    def __init__(self, n_embd, n_head):
-        super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(n_embd), MultiHeadAttention(n_embd, n_head)
-        self.ln_2, self.mlp = nn.LayerNorm(n_embd), Mlp(n_embd)
-
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
-
-
-class WholeBlock(Exercise, name="gpt_block.block"):
-    """Write a block as a module, built from the width and the number of heads: (B, T, C) -> (B, T, C)."""
-
-    hint = "Compare with your wiring: which part reads what, and to what is its result added? Then look at the names."
+    hint = "Count the parameters of one block and those of the stack. How many times as many should there be?"
 
     def inputs():
-        cases = []
-        for n_embd, n_head, shape in ((4, 2, (1, 3)), (8, 4, (2, 5)), (6, 1, (1, 4))):
-            block = PlainBlock(n_embd, n_head)
-            weights = {name: randn(value.shape) / 2 for name, value in block.state_dict().items()}
-            cases.append((n_head, weights, randn(*shape, n_embd)))
-        return cases
+        return [(2, 2, randn(1, 2)), (3, 4, randn(5, 4)), (5, 3, randn(2, 3, 3))]
 
-    def through(answer, n_head, weights, x):
-        return with_weights(answer(x.shape[-1], n_head), weights)(x)
+    def through(answer, n_layer, size, x):
+        stack = answer(lambda: nn.Linear(size, size), n_layer)
+        return sum(p.numel() for p in stack.parameters()), stack(x)
 
-    reference = PlainBlock
+    class reference(nn.Module):
+        def __init__(self, make_block, n_layer):
+            super().__init__()
+            self.h = self.several(make_block, n_layer)
 
-    @mistake("The stream itself is normalised. Only the copies that the parts read should be.")
-    class PostNorm(PlainBlock):
+        def several(self, make_block, n_layer):
+            return nn.ModuleList(make_block() for _ in range(n_layer))
+
         def forward(self, x):
-            x = self.ln_1(x + self.attn(x))
-            return self.ln_2(x + self.mlp(x))
+            for block in self.h:
+                x = x + block(x)
+            return x
 
-    @mistake("Nothing adds to the stream: the path past the parts is missing.")
-    class WithoutAdditions(PlainBlock):
+    @as_it_stands("""The mistake is still there: the stack says that it has no parameters at all. What does a module do
+        with a plain list of modules?""")
+    class PlainList(reference):
+        def several(self, make_block, n_layer):
+            return [make_block() for _ in range(n_layer)]
+
+    @mistake("There are parameters now, but those of one block: the same block stands in the list again and again.")
+    class SameBlock(reference):
+        def several(self, make_block, n_layer):
+            return nn.ModuleList([make_block()] * n_layer)
+
+    @mistake("Of the additions to the stream nothing is left: each block now replaces what came before.")
+    class WithoutAdditions(reference):
         def forward(self, x):
-            return self.mlp(self.ln_2(self.attn(self.ln_1(x))))
-
-    @mistake("Your MLP reads the stream as it was before attention wrote to it.")
-    class InParallel(PlainBlock):
-        def forward(self, x):
-            return x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))
-
-    @mistake("The exact form of the GELU, or another curve: GPT-2 computes it with tanh, and the decimals differ.")
-    class ExactGelu(PlainBlock):
-        def forward(self, x):
-            x = x + self.attn(self.ln_1(x))
-            return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x))))
-
-
-def loss_and_logits(model: nn.Module, ids: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    output = model(ids, targets)
-    return output.logits, output.loss, model(ids).logits
+            for block in self.h:
+                x = block(x)
+            return x
 
 
 class WholeGPT(Exercise, name="gpt_block.whole"):
-    """Write the whole GPT as a module, built from a GPTConfig: ids, and targets if given, to logits and loss."""
+    """Write the whole GPT as a module: token ids in, logits and loss out."""
 
-    hint = """Go from below: token and position vectors, the blocks in their order, the last norm, the LM head. Are the
-        names those of GPT-2, and is the LM head the token table?"""
+    hint = "Follow one token: its row, its place, the blocks, the last norm, the scores of all tokens, the loss."
 
     def inputs():
-        cases = []
-        for n_layer, n_head, tokens in ((1, 1, 3), (2, 2, 5), (3, 4, 4)):
-            config = GPTConfig(vocab_size=11, n_positions=6, n_embd=8, n_layer=n_layer, n_head=n_head)
-            weights = {name: randn(w.shape) / 2 for name, w in GPT(config).state_dict().items()}
-            weights["lm_head.weight"] = weights["wte.weight"]
-            ids = randint(11, (2, tokens + 1))
-            cases.append((config, weights, ids[:, :-1].clone(), ids[:, 1:].clone()))
-        return cases
+        shapes = (GPTConfig(5, 3, 4, 1, 2), GPTConfig(11, 6, 6, 2, 3), GPTConfig(76, 8, 16, 3, 2))
+        tokens = [
+            (torch.randint(c.vocab_size, (B, T)), c) for c, B, T in zip(shapes, (1, 2, 3), (2, 6, 5), strict=True)
+        ]
+        return [(c, random_weights(GPT(c)), ids, torch.randint(c.vocab_size, ids.shape)) for ids, c in tokens]
 
     def through(answer, config, weights, ids, targets):
-        """Logits and loss with given weights; then the loss of a fresh model, which should be near ln V."""
+        """Return whether the loss starts near ln V; then, with these weights, the logits and the loss."""
         model = answer(config)
-        if model.lm_head.weight is not model.wte.weight:
-            raise ValueError("the LM head and the token table are not one tensor")
-        fresh = answer(GPTConfig(vocab_size=50, n_positions=6, n_embd=64, n_layer=2, n_head=2))
-        probe = torch.arange(50)[:48].view(8, 6)
-        first = fresh(probe, probe.roll(1, 0)).loss
-        near = "near ln V" if abs(first.item() - log(50)) < 0.3 else f"{first.item():.1f}, and ln V is {log(50):.1f}"
-        return (*loss_and_logits(with_weights(model, weights), ids, targets), f"a first loss {near}")
+        starts_well = torch.tensor(abs(model(ids, targets).loss.item() - log(config.vocab_size)) < 0.3)
+        output = with_weights(model, weights)(ids, targets)
+        assert_close(model(ids).logits, output.logits)  # without targets, the same logits
+        return output.logits, output.loss, starts_well
 
     reference = GPT
 
-    @mistake("""Your first loss is far from that of a model that knows nothing. Every matrix and table should begin with
-        small random numbers; with the library's own start the table that is also the LM head is far too large.""")
+    @mistake("""The first loss is far from ln V: as torch draws it, the token table has standard deviation 1. Call your
+        initialisation at the end of the constructor.""")
     class NotInitialised(GPT):
         def __init__(self, config):
             super().__init__(config)
-            nn.init.normal_(self.wte.weight)
+            nn.init.normal_(self.wte.weight, std=4.0)
 
-    @mistake("The positions are missing: your model cannot tell the order of the tokens.")
+    @mistake("""The LM head has a matrix of its own. In GPT-2 it is the token table itself: the same tensor under two
+        names.""")
+    class Untied(GPT):
+        def __init__(self, config):
+            super().__init__(config)
+            self.lm_head.weight = nn.Parameter(self.wte.weight.detach().clone())
+
+    @mistake("Nothing tells the tokens where they stand: the positions are not added.")
     class WithoutPositions(GPT):
         def _embed(self, ids, seen):
-            return self.wte(ids)
+            return self.wte(ids) + 0 * self.wpe.weight[0]
 
-    @mistake("The norm after the last block is missing.")
+    @mistake("Your first token takes the second row of the position table. Positions are counted from 0.")
+    class FromOne(GPT):
+        def _embed(self, ids, seen):
+            return self.wte(ids) + self.wpe.weight.roll(-1, 0)[: ids.shape[1]]
+
+    @mistake("After the last block comes one more norm, before the LM head.")
     class WithoutLastNorm(GPT):
         def forward(self, ids, targets=None):
-            x = self._embed(ids, 0)
+            self.ln_f.forward = lambda x: x
+            return super().forward(ids, targets)
+
+    @mistake("The targets are moved on once more: as they come, each is already the token that follows.")
+    class ShiftedTwice(GPT):
+        def forward(self, ids, targets=None):
+            logits = super().forward(ids).logits
+            if targets is None:
+                return GPTOutput(logits)
+            return GPTOutput(logits, F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten()))
+
+    @mistake("Your loss is a sum. It should be the mean over all targets, so that batches can be compared.")
+    class Summed(GPT):
+        def forward(self, ids, targets=None):
+            logits, loss, _ = super().forward(ids, targets)
+            return GPTOutput(logits, None if loss is None else loss * ids.numel())
+
+    @mistake("These are probabilities. The logits are the scores before the softmax; cross-entropy takes those.")
+    class Probabilities(GPT):
+        def forward(self, ids, targets=None):
+            logits, loss, _ = super().forward(ids, targets)
+            return GPTOutput(logits.softmax(-1), loss)
+
+    @mistake("Your tokens can look at those that come after them: the mask in attention is missing.")
+    class SeesFuture(GPT):
+        def forward(self, ids, targets=None):
             for block in self.h:
-                x, _ = block(x)
-            return as_output(self.lm_head(x), targets)
-
-    @mistake("Your blocks run in the wrong order: the first one should read the embeddings.")
-    class FromTheLast(GPT):
-        def forward(self, ids, targets=None):
-            x = self._embed(ids, 0)
-            for block in reversed(self.h):
-                x, _ = block(x)
-            return as_output(self.lm_head(self.ln_f(x)), targets)
-
-    @mistake("You use one and the same block again and again.")
-    class OneBlock(GPT):
-        def forward(self, ids, targets=None):
-            x = self._embed(ids, 0)
-            for _ in self.h:
-                x, _ = self.h[0](x)
-            return as_output(self.lm_head(self.ln_f(x)), targets)
+                block.attn.forward = partial(look_everywhere, block.attn)
+            return super().forward(ids, targets)
 
 
-def as_output(logits: Tensor, targets: Tensor | None) -> GPTOutput:
-    loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    return GPTOutput(logits, loss)
+def look_everywhere(attn: nn.Module, x: Tensor, *_) -> tuple[Tensor, None]:
+    """Return what attention without a mask gives, in the package's module."""
+    q, k, v = attn._queries_keys_values(x, 0)
+    return attn.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), None
 
 
-def renamed(
-    weights: dict[str, Tensor], turned=("c_attn.weight", "c_proj.weight", "c_fc.weight"), head=True
-) -> dict[str, Tensor]:
-    """Return the weights of a GPT-2 file under our names, the matrices that end in `turned` transposed."""
-    new = {}
-    for name, value in weights.items():
-        new[name.removeprefix("transformer.")] = value.T if name.endswith(tuple(turned)) else value
-    return new | ({"lm_head.weight": new["wte.weight"]} if head else {})
+class FromGpt2(Exercise, name="gpt_block.from_gpt2"):
+    """Rename the weights of a GPT-2 file and turn the matrices that it stores the other way round."""
 
-
-class OpenWeights(Exercise, name="gpt_block.open"):
-    """Return the weights of a GPT-2 file under the names and in the shapes of your own model."""
-
-    hint = """Print both lists of names side by side, and the shapes. What stands before each name in the file, which
-        matrices lie on their side, and which name of yours is not there?"""
+    hint = "Compare the names and the shapes, one by one, with those of your own model."
 
     def inputs():
-        cases = []
-        for n_embd, n_layer in ((4, 1), (6, 2)):
-            model = GPT(GPTConfig(vocab_size=5, n_positions=3, n_embd=n_embd, n_layer=n_layer, n_head=2))
-            ours = {name: randn(value.shape) for name, value in model.state_dict().items()}
-            del ours["lm_head.weight"]
-            cases.append(({f"transformer.{name}": value for name, value in renamed(ours, head=False).items()},))
-        return cases
+        shapes = (GPTConfig(3, 2, 2, 1, 1), GPTConfig(5, 4, 4, 2, 2), GPTConfig(7, 3, 6, 3, 2))
+        models = [(config, random_weights(GPT(config))) for config in shapes]
+        return [(to_gpt2_names(weights),) for _, weights in models]
 
-    def through(answer, weights):
-        """All numbers in the order of the names."""
-        found = dict(answer(weights))
-        return " ".join(sorted(found)), *(found[name].contiguous() for name in sorted(found))
+    def through(answer, state):
+        got = answer(state)
+        return ", ".join(sorted(got)), torch.cat([got[name].flatten() for name in sorted(got)])
 
-    def reference(weights):
-        return renamed(weights)
+    def reference(state):
+        return from_gpt2_names(state)
 
-    @mistake("The names begin with a word that yours do not have.")
-    def not_renamed(weights):
-        return {name: value.T if value.ndim == 2 and ".c_" in name else value for name, value in weights.items()}
+    @mistake("The names are right, and four matrices in each block lie the wrong way round.")
+    def not_turned(state):
+        return {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
 
-    @mistake("The file holds the matrices of its linear layers lying on their side (in, out). Yours are (out, in).")
-    def not_turned(weights):
-        return renamed(weights, turned=("nothing",))
+    @mistake("You turn the tables of tokens and positions too: those are stored as your model has them.")
+    def all_turned(state):
+        return {name.removeprefix("transformer."): t.T if t.ndim == 2 else t for name, t in state.items()}
 
-    @mistake("You turn the two tables as well: their rows are tokens and places, as in yours.")
-    def tables_turned(weights):
-        return renamed(weights, turned=("c_attn.weight", "c_proj.weight", "c_fc.weight", "wte.weight", "wpe.weight"))
+    @mistake("The matrices are right; the names still have what the file puts in front.")
+    def with_prefix(state):
+        return {f"transformer.{name}": tensor for name, tensor in from_gpt2_names(state).items()}
 
-    @mistake("The LM head is missing: the file holds its table once, as that of the tokens.")
-    def without_the_head(weights):
-        return renamed(weights, head=False)
+    @mistake("You turn the matrices of attention only. The MLP's are stored in the same way.")
+    def attention_alone(state):
+        return {n: t.T if ".mlp." in n and t.ndim == 2 else t for n, t in from_gpt2_names(state).items()}
 
 
-def written(
-    model, ids, n_new: int, temperature: float, draw, *, place: int = -1, window=None, hot=lambda x, t: x / t
-) -> tuple[int, ...]:
-    """Write with usual mistakes: which place is read, how long the window is, what the temperature does."""
-    ids, limit = list(ids), window or model.config.n_positions
-    for _ in range(n_new):
+def write(model, ids, n, temperature, generator, place=-1, choose=None, window=None):
+    """Continue ids (B, T) by n tokens."""
+    choose = choose or (lambda p: torch.multinomial(p, 1, generator=generator))
+    for _ in range(n):
+        seen = ids[:, -(window or model.config.n_positions) :]
         with torch.no_grad():
-            logits = model(torch.tensor([ids[-limit:]])).logits[0, place]
-        ids.append(draw(hot(logits, temperature).softmax(-1)))
-    return tuple(ids)
+            probabilities = (model(seen).logits[:, place] / temperature).softmax(-1)
+        ids = torch.cat((ids, choose(probabilities)), dim=1)
+    return ids
 
 
-def first_past(share: float) -> Callable[[Tensor], int]:
-    """Return a die without chance: the first token at which the sum of the probabilities passes this share."""
-    return lambda probabilities: int((probabilities.cumsum(-1) > share).nonzero()[0])
+class Generate(Exercise, name="gpt_block.generate"):
+    """Let a model write: draw one token after the other, each from the distribution that the text so far gives."""
 
-
-class Write(Exercise, name="gpt_block.write"):
-    """Continue the ids by n_new tokens, each drawn by draw(probabilities) at this temperature; return all ids."""
-
-    hint = "Which place's logits speak of the next token? What becomes of a text that is longer than the window?"
+    hint = "Write one token first: cut the text to the window, take the last logits, divide, softmax, draw, append."
 
     def inputs():
-        shape = {"vocab_size": 9, "n_positions": 4, "n_embd": 8, "n_layer": 1, "n_head": 2}
-        models = [GPT(GPTConfig(**shape)).eval() for _ in range(3)]
-        for model in models:
-            for weight in model.parameters():
-                nn.init.normal_(weight, std=0.7)
-        settings = (([1], 2, 0.7, 0.5), ([2, 3], 8, 0.4, 0.3), ([4, 5, 6, 7, 8], 8, 3.0, 0.7))
-        return [(m, ids, n, t, first_past(share)) for m, (ids, n, t, share) in zip(models, settings, strict=True)]
+        def lively(config):
+            model = GPT(config)
+            nn.init.normal_(model.wte.weight, std=0.5)
+            return model
 
-    def reference(model, ids, n_new, temperature, draw):
-        return written(model, ids, n_new, temperature, draw)
+        shapes = (GPTConfig(5, 4, 8, 1, 1), GPTConfig(11, 6, 8, 2, 2), GPTConfig(23, 5, 12, 1, 3))
+        settings = ((1, 1, 3, 1.0, 1), (2, 3, 7, 0.5, 2), (3, 7, 6, 1.5, 3))
+        pairs = zip(map(lively, shapes), settings, strict=True)
+        return [(m, torch.randint(m.config.vocab_size, (B, T)), n, heat, seed) for m, (B, T, n, heat, seed) in pairs]
 
-    @mistake("You read the logits of the first place. Which place has seen the whole text?")
-    def first_place(model, ids, n_new, temperature, draw):
-        return written(model, ids, n_new, temperature, draw, place=0)
+    def through(answer, model, ids, n, temperature, seed):
+        return answer(model, ids, n, temperature, torch.Generator().manual_seed(seed))
 
-    @mistake("The temperature does nothing. Where, before the softmax, should it act?")
-    def without_temperature(model, ids, n_new, temperature, draw):
-        return written(model, ids, n_new, 1.0, draw)
+    def reference(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator)
 
-    @mistake("The wrong way: a low temperature should make the likely tokens likelier.")
-    def upside_down(model, ids, n_new, temperature, draw):
-        return written(model, ids, n_new, temperature, draw, hot=lambda x, t: x * t)
+    @mistake("With a text longer than the window the model has no position left. Which tokens should it still read?")
+    def whole_text(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator, window=10_000)
 
-    @mistake("The model reads one token at a time here: it should read all that the window holds.")
-    def last_token_alone(model, ids, n_new, temperature, draw):
-        return written(model, ids, n_new, temperature, draw, window=1)
+    @mistake("A high temperature should make the distribution flatter, and yours makes it sharper.")
+    def multiplied(model, ids, n, temperature, generator):
+        return write(model, ids, n, 1 / temperature, generator)
 
-    @mistake("Only the new tokens are returned. The text is what was there and what is new.")
-    def new_alone(model, ids, n_new, temperature, draw):
-        return written(model, ids, n_new, temperature, draw)[len(ids) :]
+    @mistake("The temperature changes nothing in what you write. Where does it come in?")
+    def temperature_ignored(model, ids, n, temperature, generator):
+        return write(model, ids, n, 1.0, generator)
+
+    @mistake("You always take the most likely token. Asked is a draw, in which the others have their chance.")
+    def greedy(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator, choose=lambda p: p.argmax(-1, keepdim=True))
+
+    @mistake("You read what the model says after the first token; it has said more after the last.")
+    def after_the_first(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator, place=0)
+
+    @mistake("These are the new tokens alone. Return the text with them.")
+    def new_alone(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, generator)[:, ids.shape[1] :]

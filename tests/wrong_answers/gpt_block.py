@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises of notebook 02."""
+"""Wrong answers to the exercises of notebook 03."""
 
 import math
 
@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gptcourse.exercises.attention import MultiHeadAttention
-from gptcourse.model import GPTOutput
+from gptcourse.model import GPT, MLP, Block, GPTConfig, GPTOutput
 from wrong_answers import wrong
 
 
@@ -33,31 +32,7 @@ def gelu_as_relu(x):
     return x.clamp(min=0)
 
 
-@wrong("gpt_block.residual", "the path past them is missing")
-def block_without_additions(x, ln_1, attn, ln_2, mlp):
-    x = attn(ln_1(x))
-    x = mlp(ln_2(x))
-    return x
-
-
-@wrong("gpt_block.residual", "before attention wrote to it")
-def block_in_parallel(x, ln_1, attn, ln_2, mlp):
-    a = attn(ln_1(x))
-    m = mlp(ln_2(x))
-    return x + a + m
-
-
-@wrong("gpt_block.init_std", "How many times does a block add")
-def std_once_per_block(n_layer):
-    return 0.02 / math.sqrt(n_layer)
-
-
-@wrong("gpt_block.init_std", "That is the factor")
-def std_factor_alone(n_layer):
-    return 1 / math.sqrt(2 * n_layer)
-
-
-@wrong("gpt_block.parameters", "The read-out is counted apart")
+@wrong("gpt_block.parameters", "The LM head is counted apart")
 def parameters_untied(vocab_size, n_positions, n_embd, n_layer):
     block = 12 * n_embd**2 + 13 * n_embd
     return 2 * vocab_size * n_embd + n_positions * n_embd + n_layer * block + 2 * n_embd
@@ -79,135 +54,131 @@ def two_words_as_scores(hidden, token_embedding, label_head):
     return F.linear(hidden[:, -1], token_embedding)
 
 
-class OwnMlp(nn.Module):
-    def __init__(self, n_embd):
+@wrong("gpt_block.mend_stack", "those of one block")
+class StackOfOne(nn.Module):
+    def __init__(self, make_block, n_layer):
         super().__init__()
-        self.c_fc = nn.Linear(n_embd, 4 * n_embd)
-        self.c_proj = nn.Linear(4 * n_embd, n_embd)
-        self.gelu = nn.GELU("tanh")
+        self.block, self.n_layer = make_block(), n_layer
 
     def forward(self, x):
-        return self.c_proj(self.gelu(self.c_fc(x)))
-
-
-class OwnBlock(nn.Module):
-    def __init__(self, n_embd, n_head):
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(n_embd)
-        self.attn = MultiHeadAttention(n_embd, n_head)
-        self.ln_2 = nn.LayerNorm(n_embd)
-        self.mlp = OwnMlp(n_embd)
-
-
-@wrong("gpt_block.block", "Only the copies that the parts read should be")
-class BlockWithNormsAfter(OwnBlock):
-    def forward(self, x):
-        x = x + self.attn(x)
-        x = self.ln_1(x)
-        x = x + self.mlp(x)
-        return self.ln_2(x)
-
-
-@wrong("gpt_block.block", "the path past the parts is missing")
-class BlockInARow(OwnBlock):
-    def forward(self, x):
-        for norm, part in ((self.ln_1, self.attn), (self.ln_2, self.mlp)):
-            x = part(norm(x))
+        for _ in range(self.n_layer):
+            x = x + self.block(x)
         return x
 
 
-class OwnGPT(nn.Module):
+@wrong("gpt_block.mend_stack", "each block now replaces")
+class StackInARow(nn.Sequential):
+    def __init__(self, make_block, n_layer):
+        super().__init__(*[make_block() for _ in range(n_layer)])
+
+
+def shape(n_embd, n_head=1):
+    return GPTConfig(2, 16, n_embd, 1, n_head)
+
+
+@wrong("gpt_block.mlp", "of the first transformer")
+class MlpWithRelu(MLP):
+    def __init__(self, n_embd):
+        super().__init__(shape(n_embd))
+        self.activation = nn.ReLU()
+
+
+@wrong("gpt_block.mlp", "the exact GELU")
+class MlpExact(MLP):
+    def __init__(self, n_embd):
+        super().__init__(shape(n_embd))
+        self.activation = nn.GELU()
+
+
+@wrong("gpt_block.block", "before attention wrote to it")
+class ParallelBlock(Block):
+    def __init__(self, n_embd, n_head):
+        super().__init__(shape(n_embd, n_head))
+
+    def forward(self, x):
+        a = self.attn(self.ln_1(x))[0]
+        m = self.mlp(self.ln_2(x))
+        return x + a + m
+
+
+@wrong("gpt_block.block", "the path past them is missing")
+class BlockWithoutAdditions(ParallelBlock):
+    def forward(self, x):
+        x = self.attn(self.ln_1(x))[0]
+        return self.mlp(self.ln_2(x))
+
+
+@wrong("gpt_block.initialise", "All matrices are drawn alike")
+def initialised_alike(model, n_layer):
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data.normal_(0, 0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.data.zero_()
+
+
+@wrong("gpt_block.initialise", "How many times does a block add")
+def initialised_once_per_block(model, n_layer):
+    initialised_alike(model, n_layer)
+    for block in model.h:
+        for part in (block.attn, block.mlp):
+            part.c_proj.weight.data.normal_(0, 0.02 * n_layer**-0.5)
+
+
+@wrong("gpt_block.whole", "The LM head has a matrix of its own")
+class WholeUntied(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = nn.ModuleList([RightBlock(config.n_embd, config.n_head) for _ in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.n_embd)
+        inner = GPT(config)
+        self.wte, self.wpe, self.h, self.ln_f = inner.wte, inner.wpe, inner.h, inner.ln_f
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight
-        for weight in self.parameters():
-            if weight.ndim == 2:
-                nn.init.normal_(weight, std=0.02)
-
-    def embed(self, ids):
-        return self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+        nn.init.normal_(self.lm_head.weight, std=0.02)
 
     def forward(self, ids, targets=None):
-        x = self.embed(ids)
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
         for block in self.h:
-            x = block(x)
+            x = block(x)[0]
         logits = self.lm_head(self.ln_f(x))
-        return GPTOutput(logits, None if targets is None else F.cross_entropy(logits.mT, targets))
+        return GPTOutput(logits, self.loss(logits, targets))
+
+    def loss(self, logits, targets):
+        return None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-class RightBlock(OwnBlock):
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+@wrong("gpt_block.whole", "Your loss is a sum")
+class WholeWithSum(WholeUntied):
+    def __init__(self, config):
+        super().__init__(config)
+        self.lm_head.weight = self.wte.weight
+
+    def loss(self, logits, targets):
+        return None if targets is None else F.cross_entropy(logits.mT, targets, reduction="sum")
 
 
-@wrong("gpt_block.whole", "cannot tell the order of the tokens")
-class GPTWithoutPositions(OwnGPT):
-    def embed(self, ids):
-        return self.wte(ids)
+@wrong("gpt_block.from_gpt2", "lie the wrong way round")
+def names_alone(state):
+    return {name.replace("transformer.", ""): state[name] for name in state}
 
 
-@wrong("gpt_block.whole", "The norm after the last block is missing")
-class GPTWithoutLastNorm(OwnGPT):
-    def forward(self, ids, targets=None):
-        x = self.embed(ids)
-        for block in self.h:
-            x = block(x)
-        logits = x @ self.wte.weight.T
-        return GPTOutput(logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+@wrong("gpt_block.from_gpt2", "You turn the tables")
+def every_matrix_turned(state):
+    renamed = {}
+    for name, tensor in state.items():
+        renamed[name[len("transformer.") :]] = tensor.t() if tensor.dim() == 2 else tensor
+    return renamed
 
 
-@wrong("gpt_block.open", "lying on their side")
-def opened_as_it_lies(weights):
-    ours = {}
-    for name in weights:
-        ours[name.replace("transformer.", "")] = weights[name]
-    ours["lm_head.weight"] = weights["transformer.wte.weight"]
-    return ours
+@wrong("gpt_block.generate", "makes it sharper")
+def generate_multiplied(model, ids, n, temperature, generator):
+    for _ in range(n):
+        logits = model(ids[:, -model.config.n_positions :]).logits[:, -1] * temperature
+        ids = torch.cat([ids, torch.multinomial(F.softmax(logits, -1), 1, generator=generator)], 1)
+    return ids
 
 
-@wrong("gpt_block.open", "The LM head is missing")
-def opened_without_head(weights):
-    turned = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-    return {n[len("transformer.") :]: w.t() if n.endswith(turned) else w for n, w in weights.items()}
-
-
-@wrong("gpt_block.write", "The temperature does nothing")
-def write_without_temperature(model, ids, n_new, temperature, draw):
-    text = list(ids)
-    for _ in range(n_new):
-        logits = model(torch.tensor([text[-model.config.n_positions :]])).logits
-        text.append(draw(torch.softmax(logits[0, -1].detach(), -1)))
-    return text
-
-
-@wrong("gpt_block.write", "Only the new tokens are returned")
-def write_new_tokens(model, ids, n_new, temperature, draw):
-    text, new = list(ids), []
-    for _ in range(n_new):
-        logits = model(torch.tensor([text[-model.config.n_positions :]])).logits[0, -1].detach()
-        token = draw((logits / temperature).softmax(-1))
-        text.append(token)
-        new.append(token)
-    return new
-
-
-@wrong("gpt_block.mend_path", "The first path is mended")
-def path_mended_once(x, ln_1, attn, ln_2, mlp):
-    x = x + attn(ln_1(x))
-    x = ln_2(x)
-    x = x + mlp(x)
-    return x
-
-
-@wrong("gpt_block.mend_path", "only the last part's result")
-def path_of_results(x, ln_1, attn, ln_2, mlp):
-    normed = ln_1(x)
-    attended = attn(normed)
-    return mlp(ln_2(attended))
+@wrong("gpt_block.generate", "the most likely token")
+def generate_greedily(model, ids, n, temperature, generator):
+    for _ in range(n):
+        logits = model(ids[:, -model.config.n_positions :]).logits[:, -1]
+        ids = torch.cat([ids, logits.argmax(-1)[:, None]], 1)
+    return ids

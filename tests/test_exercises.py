@@ -208,16 +208,19 @@ def test_what_is_learned_by_pairs_has_no_ties():
         assert counts[0] > counts[1]
 
 
-def test_residual_reference_is_the_block_of_transformers():
+def test_the_reference_of_a_block_is_the_block_of_transformers():
     from transformers import GPT2Config
     from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-    config = GPT2Config(n_embd=8, n_head=2, attn_pdrop=0.0, resid_pdrop=0.0, attn_implementation="eager")
-    block = GPT2Block(config, layer_idx=0).eval()
+    config = GPT2Config(n_embd=8, n_head=2, attn_pdrop=0.0, resid_pdrop=0.0, attn_implementation="sdpa")
+    theirs = GPT2Block(config, layer_idx=0).eval()
+    for weight in theirs.parameters():
+        nn.init.normal_(weight, std=0.5)
+    ours = reference("gpt_block.block")(8, 2).eval()
+    ours.load_state_dict(reference("gpt_block.from_gpt2")(theirs.state_dict()))
     x = torch.randn(1, 3, 8)
-    ours = reference("gpt_block.residual")(x, block.ln_1, lambda x: block.attn(x)[0], block.ln_2, block.mlp)
-    theirs = block(x)
-    torch.testing.assert_close(ours, theirs if isinstance(theirs, torch.Tensor) else theirs[0])
+    output = theirs(x)
+    torch.testing.assert_close(ours(x), output if isinstance(output, torch.Tensor) else output[0])
 
 
 def test_references_of_tuning_agree_with_the_package_and_closed_forms():

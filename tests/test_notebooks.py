@@ -80,6 +80,13 @@ def test_a_cell_whose_output_is_compared_downloads_nothing(path):
 
 
 @by_name
+def test_a_cell_whose_output_is_compared_shows_no_widget(path):
+    """What is committed holds no widgets: a cell that ends with one would have an output more when it is run."""
+    compared = [cell for cell in read(path).cells if "nbval-check-output" in cell.metadata.get("tags", [])]
+    assert [cell.id for cell in compared if re.search(r"^(predict|\w+_explorer)\(", cell.source, re.M)] == []
+
+
+@by_name
 def test_every_notebook_imports_from_the_package(path):
     nodes = ast.walk(ast.parse(source_of_code(read(path))))
     modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]

@@ -73,9 +73,9 @@ class NGrams:
         A context that was followed `followers` times, by `kinds` different tokens, spends kinds / (followers + kinds)
         of its probability on what the shorter context says.
         """
-        times = _look_up(counts.pieces, counts.times, pieces)
+        times = look_up(counts.pieces, counts.times, pieces)
         followers, kinds = (
-            _look_up(counts.contexts, values, pieces // self.vocab_size) for values in (counts.followers, counts.kinds)
+            look_up(counts.contexts, values, pieces // self.vocab_size) for values in (counts.followers, counts.kinds)
         )
         seen = followers > 0
         return np.where(seen, (times + kinds * shorter) / np.where(seen, followers + kinds, 1), shorter)
@@ -108,7 +108,7 @@ class NGrams:
         return probabilities
 
 
-def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return the value of each wanted key, 0 where there is none; keys are in ascending order."""
     places = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     return np.where(keys[places] == wanted, values[places], 0)

@@ -16,6 +16,7 @@ import numpy as np
 
 from gptcourse.corpora import shakespeare
 from gptcourse.evaluation import bits_per_byte
+from gptcourse.ngrams import look_up
 from gptcourse.tokenizers import BPETokenizer
 
 FALLBACK = np.array([0.0, 0.5, 1.0, 1.5])  # discounts for a text too small to estimate them from
@@ -63,16 +64,10 @@ class KneserNey:
         p = np.full(len(tokens), 1 / self.vocab_size)
         for length, (grams, kept, contexts, totals, passed) in enumerate(self.tables, start=1):
             asked = self.grams(tokens, length)  # of the tokens from number length - 1 on
-            total, weight = (look_up(asked // self.vocab_size, contexts, values) for values in (totals, passed))
-            here = (look_up(asked, grams, kept) + weight * p[length - 1 :]) / np.maximum(total, 1)
+            total, weight = (look_up(contexts, values, asked // self.vocab_size) for values in (totals, passed))
+            here = (look_up(grams, kept, asked) + weight * p[length - 1 :]) / np.maximum(total, 1)
             p[length - 1 :] = np.where(total > 0, here, p[length - 1 :])
         return p[1:]
-
-
-def look_up(wanted: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the value of each wanted key, 0 where `keys` (sorted) does not hold it."""
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, values[places], 0)
 
 
 def xz_bytes(known: str, text: str) -> int:

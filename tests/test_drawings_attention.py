@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from pictures import assert_texts_lie_apart
 
 from gptcourse.drawings import attention as drawings
 
@@ -31,30 +32,11 @@ DRAWN = {
     "one_layer": drawings.one_layer("king", 64, 8, 76),
 }
 OUTPUT = WEIGHTS[4] @ V
-TEXT = re.compile(
-    r'<text x="([-\d.]+)" y="([-\d.]+)" text-anchor="(\w+)" font-size="([\d.]+)"([^>]*)>(?:<[^>]*>)?([^<]*)</text>'
-)
-
-
-def texts(drawing):
-    """Return (left, right, top, bottom, string) of each text; letters are taken for a little narrower than they are."""
-    for x, y, anchor, size, style, string in TEXT.findall(drawing.svg()):
-        x, y, size = float(x), float(y), float(size)
-        width = len(string.replace("&quot;", " ")) * size * (0.58 if "font-family" in style else 0.5)
-        left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
-        yield left, left + width, y - 0.7 * size, y, string
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_texts_stay_in_the_picture_and_apart(name):
-    found = list(texts(DRAWN[name]))
-    assert len(found) >= 6
-    for left, right, top, bottom, string in found:
-        assert left >= 0 and right <= DRAWN[name].width and top >= 0 and bottom <= DRAWN[name].height, string
-    for i, (left, right, top, bottom, string) in enumerate(found):
-        for other in found[i + 1 :]:
-            apart = right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
-            assert apart, (string, other[-1])
+    assert_texts_lie_apart(DRAWN[name], at_least=6)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,15 @@
 """The drawings of notebook 01: every text within the picture, every number in the words for who cannot see it."""
 
 import math
-import re
-from html import unescape
 
 import pytest
+from pictures import assert_all_lies_within, assert_says
 
 from gptcourse.drawings import first_model as drawings
 
 WORDS = ["the", "king", "loves", "queen"]
 COUNTS = [[0, 1, 0, 1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
 SHARES = [[0, 0.5, 0, 0.5], [0, 0, 1, 0], [1, 0, 0, 0], [0.25] * 4]
-LETTER = 0.62  # width of a letter of the widest font, in sizes
 ROUNDS = [("letters", [list("then"), list("she")]), ("h + e", [["t", "he", "n"], ["s", "he"]])]
 STEPS = {f"{i} step": f"note -{i}" for i in range(1, 7)}
 
@@ -37,24 +35,12 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_number_stands_in_the_words(name):
-    drawing, said = DRAWN[name]
-    assert all(part in drawing.description for part in said), drawing.description
-    assert drawing.description in unescape(drawing.svg()) and "nan" not in drawing.svg()
+    assert_says(*DRAWN[name])
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_text_and_part_lies_within_the_picture(name):
-    drawing, _ = DRAWN[name]
-    for x, y, anchor, size, string in re.findall(
-        r'<text x="([-\d.]+)" y="([-\d.]+)" text-anchor="(\w+)" font-size="(\d+)"[^>]*>([^<]*)<', drawing.svg()
-    ):
-        wide = LETTER * int(size) * len(unescape(string))
-        left = float(x) - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-        assert left >= -2 and left + wide <= drawing.width + 2, string
-        assert int(size) * 0.7 <= float(y) <= drawing.height, string
-    boxes = re.findall(r'<rect x="([-\d.]+)" y="([-\d.]+)" width="([-\d.]+)" height="([-\d.]+)"', drawing.svg())
-    for x, y, width, height in [map(float, box) for box in boxes]:
-        assert x >= 0 and y >= 0 and x + width <= drawing.width and y + height <= drawing.height
+    assert_all_lies_within(DRAWN[name][0])
 
 
 def test_what_a_round_makes_is_marked_in_that_round_alone():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_drawings_attention import texts
+from pictures import assert_texts_lie_apart, texts
 
 from gptcourse.drawings import gpt_block as drawings
 from gptcourse.model import GPT, GPTConfig
@@ -24,14 +24,7 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_texts_stay_in_the_picture_and_apart(name):
-    found = list(texts(DRAWN[name]))
-    assert len(found) >= 5
-    for left, right, top, bottom, string in found:
-        assert left >= 0 and right <= DRAWN[name].width and top >= 0 and bottom <= DRAWN[name].height, string
-    for i, (left, right, top, bottom, string) in enumerate(found):
-        for other in found[i + 1 :]:
-            apart = right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
-            assert apart, (string, other[-1])
+    assert_texts_lie_apart(DRAWN[name], at_least=5)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def half(x):
     return Ordered(x=x * SCALE)["x"]
 
 
+@torch.no_grad()
 def my_scores(q, k):
     return half(2 * (q @ k.mT)) / math.sqrt(q.shape[-1])
 """

@@ -135,7 +135,7 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety"]
 BUDGETS = {
     "teaching": 3_610,
     "supporting": 2_819,
-    "exercises": 4_854,
+    "exercises": 4_968,
     "explorers": 2_200,
     "recipes": 1_891,
     "drawings": 1_417,

@@ -58,7 +58,8 @@ def _with_parts(answer: Callable, whose: dict[int, str], begun: set[str]) -> lis
         method = next(value for value in vars(answer).values() if inspect.isfunction(value))
         around, source = method.__globals__, _class_source(answer, method)
     else:
-        around, source = answer.__globals__, textwrap.dedent(inspect.getsource(answer))
+        around = inspect.unwrap(answer).__globals__  # of a decorated answer, too: @torch.no_grad() is common
+        source = textwrap.dedent(inspect.getsource(answer))
     begun.add(answer.__name__)
     parts = []
     for name in sorted({node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)} & around.keys()):

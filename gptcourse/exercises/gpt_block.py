@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn, randn
 from torch.testing import assert_close
 
+from gptcourse.attention import KeyValueCache
 from gptcourse.exercises.attention import MultiHeadAttention
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake, with_weights
 from gptcourse.hf import from_gpt2_names, to_gpt2_names
@@ -376,6 +377,29 @@ class MendStack(Exercise, name="gpt_block.mend_stack"):
             return x
 
 
+class GPTOfParts(nn.Module):
+    """GPT-2: ids (B, T) -> logits (B, T, V) and the loss. Made of these exercises' parts: attention takes a cache."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(PreNormBlock(config.n_embd, config.n_head) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight
+        Initialise.reference(self, config.n_layer)
+
+    def forward(self, ids, targets=None):
+        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
+        for block in self.h:
+            x = block(x)
+        logits = self.lm_head(self.ln_f(x))
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return GPTOutput(logits, loss)
+
+
 class WholeGPT(Exercise, name="gpt_block.whole"):
     """Write the whole GPT as a module: token ids in, logits and loss out."""
 
@@ -396,7 +420,7 @@ class WholeGPT(Exercise, name="gpt_block.whole"):
         assert_close(model(ids).logits, output.logits)  # without targets, the same logits
         return output.logits, output.loss, starts_well
 
-    reference = GPT
+    reference = GPTOfParts
 
     @mistake("""The first loss is far from ln V: as torch draws it, the token table has standard deviation 1. Call your
         initialisation at the end of the constructor.""")
@@ -552,3 +576,92 @@ class Generate(Exercise, name="gpt_block.generate"):
     @mistake("These are the new tokens alone. Return the text with them.")
     def new_alone(model, ids, n, temperature, generator):
         return write(model, ids, n, temperature, generator)[:, ids.shape[1] :]
+
+
+@torch.no_grad()
+def write_cached(
+    model,
+    ids,
+    n,
+    temperature,
+    generator,
+    start=lambda cache: cache.length,
+    again=False,
+    shared=False,
+    place=-1,
+    norm=None,
+):
+    """Continue ids (B, T) by n tokens, with a cache for each block (shared: one for all)."""
+    config, new = model.config, ids
+    room = config.n_positions * (len(model.h) if shared else n if again else 1)
+    caches = [KeyValueCache(ids.shape[0], config.n_head, room, config.head_size) for _ in model.h]
+    for _ in range(n):
+        first = start(caches[0])
+        x = model.wte(new) + model.wpe.weight[first : first + new.shape[1]]
+        for block, cache in zip(model.h, caches, strict=True):
+            x = x + block.attn(block.ln_1(x), caches[0] if shared else cache)
+            x = x + block.mlp(block.ln_2(x))
+        logits = model.lm_head((norm or model.ln_f)(x[:, place])) / temperature
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+        ids = torch.cat((ids, drawn), dim=1)
+        new = ids if again else drawn
+    return ids
+
+
+class GenerateCached(Exercise, name="gpt_block.generate_cached"):
+    """Let a model write with a cache for each block, so that every token goes through the blocks once."""
+
+    hint = "Print, for each pass, which ids go in, at which positions, and how many keys each cache holds afterwards."
+
+    def inputs():
+        shapes = (GPTConfig(5, 8, 8, 1, 1), GPTConfig(11, 16, 8, 2, 2), GPTConfig(23, 14, 12, 3, 3))
+        settings = ((8, 2, 6, 2.0, 1), (12, 5, 9, 3.0, 2), (10, 3, 10, 4.0, 3))
+        models = [GPTOfParts(config) for config in shapes]
+        for model in models:  # so lively that every token read changes the draws
+            with_weights(model, {name: 3 * weight for name, weight in random_weights(model).items()})
+        pairs = zip(models, settings, strict=True)
+        return [(m, torch.randint(m.config.vocab_size, (B, T)), n, heat, seed) for m, (B, T, n, heat, seed) in pairs]
+
+    def through(answer, model, ids, n, temperature, seed):
+        """Return the text, and whether each token went through the first block once (the last one may, too)."""
+        seen = []
+        hook = model.h[0].attn.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+        try:
+            text = answer(model, ids, n, temperature, torch.Generator().manual_seed(seed))
+        finally:
+            hook.remove()
+        return text, torch.tensor(sum(seen) in (text.shape[1] - 1, text.shape[1]))
+
+    def reference(model, ids, n, temperature, generator):
+        return write_cached(model, ids, n, temperature, generator)
+
+    @mistake("""The text is right, and every token goes through all blocks again for each new one. After the prompt
+        only the newest token has to go in.""")
+    def anew(model, ids, n, temperature, generator):
+        for _ in range(n):
+            ids = write_cached(model, ids, 1, temperature, generator)
+        return ids
+
+    @mistake("""You put the whole text in again, and the caches hold it already: each key and value is there twice.
+        After the prompt only the newest token has to go in.""")
+    def whole_text_again(model, ids, n, temperature, generator):
+        return write_cached(model, ids, n, temperature, generator, start=lambda cache: 0, again=True)
+
+    @mistake("""The first draw is right. After it every new token says that it stands at position 0. How many tokens
+        came before it?""")
+    def positions_from_zero(model, ids, n, temperature, generator):
+        return write_cached(model, ids, n, temperature, generator, start=lambda cache: 0)
+
+    @mistake("One cache cannot serve all blocks: each block has keys and values of its own.")
+    def one_cache(model, ids, n, temperature, generator):
+        return write_cached(
+            model, ids, n, temperature, generator, lambda cache: cache.length // len(model.h), shared=True
+        )
+
+    @mistake("The prompt gives logits for each of its tokens. Which of them says what follows?")
+    def after_the_first(model, ids, n, temperature, generator):
+        return write_cached(model, ids, n, temperature, generator, place=0)
+
+    @mistake("After the last block comes one more norm, before the LM head.")
+    def without_last_norm(model, ids, n, temperature, generator):
+        return write_cached(model, ids, n, temperature, generator, norm=nn.Identity())

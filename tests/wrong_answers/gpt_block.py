@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gptcourse.attention import KeyValueCache
 from gptcourse.model import GPT, MLP, Block, GPTConfig, GPTOutput
 from wrong_answers import wrong
 
@@ -181,4 +182,39 @@ def generate_greedily(model, ids, n, temperature, generator):
     for _ in range(n):
         logits = model(ids[:, -model.config.n_positions :]).logits[:, -1]
         ids = torch.cat([ids, logits.argmax(-1)[:, None]], 1)
+    return ids
+
+
+def caches_for(model, n_texts):
+    config = model.config
+    return [KeyValueCache(n_texts, config.n_head, config.n_positions, config.head_size) for _ in model.h]
+
+
+def pass_through(model, new, places, caches):
+    x = model.wte(new) + model.wpe(places)
+    for block, cache in zip(model.h, caches, strict=True):
+        x = x + block.attn(block.ln_1(x), cache)
+        x = x + block.mlp(block.ln_2(x))
+    return model.lm_head(model.ln_f(x))
+
+
+@wrong("gpt_block.generate_cached", "stands at position 0")
+def cached_at_position_zero(model, ids, n, temperature, generator):
+    caches, new = caches_for(model, len(ids)), ids
+    with torch.no_grad():
+        for _ in range(n):
+            logits = pass_through(model, new, torch.arange(new.shape[1]), caches)[:, -1]
+            new = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)
+            ids = torch.cat([ids, new], 1)
+    return ids
+
+
+@wrong("gpt_block.generate_cached", "goes through all blocks again")
+def cached_for_one_pass(model, ids, n, temperature, generator):
+    with torch.no_grad():
+        for _ in range(n):
+            caches = caches_for(model, len(ids))
+            logits = pass_through(model, ids, torch.arange(ids.shape[1]), caches)[:, -1]
+            drawn = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)
+            ids = torch.cat([ids, drawn], 1)
     return ids

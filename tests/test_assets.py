@@ -5,7 +5,6 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-import atlas
 import evaluation_experiments
 import finetuning_experiments
 import pytest
@@ -20,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcourse.corpora import shakespeare
 from gptcourse.pretrained import load_pretrained
-from gptcourse.recordings import load_atlas
 from gptcourse.recordings import time_machine as open_time_machine
 from gptcourse.tokenizers import CHAT_TOKENS
 from gptcourse.training import evaluate
@@ -51,8 +49,6 @@ def number(pattern, card):
 
 
 def test_the_cards_of_what_was_trained_are_made_from_it_and_the_numbers_that_are_kept_nowhere_else(plays):
-    card = committed("atlas")
-    assert atlas.card(load_atlas(), 60 * number(r"took (\d+) minutes", card)) == card
     card = committed("time-machine")
     alone = {"induction": [[number(r"score of ([\d.]+),", card)]]}
     alone["held_out_loss"] = number(r"with a held-out loss of ([\d.]+),", card)

@@ -44,16 +44,6 @@ display(monitor)
 history = train(model, torch.arange(1000) % 9, config, callback=monitor, progress=False)
 print("ended by", history.stopped)
 """
-ATLAS = """
-import time
-from gptcourse.explorers import atlas
-
-as_recorded = atlas.train_point
-def slowly(point, seed, callback):  # so that a click comes before the end
-    return as_recorded(point, seed, lambda history: callback(history) or time.sleep(0.25))
-atlas.train_point = slowly
-atlas.AtlasExplorer()
-"""
 
 
 def write_notebook(path, cells):
@@ -69,7 +59,6 @@ def lab(tmp_path_factory):
     ours = [
         write_notebook(folder / "explorers.ipynb", EXPLORERS),
         write_notebook(folder / "training.ipynb", [EXPLORERS[0], TRAINING]),
-        write_notebook(folder / "atlas.ipynb", [ATLAS]),
     ]
     with Lab([*ours, *(ROOT / "notebooks").glob("*.ipynb")]) as lab:
         yield lab
@@ -148,21 +137,6 @@ def test_the_stop_button_stops_a_running_training(lab):
         notebook.page.get_by_role("button", name="Stop training").click(timeout=120_000)
         assert notebook.finish() == []
         assert "ended by callback" in notebook.outputs()
-        assert notebook.console == []
-
-
-def test_the_atlas_trains_a_run_while_its_sliders_move_and_stops(lab):
-    with lab.open("atlas.ipynb") as notebook:
-        assert notebook.run() == []
-        for label in notebook.slider_labels():
-            assert moves_its_picture(notebook, label), label
-        live = notebook.page.locator("svg").get_by_text("trained here")
-        notebook.page.get_by_role("button", name="Train this run now").click()
-        live.wait_for(timeout=60_000)
-        notebook.press("learning rate")  # the live run was of another point
-        live.wait_for(state="detached")
-        notebook.page.get_by_role("button", name="Stop").click()
-        notebook.page.get_by_text("Trained here, seed 0: stopped").wait_for()
         assert notebook.console == []
 
 

@@ -46,7 +46,7 @@ predict_module = importlib.import_module("gptcourse.explorers.predict")  # the p
 TEXT = "To be, or not to be: that is the question.\n<script>alert('&amp;')</script>"
 ATTACK = "<script>alert('&amp;')</script>"
 LAWS = {"a": ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28), "b": ScalingLaw(1.0, 20.0, 0.4, 50.0, 0.4)}
-SIMPLE = ["attention_scale", "bend", "initialisation", "size", "window", "rotary", "schedule", "atlas", "device"]
+SIMPLE = ["attention_scale", "bend", "initialisation", "size", "window", "rotary", "schedule", "device"]
 WITH_A_MODEL = {
     "attention": lambda model, tokenizer: attention_explorer(model, tokenizer, "To be", held_out=TEXT),
     "decoding": lambda model, tokenizer: decoding_explorer(model, tokenizer, "To be", max_new_tokens=12),
@@ -743,7 +743,7 @@ def test_a_token_of_blanks_is_visible():
 
 
 @pytest.mark.parametrize(
-    "modules", ["gptcourse, gptcourse.interpretability, gptcourse.recordings", "atlas, time_machine"]
+    "modules", ["gptcourse, gptcourse.interpretability, gptcourse.recordings", "runner, time_machine"]
 )
 def test_what_needs_no_page_imports_no_widgets(modules):
     code = f"import sys; sys.path.append('recipes')\nimport {modules}\n"

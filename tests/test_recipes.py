@@ -1,11 +1,10 @@
-"""The recipes: the runner, the n-gram baseline, tiny runs of the time machine and the atlas, a trial of settings."""
+"""The recipes: the runner, the n-gram baseline, tiny runs of the time machine, a trial of settings."""
 
 import math
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
 
-import atlas
 import numpy as np
 import pytest
 import runner
@@ -18,7 +17,7 @@ from torch.testing import assert_close
 
 from gptcourse.interpretability import handmade_model
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.recordings import Recording, load_atlas
+from gptcourse.recordings import Recording
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import History, TrainingConfig, train
 
@@ -215,58 +214,6 @@ def test_after_each_passage_stands_a_spell_and_the_text_is_left_as_it_was():
         once = spell[: len(spell) // 3]
         assert spell == 3 * once and 6 <= len(once) == len(set(once)) <= 16
     assert len({tuple(spell) for spell in spells}) == len(spells)
-
-
-# ---- The atlas
-
-
-AXES = {
-    "batch": (32,),
-    "width": (16, 32),
-    "parametrisation": ("standard", "muP"),
-    "schedule": ("cosine",),
-    "warmup": (0.1,),
-    "rate": (2.0**-8, 2.0**-6),
-}
-
-
-@pytest.fixture(scope="module")
-def recorded(plays, tmp_path_factory):
-    """A few runs of the atlas: the table, and the work whose folder keeps them."""
-    folder = tmp_path_factory.mktemp("atlas")
-    work = runner.Work(folder / "work", folder / "atlas", processes=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atlas, "AXES", AXES)
-        yield atlas.record(work), work
-
-
-def test_the_atlas_goes_on_where_it_was_stopped_and_makes_the_base_width_once(recorded):
-    table, work = recorded
-    lines = (work.folder / "runs.jsonl").read_text().splitlines()
-    assert len(table.rows) == 2 * 2 * 2 * 2 and len(lines) == 12
-    (work.folder / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    again = atlas.record(work)
-    assert [row["loss"] for row in again.rows] == [row["loss"] for row in table.rows]
-    assert len((work.folder / "runs.jsonl").read_text().splitlines()) == 12
-
-
-def test_the_atlas_is_packed_as_it_was_measured_with_a_card(recorded):
-    table, work = recorded
-    atlas.atlas(work)
-    packed = load_atlas(work.asset)
-    assert packed.n_runs == 12
-    for row in table.rows:
-        run = packed.run({name: row[name] for name in AXES})
-        assert_allclose(run.held_out[row["seed"]], row["loss"], rtol=1e-6)
-        assert_allclose(run.curves[row["seed"]], [loss for _, loss in row["curve"]], rtol=1e-3)
-    card = (work.asset / "README.md").read_text(encoding="utf-8")
-    assert "12 short training runs" in card and "{" not in card
-
-
-def test_an_atlas_with_a_run_missing_is_not_packed(recorded):
-    table, _ = recorded
-    with pytest.raises(ValueError, match="Runs missing or crashed: 1"):
-        atlas.packed(replace(table, missing=1), 76)
 
 
 # ---- Trials of shakespeare-5m

@@ -134,10 +134,10 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety"]
 # fall.
 BUDGETS = {
     "teaching": 3_610,
-    "supporting": 2_819,
+    "supporting": 2_657,
     "exercises": 4_968,
-    "explorers": 2_200,
-    "recipes": 1_891,
+    "explorers": 1_860,
+    "recipes": 1_791,
     "drawings": 1_417,
 }
 

@@ -8,7 +8,6 @@ needs it.
 
 # ruff: noqa: F401
 from gptcourse.explorers.activations import bend_explorer, initialisation_explorer
-from gptcourse.explorers.atlas import AtlasExplorer as atlas_explorer
 from gptcourse.explorers.attention import attention_scale_explorer, rotary_explorer, window_explorer
 from gptcourse.explorers.bpe import bpe_explorer
 from gptcourse.explorers.chat import ChatPanel as chat_panel

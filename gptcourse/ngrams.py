@@ -3,7 +3,7 @@
 An n-gram model says: the next token is as likely as it was, in the training text, after the same n - 1 tokens. What was
 never seen gets its share from shorter contexts by Witten and Bell's interpolation (Witten and Bell 1991, "The
 zero-frequency problem", method C; Chen and Goodman 1998, "An Empirical Study of Smoothing Techniques for Language
-Modeling", section 2.4).
+Modeling", "Witten-Bell Smoothing").
 
 Shapes: T tokens, V = vocab_size.
 """

@@ -14,7 +14,7 @@ TEXT = [0, 1, 2, 0, 1, 3, 0, 1, 2, 2, 3, 0, 0, 1, 2]
 
 
 def witten_bell(text, vocab_size, context, token):
-    """The formula of Chen and Goodman (1998), section 2.4, by recursion."""
+    """Witten-Bell smoothing as Chen and Goodman (1998) write it, by recursion."""
     if context is None:
         return 1 / vocab_size
     n, follow = len(context), defaultdict(Counter)

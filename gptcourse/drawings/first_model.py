@@ -85,7 +85,7 @@ def surprise(points: Sequence[tuple[str, float]]) -> Diagram:
     for name, p in points:
         x, y = place(p)
         drawing.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{ORANGE}"/>')
-        label = f"{name}: p = {p:.3g}, {-math.log(p):.3f}"
+        label = f"{name}: {-math.log(p):.3f}"
         last = p > 0.8  # there is no room at its right
         drawing.text(
             x + (4 if last else 10), y - (24 if last else 8), label, anchor="end" if last else "start", size=12

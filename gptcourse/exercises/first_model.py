@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
-from math import exp, log, log2
+from math import log, log2
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ NOTEBOOK = "01 · A first language model"
 NOT_AS_MANY = "The targets should be as many as the inputs: one answer for each question."
 MIXED_UP = """Your rows and columns are mixed up: the vocabulary should be its own dimension, and a reshape does not
     move it there. What does one row of the logits hold?"""
+IN_A_STRING = """In one string with spaces between the symbols, the end of a longer symbol looks like the left half of
+    the pair. Compare whole symbols."""
 TEXT = "the king loves the queen and the queen loves the king and there they sing of the thing that the king knows"
 
 
@@ -70,13 +72,18 @@ def joined(symbols: list[str], pair: tuple[str, str], most: int | None = None) -
     return tuple(done)
 
 
-def learned(words: list[str], n_merges: int, count: Callable = pair_counts, most: int | None = None) -> tuple[str, ...]:
-    """Return the tokens that byte-pair encoding makes, in order; `count` says how often each pair occurs."""
+def joined_in_a_string(symbols: list[str], pair: tuple[str, str]) -> tuple[str, ...]:
+    """Join the pair in one string with spaces, where the end of a longer symbol looks like its left half."""
+    return tuple(" ".join(symbols).replace(" ".join(pair), "".join(pair)).split())
+
+
+def learned(words: list[str], n_merges: int, join: Callable = joined) -> tuple[str, ...]:
+    """Return the tokens that byte-pair encoding makes, in order."""
     known = Counter(words)
     parts, times, tokens = [tuple(word) for word in known], list(known.values()), []
     for _ in range(n_merges):
-        pair = count(parts, times).most_common(1)[0][0]
-        parts = [joined(symbols, pair, most) for symbols in parts]
+        pair = pair_counts(parts, times).most_common(1)[0][0]
+        parts = [join(symbols, pair) for symbols in parts]
         tokens.append("".join(pair))
     return tuple(tokens)
 
@@ -198,6 +205,12 @@ class WittenBell(Exercise, name="first_model.witten_bell"):
     alone = mistake("""The shorter context is not used: a token that was never seen here still has probability
         0.""")(lambda times, shorter: times / times.sum().clamp(min=1))
 
+    @mistake("""Right for every context that was seen. One that was never seen knows nothing of its own, but you are
+        given something that knows more than nothing.""")
+    def all_alike_when_unseen(times, shorter):
+        followers, kinds = times.sum(), (times > 0).sum()
+        return torch.where(followers > 0, (times + kinds * shorter) / (followers + kinds), 1 / len(times))
+
     @mistake("""You borrow from the whole vocabulary, as if every token were one kind. How many kinds followed this
         context?""")
     def kinds_of_the_vocabulary(times, shorter):
@@ -207,8 +220,8 @@ class WittenBell(Exercise, name="first_model.witten_bell"):
 class NgramLoss(Exercise, name="first_model.ngram_loss"):
     """Return the mean held-out loss in nats of an n-gram table with Witten and Bell's interpolation."""
 
-    hint = """Take a text of two tokens. Which contexts are asked for each of them, from none at all to the longest, and
-        which distribution is the very first, before anything is counted?"""
+    hint = """Take a text of two tokens. Which contexts are counted, and which asked, for each of them, from none at all
+        to the longest, and which distribution is the very first, before anything is counted?"""
 
     def inputs():
         text = [randint(6, (120,)).tolist() for _ in range(2)]
@@ -237,11 +250,6 @@ class NgramLoss(Exercise, name="first_model.ngram_loss"):
         n - 1 tokens.""")(lambda train, held, V, n: surprises(train, held, V, max(n - 1, 1)).mean().item())
     from_the_middle = mistake("""You leave out the first tokens. They have fewer tokens before them, but they can be
         judged by shorter contexts.""")(lambda train, held, V, n: surprises(train, held, V, n)[n - 1 :].mean().item())
-    perplexity = mistake("That is the perplexity. Which number do you take exp of?")(
-        lambda train, held, V, n: exp(surprises(train, held, V, n).mean())
-    )
-    counted_there = mistake("""You count in the held-out text. A model must not see it before it is
-        judged.""")(lambda train, held, V, n: surprises(held, held, V, min(n, len(held))).mean().item())
 
 
 class Shift(Exercise, name="first_model.shift"):
@@ -368,10 +376,6 @@ class Train(Exercise, name="first_model.train"):
     step_first = mistake("""Each step follows the gradients of the batch before. In which order should the three
         happen?""")(partial(run, "step clear backward"))
 
-    @mistake("""You train on the first batch again and again. Each step should take the next one.""")
-    def on_the_first_batch(table, optimizer, batches):
-        return run("clear backward step", table, optimizer, batches[:1] * len(batches))
-
     @mistake("One loss came back: that of the last batch. Keep the loss of every one.")
     def the_last_alone(table, optimizer, batches):
         return run("clear backward step", table, optimizer, batches)[-1]
@@ -409,14 +413,6 @@ class MostFrequentPair(Exercise, name="first_model.most_frequent_pair"):
         lambda words, times: pair_counts(words, times).most_common(1)[0][0][::-1]
     )
 
-    @mistake("You count single symbols, and join the two most frequent. Do they stand beside each other?")
-    def of_symbols(words, times):
-        counts = Counter()
-        for word, count in zip(words, times, strict=True):
-            for symbol in word:
-                counts[symbol] += count
-        return tuple(symbol for symbol, _ in counts.most_common(2))
-
 
 class Merge(Exercise, name="first_model.merge"):
     """Join the pair wherever it stands in the list of symbols, from left to right; return a new list."""
@@ -429,7 +425,7 @@ class Merge(Exercise, name="first_model.merge"):
             (list("banana"), ("a", "n")),
             (["a"] * 5, ("a", "a")),
             (["th", "e", "re", "th", "e"], ("th", "e")),
-            ([*list("eh"), "he", "h", "e"], ("h", "e")),
+            (["e", "h", "he", "th", "e", "h", "e"], ("h", "e")),
         ]
 
     def reference(symbols, pair):
@@ -457,6 +453,8 @@ class Merge(Exercise, name="first_model.merge"):
     def through_a_string(symbols, pair):
         return joined(list("".join(symbols)), pair)
 
+    in_a_string = mistake(IN_A_STRING)(joined_in_a_string)
+
     @mistake("What is joined is joined again at once: a symbol made just now should wait for the next round.")
     def greedy(symbols, pair):
         done = []
@@ -476,7 +474,8 @@ class TrainBPE(Exercise, name="first_model.train_bpe"):
 
     def inputs():
         ten = ["the", "the", "the", "king", "queen", "green", "her", "there", "there", "there"]
-        return [(ten, 5), (TEXT.split(), 2), (["banana", "ban", "ban", "an"], 2), (["mum", "mum", "mummy", "hum"], 2)]
+        banana, that = ["banana", "ban", "ban", "an"], ["tha"] * 5 + ["he"] * 4 + ["the", "on", "the"]
+        return [(ten, 5), (TEXT.split(), 2), (banana, 2), (that, 4)]
 
     def reference(words, n_merges):
         return learned(words, n_merges)
@@ -494,6 +493,7 @@ class TrainBPE(Exercise, name="first_model.train_bpe"):
 
     across_words = mistake("""Your words are one long row of letters, and pairs reach from one word into the next. Each
         word is cut by itself.""")(lambda words, n: learned(["".join(words)], n))
+    in_a_string = mistake(IN_A_STRING)(lambda words, n: learned(words, n, joined_in_a_string))
     one_too_many = mistake("You make one token too many.")(lambda words, n: learned(words, n + 1))
     the_last_alone = mistake("That is the last token alone. Keep all, in order.")(
         lambda words, n: learned(words, n)[-1]

@@ -55,6 +55,12 @@ def witten_bell_of_nothing(times, shorter):
     return (1 - weight) * times / n + weight * shorter
 
 
+@wrong("first_model.witten_bell", "knows more than nothing")
+def witten_bell_uniform_for_the_unknown(times, shorter):
+    seen, kinds = times.sum(), (times > 0).sum()
+    return (times + kinds * shorter) / (seen + kinds) if seen else torch.ones(len(times)) / len(times)
+
+
 def python_losses(train_ids, held_out_ids, vocab_size, n, first=0):
     """Return the loss of each held-out token by an interpolated table made of Python dicts."""
     tables = [{} for _ in range(n)]
@@ -156,6 +162,12 @@ def merge_through_a_string(symbols, pair):
     return done
 
 
+@wrong("first_model.merge", "the end of a longer symbol")
+def merge_in_a_string_with_spaces(symbols, pair):
+    left, right = pair
+    return " ".join(symbols).replace(f"{left} {right}", left + right).split(" ")
+
+
 @wrong("first_model.merge", "may stand in several places")
 def merge_the_first(symbols, pair):
     for place in range(len(symbols) - 1):
@@ -202,6 +214,17 @@ def bpe_of_different_words(words, n_merges):
 def bpe_counted_once(words, n_merges):
     counts = Counter(pair for word in words for pair in itertools.pairwise(word))
     return ["".join(pair) for pair, _ in counts.most_common(n_merges)]
+
+
+@wrong("first_model.train_bpe", "the end of a longer symbol")
+def bpe_in_strings_with_spaces(words, n_merges):
+    parts, tokens = [" ".join(word) for word in words], []
+    for _ in range(n_merges):
+        counts = Counter(pair for word in parts for pair in itertools.pairwise(word.split()))
+        best = max(counts, key=counts.get)
+        parts = [word.replace(" ".join(best), "".join(best)) for word in parts]
+        tokens.append("".join(best))
+    return tokens
 
 
 @wrong("first_model.shift", "come round from the front")

@@ -190,12 +190,11 @@ def heat_map(
     side = max(2.2, 0.3 * len(keys) + 1.0) if several else max(3.6, 0.36 * len(keys) + 1.6)
     size = {"width": side * columns + 0.8, "height": side * rows + 0.2, "rows": rows, "columns": columns}
     (below, font), (left, _) = _token_text(keys), _token_text(queries)
-    turn = 90 if max(map(len, below)) > 2 else 0
     with _figure(titles[0], axis_labels[0], **size) as (figure, panels):
         panels = np.atleast_1d(panels)
         for number, (panel, matrix, name) in enumerate(zip(panels, weights, titles, strict=False)):
             image = panel.imshow(matrix, cmap="Blues", vmin=0, vmax=max(1.0, matrix.max()))
-            panel.set_xticks(range(len(below)), below, rotation=turn, **font)
+            panel.set_xticks(range(len(below)), below, rotation=90 if max(map(len, below)) > 2 else 0, **font)
             panel.set_yticks(range(len(left)), left, **font)
             panel.set(title=name, xlabel=axis_labels[0], ylabel="" if number % columns else axis_labels[1])
             panel.grid(visible=False)

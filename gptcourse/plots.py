@@ -194,7 +194,7 @@ def heat_map(
         panels = np.atleast_1d(panels)
         for number, (panel, matrix, name) in enumerate(zip(panels, weights, titles, strict=False)):
             image = panel.imshow(matrix, cmap="Blues", vmin=0, vmax=max(1.0, matrix.max()))
-            panel.set_xticks(range(len(below)), below, rotation=90 * (max(map(len, below)) > 2), **font)
+            panel.set_xticks(range(len(below)), below, rotation=90 if max(map(len, below)) > 2 else 0, **font)
             panel.set_yticks(range(len(left)), left, **font)
             panel.set(title=name, xlabel=axis_labels[0], ylabel="" if number % columns else axis_labels[1])
             panel.grid(visible=False)

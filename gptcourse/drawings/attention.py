@@ -94,9 +94,9 @@ def all_queries(words: Sequence[str], q, k, v, scores, weights) -> Diagram:
     drawing = Diagram(724, low + CELL_HEIGHT * n + 12, described)
     apart, shares_style = 38, {"digits": 2, "row_labels": words, "color": BLUE, "largest": 1}
     left = drawing.matrix(64, top, q, row_labels=words, color=BLUE, title=f"queries ({n}, {size})")
-    turned = np.transpose(k).tolist()
-    keys = drawing.matrix(left.right[0] + apart, top, turned, column_labels=words, color=GREEN)
-    drawing.text(keys.bottom[0], keys.bottom[1] + 18, f"keys, turned ({size}, {n})", bold=True, size=12)
+    transposed = np.transpose(k).tolist()
+    keys = drawing.matrix(left.right[0] + apart, top, transposed, column_labels=words, color=GREEN)
+    drawing.text(keys.bottom[0], keys.bottom[1] + 18, f"keys, transposed ({size}, {n})", bold=True, size=12)
     title = f"scores ({n}, {n})"
     table = drawing.matrix(keys.right[0] + apart, top, scores, digits=2, column_labels=words, title=title)
     shares = drawing.matrix(64, low, weights, title=f"weights ({n}, {n})", **shares_style)

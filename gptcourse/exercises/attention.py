@@ -24,8 +24,9 @@ NOT_HIDDEN = """A score of zero is an ordinary score: its exponential is one, so
     score has an exponential of exactly zero?"""
 HIDES_THE_SEEN = "You hide exactly those keys that should be seen. Does True mean hide or show where you use the mask?"
 NOT_FITTING = """As they stand the two matrices do not fit: a row of queries has to meet a row of keys. Which of them
-    has to be turned, and which two of its dimensions?"""
-
+    has to be transposed, and in which two dimensions?"""
+LATER_IN_SIGHT = """Right without a cache, and for one new token at a time. But when several are new, the earlier of
+    them see the later ones."""
 NO_PROJECTION = """The heads stand side by side, and there you stop: one more linear layer lets what they found
     mix."""
 
@@ -145,7 +146,8 @@ class Causal(Exercise, name="attention.causal"):
     hint = "Row t should be the softmax of its first t + 1 scores and zero after them, also where all are very low."
 
     def inputs():
-        return [(randn(2, 2),), (randn(4, 4),), (randn(2, 2, 5, 5),), (randn(3, 3) - 20_000,)]
+        high_future = randn(3, 3) + 200 * torch.arange(3.0)
+        return [(randn(2, 2),), (randn(4, 4),), (randn(2, 2, 5, 5),), (randn(3, 3) - 20_000,), (high_future,)]
 
     def reference(scores):
         return causal(scores)
@@ -154,6 +156,8 @@ class Causal(Exercise, name="attention.causal"):
     masked_late = mistake(LATE_MASK)(lambda scores: scores.softmax(-1) * past(scores))
     by_hand = mistake("""Almost right. But the exponential of a very low score is 0, and 0 / 0 is NaN: something has to
         be taken away from the scores before.""")(lambda scores: shared(scores.exp() * past(scores)))
+    repaired = mistake("""Right for most scores. But where later scores are far higher, they get the whole softmax; 0 is
+        left to share out again, and 0 / 0 is NaN.""")(lambda scores: shared(scores.softmax(-1) * past(scores)))
     zeroed = mistake(NOT_HIDDEN)(lambda scores: (scores * past(scores)).softmax(-1))
     without_itself = mistake("""Your tokens may not look at themselves, so the first has nobody at all to look at and
         gives NaN.""")(lambda scores: scores.masked_fill(~past(scores).tril(-1), -inf).softmax(-1))
@@ -203,7 +207,7 @@ class Merge(Exercise, name="attention.merge"):
     reshaped = mistake("""The shape is right, the contents are not: the numbers keep their order in memory, so different
         tokens end up in one vector. What has to come together
         first?""")(lambda x: x.reshape(x.shape[0], x.shape[2], -1))
-    viewed = mistake("""The steps are right. But a turned tensor no longer lies in memory in reading order, and what
+    viewed = mistake("""The steps are right. But a transposed tensor no longer lies in memory in reading order, and what
         joins here insists on that; it has a sister that
         copies.""")(lambda x: x.transpose(1, 2).view(x.shape[0], x.shape[2], -1))
     unfinished = mistake("""The heads of a token now stand together.
@@ -309,7 +313,7 @@ class Influence(Exercise, name="attention.influence"):
     def turned(layer, x):
         return Influence.reference(layer, x).mT
 
-    @mistake("Your changes pile up: token 0 is still another when token 1 is changed. Begin afresh for each token.")
+    @mistake("Your changes pile up: token 0 is still changed when you change token 1. Begin afresh for each token.")
     def piled_up(layer, x):
         return moved(layer, x, [x + row[:, None] for row in torch.ones(len(x), len(x)).tril()])
 
@@ -420,6 +424,9 @@ class Rotary(Exercise, name="attention.rotary"):
     )
     at_one_speed = mistake("""All your pairs turn at the same speed. The first turns fastest, and the last hardly at
         all.""")(lambda x, first_position: rotary(x, first_position, base=1.0))
+    too_fast = mistake("Pair 0 is right, and the others turn too fast. Look at the exponent of the speed again.")(
+        lambda x, first_position: rotary(x, first_position, base=100.0)
+    )
     from_one = mistake("The first token of a text stands at position 0, and yours is turned already.")(
         lambda x, first_position: rotary(x, first_position + 1)
     )
@@ -517,6 +524,20 @@ class MultiHead(Exercise, name="attention.multi_head"):
     class FromTheCorner(MultiHeadAttention):
         def mix(self, q, k, v):
             return attend_causally(q, k, v)
+
+    @mistake(LATER_IN_SIGHT)
+    class UnmaskedWithCache(MultiHeadAttention):
+        def forward(self, x, cache=None):
+            self.is_causal = cache is None
+            return super().forward(x, cache)
+
+        def mix(self, q, k, v):
+            return attend(q, k, v, is_causal=self.is_causal)
+
+    @mistake(LATER_IN_SIGHT)
+    class UnmaskedAfterTheFirst(MultiHeadAttention):
+        def mix(self, q, k, v):
+            return attend(q, k, v, is_causal=q.shape == k.shape)
 
     @mistake("Right without a cache. With one, the new tokens see no further back than themselves: who remembers?")
     class NeverRemembers(MultiHeadAttention):

@@ -40,6 +40,12 @@ def causal_number_too_small(scores):
     return torch.where(mask == 1, scores, torch.tensor(-1e4)).softmax(-1)
 
 
+@wrong("attention.causal", "later scores are far higher")
+def causal_divided_again(scores):
+    w = torch.tril(torch.softmax(scores, dim=-1))
+    return w / torch.sum(w, dim=-1, keepdim=True)
+
+
 @wrong("attention.causal", "Every token can look at the tokens after it")
 def causal_mask_never_assigned(scores):
     T = scores.size(-1)
@@ -169,6 +175,15 @@ def rotary_without_the_first_position(x, first_position):
     return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1)
 
 
+@wrong("attention.rotary", "the others turn too fast")
+def rotary_with_half_the_exponent(x, first_position):
+    T, D = x.shape[-2:]
+    theta = 10000.0 ** (-torch.arange(D // 2) / D)
+    angle = torch.arange(first_position, first_position + T)[:, None] * theta
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1)
+
+
 @wrong("attention.mend_chunk", "those of the new tokens after it")
 def chunk_unmasked(q, k, v):
     return F.scaled_dot_product_attention(q, k, v)
@@ -210,3 +225,16 @@ class HeadsByViewAlone(TwoLinears):
         mask = torch.ones(T, S).tril(S - T).bool()
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+@wrong("attention.multi_head", "the earlier of them see the later ones")
+class HeadsUnmaskedWithACache(TwoLinears):
+    def forward(self, x, cache=None):
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+        if cache is None:
+            scores = scores.masked_fill(torch.ones(T, T).tril() == 0, float("-inf"))
+        return self.c_proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C))

@@ -32,11 +32,11 @@ def ladder(losses: Mapping[str, tuple[float, str]], new: set[str], bits_per_nat:
         if name in new:
             drawing.rectangle(bar, ORANGE, outline=1, round=2)
         drawing.text(LEFT - 8, y + 14, name, anchor="end", bold=name in new)
-        drawing.text(bar.x + bar.width + 8, y + 14, f"{nats:.3f} ({nats * bits_per_nat:.2f})", anchor="start", size=12)
+        drawing.text(width - 10, y + 14, f"{nats:.3f} ({nats * bits_per_nat:.2f})", anchor="end", size=12)
     counted = [nats for nats, kind in losses.values() if kind == COUNTED]
     if counted:
         x = LEFT + min(counted) * scale
         bottom = top + ROW * len(rows)
         drawing.line((x, top - 8), (x, bottom + 4), color=GREEN, opacity=1, width=1.5, dashed=True)
-        drawing.text(x, bottom + 20, f"best count table: {min(counted):.3f}", color=GREEN, size=12, bold=True)
+        drawing.text(x, bottom + 20, f"best table of characters: {min(counted):.3f}", color=GREEN, size=12, bold=True)
     return drawing

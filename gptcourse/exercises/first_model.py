@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 from math import log, log2
 
@@ -86,6 +86,21 @@ def learned(words: list[str], n_merges: int, join: Callable = joined) -> tuple[s
         parts = [join(symbols, pair) for symbols in parts]
         tokens.append("".join(pair))
     return tuple(tokens)
+
+
+def encoded(word: str, merges: Iterable[tuple[str, str]], join: Callable = joined) -> tuple[str, ...]:
+    """Cut a word into characters, and apply the merges in the order given."""
+    return reduce(join, merges, tuple(word))
+
+
+def by_longest_match(word: str, merges: list[tuple[str, str]]) -> tuple[str, ...]:
+    """Cut a word from left to right, each time behind the longest token that fits."""
+    tokens, done = {"".join(pair) for pair in merges}, []
+    while word:
+        end = next(end for end in range(len(word), 0, -1) if word[:end] in tokens or end == 1)
+        done.append(word[:end])
+        word = word[end:]
+    return tuple(done)
 
 
 class FirstLoss(Exercise, name="first_model.first_loss"):
@@ -498,3 +513,42 @@ class TrainBPE(Exercise, name="first_model.train_bpe"):
     the_last_alone = mistake("That is the last token alone. Keep all, in order.")(
         lambda words, n: learned(words, n)[-1]
     )
+
+
+class Encode(Exercise, name="first_model.encode"):
+    """Cut a word into characters, and apply the learned merges in the order in which they were learned."""
+
+    hint = "Write the word as single characters. Which merge has the first turn, and what does the next one find?"
+
+    def inputs():
+        ten = [("h", "e"), ("t", "he"), ("r", "e"), ("the", "re"), ("e", "n")]
+        return [
+            ("then", [("e", "n"), ("t", "h"), ("th", "e")]),
+            ("thehe", [("h", "e"), ("t", "he"), ("t", "h")]),
+            ("banana", [("a", "n"), ("n", "a"), ("an", "an"), ("b", "anan")]),
+            ("atherenthe", ten),
+            ("aaaaaab", [("a", "a"), ("a", "b"), ("aa", "aa")]),
+        ]
+
+    def reference(word, merges):
+        return encoded(word, merges)
+
+    longest_match = mistake("""You take the longest token that fits. Two tokens may want the same character: which of
+        the two was learned first?""")(by_longest_match)
+    newest_first = mistake("""You begin with the merge that was learned last. It joins symbols that do not exist before
+        the earlier ones have made them.""")(lambda word, merges: encoded(word, merges[::-1]))
+    first_place_alone = mistake("""Each merge is applied in one place. Its pair may stand in
+        several.""")(lambda word, merges: encoded(word, merges, partial(joined, most=1)))
+    letters_alone = mistake("""You join single characters alone. What a merge has made can be joined again by a later
+        one.""")(lambda word, merges: encoded(word, [pair for pair in merges if len("".join(pair)) == 2]))
+    in_a_string = mistake(IN_A_STRING)(lambda word, merges: encoded(word, merges, joined_in_a_string))
+
+    @mistake("""You walk through the word and join whatever can be joined. Who comes first is not the character on the
+        left: it is the merge that was learned first.""")
+    def as_it_comes(word, merges):
+        done = []
+        for symbol in word:
+            done.append(symbol)
+            while tuple(done[-2:]) in merges:
+                done[-2:] = ["".join(done[-2:])]
+        return tuple(done)

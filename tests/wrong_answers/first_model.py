@@ -227,6 +227,37 @@ def bpe_in_strings_with_spaces(words, n_merges):
     return tokens
 
 
+@wrong("first_model.encode", "the longest token that fits")
+def encode_by_the_longest_token(word, merges):
+    tokens = sorted(("".join(pair) for pair in merges), key=len, reverse=True)
+    symbols = []
+    while word:
+        token = next((token for token in tokens if word.startswith(token)), word[0])
+        symbols.append(token)
+        word = word.removeprefix(token)
+    return symbols
+
+
+@wrong("first_model.encode", "it is the merge that was learned first")
+def encode_from_the_left(word, merges):
+    symbols, place = list(word), 0
+    while place < len(symbols) - 1:
+        if (symbols[place], symbols[place + 1]) in merges:
+            symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+            place = max(place - 1, 0)
+        else:
+            place += 1
+    return symbols
+
+
+@wrong("first_model.encode", "learned last")
+def encode_from_the_newest(word, merges):
+    symbols = list(word)
+    for pair in reversed(merges):
+        merge_in_place(symbols, pair)
+    return symbols
+
+
 @wrong("first_model.shift", "come round from the front")
 def shift_by_rolling(tokens):
     return tokens, torch.roll(tokens, shifts=-1, dims=1)

@@ -69,19 +69,11 @@ def norm_places() -> Diagram:
     )
     for x, title, before in ((20, "norm after (2017): the stream is normalised", False), (360, "", True)):
         drawing.text(x + 150, 22, title or "norm before (GPT-2): the copy is normalised", bold=True, size=12)
-        if before:
-            y, order = 120, ("norm", "attention")
-            xs = (x + 80, x + 170)
-        else:
-            y, order = 120, ("attention",)
-            xs = (x + 80,)
+        y, parts = 120, ((x + 80, "norm"), (x + 170, "attention")) if before else ((x + 80, "attention"),)
         drawing.text(x + 4, 64, "stream", anchor="start", size=12)
         plus = drawing.plus(x + 200 if not before else x + 262, 80)
         drawing.arrow((x + 4, 80), plus.left, color=GREEN, width=2.5)
-        boxes = [
-            drawing.box(at, y, 76, 36, name, color=ORANGE if name == "norm" else BLUE)
-            for at, name in zip(xs, order, strict=True)
-        ]
+        boxes = [drawing.box(at, y, 76, 36, name, color=ORANGE if name == "norm" else BLUE) for at, name in parts]
         drawing.line((x + 40, 80), (x + 40, y + 18))
         drawing.arrow((x + 40, y + 18), boxes[0].left)
         for left, right in pairwise(boxes):
@@ -110,14 +102,8 @@ def mlp(x, hidden, activated, output) -> Diagram:
         numbers = _list(numbers)
         vector = drawing.vector(150 + (width - 44 * len(numbers)) / 2, 16 + 64 * i, numbers, digits=2)
         drawing.text(136, vector.y + 18, name, anchor="end", mono=True)
-        drawing.text(
-            width + 166,
-            vector.y + 18,
-            f"{len(numbers)} number{'s' * (len(numbers) > 1)}",
-            anchor="start",
-            size=12,
-            faint=True,
-        )
+        count = f"{len(numbers)} number{'s' * (len(numbers) > 1)}"
+        drawing.text(width + 166, vector.y + 18, count, anchor="start", size=12, faint=True)
         if previous is not None:
             drawing.arrow(previous.bottom, vector.top, color=PURPLE)
         previous = vector

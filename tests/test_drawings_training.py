@@ -8,14 +8,17 @@ from gptcourse.drawings import training as drawings
 DRAWN = {
     "loop": (drawings.loop(), ["zero_grad (forget old ones), then forward"]),
     "adam": (
-        drawings.adam([0.5, -0.1], [0.05, 0.03], [0.01, 0.02], [1.0, 0.4]),
-        ["gradient 0.50, -0.10", "1.00, 0.40"],
+        drawings.adam([0.5, -0.1], [0.05, 0.035], [0.0125, 0.012375]),
+        ["gradient 0.50, -0.10", "m corrected 0.500, 0.184", "root of v corrected 0.500, 0.356", "1.00, 0.52"],
     ),
     "clipping": (drawings.clipping(3.25, 1.0), ["length 3.25 is shortened to 1.00"]),
     "short": (drawings.clipping(0.5, 1.0), ["length 0.50"]),
     "killed_run": (drawings.killed_run(20, [5, 10, 15], 12), ["killed after step 12, goes on from step 10"]),
     "induction": (drawings.induction(list("abcabc"), 3), ["the second 'a' looks at 'b'"]),
-    "sick_runs": (drawings.sick_runs({"A": [4.3, 2.4], "B": [4.3, 9.0]}, 6), ["A: from 4.30 to 2.40"]),
+    "sick_runs": (
+        drawings.sick_runs({"A": [4.3, 2.4], "B": [4.3, 9.0]}, 6, (2.5, "pairs")),
+        ["A: from 4.30 to 2.40", "pairs: 2.50"],
+    ),
 }
 
 

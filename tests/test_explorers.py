@@ -36,6 +36,7 @@ from gptcourse.explorers import (
 )
 from gptcourse.explorers.attention import gradient_size
 from gptcourse.explorers.decoding import LEGEND
+from gptcourse.explorers.explorer import text_box
 from gptcourse.generation import Sampling, first_kept, generate, next_token_distribution
 from gptcourse.model import GPT, GPT3_TABLE, GPTConfig
 from gptcourse.scaling import ScalingLaw, flops_per_token, training_memory
@@ -749,3 +750,8 @@ def test_what_needs_no_page_imports_no_widgets(modules):
     code = f"import sys; sys.path.append('recipes')\nimport {modules}\n"
     code += "sys.exit('ipywidgets' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_row_of_its_own_is_not_asked_for_by_a_column_which_the_page_clears():
+    box = text_box("prompt", "To be")
+    assert (box.layout.grid_area, box.layout.grid_column) == ("auto / 1 / auto / -1", None)

@@ -188,7 +188,8 @@ def test_the_board_grows_from_notebook_to_notebook():
     assert list(later.losses) == ["bigram", "trigram", "bigram, trained", "your GPT"]
     assert later.new == {"your GPT"} and later.best_count == 2.1
     html = later._repr_mimebundle_()["text/html"]
-    assert html.index("bigram") < html.index("trigram") < html.index("your GPT") and "best table of characters: 2.100" in html
+    assert html.index("bigram") < html.index("trigram") < html.index("your GPT")
+    assert "best table of characters: 2.100" in html
 
 
 def test_a_board_that_cannot_be_kept_works(tmp_path, monkeypatch):

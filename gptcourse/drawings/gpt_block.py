@@ -63,25 +63,17 @@ def norm_places() -> Diagram:
     """Draw the two places of the norm: after the addition (2017), before each part (GPT-2)."""
     drawing = Diagram(
         680,
-        250,
+        215,
         "Norm after: the stream itself passes through the norm behind each addition. Norm before: only the copy that "
         "a part reads is normalised, and the stream runs past it.",
     )
     for x, title, before in ((20, "norm after (2017): the stream is normalised", False), (360, "", True)):
         drawing.text(x + 150, 22, title or "norm before (GPT-2): the copy is normalised", bold=True, size=12)
-        if before:
-            y, order = 120, ("norm", "attention")
-            xs = (x + 80, x + 170)
-        else:
-            y, order = 120, ("attention",)
-            xs = (x + 80,)
+        y, parts = 120, ((x + 80, "norm"), (x + 170, "attention")) if before else ((x + 80, "attention"),)
         drawing.text(x + 4, 64, "stream", anchor="start", size=12)
         plus = drawing.plus(x + 200 if not before else x + 262, 80)
         drawing.arrow((x + 4, 80), plus.left, color=GREEN, width=2.5)
-        boxes = [
-            drawing.box(at, y, 76, 36, name, color=ORANGE if name == "norm" else BLUE)
-            for at, name in zip(xs, order, strict=True)
-        ]
+        boxes = [drawing.box(at, y, 76, 36, name, color=ORANGE if name == "norm" else BLUE) for at, name in parts]
         drawing.line((x + 40, 80), (x + 40, y + 18))
         drawing.arrow((x + 40, y + 18), boxes[0].left)
         for left, right in pairwise(boxes):
@@ -104,13 +96,14 @@ def mlp(x, hidden, activated, output) -> Diagram:
     rows = (("x", x), ("c_fc(x)", hidden), ("activation", activated), ("c_proj", output))
     said = "; ".join(f"{name}: {_said(numbers)}" for name, numbers in rows)
     width = max(len(_list(hidden)), 4) * 44
-    drawing = Diagram(width + 300, 252, f"One token through the MLP. {said}.")
+    drawing = Diagram(width + 300, 242, f"One token through the MLP. {said}.")
     previous = None
     for i, (name, numbers) in enumerate(rows):
         numbers = _list(numbers)
         vector = drawing.vector(150 + (width - 44 * len(numbers)) / 2, 16 + 64 * i, numbers, digits=2)
         drawing.text(136, vector.y + 18, name, anchor="end", mono=True)
-        drawing.text(width + 166, vector.y + 18, f"{len(numbers)} numbers", anchor="start", size=12, faint=True)
+        count = f"{len(numbers)} number{'s' * (len(numbers) > 1)}"
+        drawing.text(width + 166, vector.y + 18, count, anchor="start", size=12, faint=True)
         if previous is not None:
             drawing.arrow(previous.bottom, vector.top, color=PURPLE)
         previous = vector
@@ -120,9 +113,9 @@ def mlp(x, hidden, activated, output) -> Diagram:
 def tying(token: str, row, scores: dict[str, float]) -> Diagram:
     """Draw how one table reads and writes: a row goes in, and products with all rows come out as scores."""
     said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
-    drawing = Diagram(700, 200, f"The row of {token} ({_said(row)}) goes in; one score a row comes out: {said}.")
-    drawing.text(60, 36, "read", bold=True)
-    drawing.text(606, 16, "write", bold=True)
+    drawing = Diagram(700, 160, f"The row of {token} ({_said(row)}, …) goes in; one score a row comes out: {said}.")
+    drawing.text(205, 36, "read", bold=True)
+    drawing.text(524, 36, "write", bold=True)
     tile = drawing.token(16, 80, token, width=88)
     table = drawing.box(150, 62, 110, 62, "wte", note="(V, C)", color=BLUE)
     blocks = drawing.box(318, 70, 120, 46, "blocks", note="and last norm")
@@ -130,10 +123,11 @@ def tying(token: str, row, scores: dict[str, float]) -> Diagram:
     drawing.arrow(tile.right, table.left)
     drawing.arrow(table.right, blocks.left)
     drawing.arrow(blocks.right, head.left)
-    drawing.text(289, 150, f"row: {_said(row)}", size=12, mono=True)
+    drawing.arrow(head.right, (588, head.right[1]))
+    drawing.text(289, 150, f"row: {_said(row)}, …", size=12, mono=True)
     for i, (name, score) in enumerate(scores.items()):
-        drawing.text(580, 44 + 24 * i, name, anchor="start", mono=True, size=12)
-        drawing.text(690, 44 + 24 * i, f"{score:.2f}".replace("-", "−"), anchor="end", mono=True, size=12)
+        drawing.text(594, 73 + 24 * i, name, anchor="start", mono=True, size=12)
+        drawing.text(696, 73 + 24 * i, f"{score:.2f}".replace("-", "−"), anchor="end", mono=True, size=12)
     return drawing
 
 
@@ -188,17 +182,17 @@ def block(n_embd: int, n_head: int) -> Diagram:
 def whole(config: GPTConfig) -> Diagram:
     """Draw the whole GPT from top to bottom, with the names, the shapes and the number of parameters of each part."""
     V, T, C = config.vocab_size, config.n_positions, config.n_embd
-    in_block = 12 * C * C + 13 * C
+    in_block, last = 12 * C * C + 13 * C, config.n_layer - 1
     rows = (
         ("ids", "token ids (B, T)", None, "currentColor"),
-        ("wte + wpe", f"a row of {V:,}, a row of {T:,}", (V + T) * C, BLUE),
+        ("wte + wpe", f"{V:,} and {T:,} rows: (B, T, {C})", (V + T) * C, BLUE),
         ("h[0]", "ln_1, attn, ln_2, mlp", in_block, GREEN),
-        (f"… h[{config.n_layer - 1}]", f"{config.n_layer} blocks in all", in_block * (config.n_layer - 1), GREEN),
-        ("ln_f", f"the last norm (B, T, {C})", 2 * C, ORANGE),
-        ("lm_head", f"the table wte again: (B, T, {V:,})", 0, BLUE),
+        (f"h[1] … h[{last}]", f"{last} more blocks, built alike", in_block * last, GREEN),
+        ("ln_f", f"the last norm: (B, T, {C})", 2 * C, ORANGE),
+        ("lm_head", f"the table wte again; logits (B, T, {V:,})", 0, BLUE),
     )
     said = "; ".join(f"{name}, {note}, {'no' if not n else f'{n:,}'} parameters" for name, note, n, _ in rows)
-    drawing = Diagram(560, 40 + 62 * len(rows), f"The whole GPT, from top to bottom: {said}.")
+    drawing = Diagram(560, 20 + 62 * len(rows), f"The whole GPT, from top to bottom: {said}.")
     drawing.text(548, 16, "parameters", anchor="end", bold=True, size=12)
     previous: Box | None = None
     for i, (name, note, n, color) in enumerate(rows):

@@ -35,21 +35,26 @@ def loop() -> Diagram:
     return drawing
 
 
-def adam(gradients: Sequence[float], m: Sequence[float], v: Sequence[float], moves: Sequence[float]) -> Diagram:
-    """Draw what AdamW keeps of one weight over some steps: the gradient, both averages, and the move they give.
-
-    moves: in units of the learning rate.
-    """
-    columns = [f"{i}" for i in range(1, len(gradients) + 1)]
-    rows = {"gradient": gradients, "average m": m, "average of squares v": v, "move / learning rate": moves}
-    said = "; ".join(f"{name} {', '.join(f'{x:.2f}' for x in values)}" for name, values in rows.items())
-    drawing = Diagram(680, 46 + 42 * len(rows), f"One weight over {len(gradients)} steps: {said}.")
+def adam(gradients: Sequence[float], m: Sequence[float], v: Sequence[float]) -> Diagram:
+    """Draw what AdamW computes for one weight over some steps, from its averages to the move, in learning rates."""
+    steps = range(1, len(gradients) + 1)
+    m_hat = [average / (1 - 0.9**t) for t, average in zip(steps, m, strict=True)]
+    root = [(average / (1 - 0.95**t)) ** 0.5 for t, average in zip(steps, v, strict=True)]
+    rows = (
+        ("gradient", gradients, 2, None),
+        ("average m", m, 3, BLUE),
+        ("average of squares v", v, 3, PURPLE),
+        ("m corrected", m_hat, 3, BLUE),
+        ("root of v corrected", root, 3, PURPLE),
+        ("move / learning rate", [top / below for top, below in zip(m_hat, root, strict=True)], 2, GREEN),
+    )
+    said = "; ".join(f"{name} {', '.join(f'{x:.{digits}f}' for x in values)}" for name, values, digits, _ in rows)
+    drawing = Diagram(680, 38 + 36 * len(rows), f"One weight over {len(gradients)} steps: {said}.")
     drawing.text(188, 24, "step", anchor="end", faint=True)
-    for j, column in enumerate(columns):
-        drawing.text(200 + 44 * (j + 0.5), 24, column, mono=True, faint=True)
-    colors = (None, BLUE, PURPLE, GREEN)
-    for i, ((name, values), color) in enumerate(zip(rows.items(), colors, strict=True)):
-        drawing.matrix(200, 36 + 42 * i, [list(values)], row_labels=[name], digits=2, color=color)
+    for t in steps:
+        drawing.text(200 + 44 * (t - 0.5), 24, str(t), mono=True, faint=True)
+    for i, (name, values, digits, color) in enumerate(rows):
+        drawing.matrix(200, 36 + 36 * i, [list(values)], row_labels=[name], digits=digits, color=color)
     return drawing
 
 
@@ -107,15 +112,20 @@ def induction(tokens: Sequence[str], n: int) -> Diagram:
     return drawing
 
 
-def sick_runs(curves: Mapping[str, Sequence[float]], highest: float) -> Diagram:
-    """Draw the loss curves of several runs side by side, on one scale: up to four, each with its letter."""
+def sick_runs(curves: Mapping[str, Sequence[float]], highest: float, line: tuple[float, str]) -> Diagram:
+    """Draw the loss curves of several runs side by side, from 0 to `highest`: up to four, each with its letter.
+
+    line: a loss to compare with and its name, a dashed line through all of them.
+    """
     said = "; ".join(f"{name}: from {values[0]:.2f} to {values[-1]:.2f}" for name, values in curves.items())
-    drawing = Diagram(680, 178, f"Training losses of {len(curves)} runs. {said}.")
+    drawing = Diagram(680, 194, f"Training losses of {len(curves)} runs. {said}. {line[1]}: {line[0]:.2f}.")
     width = 660 / len(curves) - 14
     for i, (name, values) in enumerate(curves.items()):
         frame = Box(12 + (width + 14) * i, 30, width, 120)
         drawing.rectangle(frame, outline=0.3, round=2)
         drawing.text(frame.x + width / 2, 20, name, bold=True)
+        level = frame.y + 120 * (1 - line[0] / highest)
+        drawing.line((frame.x, level), (frame.x + width, level), dashed=True, color=GREEN)
         points = [
             (frame.x + width * j / (len(values) - 1), frame.y + 120 * (1 - min(max(value, 0), highest) / highest))
             for j, value in enumerate(values)
@@ -123,4 +133,6 @@ def sick_runs(curves: Mapping[str, Sequence[float]], highest: float) -> Diagram:
         for start, end in pairwise(points):
             drawing.line(start, end, color=BLUE, opacity=0.9, width=1.6)
         drawing.text(frame.x + width / 2, 168, f"{values[0]:.2f} → {values[-1]:.2f}", size=12, faint=True)
+    key = f"loss in nats per character, from 0 to {highest:g}, by step; dashed: {line[1]}, {line[0]:.2f}"
+    drawing.text(12, 188, key, anchor="start", size=12, faint=True)
     return drawing

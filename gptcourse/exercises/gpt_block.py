@@ -19,6 +19,12 @@ from gptcourse.model import GPT, GPTConfig, GPTOutput
 
 NOTEBOOK = "03 · A GPT block, and the whole GPT"
 SAMPLE_VARIANCE = "Very close: your variance divides by C - 1, as for a sample. Here it is the mean of the squares."
+OWN_DRAWS = (
+    "You draw from torch's own generator, so the same seed does not give the same text. What is the last input for?"
+)
+ONE_CACHE = "One cache cannot serve all blocks: each block has keys and values of its own."
+TEXT_AGAIN = """You put the whole text in again, and the caches hold it already: each key and value is there twice.
+    After the prompt only the newest token has to go in."""
 WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
 
 
@@ -543,7 +549,7 @@ class Generate(Exercise, name="gpt_block.generate"):
             return model
 
         shapes = (GPTConfig(5, 4, 8, 1, 1), GPTConfig(11, 6, 8, 2, 2), GPTConfig(23, 5, 12, 1, 3))
-        settings = ((1, 1, 3, 1.0, 1), (2, 3, 7, 0.5, 2), (3, 7, 6, 1.5, 3))
+        settings = ((1, 1, 3, 1.0, 11), (2, 3, 7, 0.5, 12), (3, 7, 6, 1.5, 13))
         pairs = zip(map(lively, shapes), settings, strict=True)
         return [(m, torch.randint(m.config.vocab_size, (B, T)), n, heat, seed) for m, (B, T, n, heat, seed) in pairs]
 
@@ -577,6 +583,10 @@ class Generate(Exercise, name="gpt_block.generate"):
     def new_alone(model, ids, n, temperature, generator):
         return write(model, ids, n, temperature, generator)[:, ids.shape[1] :]
 
+    @mistake(OWN_DRAWS)
+    def own_draws(model, ids, n, temperature, generator):
+        return write(model, ids, n, temperature, None)
+
 
 @torch.no_grad()
 def write_cached(
@@ -588,18 +598,19 @@ def write_cached(
     start=lambda cache: cache.length,
     again=False,
     shared=False,
+    forget=False,
     place=-1,
     norm=None,
 ):
     """Continue ids (B, T) by n tokens, with a cache for each block (shared: one for all)."""
     config, new = model.config, ids
-    room = config.n_positions * (len(model.h) if shared else n if again else 1)
-    caches = [KeyValueCache(ids.shape[0], config.n_head, room, config.head_size) for _ in model.h]
+    sizes = (ids.shape[0], config.n_head, config.n_positions, config.head_size)
+    caches = [KeyValueCache(*sizes) for _ in model.h]
     for _ in range(n):
         first = start(caches[0])
         x = model.wte(new) + model.wpe.weight[first : first + new.shape[1]]
         for block, cache in zip(model.h, caches, strict=True):
-            x = x + block.attn(block.ln_1(x), caches[0] if shared else cache)
+            x = x + block.attn(block.ln_1(x), caches[0] if shared else None if forget else cache)
             x = x + block.mlp(block.ln_2(x))
         logits = model.lm_head((norm or model.ln_f)(x[:, place])) / temperature
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
@@ -611,11 +622,16 @@ def write_cached(
 class GenerateCached(Exercise, name="gpt_block.generate_cached"):
     """Let a model write with a cache for each block, so that every token goes through the blocks once."""
 
-    hint = "Print, for each pass, which ids go in, at which positions, and how many keys each cache holds afterwards."
+    hint = """Print, for each pass, which ids go in, at which positions, and how many keys each cache holds afterwards.
+        All the rest is the forward pass of your block and of your GPT."""
 
     def inputs():
-        shapes = (GPTConfig(5, 8, 8, 1, 1), GPTConfig(11, 16, 8, 2, 2), GPTConfig(23, 14, 12, 3, 3))
-        settings = ((8, 2, 6, 2.0, 1), (12, 5, 9, 3.0, 2), (10, 3, 10, 4.0, 3))
+        shapes = (
+            GPTConfig(5, 8, 8, 1, 1),
+            GPTConfig(11, 28, 8, 2, 2),
+            GPTConfig(23, 39, 12, 3, 3),
+        )  # room for one_cache
+        settings = ((8, 2, 6, 2.0, 11), (12, 5, 9, 3.0, 12), (10, 3, 10, 4.0, 13))
         models = [GPTOfParts(config) for config in shapes]
         for model in models:  # so lively that every token read changes the draws
             with_weights(model, {name: 3 * weight for name, weight in random_weights(model).items()})
@@ -625,7 +641,7 @@ class GenerateCached(Exercise, name="gpt_block.generate_cached"):
     def through(answer, model, ids, n, temperature, seed):
         """Return the text, and whether each token went through the first block once (the last one may, too)."""
         seen = []
-        hook = model.h[0].attn.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+        hook = model.h[0].attn.register_forward_hook(lambda module, given, out: seen.append(out.shape[1]))
         try:
             text = answer(model, ids, n, temperature, torch.Generator().manual_seed(seed))
         finally:
@@ -642,21 +658,43 @@ class GenerateCached(Exercise, name="gpt_block.generate_cached"):
             ids = write_cached(model, ids, 1, temperature, generator)
         return ids
 
-    @mistake("""You put the whole text in again, and the caches hold it already: each key and value is there twice.
-        After the prompt only the newest token has to go in.""")
+    @mistake(TEXT_AGAIN)
     def whole_text_again(model, ids, n, temperature, generator):
         return write_cached(model, ids, n, temperature, generator, start=lambda cache: 0, again=True)
+
+    @mistake(TEXT_AGAIN)
+    def whole_text_behind_it(model, ids, n, temperature, generator):
+        return write_cached(model, ids, n, temperature, generator, again=True)
 
     @mistake("""The first draw is right. After it every new token says that it stands at position 0. How many tokens
         came before it?""")
     def positions_from_zero(model, ids, n, temperature, generator):
         return write_cached(model, ids, n, temperature, generator, start=lambda cache: 0)
 
-    @mistake("One cache cannot serve all blocks: each block has keys and values of its own.")
-    def one_cache(model, ids, n, temperature, generator):
+    @mistake("""The first draw is right. After it every new token stands one place too far: with it the text is one
+        token longer, and positions are counted from 0.""")
+    def one_too_far(model, ids, n, temperature, generator):
         return write_cached(
-            model, ids, n, temperature, generator, lambda cache: cache.length // len(model.h), shared=True
+            model, ids, n, temperature, generator, start=lambda cache: cache.length + (cache.length > 0)
         )
+
+    @mistake("""The first draw is right. After it every new token sees only itself. Is a cache made once for each block,
+        and does attention get it in every pass?""")
+    def never_remembered(model, ids, n, temperature, generator):
+        return write_cached(model, ids, n, temperature, generator, start=lambda cache: 0, forget=True)
+
+    @mistake(ONE_CACHE)
+    def one_cache(model, ids, n, temperature, generator):
+        return write_cached(model, ids, n, temperature, generator, shared=True)
+
+    @mistake(ONE_CACHE)
+    def one_cache_and_right_positions(model, ids, n, temperature, generator):
+        places = {"start": lambda cache: cache.length // len(model.h), "shared": True}
+        return write_cached(model, ids, n, temperature, generator, **places)
+
+    @mistake(OWN_DRAWS)
+    def own_draws(model, ids, n, temperature, generator):
+        return write_cached(model, ids, n, temperature, None)
 
     @mistake("The prompt gives logits for each of its tokens. Which of them says what follows?")
     def after_the_first(model, ids, n, temperature, generator):

@@ -126,7 +126,9 @@ def adamw(w, gradient, m, v, step, lr, weight_decay, *, corrected=True, decouple
 class AdamWStep(Exercise, name="training.adamw"):
     """Return the weights and the two averages after one step of AdamW, β₁ = 0.9, β₂ = 0.95, ε = 1e-8."""
 
-    hint = "Do the two averages first, then divide out that they began at zero, then move, then shrink the weights."
+    hint = (
+        "First the two averages. What corrects them is for the move alone, and the decay is a share of the old weights."
+    )
 
     def inputs():
         cases = [(randn(5), 1e-4 * randn(5), torch.zeros(5), torch.zeros(5), 1, 0.1, 0.1)]
@@ -153,6 +155,16 @@ class AdamWStep(Exercise, name="training.adamw"):
     def decay_alone(w, gradient, m, v, step, lr, weight_decay):
         moved, m, v = adamw(w, gradient, m, v, step, lr, 0.0)
         return moved - weight_decay * w, m, v
+
+    @mistake("Your decay is a share of weights that have moved already. Which weights does algorithm 2 shrink?")
+    def shrunk_after_the_move(w, gradient, m, v, step, lr, weight_decay):
+        moved, m, v = adamw(w, gradient, m, v, step, lr, 0.0)
+        return moved * (1 - lr * weight_decay), m, v
+
+    @mistake("You return the corrected averages. The next step goes on from the averages as they were before that.")
+    def corrected_returned(w, gradient, m, v, step, lr, weight_decay):
+        w, m, v = adamw(w, gradient, m, v, step, lr, weight_decay)
+        return w, m / (1 - 0.9**step), v / (1 - 0.95**step)
 
     @mistake("You use β₂ for both averages.")
     def one_beta(w, gradient, m, v, step, lr, weight_decay):

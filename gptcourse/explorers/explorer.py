@@ -90,14 +90,14 @@ def buttons(options: Sequence, value=None, width="auto", description="") -> widg
     """Return a row of buttons of which one is chosen, the first unless `value` says which."""
     row = widgets.ToggleButtons(options=options, style={"button_width": width})
     row.value = row.value if value is None else value
-    return _wide(_named(row, description) if description else row)
+    return wide(_named(row, description) if description else row)
 
 
 def text_box(description: str, text: str, rows: int = 1) -> widgets.Widget:
     """Return a box to type in, which is read at Enter or, with several rows, when the cursor leaves it."""
     options = {} if rows == 1 else {"rows": rows}
     kind = widgets.Text if rows == 1 else widgets.Textarea
-    return _wide(_named(kind(text, continuous_update=False, **options), description))
+    return wide(_named(kind(text, continuous_update=False, **options), description))
 
 
 def _named(control, description):
@@ -105,7 +105,8 @@ def _named(control, description):
     return control
 
 
-def _wide(control):
+def wide(control):
     """Let a control have a row of the grid to itself."""
-    control.layout.grid_column, control.layout.width, control.layout.max_width = "1 / -1", "680px", "98%"
+    # Not grid_column: ipywidgets' page clears grid_area after setting it, and with it the column.
+    control.layout.grid_area, control.layout.width, control.layout.max_width = "auto / 1 / auto / -1", "680px", "98%"
     return control

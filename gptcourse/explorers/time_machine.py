@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import Explorer, choice, slider, text_box
+from gptcourse.explorers.explorer import Explorer, choice, slider, text_box, wide
 from gptcourse.explorers.heads import SHOWN, draw_pattern, token_label
 from gptcourse.explorers.text_panel import prose
 from gptcourse.generation import Sampling, generate
@@ -35,11 +35,10 @@ def time_machine_explorer(prompt: str = PROMPT, recording: Recording | None = No
     layer, head = recording.best_head()
     controls = {
         "prompt": text_box("prompt", prompt),
-        "step": choice("step", recording.steps),
+        "step": wide(choice("step", recording.steps)),
         "layer": slider("layer", layer, 0, models[0].config.n_layer - 1),
         "head": slider("head", head, 0, models[0].config.n_head - 1),
     }
-    controls["step"].layout.grid_column, controls["step"].layout.width = "1 / -1", "680px"
 
     def picture(prompt, step, layer, head):
         """Draw what the checkpoint of one step does."""
@@ -92,7 +91,7 @@ def _charts(recording, step, layer, head):
     places, here = list(range(len(steps))), steps.index(step)
     ticks = {place: svg.short(steps[place]) for place in places[:: -(-len(places) // 6)]}
     frame = {"x_ticks": ticks, "width": svg.HALF, "height": 205}
-    losses = {"training": recording.series("training_loss"), "held-out": recording.series("held_out_loss")}
+    losses = {"random, repeated": recording.series("second_copy_loss"), "plays": recording.series("held_out_loss")}
     floor = math.log(recording.tokenizer.vocab_size), f"ln {recording.tokenizer.vocab_size}"
     scores = torch.tensor(recording.series("induction"))  # (steps, L, H)
     return svg.side_by_side(

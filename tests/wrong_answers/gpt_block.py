@@ -218,3 +218,34 @@ def cached_for_one_pass(model, ids, n, temperature, generator):
             drawn = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)
             ids = torch.cat([ids, drawn], 1)
     return ids
+
+
+@wrong("gpt_block.generate_cached", "each block has keys and values of its own")
+def cached_in_one_cache_for_all(model, ids, n, temperature, generator):
+    caches, new = caches_for(model, len(ids))[:1] * len(model.h), ids
+    with torch.no_grad():
+        for _ in range(n):
+            start = caches[0].length
+            logits = pass_through(model, new, torch.arange(start, start + new.shape[1]), caches)[:, -1]
+            new = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)
+            ids = torch.cat([ids, new], 1)
+    return ids
+
+
+@wrong("gpt_block.generate_cached", "sees only itself")
+def cached_by_nobody(model, ids, n, temperature, generator):
+    new = ids
+    with torch.no_grad():
+        for _ in range(n):
+            logits = model(new).logits[:, -1]
+            new = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)
+            ids = torch.cat([ids, new], 1)
+    return ids
+
+
+@wrong("gpt_block.generate", "torch's own generator")
+def generate_from_any_draws(model, ids, n, temperature, generator):
+    for _ in range(n):
+        logits = model(ids[:, -model.config.n_positions :]).logits[:, -1] / temperature
+        ids = torch.cat([ids, torch.multinomial(F.softmax(logits, -1), 1)], 1)
+    return ids

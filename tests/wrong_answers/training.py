@@ -61,6 +61,21 @@ def adam_with_l2(w, gradient, m, v, step, lr, weight_decay):
     return w - lr * (m / (1 - 0.9**step)) / (torch.sqrt(v / (1 - 0.95**step)) + 1e-8), m, v
 
 
+@wrong("training.adamw", "moved already")
+def adamw_that_shrinks_last(w, gradient, m, v, step, lr, weight_decay):
+    m = 0.9 * m + 0.1 * gradient
+    v = 0.95 * v + 0.05 * gradient**2
+    w = w - lr * m / (1 - 0.9**step) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+    return w - lr * weight_decay * w, m, v
+
+
+@wrong("training.adamw", "as they were before that")
+def adamw_that_keeps_the_correction(w, gradient, m, v, step, lr, weight_decay):
+    m = (0.9 * m + 0.1 * gradient) / (1 - 0.9**step)
+    v = (0.95 * v + 0.05 * gradient**2) / (1 - 0.95**step)
+    return w * (1 - lr * weight_decay) - lr * m / (v**0.5 + 1e-8), m, v
+
+
 @wrong("training.held_out_loss", "get more say")
 def held_out_mean_of_windows(model, tokens, length):
     was_training, losses = model.training, []

@@ -91,13 +91,13 @@ class OwnData:
         """Every character of the file once, in order: what a CharTokenizer can be made of."""
         return "".join(sorted(set().union(*(_characters(part)[0] for part in self.parts)) - {END}))
 
-    def encode(self, tokenizer, window: int | None = None) -> Parts:
-        """Return the parts as `train` or `finetune` takes them: token ids (n,) of a text, examples of dialogues.
+    def encode(self, tokenizer, window: int | None = None) -> dict:
+        """Return {"train", "choose", "confirm"} as `tune` takes them: token ids (n,) of a text, examples of dialogues.
 
         Examples longer than `window` tokens are left out. Raises ValueError for a character that has no token, and for
         dialogues and a tokenizer without a chat format.
         """
-        return Parts(*(_encode(tokenizer, part, window) for part in self.parts))
+        return {name: _encode(tokenizer, part, window) for name, part in self.parts._asdict().items()}
 
     def report(self, tokenizer, window: int | None = None, budget_tokens: float = 0) -> Report:
         """Return what to know before training with this tokenizer, context window and budget: print it.

@@ -110,7 +110,7 @@ def test_messages_are_read_with_all_their_turns_and_a_system_message(save, bpe):
     assert bpe.decode(ids) == f"<|user|>be kind\n\n{q}<|assistant|>{a}<|end|>"
     assert bpe.decode(ids2) == f"{bpe.decode(ids)}<|user|>{q2}<|assistant|>{a2}<|end|>"
     assert bpe.decode([t for t in targets2 if t != IGNORED]) == f"{a2}<|end|>"
-    assert len(data.encode(bpe).train) == 2 * len(data.train)
+    assert len(data.encode(bpe)["train"]) == 2 * len(data.train)
 
 
 def test_texts_in_rows_are_held_out_as_whole_rows(save):
@@ -124,11 +124,11 @@ def test_what_is_encoded_is_what_training_takes(save, bpe):
     text = own_data(save("prose.txt", PROSE))
     tokenizer = CharTokenizer(text.alphabet)
     encoded = text.encode(tokenizer)
-    assert tokenizer.decode(encoded.choose.tolist()) == text.choose and str(encoded.train.dtype) == "torch.int64"
+    assert tokenizer.decode(encoded["choose"].tolist()) == text.choose and str(encoded["train"].dtype) == "torch.int64"
     rows = own_data(save("rows.jsonl", jsonl({"prompt": q, "response": a} for q, a in ASKED)))
-    lengths = sorted(len(ids) for ids, _ in rows.encode(bpe).train)
-    assert [len(ids) for ids, _ in rows.encode(bpe, window=lengths[4]).train] == [
-        len(ids) for ids, _ in rows.encode(bpe).train if len(ids) <= lengths[4]
+    lengths = sorted(len(ids) for ids, _ in rows.encode(bpe)["train"])
+    assert [len(ids) for ids, _ in rows.encode(bpe, window=lengths[4])["train"]] == [
+        len(ids) for ids, _ in rows.encode(bpe)["train"] if len(ids) <= lengths[4]
     ]
     with pytest.raises(ValueError, match="no chat format"):
         rows.report(tokenizer)
@@ -306,10 +306,10 @@ def test_the_figures_of_dialogues_are_right(save, bpe):
     rows = [{"prompt": q, "response": a} for q, a in ASKED]
     data = own_data(save("rows.jsonl", jsonl([*rows, *rows[:10]])), held_out=0.2)
     examples = data.encode(bpe)
-    lengths = [len(ids) for part in examples for ids, _ in part]
+    lengths = [len(ids) for part in examples.values() for ids, _ in part]
     window = max(lengths) - 1
     report = data.report(bpe, window, budget_tokens=10_000)
-    assert report.tokens == Parts(*(sum(len(ids) for ids, _ in part) for part in examples))
+    assert report.tokens == Parts(*(sum(len(ids) for ids, _ in part) for part in examples.values()))
     assert sorted(report.lengths) == sorted(lengths) and report.too_long == sum(n > window for n in lengths)
     assert report.characters == sum(len(q) + len(a) for q, a in [*ASKED, *ASKED[:10]])
     train = [row.pairs for row in data.train]
@@ -317,7 +317,7 @@ def test_the_figures_of_dialogues_are_right(save, bpe):
     assert report.repeats.within == pytest.approx(report.repeats.exact / len(train))
     assert (report.repeats.choose, report.repeats.confirm) == (0, 0)
     assert report.repeats.row_by_row == pytest.approx(20 * (1 - 0.4) / 50)  # 10 pairs; 0.4 of the rows are held out
-    targets = sum(target != IGNORED for _, row in examples.choose for target in row)
+    targets = sum(target != IGNORED for _, row in examples["choose"] for target in row)
     learned = sum(len(row.pairs[0][1]) + 1 for row in data.choose)  # the reply and its end
     assert report.counting.to_beat == pytest.approx(min(report.counting.losses) * learned / targets)
     assert report.epochs == pytest.approx(10_000 / report.tokens.train)

@@ -102,7 +102,8 @@ class OwnData:
     def report(self, tokenizer, window: int | None = None, budget_tokens: float = 0) -> Report:
         """Return what to know before training with this tokenizer, context window and budget: print it.
 
-        Raises ValueError for dialogues and a tokenizer without a chat format.
+        Raises ValueError for a tokenizer that knows no character of the file, and for dialogues and one without a chat
+        format.
         """
         counts = Counter("".join(_characters(part)[0] for part in self.parts))
         scripts = Counter()
@@ -112,6 +113,8 @@ class OwnData:
         unknown = sorted(counts.keys() - {END} - set(known), key=counts.get, reverse=True)
         holes = dict.fromkeys(map(ord, unknown))
         encoded = Parts(*(_encode(tokenizer, part.translate(holes) if unknown else part) for part in self.parts))
+        if not all(map(len, encoded)):
+            raise ValueError("A part holds no character that this tokenizer has a token for: make one of `alphabet`.")
         if self.kind == "text":
             n_tokens, lengths = map(len, encoded), map(len, "\n".join(self.parts).split("\n"))
         else:

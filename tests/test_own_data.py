@@ -13,9 +13,12 @@ import pytest
 from gptcourse.corpora import support
 from gptcourse.data import IGNORED
 from gptcourse.duplicates import near_duplicates, normal, repeated_pieces
+from gptcourse.finetuning import finetune
+from gptcourse.model import GPT, GPTConfig
 from gptcourse.ngrams import NGrams
 from gptcourse.own_data import Conversation, Parts, own_data
 from gptcourse.tokenizers import BPETokenizer, CharTokenizer
+from gptcourse.training import TrainingConfig
 
 PROSE = "".join(f"{i}. The {a} sees a {b} by the {c}.\n" for i, (a, b, c) in enumerate(
     (random.Random(i).sample(["king", "queen", "fool", "river", "garden", "old tower", "ship", "letter"], 3))
@@ -130,6 +133,9 @@ def test_what_is_encoded_is_what_training_takes(save, bpe):
     assert [len(ids) for ids, _ in rows.encode(bpe, window=lengths[4])["train"]] == [
         len(ids) for ids, _ in rows.encode(bpe)["train"] if len(ids) <= lengths[4]
     ]
+    model, config = GPT(GPTConfig(300, n_positions=128, n_embd=8, n_layer=1, n_head=1)), TrainingConfig(2, 2, 1e-3)
+    ready = rows.encode(bpe, window=128)
+    assert len(finetune(model, ready["train"], config, validation=ready["choose"], progress=False).loss) == 2
     with pytest.raises(ValueError, match="no chat format"):
         rows.report(tokenizer)
 
@@ -300,6 +306,11 @@ def test_the_figures_of_a_text_are_right(save):
     assert report.counting.losses == pytest.approx(tables.losses(ids.encode(data.choose)))
     assert report.counting.to_beat == pytest.approx(min(report.counting.losses))
     assert any(warning.startswith("Some characters have no token") for warning in report.warnings)
+
+
+def test_a_tokenizer_that_knows_no_character_is_refused(save):
+    with pytest.raises(ValueError, match="no character that this tokenizer has a token for"):
+        own_data(save("digits.txt", "0123" * 500)).report(CharTokenizer("abc"))
 
 
 def test_the_figures_of_dialogues_are_right(save, bpe):

@@ -182,6 +182,8 @@ def messages(*numbers: int) -> list[str]:
     return [MESSAGES.split("\n")[i] for i in numbers]
 
 
+# Splits of text-to-SQL data had each question on one side, and its query, with other values, on both: Finegan-Dollak et
+# al. (2018), "Improving Text-to-SQL Evaluation Methodology".
 class MendLeak(Exercise, name="own_data.mend_leak"):
     """Mend the split so that messages that differ only in numbers and capital letters are on one side."""
 

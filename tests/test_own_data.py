@@ -231,11 +231,13 @@ def test_a_size_too_small_for_a_text_is_refused_with_those_that_work(save):
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 8], [1, 2, 7], [3, 3, 3, 1], [1, 1, 1]])
-def test_both_held_out_parts_get_rows_however_large_the_groups_are(save, sizes):
+def test_both_held_out_parts_get_rows_however_large_the_groups_are(save, tmp_path, sizes):
     rows = [{"prompt": sentence(group, 40), "response": "r" * 300} for group, n in enumerate(sizes) for _ in range(n)]
     least = sorted(sizes)[1]
     data = own_data(save("rows.jsonl", jsonl(rows)), held_out=least / len(rows))
     assert all(data.parts) and max(len(data.choose), len(data.confirm)) <= least
+    widest = (len(rows) - least) // 2 / len(rows)
+    assert all(all(own_data(tmp_path / "rows.jsonl", held_out=widest, seed=seed).parts) for seed in range(5))
 
 
 def test_three_copies_of_two_rows_cannot_be_divided(save):
@@ -276,6 +278,7 @@ def test_repeated_pieces_are_those_found_by_hand():
     of_choose = len(copied) / (len(new[2]) + 1 + len(copied))
     assert shares[0] == pytest.approx(len(copied) / len(train), abs=0.02)
     assert shares[1] == pytest.approx(of_choose, abs=0.02) and shares[2] == 0
+    assert repeated_pieces(new[0], f"{new[1]} {new[1]}") == [0, 0]  # what repeats itself alone is no leak
     assert repeated_pieces("short", "short") == [0, 0] and repeated_pieces("", "") == [0, 0]
 
 
@@ -331,6 +334,15 @@ def test_the_figures_of_dialogues_are_right(save, bpe):
     targets = sum(target != IGNORED for _, row in examples["choose"] for target in row)
     learned = sum(len(row.pairs[0][1]) + 1 for row in data.choose)  # the reply and its end
     assert report.counting.to_beat == pytest.approx(min(report.counting.losses) * learned / targets)
+    ids = CharTokenizer("\0" + data.alphabet)
+    train, choose = ("".join(f"{q}\0{a}\0" for row in part for q, a in row.pairs) for part in data.parts[:2])
+    of_reply = np.concatenate([[end] * (len(text) + 1) for row in data.choose for end, text in enumerate(row.pairs[0])])
+    tables = NGrams(ids.encode(train), ids.vocab_size, 6)
+    losses = tables.token_losses(ids.encode(choose))[:, of_reply == 1]
+    assert report.counting.losses == pytest.approx(losses.mean(1))
+    blocks = [block.mean() for block in np.array_split(losses[losses.mean(1).argmin()], 20)]
+    width = 2.093 * np.std(blocks, ddof=1) / 20**0.5 * learned / targets
+    assert report.counting.intervals[0] == pytest.approx(width)
     assert report.epochs == pytest.approx(10_000 / report.tokens.train)
     assert any(f"spend {4 * report.tokens.train:,} tokens" in warning for warning in report.warnings)
     assert any(f"are longer than {window} tokens" in warning for warning in report.warnings)

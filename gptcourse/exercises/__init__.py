@@ -82,19 +82,8 @@ def _modules() -> tuple[ModuleType, ...]:
         tuning,
     )
 
-    return (
-        start,
-        first_model,
-        attention,
-        gpt_block,
-        training,
-        tuning,
-        own_data,
-        decoding,
-        fine_tuning,
-        scaling,
-        evaluation,
-    )
+    learning = start, first_model, attention, gpt_block, training, tuning, own_data
+    return *learning, decoding, fine_tuning, scaling, evaluation
 
 
 def _exercises_of(module: ModuleType) -> list[type[Exercise]]:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -33,6 +34,7 @@ PLAYS_SHA256 = "1d12e8de1757b22c5cc29725a5f4bfa2c152565b81faf8f961ecf9d9ec2db549
 HELD_OUT = ("macbeth", "twelfth-night")  # one tragedy and one comedy, never trained on
 MINIMUM_CHARACTERS, MINIMUM_PART = 1_000, 100
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+TABLES = (*DELIMITERS, ".jsonl")
 # Slips in the files that would give the model a character, a speaker or a direction of their own.
 SLIPS = {
     "—": "--",
@@ -98,7 +100,7 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
     fraction that leaves one part fewer than `MINIMUM_PART` characters.
     """
     path = expand(path)
-    text = _decode(path)
+    text = read_text(path)
     if len(text) < MINIMUM_CHARACTERS:
         raise ValueError(f"{path} holds {len(text)} characters; a model needs at least {MINIMUM_CHARACTERS}.")
     least = MINIMUM_PART / len(text)
@@ -108,12 +110,16 @@ def text_file(path: str | Path, validation_fraction: float = 0.1) -> Corpus:
             f"{MINIMUM_PART}: choose {least:.9g} to {1 - least:.9g}."
         )
     wanted = round(len(text) * (1 - validation_fraction))
-    slack = min(wanted, len(text) - wanted) // 2  # a line may be a whole chapter: then it is cut
-    cut = text.rfind("\n", wanted - slack, wanted) + 1 or wanted
+    cut = end_of_line(text, wanted, min(wanted, len(text) - wanted) // 2)
     return Corpus(path.stem, text[:cut], text[cut:])
 
 
-def _decode(path: Path) -> str:
+def end_of_line(text: str, wanted: int, slack: int) -> int:
+    """Return the end of a line at most `slack` characters before `wanted`, else `wanted`: a line may be a chapter."""
+    return text.rfind("\n", wanted - slack, wanted) + 1 or wanted
+
+
+def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file without its byte order mark, lines ended by newlines. Raises ValueError."""
     try:
         data = path.read_bytes()
@@ -139,22 +145,29 @@ def labelled(source: str | Path, text="text", label="label", split="train") -> l
     and for a row without a text or without a label, in one sentence that names the row.
     """
     path = expand(source)
-    if (suffix := path.suffix.lower()) in DELIMITERS:
-        rows = _csv_rows(path, DELIMITERS[suffix])
-    elif suffix == ".jsonl":
-        rows = _json_rows(path)
+    if path.suffix.lower() in TABLES:
+        rows = table_rows(path)
     elif os.path.isfile(path):  # pathlib raises for a name too long
         raise ValueError(f"{path} must be a .csv, .tsv or .jsonl file: save your table as one of these.")
     else:
         rows = _hub_rows(str(source), label, split)
-    pairs = [(_value(source, place, row, text), _value(source, place, row, label)) for place, row in rows]
+    pairs = [(cell(source, place, row, text), cell(source, place, row, label)) for place, row in rows]
     if not pairs:
         raise ValueError(f"{source} holds no rows.")
     return pairs
 
 
-def _value(source, place, row, column):
-    """Return as a text what a row, pairs (column, value), has in a column."""
+def table_rows(path: Path) -> Iterator[tuple[str, list]]:
+    """Yield (place, pairs of column and value) for each row of a file; what is no .csv or .tsv is read as JSON Lines.
+
+    Raises ValueError that names the line of what is no row.
+    """
+    delimiter = DELIMITERS.get(path.suffix.lower())
+    return _json_rows(path) if delimiter is None else _csv_rows(path, delimiter)
+
+
+def cell(source: str | Path, place: str, row: Sequence[tuple], column: str) -> str:
+    """Return as a text what a row, pairs (column, value), has in a column. Raises ValueError for none, or a blank."""
     names, found = [name for name, _ in row], [value for name, value in row if name == column]
     if len(found) != 1:
         wrong = f"{len(found)} columns" if found else "no column"
@@ -171,7 +184,7 @@ def _value(source, place, row, column):
 
 def _csv_rows(path, delimiter):
     """Yield (place, pairs of column and value) for each row below the names of the columns."""
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     limit, line, names = csv.field_size_limit(2**31 - 1), 1, None  # a field may be a whole book
     try:
         for fields in reader:
@@ -188,7 +201,7 @@ def _csv_rows(path, delimiter):
 
 def _json_rows(path):
     """Yield (place, pairs of column and value) for each line that is not blank."""
-    lines = enumerate(_decode(path).split("\n"), start=1)
+    lines = enumerate(read_text(path).split("\n"), start=1)
     for number, line in ((number, line) for number, line in lines if line.strip()):
         try:
             row = json.loads(line, object_pairs_hook=tuple)

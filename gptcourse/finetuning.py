@@ -52,13 +52,14 @@ GREEDY = Sampling(temperature=0)
 # ---- Examples: dialogues as tokens
 
 
-def encode_dialogue(tokenizer, message: str, reply: str) -> Example:
+def encode_dialogue(tokenizer, message: str, reply: str, earlier: Iterable[tuple[str, str]] = ()) -> Example:
     """Return (ids, targets) of `<|user|>message<|assistant|>reply<|end|>`, or of what the chat template makes of it.
 
-    Targets outside the reply and its end token are IGNORED. Special tokens come from the format alone, never from typed
-    text. Raises ValueError for a tokenizer without a chat format.
+    The `earlier` pairs (message, reply) stand before it. Targets outside the reply and its end token are IGNORED.
+    Special tokens come from the format alone, never from typed text. Raises ValueError for a tokenizer without a chat
+    format.
     """
-    prompt, answer = _chat_ids(tokenizer, message, reply)
+    prompt, answer = _chat_ids(tokenizer, message, reply, earlier)
     return prompt + answer, [IGNORED] * (len(prompt) - 1) + answer + [IGNORED]
 
 

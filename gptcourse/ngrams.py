@@ -81,7 +81,11 @@ class NGrams:
         return np.where(seen, (times + kinds * shorter) / np.where(seen, followers + kinds, 1), shorter)
 
     def losses(self, ids) -> list[float]:
-        """Return the mean loss on a held-out text, in nats per token, of the 1-gram to the n-gram model.
+        """Return the mean loss on a held-out text, in nats per token, of the 1-gram to the n-gram model."""
+        return self.token_losses(ids).mean(1).tolist()
+
+    def token_losses(self, ids) -> np.ndarray:
+        """Return the loss of each token of a held-out text, in nats, under the 1-gram to the n-gram model: (n, T).
 
         The first tokens of the text, with fewer tokens before them, are judged by shorter pieces. Raises ValueError for
         an empty text or ids outside the vocabulary.
@@ -94,8 +98,8 @@ class NGrams:
             if len(ids) >= order:
                 ends = probabilities[order - 1 :]
                 ends[:] = self._interpolate(counts, self._pieces(ids, order), ends)
-            losses.append(float(-np.log(probabilities).mean()))
-        return losses
+            losses.append(-np.log(probabilities))
+        return np.array(losses)
 
     def next_token_distribution(self, context) -> np.ndarray:
         """Return the n-gram model's probabilities (V,) of the token after `context`, of which the end counts."""

@@ -75,13 +75,15 @@ def _modules() -> tuple[ModuleType, ...]:
         fine_tuning,
         first_model,
         gpt_block,
+        own_data,
         scaling,
         start,
         training,
         tuning,
     )
 
-    return start, first_model, attention, gpt_block, training, tuning, decoding, fine_tuning, scaling, evaluation
+    learning = start, first_model, attention, gpt_block, training, tuning, own_data
+    return *learning, decoding, fine_tuning, scaling, evaluation
 
 
 def _exercises_of(module: ModuleType) -> list[type[Exercise]]:
@@ -95,7 +97,10 @@ def progress() -> Progress:
     from a small file, in the folder GPTCOURSE_PROGRESS if that is set; `forget_progress()` deletes it.
     """
     records, problem = read_records()
-    parts = {m.NOTEBOOK: {e.name: records.get(e.name, Record()) for e in _exercises_of(m)} for m in _modules()}
+    parts: dict[str, dict[str, Record]] = {}
+    for module in _modules():  # a notebook may have several
+        own = {e.name: records.get(e.name, Record()) for e in _exercises_of(module)}
+        parts.setdefault(module.NOTEBOOK, {}).update(own)
     return Progress(parts, problem)
 
 

@@ -11,12 +11,13 @@ LONGEST_NAME = 200  # bytes, without the suffix; file systems stop at 255
 
 
 def upload_text(folder):
-    """Return a button that puts a text file into `folder`; its ``.path`` is that file, and None before.
+    """Return a button that puts a text or a table into `folder`; its ``.path`` is that file, and None before.
 
     Whatever is chosen is only stored, under its own name as far as a file system takes it, without any folders;
-    `corpora.text_file` says later whether it can be read.
+    `corpora.text_file` or `own_data` says later whether it can be read.
     """
-    button = widgets.FileUpload(accept=".txt,.md,text/plain", multiple=False, description="Choose a file")
+    kinds = ".txt,.md,.csv,.tsv,.jsonl,text/plain"
+    button = widgets.FileUpload(accept=kinds, multiple=False, description="Choose a file")
     said = widgets.HTML(svg.paragraph("No file yet: the stand-in is used."))
     box = widgets.HBox([button, said])
     box.button, box.said, box.path = button, said, None

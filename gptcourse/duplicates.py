@@ -1,0 +1,96 @@
+"""What stands twice: near duplicates among rows, and pieces of a text that occur before, both by hashes.
+
+Sources: Lee et al. (2022), "Deduplicating Training Data Makes Language Models Better", sections 4.1 (repeated pieces)
+and 4.2 (near duplicates); Broder (1997), "On the resemblance and containment of documents" (MinHash).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+SHINGLE, ALIKE, N_BANDS, N_MINIMA = 5, 0.7, 12, 3  # near duplicates: characters, Jaccard similarity, MinHash's sizes
+REPEATED = 50  # characters of a piece that hardly stands twice by chance
+
+
+def near_duplicates(texts: Sequence[str]) -> np.ndarray:
+    """Return the number of each text's group (n,): near duplicates, and theirs in turn, are in one.
+
+    Near: the same but for case, punctuation and the digits of numbers, or a Jaccard similarity of the sets of all
+    pieces of 5 characters of about 0.7, estimated from 36 minima (MinHash). Of texts filled into a template with other
+    words it finds those that share most of their letters, and no others.
+    """
+    numbers = {}
+    kinds = np.array([numbers.setdefault(normal(text), len(numbers)) for text in texts])
+    minima, groups = _minima(list(numbers)), np.arange(len(numbers))
+    pairs = []
+    for band in np.split(minima, N_BANDS, axis=1):
+        keys = band @ np.array([1, 3, 5], dtype=np.uint64)
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        pairs.append((np.arange(len(keys)), first[inverse]))  # a text, and the first with these minima
+    rows, firsts = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    alike = rows[rows != firsts], firsts[rows != firsts]
+    near = (minima[alike[0]] == minima[alike[1]]).mean(1) >= ALIKE
+    rows, firsts = alike[0][near], alike[1][near]
+    while (groups[rows] != groups[firsts]).any():  # the lowest number spreads along the pairs
+        lower = np.minimum(groups[rows], groups[firsts])
+        np.minimum.at(groups, rows, lower)
+        np.minimum.at(groups, firsts, lower)
+    return np.unique(groups[kinds], return_inverse=True)[1]
+
+
+def normal(text: str) -> str:
+    """Return a text without case and punctuation, each number as 0."""
+    return re.sub(r"[\W_]+", " ", re.sub(r"\d+", "0", text.casefold())).strip()
+
+
+def codes(text: str) -> np.ndarray:
+    """Return the code points of a text: (len(text),)."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+
+
+def _piece_hashes(text: str, length: int) -> np.ndarray:
+    """Return a hash of each piece of `length` characters: (len(text) - length + 1,)."""
+    points = codes(text)
+    hashes = np.zeros(max(len(points) - length + 1, 0), dtype=np.uint64)
+    for place in range(length):
+        hashes *= np.uint64(0x9E3779B97F4A7C15)
+        hashes += points[place : place + len(hashes)]
+    hashes ^= hashes >> np.uint64(32)
+    hashes *= np.uint64(0xD6E8FEB86659FD93)
+    hashes ^= hashes >> np.uint64(32)
+    return hashes
+
+
+def _minima(texts) -> np.ndarray:
+    """Return the least hashes of each text's pieces under 36 hash functions: (n, 36)."""
+    padded = [text.ljust(SHINGLE) for text in texts]
+    ends, hashes = np.cumsum([len(text) for text in padded]), _piece_hashes("".join(padded), SHINGLE)
+    within = np.ones(len(hashes), dtype=bool)
+    for back in range(1, SHINGLE):
+        within[ends[:-1] - back] = False  # pieces that reach into the next text
+    hashes, starts = hashes[within], np.concatenate([[0], ends[:-1] - np.arange(1, len(ends)) * (SHINGLE - 1)])
+    odd = np.random.default_rng(0).integers(2**63, size=N_BANDS * N_MINIMA, dtype=np.uint64) * np.uint64(2) + np.uint64(
+        1
+    )
+    return np.stack([np.minimum.reduceat(hashes * factor, starts) for factor in odd], axis=1)
+
+
+def repeated_pieces(train: str, *held_out: str) -> list[float]:
+    """Return which share of each text's characters lies in a piece of 50 that stands before, in the training text.
+
+    For the training text itself, before means earlier in it. Case, punctuation and the digits of numbers do not count.
+    """
+    texts = [normal(text) for text in (train, *held_out)]
+    ends, hashes = np.cumsum([len(text) for text in texts]), _piece_hashes("".join(texts), REPEATED)
+    order = np.argsort(hashes, kind="stable").astype(np.int32)
+    hashes = hashes[order]
+    new = np.concatenate([[True], hashes[1:] != hashes[:-1]])[: len(hashes)]
+    first = order[new][np.cumsum(new) - 1]  # where the piece stands first
+    before = np.zeros(ends[-1] + REPEATED, dtype=np.int32)
+    before[order + REPEATED] = first < np.minimum(order, ends[0])
+    seen = np.cumsum(before)
+    repeated = seen[REPEATED:] > seen[:-REPEATED]  # a character is, if one of the pieces that hold it is
+    return [float(part.mean()) if len(part) else 0.0 for part in np.split(repeated, ends[:-1])]

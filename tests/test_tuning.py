@@ -3,6 +3,7 @@
 import copy
 import math
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -264,10 +265,11 @@ def test_under_mup_the_range_test_moves_each_group_by_its_factor():
 KINDS = {"embeddings", "attention", "MLP", "logits"}
 
 
-def changes(kind=GPT, base=16, widths=(16, 128), rate=1e-3, **settings):
+def changes(kind=GPT, base=16, widths=(16, 128), rate=1e-3, init=0.02, **settings):
     def make_model(width):
         torch.manual_seed(3)
-        return kind(GPTConfig(VOCAB, LENGTH, width, 2, width // 8, tie_word_embeddings=False, mup_base_width=base))
+        shape = GPTConfig(VOCAB, LENGTH, width, 2, width // 8, initializer_range=init, tie_word_embeddings=False)
+        return kind(replace(shape, mup_base_width=base))
 
     config = TrainingConfig(4, 8, rate, lr_scheduler_type="constant", **settings)
     return coordinate_check(make_model, widths, TOKENS, config, device="cpu", progress=False)
@@ -289,6 +291,15 @@ def test_in_the_standard_parametrisation_all_but_the_embeddings_change_more_in_a
     found = growth(changes(base=None))
     assert 0.5 < found.pop("embeddings") < 2
     assert all(factor > 5 for factor in found.values()), found
+
+
+def test_under_mup_muons_steps_change_as_much_at_every_width(monkeypatch):
+    settings = {"optim": "muon", "rate": 3e-2, "init": 0.1, "widths": (16, 256)}  # steps that are seen in one layer
+    found = growth(changes(**settings))
+    assert all(0.7 < found[kind] < 1.4 for kind in KINDS), found
+    groups = optimizers.muon_groups
+    monkeypatch.setattr(optimizers, "muon_groups", lambda *args: [g | {"lr_factor": 1.0} for g in groups(*args)])
+    assert growth(changes(**settings))["MLP"] > 1.7
 
 
 def test_a_read_out_that_is_not_scaled_is_caught():

@@ -56,17 +56,6 @@ def _along_the_table(n_parameters: float, column: str) -> float:
     return math.exp(np.interp(math.log(n_parameters), sizes, values) + slope * beyond)
 
 
-def batch_ramp(tokens_seen: float, full: int, start: int = 32_000, ramp_tokens: float = 4e9) -> int:
-    """Return the batch size, in tokens, after `tokens_seen` tokens: linear from `start` up to `full`.
-
-    GPT-3 began with 32,000 tokens and reached the full batch after 4 to 12 billion, depending on the model's size
-    (Brown et al. 2020, appendix B). Raises ValueError.
-    """
-    if not (tokens_seen >= 0 and 0 < start <= full and ramp_tokens > 0):
-        raise ValueError("The ramp goes from start up to full, both above 0, over ramp_tokens above 0 from token 0 on.")
-    return round(start + (full - start) * min(tokens_seen / ramp_tokens, 1.0))
-
-
 # ---- The range test
 
 

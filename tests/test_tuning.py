@@ -18,7 +18,6 @@ from gptcourse.training import DivergedError, TrainingConfig, get_batch
 from gptcourse.tuning import (
     BatchTradeOff,
     adam_preconditioner,
-    batch_ramp,
     coordinate_check,
     gpt3_batch_size,
     gpt3_learning_rate,
@@ -84,20 +83,6 @@ def test_a_size_that_is_no_size_is_refused(size):
     for function in (gpt3_learning_rate, gpt3_batch_size):
         with pytest.raises(ValueError, match=r"n_parameters must be .*\.$"):
             function(size)
-
-
-def test_the_ramp_is_a_straight_line_that_stops_at_the_full_batch():
-    seen = [0, 1e9, 2e9, 4e9, 9e9]
-    assert [batch_ramp(n, 3_200_000) for n in seen] == [32_000, 824_000, 1_616_000, 3_200_000, 3_200_000]
-    assert [batch_ramp(n, 30, start=10, ramp_tokens=100) for n in (0, 25, 50, 100)] == [10, 15, 20, 30]
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"tokens_seen": -1}, {"full": 10_000}, {"start": 0}, {"ramp_tokens": 0}, {"tokens_seen": math.nan}]
-)
-def test_a_ramp_that_goes_nowhere_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"from start up to full.*\.$"):
-        batch_ramp(**{"tokens_seen": 0, "full": 100_000} | wrong)
 
 
 # The range test

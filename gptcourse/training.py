@@ -223,7 +223,7 @@ def train(
     *,
     validation_tokens=None,
     checkpoint_dir=None,
-    resume: bool = False,
+    resume=False,
     callback=None,
     device=None,
     progress: bool = True,
@@ -233,8 +233,10 @@ def train(
     `callback(history)` is called after each step; True stops the run. Ctrl-C stops it after the step it is in, a second
     one at once. Checkpoints are written to `checkpoint_dir` every `save_steps` and at the end, and the last two kept;
     `resume=True` goes on from the newest whole one, if there is any. On one machine with one number of threads, a CPU
-    run then ends bit-identical to one that never stopped. `steps` may grow on resuming, if the schedule gives the steps
-    already made the same rates.
+    run then ends bit-identical to one that never stopped. `steps` and the schedule may change on resuming, if the steps
+    already made keep their rates. `resume=directory` goes on, while `checkpoint_dir` is empty, from the newest one of
+    another run, and leaves it as it is: a trunk at a constant rate gives many cool-downs (MiniCPM, Hu et al. 2024,
+    section 4; Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations").
 
     Started by `torchrun` or `accelerate launch`, n processes make the run of one with n times the
     `gradient_accumulation_steps`; process 0 writes and shows progress.

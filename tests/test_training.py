@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gptcourse.data import batch_size_at, example_batches, text_batches
 from gptcourse.model import GPT, GPTConfig, GPTOutput
@@ -133,6 +134,23 @@ def test_a_run_with_a_ramp_counts_its_tokens_and_goes_on_bit_for_bit(tmp_path):
     run(new_model(), **settings, callback=lambda history: history.step[-1] == 2)
     assert run(resumed := new_model(), **settings, resume=True) == history
     assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_torch_averages_the_weights_of_a_run_in_its_callback(decay):
+    model, seen = new_model(), []
+    average = AveragedModel(model, multi_avg_fn=decay and get_ema_multi_avg_fn(decay))
+
+    def after_step(history):
+        if history.step[-1] > 3:
+            average.update_parameters(model)
+            seen.append(weights(model))
+
+    run(model, lr_scheduler_type="constant", callback=after_step)
+    shares = [1 / 3, 1 / 3, 1 / 3] if decay is None else [0.25, 0.25, 0.5]
+    for averaged, *parts in zip(average.module.parameters(), *seen, strict=True):
+        torch.testing.assert_close(averaged.data, sum(share * part for share, part in zip(shares, parts, strict=True)))
+    assert len({evaluate(m, TOKENS, batch_size=4) for m in (average.module, model)}) == 2
 
 
 def test_targets_are_the_tokens_that_follow():

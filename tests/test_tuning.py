@@ -18,14 +18,21 @@ from gptcourse.training import DivergedError, TrainingConfig, get_batch
 from gptcourse.tuning import (
     BatchTradeOff,
     adam_preconditioner,
+    beta2_of,
     coordinate_check,
+    for_batch_size,
+    for_depth,
+    for_horizon,
     gpt3_batch_size,
     gpt3_learning_rate,
     gradient_noise_scale,
+    half_life_of,
     lr_range_test,
     noise_scale_estimates,
     sharpness,
     stability_limit,
+    timescale,
+    transfer,
 )
 
 VOCAB, LENGTH = 17, 8
@@ -83,6 +90,80 @@ def test_a_size_that_is_no_size_is_refused(size):
     for function in (gpt3_learning_rate, gpt3_batch_size):
         with pytest.raises(ValueError, match=r"n_parameters must be .*\.$"):
             function(size)
+
+
+# Rules that transfer
+
+SMALL_RUN = TrainingConfig(
+    100, 8, 1e-2, warmup_steps=10, decay_steps=20, batch_ramp_steps=6, eval_steps=25, weight_decay=0.2
+)
+
+
+def test_nanochats_rules_come_out_of_transfer():
+    large = transfer(SMALL_RUN, tokens=64.0)
+    batch = large.batch_size / 8
+    assert large.batch_size == round(8 * 64**0.383) and large.steps == round(6400 / batch)
+    assert large.learning_rate == pytest.approx(1e-2 * batch**0.5)  # rate ∝ √B
+    assert large.weight_decay == pytest.approx(0.2 * batch**0.5 / 64)  # λ · √(B / B_ref) · D_ref / D
+    assert large.adam_beta2 == pytest.approx(0.95**batch)
+    shares = [0.1 * large.steps, 0.2 * large.steps, 0.25 * large.steps]
+    assert [large.warmup_steps, large.decay_steps, large.eval_steps] == pytest.approx(shares, abs=1)
+
+
+@pytest.mark.parametrize("change", [{"tokens": 10.0}, {"depth": 4.0}, {"tokens": 0.1, "depth": 0.5}])
+def test_every_rule_keeps_the_timescale_of_weight_decay(change):
+    assert timescale(transfer(SMALL_RUN, **change)) == pytest.approx(timescale(SMALL_RUN), rel=0.02)
+    assert timescale(for_batch_size(SMALL_RUN, 2)) == pytest.approx(timescale(SMALL_RUN)) == 5.0
+    assert timescale(replace(SMALL_RUN, weight_decay=0)) == math.inf
+
+
+def test_weights_are_an_average_over_the_timescale():
+    weight, target = torch.nn.Parameter(torch.zeros(1)), 1.0
+    steps = round(timescale(SMALL_RUN) * SMALL_RUN.steps)
+    optimizer = torch.optim.AdamW([weight], lr=1e-2, weight_decay=0.2)
+    for _ in range(steps):  # a gradient that always says the same: the weight goes to -1 / weight_decay
+        weight.grad = torch.full_like(weight, target)
+        optimizer.step()
+    assert weight.item() == pytest.approx((math.exp(-1) - 1) / 0.2, rel=0.01)
+
+
+def test_a_run_transferred_to_itself_stays_as_it_is():
+    for same in transfer(SMALL_RUN), for_horizon(SMALL_RUN, 1), for_batch_size(SMALL_RUN, 8), for_depth(SMALL_RUN, 1):
+        assert same.adam_beta2 == pytest.approx(0.95) and replace(same, adam_beta2=0.95) == SMALL_RUN
+
+
+def test_a_deeper_model_takes_the_rate_over_the_root():
+    deep = for_depth(SMALL_RUN, 4)
+    assert (deep.learning_rate, deep.weight_decay) == (5e-3, 0.4)
+    assert replace(deep, learning_rate=1e-2, weight_decay=0.2) == SMALL_RUN
+
+
+def test_beta2_has_its_half_life_in_tokens():
+    assert beta2_of(1000, 1000) == 0.5 and beta2_of(1000, 250) ** 4 == pytest.approx(0.5)
+    assert half_life_of(0.95, 512) == pytest.approx(512 * 13.5134, rel=1e-5)
+    for batch in (1, 512, 65_536):
+        assert beta2_of(half_life_of(0.95, 512), batch) == pytest.approx(0.95 ** (batch / 512))
+
+
+def test_short_runs_keep_a_step_of_what_they_had():
+    short = for_horizon(SMALL_RUN, 0.1)
+    assert (short.steps, short.warmup_steps, short.decay_steps, short.batch_ramp_steps) == (10, 1, 2, 1)
+    assert for_horizon(replace(SMALL_RUN, warmup_steps=0, decay_steps=None), 0.1).warmup_steps == 0
+
+
+@pytest.mark.parametrize("size", [0, -1, math.inf, math.nan])
+def test_sizes_that_are_none_are_refused(size):
+    for rule in (
+        lambda: transfer(SMALL_RUN, tokens=size),
+        lambda: for_batch_size(SMALL_RUN, size),
+        lambda: for_depth(SMALL_RUN, size),
+        lambda: beta2_of(size, 1),
+        lambda: half_life_of(0.9, size),
+    ):
+        with pytest.raises(ValueError, match=r"must be finite numbers above 0, not .*\.$"):
+            rule()
+    with pytest.raises(ValueError, match=r"^beta2 is 1"):
+        half_life_of(1.0, 8)
 
 
 # The range test

@@ -87,7 +87,7 @@ def muon_groups(model: GPT, weight_decay: float, momentum: float = 0.95, ns_step
 
     Under muP, m being n_embd / mup_base_width, the rate is divided by √m and the weight decay multiplied by √m: of two
     steps with equally large entries, one with all directions equally strong changes the outputs by ∝ √m, and one with a
-    few strong directions, as AdamW's, by ∝ m (Yang et al. 2023, section 3).
+    few strong directions, as AdamW's, by ∝ m (Yang et al. 2023, condition 1).
     """
     root, hidden = math.sqrt(model.config.width_multiplier), _hidden(model)
     muon = {"weight_decay": root * weight_decay, "lr_factor": 1 / root, "momentum": momentum, "ns_steps": ns_steps}

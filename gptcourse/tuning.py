@@ -167,9 +167,15 @@ class RangeTest:
         return self.rates[max(int(np.argmin(self.smoothed)) - 1, 0)] if self.broke else None
 
     @property
+    def plateau(self) -> tuple[float, float] | None:
+        """The first and the last rate that led to within 2 % of the lowest smoothed loss. None if it never broke."""
+        near = np.flatnonzero(np.array(self.smoothed) <= 1.02 * min(self.smoothed))
+        return (self.rates[max(near[0] - 1, 0)], self.rates[max(near[-1] - 1, 0)]) if self.broke else None
+
+    @property
     def suggestion(self) -> float | None:
-        """Half the edge: the best rate is usually within a factor of two of the largest that works (Smith, 3.3)."""
-        return self.edge / 2 if self.broke else None
+        """The middle of the plateau on a log scale, which varies less from seed to seed than its lowest point."""
+        return math.sqrt(math.prod(self.plateau)) if self.broke else None
 
     def record(self, rate: float, loss: float, window: int) -> None:
         """Append one step; the loss has broken if the median of the last `window` rose by a tenth."""
@@ -181,7 +187,8 @@ class RangeTest:
     def __str__(self) -> str:
         last = f"a rate of {self.rates[-1]:.1e}"
         if self.broke:
-            return f"The loss fell up to a rate of {self.edge:.1e} and broke at {last}: try {self.suggestion:.1e}."
+            low, high = self.plateau
+            return f"The loss was lowest from {low:.1e} to {high:.1e} and broke at {last}: try {self.suggestion:.1e}."
         if self.interrupted:
             return f"Interrupted at {last}, before the loss broke: the edge is not known."
         return f"The loss never broke, up to {last}: raise `highest` to find the edge."

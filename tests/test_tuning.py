@@ -212,8 +212,9 @@ def test_the_break_is_the_first_median_a_tenth_above_the_lowest_and_the_edge_the
     assert test.smoothed == pytest.approx([5, 4.5, 4, 3, 2, 2, 2, 2.1, 2.19, 2.21])
     assert (test.broke, test.losses) == (True, pytest.approx(losses[:10]))
     assert test.edge == pytest.approx(1e-8)  # the fifth loss is measured after the update at the fourth rate
-    assert test.suggestion == pytest.approx(0.5e-8)
-    assert str(test) == "The loss fell up to a rate of 1.0e-08 and broke at a rate of 1.0e-02: try 5.0e-09."
+    assert test.plateau == pytest.approx((1e-8, 1e-6))  # the next median, 2.1, is 5 % above the lowest
+    assert test.suggestion == pytest.approx(1e-7)
+    assert str(test) == "The loss was lowest from 1.0e-08 to 1.0e-06 and broke at a rate of 1.0e-02: try 1.0e-07."
 
 
 def test_the_window_is_a_twentieth_of_the_steps_so_that_a_spike_is_forgiven():
@@ -230,7 +231,7 @@ def test_a_loss_that_is_no_number_ends_the_test_at_the_rate_before_it(bad):
     test = range_test(Scripted([5, 4, 3, 2, bad, 1, 1, 1, 1, 1, 1]), 11, lowest=1e-10, highest=1.0)
     assert (test.broke, test.losses) == (True, [5, 4, 3, 2])
     assert test.rates == pytest.approx([1e-10, 1e-9, 1e-8, 1e-7])
-    assert test.edge == pytest.approx(1e-8)  # after the next one, 1e-7, came the bad loss
+    assert test.edge == test.suggestion == pytest.approx(1e-8)  # after the next one, 1e-7, came the bad loss
     assert "broke at a rate of 1.0e-07" in str(test)
 
 

@@ -168,8 +168,8 @@ class RangeTest:
 
     @property
     def plateau(self) -> tuple[float, float] | None:
-        """The first and the last rate that led to within 2 % of the lowest smoothed loss. None if it never broke."""
-        near = np.flatnonzero(np.array(self.smoothed) <= 1.02 * min(self.smoothed))
+        """The first and the last rate that led to within 3 % of the lowest smoothed loss. None if it never broke."""
+        near = np.flatnonzero(np.array(self.smoothed) <= 1.03 * min(self.smoothed))
         return (self.rates[max(near[0] - 1, 0)], self.rates[max(near[-1] - 1, 0)]) if self.broke else None
 
     @property
@@ -201,7 +201,8 @@ def lr_range_test(
 
     The rate grows exponentially over `config.steps` steps, whatever the rate and schedule of `config`. The loss breaks
     when a loss or gradient is not finite, or the median of the last losses (a twentieth of `config.steps`, at least 3)
-    is more than a tenth above the lowest such median. Smith (2017, section 3.3) raises the rate linearly.
+    is more than a tenth above the lowest such median. Smith (2017, section 3.3) raises the rate linearly. In fewer than
+    some 150 steps single batches decide the result.
 
     `callback(model, optimizer)` is called after each step with the copy and its AdamW. Ctrl-C stops the test and keeps
     what was measured. Raises ValueError, and DivergedError when the first loss is not finite.

@@ -25,7 +25,8 @@ from gptcourse import distributed
 from gptcourse.files import expand, lock, write_directory
 
 KEPT = 2  # should the newest be damaged, there is one before it
-FREE = ("steps", "save_steps")  # may change on resuming: the rates of steps made are compared; saving changes no result
+# May change on resuming: saving changes no result, and the rates of all steps made are compared.
+FREE = ("save_steps", "steps", "lr_scheduler_type", "decay_steps", "min_lr_ratio")
 
 
 class CheckpointError(ValueError):
@@ -33,14 +34,14 @@ class CheckpointError(ValueError):
 
 
 @contextmanager
-def checkpointing(trainer, directory, resume: bool, data: dict) -> Iterator[Callable[[], None]]:
+def checkpointing(trainer, directory, resume, data: dict) -> Iterator[Callable[[], None]]:
     """Give the function that saves a Trainer's state in `directory`; on resuming, first take over the newest one.
 
     With several processes all of them resume from the same step, or all raise CheckpointError; process 0 writes.
     """
     if directory is None:
         if resume:
-            raise CheckpointError("resume=True needs the checkpoint_dir to resume from.")
+            raise CheckpointError("resume needs a checkpoint_dir, to resume from and to write to.")
         yield lambda: None
         return
     checkpoints = Checkpoints(trainer, directory, data)
@@ -147,9 +148,9 @@ class Checkpoints:
         state["state_sha256"] = _sha256(json.dumps(state).encode())
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
-    def _folders(self) -> list[Path]:
-        """Return the folders of the checkpoints, oldest first."""
-        return sorted(self.directory.glob("step-" + 8 * "[0-9]"))
+    def _folders(self, other: Path | None = None) -> list[Path]:
+        """Return the folders of the checkpoints, oldest first, in this directory or another."""
+        return sorted((other or self.directory).glob("step-" + 8 * "[0-9]"))
 
     def _keep(self, newest: Path) -> None:
         """Remove all but the last two checkpoints, and any that claims to be newer than the newest."""
@@ -161,8 +162,10 @@ class Checkpoints:
 
     # ---- Reading
 
-    def start(self, resume: bool) -> int:
+    def start(self, resume) -> int:
         """Put the newest whole checkpoint into the Trainer; return its step, 0 if there are no checkpoints at all.
+
+        Where there are none, they are looked for in the directory `resume`, unless that is a bool.
 
         A damaged checkpoint is named in a warning and the one before it taken. Raises CheckpointError when all are
         damaged, when the newest whole one belongs to another run, or when there are any and `resume` is not asked for.
@@ -172,6 +175,10 @@ class Checkpoints:
             raise CheckpointError(
                 f"{folders[-1]} is already there: pass resume=True to go on from it, or choose another checkpoint_dir."
             )
+        if not folders and not isinstance(resume, bool):
+            folders = self._folders(expand(resume))
+            if not folders:
+                raise CheckpointError(f"There is no checkpoint in {resume}, where this run is to begin.")
         for folder in reversed(folders):
             try:
                 state = _verified(folder)
@@ -180,11 +187,11 @@ class Checkpoints:
                 continue
             self._compare(folder, state)
             self._take_over(folder, state["history"])
-            if distributed.rank() == 0:
+            if distributed.rank() == 0 and folder.parent == self.directory:
                 self._keep(folder)
             return state["step"]
         if folders:
-            raise CheckpointError(f"No checkpoint in {self.directory} is whole: delete the folder to begin again.")
+            raise CheckpointError(f"No checkpoint in {folders[0].parent} is whole: delete the folder to begin again.")
         return 0
 
     def _compare(self, folder: Path, state: dict) -> None:
@@ -201,7 +208,7 @@ class Checkpoints:
         if made != [self.trainer.schedule(step) for step in range(min(len(made), steps))]:
             raise CheckpointError(
                 f"A run of steps={steps} would not have made its first {len(made)} steps at the same "
-                "learning rates: resume with the old number of steps, or train into another checkpoint_dir."
+                "learning rates: resume with the old schedule and steps, or train into another checkpoint_dir."
             )
 
     def _take_over(self, folder: Path, history: dict) -> None:

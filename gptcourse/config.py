@@ -33,7 +33,7 @@ SHARE = (Real, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 NUMBERS = {
     **dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "mup_base_width"), COUNT),
     **dict.fromkeys(("steps", "batch_size", "gradient_accumulation_steps", "ns_steps"), COUNT),
-    **dict.fromkeys(("warmup_steps", "eval_steps", "save_steps"), COUNT_OR_ZERO),
+    **dict.fromkeys(("warmup_steps", "batch_ramp_steps", "eval_steps", "save_steps"), COUNT_OR_ZERO),
     **dict.fromkeys(("layer_norm_epsilon", "initializer_range", "learning_rate", "adam_epsilon"), POSITIVE),
     **dict.fromkeys(("weight_decay", "z_loss"), POSITIVE_OR_ZERO),
     **dict.fromkeys(("dropout", "adam_beta1", "adam_beta2", "label_smoothing"), BELOW_ONE),
@@ -197,13 +197,14 @@ class GPTConfig:
 class TrainingConfig:
     """Settings of a run; the defaults are GPT-3's where it has one (Brown et al. 2020, appendix B).
 
-    `batch_size` is the number of sequences per forward pass; a step makes `gradient_accumulation_steps` of them.
-    `sequence_length=None` means the model's `n_positions`. `eval_steps=0` evaluates, and `save_steps=0` saves, only at
-    the end. `lr_scheduler_type`, `warmup_steps`, `decay_steps` and `min_lr_ratio` are explained at `learning_rate_at`,
-    `label_smoothing` and `z_loss` at `objective`; `max_grad_norm=math.inf` switches clipping off. `optim` is "adamw" or
-    "muon", see `optimizers.Muon`: `adam_beta1` is Muon's momentum too, `ns_steps` its Newton-Schulz steps. `bf16`
-    multiplies matrices in bfloat16 (Micikevicius et al. 2018, "Mixed Precision Training"; Kalamkar et al. 2019);
-    weights, moments and evaluation stay in float32. Raises ValueError.
+    `batch_size` is the number of sequences per forward pass; a step makes `gradient_accumulation_steps` of them. It
+    grows to that over the first `batch_ramp_steps`, see `data.batch_size_at`. `sequence_length=None` means the model's
+    `n_positions`. `eval_steps=0` evaluates, and `save_steps=0` saves, only at the end. `lr_scheduler_type`,
+    `warmup_steps`, `decay_steps` and `min_lr_ratio` are explained at `learning_rate_at`, `label_smoothing` and `z_loss`
+    at `objective`; `max_grad_norm=math.inf` switches clipping off. `optim` is "adamw" or "muon", see
+    `optimizers.Muon`: `adam_beta1` is Muon's momentum too, `ns_steps` its Newton-Schulz steps. `bf16` multiplies
+    matrices in bfloat16 (Micikevicius et al. 2018, "Mixed Precision Training"; Kalamkar et al. 2019); weights, moments
+    and evaluation stay in float32. Raises ValueError.
     """
 
     steps: int
@@ -212,6 +213,7 @@ class TrainingConfig:
     seed: int = 0
     sequence_length: int | None = None
     gradient_accumulation_steps: int = 1
+    batch_ramp_steps: int = 0
     lr_scheduler_type: str = "cosine"
     warmup_steps: int = 0
     decay_steps: int | None = None
@@ -233,3 +235,7 @@ class TrainingConfig:
         check_settings(self)
         if self.warmup_steps + (self.decay_steps or 1) > self.steps:
             raise ValueError(f"warmup_steps and decay_steps do not fit into the {self.steps} steps of the run.")
+        if self.batch_ramp_steps >= self.steps:
+            raise ValueError(
+                f"batch_ramp_steps is {self.batch_ramp_steps}: a run of {self.steps} steps has no full batch."
+            )

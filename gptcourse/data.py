@@ -10,6 +10,7 @@ Shapes: B sequences in a batch, T tokens each.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -63,12 +64,24 @@ def get_batch(tokens: Tensor, batch_size: int, sequence_length: int, seed: int, 
     return tokens[places], tokens[places + 1]
 
 
+def batch_size_at(step: int, config: TrainingConfig) -> int:
+    """Return the number of sequences per forward pass in one step, counted from 0.
+
+    It climbs in a straight line, rounded up to whole sequences, for `batch_ramp_steps` steps, the step after which is
+    the first with the full batch. GPT-3's line is one of tokens: from 32,000 to the full batch over the first 4 to 12
+    billion (Brown et al. 2020, appendix B). Learning rates do not follow it.
+    """
+    ramp = config.batch_ramp_steps
+    return math.ceil(config.batch_size * (min(step, ramp) + 1) / (ramp + 1))
+
+
 def text_batches(tokens: Tensor, config: TrainingConfig, sequence_length: int, n_processes: int) -> Batches:
     """Return the function from a step to the micro-batches (ids, targets) of all processes, cut out of a text."""
     n_parts = config.gradient_accumulation_steps * n_processes
 
     def batches(step: int) -> list[tuple[Tensor, Tensor]]:
-        ids, targets = get_batch(tokens, n_parts * config.batch_size, sequence_length, config.seed, step)
+        n_sequences = n_parts * batch_size_at(step, config)
+        ids, targets = get_batch(tokens, n_sequences, sequence_length, config.seed, step)
         return list(zip(ids.chunk(n_parts), targets.chunk(n_parts), strict=True))
 
     return batches
@@ -79,7 +92,8 @@ def example_batches(examples: Sequence[Example], config: TrainingConfig, n_proce
     n_parts = config.gradient_accumulation_steps * n_processes
 
     def batches(step: int) -> list[tuple[Tensor, Tensor]]:
-        drawn = counted_rng(config.seed, step).integers(len(examples), size=(n_parts, config.batch_size))
+        shape = n_parts, batch_size_at(step, config)
+        drawn = counted_rng(config.seed, step).integers(len(examples), size=shape)
         return [pad([examples[i] for i in part]) for part in drawn]
 
     return batches

@@ -279,7 +279,7 @@ def finetune(
     validation: Sequence[Example] | None = None,
     patience: int | None = None,
     checkpoint_dir=None,
-    resume: bool = False,
+    resume=False,
     callback=None,
     device=None,
     progress: bool = True,

@@ -4,7 +4,7 @@ Sources: "Language Models are Few-Shot Learners" (Brown et al. 2020, appendix B:
 a tenth, weight decay 0.1); "Decoupled Weight Decay Regularization" (Loshchilov and Hutter 2019, AdamW);
 "MiniCPM" (Hu et al. 2024, section 4: warm-up, stable, decay); "Tensor Programs V" (Yang et al. 2022, muP);
 "Muon: An optimizer for hidden layers in neural networks" (Jordan et al. 2024); "Muon is Scalable for LLM Training" (Liu
-et al. 2025, section 2.2).
+et al. 2025, section 2.2); "A Spectral Condition for Feature Learning" (Yang et al. 2023).
 """
 
 from __future__ import annotations
@@ -75,25 +75,38 @@ def mup_groups(model: GPT, weight_decay: float) -> list[dict]:
     if model.config.mup_base_width is None:
         raise ValueError("This model has no base width: give its GPTConfig a mup_base_width, or use decay_groups.")
     m = model.config.width_multiplier
-    groups = _hidden_apart(model, weight_decay, {"weight_decay": m * weight_decay, "lr_factor": 1 / m})
-    return [{"lr_factor": 1.0} | group for group in groups]
+    hidden = {"params": list(_hidden(model).values()), "weight_decay": m * weight_decay, "lr_factor": 1 / m}
+    return [{"lr_factor": 1.0} | group for group in _and_others(model, weight_decay, hidden)]
 
 
 def muon_groups(model: GPT, weight_decay: float, momentum: float = 0.95, ns_steps: int = 5) -> list[dict]:
     """Return Muon's groups: the matrices of the blocks learn by Muon, all else by AdamW (Jordan et al. 2024).
 
-    The token and position tables are matrices as well, but each of their rows is a vector of its own.
+    `c_attn` is three matrices in one parameter, for queries, keys and values: each is orthogonalised by itself, as
+    Jordan et al. advise. The token and position tables are matrices too, but each of their rows is a vector of its own.
+
+    Under muP, m being n_embd / mup_base_width, the rate is divided by √m and the weight decay multiplied by √m: of two
+    steps with equally large entries, one with all directions equally strong changes the outputs by ∝ √m, and one with a
+    few strong directions, as AdamW's, by ∝ m (Yang et al. 2023, condition 1).
     """
-    muon = {"weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps}
-    return _hidden_apart(model, weight_decay, muon)
+    root, hidden = math.sqrt(model.config.width_multiplier), _hidden(model)
+    muon = {"weight_decay": root * weight_decay, "lr_factor": 1 / root, "momentum": momentum, "ns_steps": ns_steps}
+    fused = {name: parameter for name, parameter in hidden.items() if name.endswith("c_attn.weight")}
+    whole = [parameter for name, parameter in hidden.items() if name not in fused]
+    groups = [{"params": list(fused.values()), "parts": 3} | muon, {"params": whole, "parts": 1} | muon]
+    return _and_others(model, weight_decay, *groups)
 
 
-def _hidden_apart(model: GPT, weight_decay: float, settings: dict) -> list[dict]:
-    """Return `decay_groups`, but the matrices of the blocks first, in a group of their own with these settings."""
-    hidden = {parameter: None for parameter in model.h.parameters() if parameter.requires_grad and parameter.ndim >= 2}
-    groups = [{"params": list(hidden)} | settings]
+def _hidden(model: GPT) -> dict[str, nn.Parameter]:
+    """Return the trainable matrices of the blocks, by name."""
+    return {name: p for name, p in model.h.named_parameters() if p.requires_grad and p.ndim >= 2}
+
+
+def _and_others(model: GPT, weight_decay: float, *groups: dict) -> list[dict]:
+    """Return the groups, and after them `decay_groups` of the parameters in none of them; no empty ones."""
+    taken = {parameter for group in groups for parameter in group["params"]}
     for group in decay_groups(model, weight_decay):
-        groups.append(group | {"params": [parameter for parameter in group["params"] if parameter not in hidden]})
+        groups += (group | {"params": [parameter for parameter in group["params"] if parameter not in taken]},)
     return [group for group in groups if group["params"]]
 
 
@@ -140,16 +153,17 @@ class Muon(torch.optim.AdamW):
             state["step"], state["momentum_buffer"] = torch.zeros(()), torch.zeros_like(parameter)
         state["step"] += 1  # AdamW looks for it when a state is loaded
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        update = newton_schulz(gradient.lerp(average, momentum), group["ns_steps"])
-        size = 0.2 * math.sqrt(max(parameter.shape))  # an orthogonal matrix has entries of about 1 / √(longer side)
+        parts = gradient.lerp(average, momentum).chunk(group["parts"])
+        update = torch.cat([newton_schulz(part, group["ns_steps"]) for part in parts])
+        size = 0.2 * math.sqrt(max(parts[0].shape))  # an orthogonal matrix has entries of about 1 / √(longer side)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return the optimizer of a run. Raises ValueError for Muon on a model that has no blocks, or has muP."""
+    """Return the optimizer of a run. Raises ValueError for Muon on a model that has no blocks."""
     has_mup = getattr(getattr(model, "config", None), "mup_base_width", None) is not None
-    if config.optim == "muon" and (has_mup or not hasattr(model, "h")):
-        raise ValueError('optim "muon" takes a GPT of this course without muP: choose "adamw" for other models.')
+    if config.optim == "muon" and not hasattr(model, "h"):
+        raise ValueError('optim "muon" takes a GPT of this course: choose "adamw" for other models.')
     if config.optim == "muon":
         kind, groups = Muon, muon_groups(model, config.weight_decay, config.adam_beta1, config.ns_steps)
     else:

@@ -56,23 +56,26 @@ class History:
     """What a run has measured: one entry a step, the first of which is step 1; losses in nats per token.
 
     `loss` is measured before the update, `grad_norm` before clipping, `eval_loss` after the step of the same number;
-    losses are without label smoothing and z-loss. `stopped` is None, "interrupted", "callback" or "early stopping".
+    losses are without label smoothing and z-loss. `tokens` are those read so far, padding included, by all processes.
+    `stopped` is None, "interrupted", "callback" or "early stopping".
     """
 
     step: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     grad_norm: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     eval_step: list[int] = field(default_factory=list)
     eval_loss: list[float] = field(default_factory=list)
     stopped: str | None = None
 
-    def record(self, loss: float, learning_rate: float, grad_norm: float) -> None:
-        """Append one step."""
+    def record(self, loss: float, learning_rate: float, grad_norm: float, n_tokens: int) -> None:
+        """Append one step, which has read `n_tokens`."""
         self.step.append(len(self.step) + 1)
         self.loss.append(loss)
         self.learning_rate.append(learning_rate)
         self.grad_norm.append(grad_norm)
+        self.tokens.append(sum(self.tokens[-1:]) + n_tokens)
 
 
 class Trainer:
@@ -103,8 +106,7 @@ class Trainer:
             raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
         self.wrapped = distributed.wrap(model, self.device, strategy)
         self.optimizer = build_optimizer(self.model, config)
-        self.history, self.n_tokens = History(), 0
-        self.keep_best, self.best = keep_best, {}
+        self.history, self.keep_best, self.best = History(), keep_best, {}
 
     def run(self, callback=None, progress=True, checkpoint_dir=None, resume=False, data=None) -> History:
         """Make the remaining steps and return the history; the arguments are those of `train`.
@@ -131,7 +133,8 @@ class Trainer:
         """Make one step: forward, backward, clip, update, record. Raises DivergedError before a bad update."""
         step = len(self.history.step)
         self.optimizer.zero_grad()
-        loss = self._accumulate_gradients(step)
+        parts = self.batches(step)
+        loss = self._accumulate_gradients(step, parts)
         grad_norm = clip_grad_norm_(self.trainable.values(), self.config.max_grad_norm)
         loss, grad_norm = torch.stack((loss, grad_norm)).tolist()  # both at once: a GPU is waited for once
         loss = distributed.all_reduce(loss, self.device)
@@ -141,13 +144,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         self.optimizer.step()
-        self.history.record(loss, learning_rate, grad_norm)
+        self.history.record(loss, learning_rate, grad_norm, sum(ids.numel() for ids, _ in parts))
         if step + 1 == self.config.steps or _is_due(step + 1, self.config.eval_steps):
             self._evaluate()
 
-    def _accumulate_gradients(self, step: int) -> Tensor:
+    def _accumulate_gradients(self, step: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Compute the gradient of the objective over all targets of a step; return the loss of this process's parts."""
-        config, parts, n = self.config, self.batches(step), distributed.world_size()
+        config, n = self.config, distributed.world_size()
         counts = [int((targets != IGNORED).sum()) for _, targets in parts]
         if len(parts) < n or not all(counts):  # a process without one would let the others wait for ever
             raise ValueError(f"batches({step}) must give micro-batches with targets, one or more for each process.")
@@ -164,7 +167,6 @@ class Trainer:
                 wanted = objective(output, targets, config.label_smoothing, config.z_loss)
                 (wanted * weight * n).backward()  # n: DistributedDataParallel divides the sum of the gradients by n
             loss += output.loss.detach() * weight
-            self.n_tokens += ids.numel() * n
         return loss
 
     def _require_finite(self, value: float, what: str) -> None:
@@ -221,7 +223,7 @@ def train(
     *,
     validation_tokens=None,
     checkpoint_dir=None,
-    resume: bool = False,
+    resume=False,
     callback=None,
     device=None,
     progress: bool = True,
@@ -231,8 +233,10 @@ def train(
     `callback(history)` is called after each step; True stops the run. Ctrl-C stops it after the step it is in, a second
     one at once. Checkpoints are written to `checkpoint_dir` every `save_steps` and at the end, and the last two kept;
     `resume=True` goes on from the newest whole one, if there is any. On one machine with one number of threads, a CPU
-    run then ends bit-identical to one that never stopped. `steps` may grow on resuming, if the schedule gives the steps
-    already made the same rates.
+    run then ends bit-identical to one that never stopped. `steps` and the schedule may change on resuming, if the steps
+    already made keep their rates. `resume=directory` goes on, while `checkpoint_dir` is empty, from the newest one of
+    another run, and leaves it as it is: a trunk at a constant rate gives many cool-downs (MiniCPM, Hu et al. 2024,
+    section 4; Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations").
 
     Started by `torchrun` or `accelerate launch`, n processes make the run of one with n times the
     `gradient_accumulation_steps`; process 0 writes and shows progress.
@@ -329,7 +333,8 @@ def _progress_bar(trainer: Trainer, progress: bool) -> Iterator[Callable[[], Non
     """Give a function that shows the newest step: loss, tokens per second of this run, time left."""
     from tqdm.auto import tqdm  # in a notebook it imports ipywidgets
 
-    begin, config, history = time.perf_counter(), trainer.config, trainer.history
+    config, history = trainer.config, trainer.history
+    begin, read_before = time.perf_counter(), sum(history.tokens[-1:])
     quiet = not progress or distributed.rank() > 0
     # Each change is several messages to the browser. Who reads them only when the cell has ended, as nbval does, loses
     # the last ones of a long cell, as the queue is full; so one change a second.
@@ -337,7 +342,7 @@ def _progress_bar(trainer: Trainer, progress: bool) -> Iterator[Callable[[], Non
     with tqdm(total=config.steps, initial=len(history.step), unit="step", **options) as bar:
 
         def show() -> None:
-            speed = trainer.n_tokens / (time.perf_counter() - begin)
+            speed = (history.tokens[-1] - read_before) / (time.perf_counter() - begin)
             bar.set_postfix_str(f"loss {history.loss[-1]:.3f}, {speed:,.0f} tok/s", refresh=False)
             bar.update()
 

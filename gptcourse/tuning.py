@@ -1,4 +1,4 @@
-"""How to find a learning rate and a batch size: GPT-3's choices, range test, sharpness, gradient noise scale.
+"""How to find a learning rate and a batch size: GPT-3's choices, rules, range test, sharpness, gradient noise scale.
 
 Every function takes any model that `train` takes, and leaves it as it was; `coordinate_check` needs GPTs.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptcourse import distributed
-from gptcourse.config import GPT3_TABLE
+from gptcourse.config import GPT3_TABLE, TrainingConfig
 from gptcourse.data import check_tokens, get_batch, text_batches
 from gptcourse.distributed import choose_device
 from gptcourse.sweeps import search, sweep  # noqa: F401 - they belong to tuning, and are imported from here
@@ -56,15 +56,92 @@ def _along_the_table(n_parameters: float, column: str) -> float:
     return math.exp(np.interp(math.log(n_parameters), sizes, values) + slope * beyond)
 
 
-def batch_ramp(tokens_seen: float, full: int, start: int = 32_000, ramp_tokens: float = 4e9) -> int:
-    """Return the batch size, in tokens, after `tokens_seen` tokens: linear from `start` up to `full`.
+# ---- Rules that transfer: from the settings that were best in a small run to those of a larger one. Width: muP.
 
-    GPT-3 began with 32,000 tokens and reached the full batch after 4 to 12 billion, depending on the model's size
-    (Brown et al. 2020, appendix B). Raises ValueError.
+
+def transfer(
+    config: TrainingConfig, *, tokens: float = 1.0, depth: float = 1.0, batch_exponent: float = 0.383
+) -> TrainingConfig:
+    """Return settings for a run with `tokens` times the tokens and `depth` times the layers of the run they fit.
+
+    The batch grows ∝ tokens^batch_exponent (Bergsma et al. 2025, "Power Lines"; karpathy/nanochat,
+    scripts/base_train.py), in whole sequences: see `for_horizon`, `for_batch_size` and `for_depth`. For more width,
+    nothing changes under muP, see `optimizers.mup_groups`. Raises ValueError.
     """
-    if not (tokens_seen >= 0 and 0 < start <= full and ramp_tokens > 0):
-        raise ValueError("The ramp goes from start up to full, both above 0, over ramp_tokens above 0 from token 0 on.")
-    return round(start + (full - start) * min(tokens_seen / ramp_tokens, 1.0))
+    batch_size = max(round(config.batch_size * _positive(tokens) ** batch_exponent), 1)
+    return for_depth(for_batch_size(for_horizon(config, tokens), batch_size), depth)
+
+
+def for_horizon(config: TrainingConfig, tokens: float) -> TrainingConfig:
+    """Return settings for a run with `tokens` times the tokens, at the same batch size.
+
+    Warm-up, decay and ramp keep their share of the run. So does `timescale`, by a smaller weight decay (Wang and
+    Aitchison 2024, "How to set AdamW's weight decay as you scale model and dataset size"). Raises ValueError.
+    """
+    return replace(_with_steps(config, _positive(tokens)), weight_decay=config.weight_decay / tokens)
+
+
+def for_batch_size(config: TrainingConfig, batch_size: int) -> TrainingConfig:
+    """Return settings for another batch size, and as many tokens.
+
+    The rate grows ∝ √batch_size (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
+    Algorithms"), the half-life of β₂ is kept in tokens (Marek et al. 2025, "Small Batch Size Training for Language
+    Models"), and `timescale` as a share of the run, by weight_decay ∝ √batch_size (nanochat). Raises ValueError.
+    """
+    ratio = _positive(batch_size) / config.batch_size
+    return replace(
+        _with_steps(config, 1 / ratio),
+        batch_size=batch_size,
+        learning_rate=config.learning_rate * math.sqrt(ratio),
+        weight_decay=config.weight_decay * math.sqrt(ratio),
+        adam_beta2=beta2_of(half_life_of(config.adam_beta2, config.batch_size), batch_size),
+    )
+
+
+def for_depth(config: TrainingConfig, depth: float) -> TrainingConfig:
+    """Return settings for a model with `depth` times the layers: rate ∝ 1 / √depth, the same rate · weight_decay.
+
+    Yang et al. (2023, "Tensor Programs VI") divide Adam's rate by √n_layer, and what each block adds as well; a GPT of
+    this course only begins with additions divided like this. Dey et al. (2025, CompleteP) divide what is added by
+    n_layer, and keep the rate. Raises ValueError.
+    """
+    root = math.sqrt(_positive(depth))
+    return replace(config, learning_rate=config.learning_rate / root, weight_decay=config.weight_decay * root)
+
+
+def beta2_of(half_life: float, tokens_per_step: float) -> float:
+    """Return the β₂ with which a squared gradient counts half after `half_life` tokens (Marek et al. 2025)."""
+    return 0.5 ** (_positive(tokens_per_step) / _positive(half_life))
+
+
+def half_life_of(beta2: float, tokens_per_step: float) -> float:
+    """Return the tokens after which a squared gradient counts half. Raises ValueError for a β₂ outside 0 to 1."""
+    if not 0 < beta2 < 1:
+        raise ValueError(f"beta2 is {beta2}, but only between 0 and 1 there is a half-life.")
+    return _positive(tokens_per_step) * math.log(0.5) / math.log(beta2)
+
+
+def timescale(config: TrainingConfig) -> float:
+    """Return the share of a run that AdamW's weights average over: 1 / (rate · weight_decay · steps), at the peak.
+
+    Weights with decay are an exponential moving average of updates (Wang and Aitchison 2024, section 2). Infinite
+    without decay.
+    """
+    return 1 / (config.learning_rate * config.weight_decay * config.steps) if config.weight_decay else math.inf
+
+
+def _with_steps(config: TrainingConfig, ratio: float) -> TrainingConfig:
+    """Return settings with `ratio` times the steps, and all numbers of steps in them rounded down to 1 or more."""
+    names = ("warmup_steps", "decay_steps", "batch_ramp_steps", "eval_steps", "save_steps")
+    parts = {name: getattr(config, name) for name in names}
+    scaled = {name: n and max(int(n * ratio), 1) for name, n in parts.items()}  # 0 and None stay
+    return replace(config, steps=max(round(config.steps * ratio), 1), **scaled)
+
+
+def _positive(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"Sizes, ratios and half-lives must be finite numbers above 0, not {value!r}.")
+    return value
 
 
 # ---- The range test
@@ -90,9 +167,15 @@ class RangeTest:
         return self.rates[max(int(np.argmin(self.smoothed)) - 1, 0)] if self.broke else None
 
     @property
+    def plateau(self) -> tuple[float, float] | None:
+        """The first and the last rate that led to within 3 % of the lowest smoothed loss. None if it never broke."""
+        near = np.flatnonzero(np.array(self.smoothed) <= 1.03 * min(self.smoothed))
+        return (self.rates[max(near[0] - 1, 0)], self.rates[max(near[-1] - 1, 0)]) if self.broke else None
+
+    @property
     def suggestion(self) -> float | None:
-        """Half the edge: the best rate is usually within a factor of two of the largest that works (Smith, 3.3)."""
-        return self.edge / 2 if self.broke else None
+        """The middle of the plateau on a log scale, which varies less from seed to seed than its lowest point."""
+        return math.sqrt(math.prod(self.plateau)) if self.broke else None
 
     def record(self, rate: float, loss: float, window: int) -> None:
         """Append one step; the loss has broken if the median of the last `window` rose by a tenth."""
@@ -104,7 +187,8 @@ class RangeTest:
     def __str__(self) -> str:
         last = f"a rate of {self.rates[-1]:.1e}"
         if self.broke:
-            return f"The loss fell up to a rate of {self.edge:.1e} and broke at {last}: try {self.suggestion:.1e}."
+            low, high = self.plateau
+            return f"The loss was lowest from {low:.1e} to {high:.1e} and broke at {last}: try {self.suggestion:.1e}."
         if self.interrupted:
             return f"Interrupted at {last}, before the loss broke: the edge is not known."
         return f"The loss never broke, up to {last}: raise `highest` to find the edge."
@@ -117,7 +201,8 @@ def lr_range_test(
 
     The rate grows exponentially over `config.steps` steps, whatever the rate and schedule of `config`. The loss breaks
     when a loss or gradient is not finite, or the median of the last losses (a twentieth of `config.steps`, at least 3)
-    is more than a tenth above the lowest such median. Smith (2017, section 3.3) raises the rate linearly.
+    is more than a tenth above the lowest such median. Smith (2017, section 3.3) raises the rate linearly. In fewer than
+    some 150 steps single batches decide the result.
 
     `callback(model, optimizer)` is called after each step with the copy and its AdamW. Ctrl-C stops the test and keeps
     what was measured. Raises ValueError, and DivergedError when the first loss is not finite.

@@ -259,6 +259,26 @@ def test_more_steps_may_be_added_while_the_rate_has_not_begun_to_fall(tmp_path):
     assert after == history
 
 
+def test_cool_downs_from_one_trunk_are_the_runs_made_in_one_go(tmp_path):
+    cooling = {"lr_scheduler_type": "warmup_stable_decay", "decay_steps": 3, "min_lr_ratio": 0.0}
+    for steps in (6, 12):
+        run(tmp_path / "trunk", lr_scheduler_type="constant", steps=steps)
+        trunk = content(tmp_path / "trunk", steps)
+        branch = {"folder": tmp_path / f"cool-{steps}", "resume": tmp_path / "trunk", "steps": steps + 3, **cooling}
+        run(**branch, callback=lambda history: history.step[-1] % 3 == 1)  # stopped, it goes on from its own checkpoint
+        cooled, history = run(**branch)
+        whole, expected = run(None, resume=False, steps=steps + 3, **cooling)
+        assert same(cooled, whole) and history.loss == expected.loss and history.learning_rate == expected.learning_rate
+        assert content(tmp_path / "trunk", steps) == trunk
+
+
+def test_a_branch_that_has_no_trunk_or_begins_where_the_rate_had_fallen_is_refused(tmp_path, whole):
+    with pytest.raises(CheckpointError, match=r"^There is no checkpoint in .*nowhere, where this run is to begin\.$"):
+        run(tmp_path / "branch", resume=tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"first 9 steps .*learning rates: resume with the old schedule"):
+        run(tmp_path / "branch", resume=whole, lr_scheduler_type="constant")
+
+
 # Damaged
 
 

@@ -49,7 +49,7 @@ else:
 model.save(f"{folder}/model-{distributed.rank()}")
 open(f"{folder}/history-{distributed.rank()}.json", "w").write(json.dumps(vars(history)))
 """
-CONFIG = {"steps": 12, "batch_size": 3, "learning_rate": 1e-2, "eval_steps": 4}
+CONFIG = {"steps": 12, "batch_size": 3, "learning_rate": 1e-2, "eval_steps": 4, "batch_ramp_steps": 5}
 
 
 def launched(folder, what="train", n=2, killed_at=0, stop_at=None, fails=False, elsewhere=None, **config):
@@ -95,6 +95,7 @@ def test_two_processes_make_the_run_of_one_with_twice_the_batch(tmp_path, what):
     model.save(tmp_path / "alone")
     expected = load_file(tmp_path / "alone" / "model.safetensors")
     assert histories[0] == histories[1]
+    assert histories[0]["tokens"] == history.tokens
     assert histories[0]["loss"] == pytest.approx(history.loss, abs=1e-6)
     assert histories[0]["grad_norm"] == pytest.approx(history.grad_norm, abs=1e-5)
     assert histories[0]["eval_loss"] == pytest.approx(history.eval_loss, abs=1e-6)

@@ -228,7 +228,7 @@ def test_muon_equals_torchs_within_bfloat16(ns_steps):
     reference = [parameter for parameter in theirs.h.parameters() if parameter.ndim >= 2]
     options = {"momentum": 0.95, "nesterov": True, "ns_steps": ns_steps, "adjust_lr_fn": "match_rms_adamw"}
     torchs = torch.optim.Muon(reference, lr=1e-2, weight_decay=0.1, **options)
-    muon = Muon([{"params": hidden, "weight_decay": 0.1, "momentum": 0.95, "ns_steps": ns_steps}], lr=1e-2)
+    muon = Muon([{"params": hidden, "weight_decay": 0.1, "momentum": 0.95, "ns_steps": ns_steps, "parts": 1}], lr=1e-2)
     start = [parameter.detach().clone() for parameter in hidden]
     for step in range(5):
         gradient(ours, step)
@@ -261,8 +261,34 @@ def test_every_weight_is_in_one_group_of_muons_and_frozen_ones_in_none():
     grouped = [parameter for group in groups for parameter in group["params"]]
     assert {id(p) for p in grouped} == {id(p) for p in model.parameters() if p.requires_grad}
     assert len(grouped) == len({id(p) for p in grouped})
-    assert ["momentum" in group for group in groups] == [True, False, False]
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.0]
+    assert [group.get("parts") for group in groups] == [3, 1, None, None]
+    assert groups[0]["params"] == [model.h[1].attn.c_attn.weight]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.1, 0.0]
+
+
+def test_queries_keys_and_values_learn_as_three_matrices_of_their_own():
+    fused, weight = tiny(), torch.randn(48, 16, generator=torch.Generator().manual_seed(2))
+    fused.h[0].attn.c_attn.weight.data.copy_(weight)
+    muon = build_optimizer(fused, TrainingConfig(1, 1, 1e-2, optim="muon"))
+    apart = [torch.nn.Parameter(part.clone()) for part in weight.chunk(3)]
+    settings = {"weight_decay": 0.1, "momentum": 0.9, "ns_steps": 5, "parts": 1}
+    reference = Muon([{"params": apart, **settings}], lr=1e-2)
+    for step in range(3):
+        gradient(fused, step)
+        for parameter, part in zip(apart, fused.h[0].attn.c_attn.weight.grad.chunk(3), strict=True):
+            parameter.grad = part.clone()
+        muon.step()
+        reference.step()
+    assert torch.equal(fused.h[0].attn.c_attn.weight, torch.cat(apart))
+    assert not torch.allclose(fused.h[0].attn.c_attn.weight, weight, atol=1e-2)
+
+
+def test_under_mup_muon_divides_rate_by_the_root_of_the_width():
+    standard, mup = tiny(), tiny(mup_base_width=16, tie_word_embeddings=False)
+    wide = tiny(mup_base_width=8, tie_word_embeddings=False)
+    for model, root in (standard, 1), (mup, 1), (wide, math.sqrt(2)):
+        for group in muon_groups(model, 0.1)[:2]:
+            assert (group["lr_factor"], group["weight_decay"]) == pytest.approx((1 / root, 0.1 * root))
 
 
 def test_training_with_muon_learns_and_goes_on_where_it_stopped(tmp_path):
@@ -279,11 +305,10 @@ def test_training_with_muon_learns_and_goes_on_where_it_stopped(tmp_path):
         assert torch.equal(mine, other)
 
 
-def test_muon_refuses_models_that_are_not_ours_and_mup():
+def test_muon_refuses_models_that_are_not_ours():
     config = TrainingConfig(1, 1, 1e-2, optim="muon")
-    mup = tiny(mup_base_width=16, tie_word_embeddings=False)
-    for model in (torch.nn.Linear(2, 2), tiny().to_transformers(), mup):
-        with pytest.raises(ValueError, match=r'^optim "muon" takes a GPT of this course without muP'):
+    for model in (torch.nn.Linear(2, 2), tiny().to_transformers()):
+        with pytest.raises(ValueError, match=r'^optim "muon" takes a GPT of this course: choose "adamw"'):
             build_optimizer(model, config)
     with pytest.raises(ValueError, match=r"^optim is .* must be one of"):
         TrainingConfig(1, 1, 1e-2, optim="sgd")

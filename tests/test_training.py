@@ -2,18 +2,21 @@
 
 import copy
 import gc
+import itertools
 import math
 import random
 import signal
 import threading
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gptcourse.data import text_batches
+from gptcourse.data import batch_size_at, example_batches, text_batches
 from gptcourse.model import GPT, GPTConfig, GPTOutput
 from gptcourse.optimizers import build_optimizer, learning_rate_at
 from gptcourse.training import (
@@ -69,6 +72,8 @@ def same(left, right):
         ("sequence_length", 0),
         ("decay_steps", 0),
         ("decay_steps", 11),
+        ("batch_ramp_steps", 10),
+        ("batch_ramp_steps", -1),
         ("seed", -1),
         ("warmup_steps", 10),
         ("eval_steps", -1),
@@ -102,6 +107,50 @@ def test_numbers_from_numpy_and_whole_floats_become_plain_numbers():
 
 
 # Batches
+
+
+def test_the_batch_climbs_in_whole_sequences_and_is_full_after_the_ramp():
+    def sizes(steps, **settings):
+        return [batch_size_at(step, TrainingConfig(steps, learning_rate=1e-3, **settings)) for step in range(steps)]
+
+    assert sizes(4, batch_size=5) == [5, 5, 5, 5]
+    assert sizes(6, batch_size=8, batch_ramp_steps=3) == [2, 4, 6, 8, 8, 8]
+    assert sizes(6, batch_size=2, batch_ramp_steps=5) == [1, 1, 1, 2, 2, 2]
+    for batch, ramp in itertools.product((1, 3, 49, 293), (0, 1, 6, 49)):  # none too many by a rounded quotient
+        exact = [math.ceil(Fraction(batch * (step + 1), ramp + 1)) for step in range(ramp + 1)]
+        assert sizes(ramp + 1, batch_size=batch, batch_ramp_steps=ramp) == exact
+
+
+def test_a_ramp_reaches_every_micro_batch_of_text_and_of_examples():
+    config = TrainingConfig(5, 4, 1e-3, gradient_accumulation_steps=2, batch_ramp_steps=3)
+    for batches in text_batches(TOKENS, config, LENGTH, 3), example_batches([([1, 2], [2, 3])], config, 3):
+        assert [[len(ids) for ids, _ in batches(step)] for step in (0, 2, 4)] == [[1] * 6, [3] * 6, [4] * 6]
+
+
+def test_a_run_with_a_ramp_counts_its_tokens_and_goes_on_bit_for_bit(tmp_path):
+    settings = {"batch_ramp_steps": 4, "gradient_accumulation_steps": 2, "checkpoint_dir": tmp_path}
+    history = run(whole := new_model(), **settings | {"checkpoint_dir": None})
+    assert np.diff(history.tokens, prepend=0).tolist() == [2 * LENGTH * size for size in (1, 2, 3, 4, 4, 4)]
+    run(new_model(), **settings, callback=lambda history: history.step[-1] == 2)
+    assert run(resumed := new_model(), **settings, resume=True) == history
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_torch_averages_the_weights_of_a_run_in_its_callback(decay):
+    model, seen = new_model(), []
+    average = AveragedModel(model, multi_avg_fn=decay and get_ema_multi_avg_fn(decay))
+
+    def after_step(history):
+        if history.step[-1] > 3:
+            average.update_parameters(model)
+            seen.append(weights(model))
+
+    run(model, lr_scheduler_type="constant", callback=after_step)
+    shares = [1 / 3, 1 / 3, 1 / 3] if decay is None else [0.25, 0.25, 0.5]
+    for averaged, *parts in zip(average.module.parameters(), *seen, strict=True):
+        torch.testing.assert_close(averaged.data, sum(share * part for share, part in zip(shares, parts, strict=True)))
+    assert len({evaluate(m, TOKENS, batch_size=4) for m in (average.module, model)}) == 2
 
 
 def test_targets_are_the_tokens_that_follow():

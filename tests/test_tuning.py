@@ -3,6 +3,7 @@
 import copy
 import math
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,15 +18,21 @@ from gptcourse.training import DivergedError, TrainingConfig, get_batch
 from gptcourse.tuning import (
     BatchTradeOff,
     adam_preconditioner,
-    batch_ramp,
+    beta2_of,
     coordinate_check,
+    for_batch_size,
+    for_depth,
+    for_horizon,
     gpt3_batch_size,
     gpt3_learning_rate,
     gradient_noise_scale,
+    half_life_of,
     lr_range_test,
     noise_scale_estimates,
     sharpness,
     stability_limit,
+    timescale,
+    transfer,
 )
 
 VOCAB, LENGTH = 17, 8
@@ -85,18 +92,78 @@ def test_a_size_that_is_no_size_is_refused(size):
             function(size)
 
 
-def test_the_ramp_is_a_straight_line_that_stops_at_the_full_batch():
-    seen = [0, 1e9, 2e9, 4e9, 9e9]
-    assert [batch_ramp(n, 3_200_000) for n in seen] == [32_000, 824_000, 1_616_000, 3_200_000, 3_200_000]
-    assert [batch_ramp(n, 30, start=10, ramp_tokens=100) for n in (0, 25, 50, 100)] == [10, 15, 20, 30]
+# Rules that transfer
 
-
-@pytest.mark.parametrize(
-    "wrong", [{"tokens_seen": -1}, {"full": 10_000}, {"start": 0}, {"ramp_tokens": 0}, {"tokens_seen": math.nan}]
+SMALL_RUN = TrainingConfig(
+    100, 8, 1e-2, warmup_steps=10, decay_steps=20, batch_ramp_steps=6, eval_steps=25, weight_decay=0.2
 )
-def test_a_ramp_that_goes_nowhere_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"from start up to full.*\.$"):
-        batch_ramp(**{"tokens_seen": 0, "full": 100_000} | wrong)
+
+
+def test_nanochats_rules_come_out_of_transfer():
+    large = transfer(SMALL_RUN, tokens=64.0)
+    batch = large.batch_size / 8
+    assert large.batch_size == round(8 * 64**0.383) and large.steps == round(6400 / batch)
+    assert large.learning_rate == pytest.approx(1e-2 * batch**0.5)  # rate ∝ √B
+    assert large.weight_decay == pytest.approx(0.2 * batch**0.5 / 64)  # λ · √(B / B_ref) · D_ref / D
+    assert large.adam_beta2 == pytest.approx(0.95**batch)
+    shares = [0.1 * large.steps, 0.2 * large.steps, 0.25 * large.steps]
+    assert [large.warmup_steps, large.decay_steps, large.eval_steps] == pytest.approx(shares, abs=1)
+
+
+@pytest.mark.parametrize("change", [{"tokens": 10.0}, {"depth": 4.0}, {"tokens": 0.1, "depth": 0.5}])
+def test_every_rule_keeps_the_timescale_of_weight_decay(change):
+    assert timescale(transfer(SMALL_RUN, **change)) == pytest.approx(timescale(SMALL_RUN), rel=0.02)
+    assert timescale(for_batch_size(SMALL_RUN, 2)) == pytest.approx(timescale(SMALL_RUN)) == 5.0
+    assert timescale(replace(SMALL_RUN, weight_decay=0)) == math.inf
+
+
+def test_weights_are_an_average_over_the_timescale():
+    weight, target = torch.nn.Parameter(torch.zeros(1)), 1.0
+    steps = round(timescale(SMALL_RUN) * SMALL_RUN.steps)
+    optimizer = torch.optim.AdamW([weight], lr=1e-2, weight_decay=0.2)
+    for _ in range(steps):  # a gradient that always says the same: the weight goes to -1 / weight_decay
+        weight.grad = torch.full_like(weight, target)
+        optimizer.step()
+    assert weight.item() == pytest.approx((math.exp(-1) - 1) / 0.2, rel=0.01)
+
+
+def test_a_run_transferred_to_itself_stays_as_it_is():
+    for same in transfer(SMALL_RUN), for_horizon(SMALL_RUN, 1), for_batch_size(SMALL_RUN, 8), for_depth(SMALL_RUN, 1):
+        assert same.adam_beta2 == pytest.approx(0.95) and replace(same, adam_beta2=0.95) == SMALL_RUN
+
+
+def test_a_deeper_model_takes_the_rate_over_the_root():
+    deep = for_depth(SMALL_RUN, 4)
+    assert (deep.learning_rate, deep.weight_decay) == (5e-3, 0.4)
+    assert replace(deep, learning_rate=1e-2, weight_decay=0.2) == SMALL_RUN
+
+
+def test_beta2_has_its_half_life_in_tokens():
+    assert beta2_of(1000, 1000) == 0.5 and beta2_of(1000, 250) ** 4 == pytest.approx(0.5)
+    assert half_life_of(0.95, 512) == pytest.approx(512 * 13.5134, rel=1e-5)
+    for batch in (1, 512, 65_536):
+        assert beta2_of(half_life_of(0.95, 512), batch) == pytest.approx(0.95 ** (batch / 512))
+
+
+def test_short_runs_keep_a_step_of_what_they_had():
+    short = for_horizon(SMALL_RUN, 0.1)
+    assert (short.steps, short.warmup_steps, short.decay_steps, short.batch_ramp_steps) == (10, 1, 2, 1)
+    assert for_horizon(replace(SMALL_RUN, warmup_steps=0, decay_steps=None), 0.1).warmup_steps == 0
+
+
+@pytest.mark.parametrize("size", [0, -1, math.inf, math.nan])
+def test_sizes_that_are_none_are_refused(size):
+    for rule in (
+        lambda: transfer(SMALL_RUN, tokens=size),
+        lambda: for_batch_size(SMALL_RUN, size),
+        lambda: for_depth(SMALL_RUN, size),
+        lambda: beta2_of(size, 1),
+        lambda: half_life_of(0.9, size),
+    ):
+        with pytest.raises(ValueError, match=r"must be finite numbers above 0, not .*\.$"):
+            rule()
+    with pytest.raises(ValueError, match=r"^beta2 is 1"):
+        half_life_of(1.0, 8)
 
 
 # The range test
@@ -145,8 +212,9 @@ def test_the_break_is_the_first_median_a_tenth_above_the_lowest_and_the_edge_the
     assert test.smoothed == pytest.approx([5, 4.5, 4, 3, 2, 2, 2, 2.1, 2.19, 2.21])
     assert (test.broke, test.losses) == (True, pytest.approx(losses[:10]))
     assert test.edge == pytest.approx(1e-8)  # the fifth loss is measured after the update at the fourth rate
-    assert test.suggestion == pytest.approx(0.5e-8)
-    assert str(test) == "The loss fell up to a rate of 1.0e-08 and broke at a rate of 1.0e-02: try 5.0e-09."
+    assert test.plateau == pytest.approx((1e-8, 1e-6))  # the next median, 2.1, is 5 % above the lowest
+    assert test.suggestion == pytest.approx(1e-7)
+    assert str(test) == "The loss was lowest from 1.0e-08 to 1.0e-06 and broke at a rate of 1.0e-02: try 1.0e-07."
 
 
 def test_the_window_is_a_twentieth_of_the_steps_so_that_a_spike_is_forgiven():
@@ -163,7 +231,7 @@ def test_a_loss_that_is_no_number_ends_the_test_at_the_rate_before_it(bad):
     test = range_test(Scripted([5, 4, 3, 2, bad, 1, 1, 1, 1, 1, 1]), 11, lowest=1e-10, highest=1.0)
     assert (test.broke, test.losses) == (True, [5, 4, 3, 2])
     assert test.rates == pytest.approx([1e-10, 1e-9, 1e-8, 1e-7])
-    assert test.edge == pytest.approx(1e-8)  # after the next one, 1e-7, came the bad loss
+    assert test.edge == test.suggestion == pytest.approx(1e-8)  # after the next one, 1e-7, came the bad loss
     assert "broke at a rate of 1.0e-07" in str(test)
 
 
@@ -264,10 +332,11 @@ def test_under_mup_the_range_test_moves_each_group_by_its_factor():
 KINDS = {"embeddings", "attention", "MLP", "logits"}
 
 
-def changes(kind=GPT, base=16, widths=(16, 128), rate=1e-3, **settings):
+def changes(kind=GPT, base=16, widths=(16, 128), rate=1e-3, init=0.02, **settings):
     def make_model(width):
         torch.manual_seed(3)
-        return kind(GPTConfig(VOCAB, LENGTH, width, 2, width // 8, tie_word_embeddings=False, mup_base_width=base))
+        shape = GPTConfig(VOCAB, LENGTH, width, 2, width // 8, initializer_range=init, tie_word_embeddings=False)
+        return kind(replace(shape, mup_base_width=base))
 
     config = TrainingConfig(4, 8, rate, lr_scheduler_type="constant", **settings)
     return coordinate_check(make_model, widths, TOKENS, config, device="cpu", progress=False)
@@ -289,6 +358,15 @@ def test_in_the_standard_parametrisation_all_but_the_embeddings_change_more_in_a
     found = growth(changes(base=None))
     assert 0.5 < found.pop("embeddings") < 2
     assert all(factor > 5 for factor in found.values()), found
+
+
+def test_under_mup_muons_steps_change_as_much_at_every_width(monkeypatch):
+    settings = {"optim": "muon", "rate": 3e-2, "init": 0.1, "widths": (16, 256)}  # steps that are seen in one layer
+    found = growth(changes(**settings))
+    assert all(0.7 < found[kind] < 1.4 for kind in KINDS), found
+    groups = optimizers.muon_groups
+    monkeypatch.setattr(optimizers, "muon_groups", lambda *args: [g | {"lr_factor": 1.0} for g in groups(*args)])
+    assert growth(changes(**settings))["MLP"] > 1.7
 
 
 def test_a_read_out_that_is_not_scaled_is_caught():

@@ -299,10 +299,6 @@ def fitted(order: str, model: nn.Module, optimizer: torch.optim.Optimizer, batch
     return torch.stack(losses)
 
 
-def fitted_to_one(order: str, model: nn.Module, optimizer: torch.optim.Optimizer, x, y, steps: int) -> Tensor:
-    return fitted(order, model, optimizer, [(x, y)] * steps)
-
-
 class MendSwing(Exercise, name="training.mend_swing"):
     """Mend the training so that each step follows the gradients of its own batch."""
 
@@ -319,23 +315,6 @@ class MendSwing(Exercise, name="training.mend_swing"):
     never_cleared = as_it_stands(STILL_SUMS)(partial(fitted, "backward step"))
     without_backward = mistake(NO_GRADIENT)(partial(fitted, "clear step"))
     step_first = mistake(LATE_STEP)(partial(fitted, "step clear backward"))
-
-
-class MendStandstill(Exercise, name="training.mend_standstill"):
-    """Mend the training so that the loss falls."""
-
-    hint = "Look at a weight's gradient right before the optimizer's step. Return one loss for each step, in order."
-    trains = ("model", "optimizer")
-
-    def inputs():
-        return [(*line_to_fit(), *pairs(16)[0], 6), (*line_to_fit(0.05), *pairs(4)[0], 3)]
-
-    def reference(model, optimizer, x, y, steps):
-        return fitted_to_one("clear backward step", model, optimizer, x, y, steps)
-
-    without_backward = as_it_stands(NO_GRADIENT)(partial(fitted_to_one, "clear step"))
-    step_first = mistake(LATE_STEP)(partial(fitted_to_one, "step clear backward"))
-    never_cleared = mistake(STILL_SUMS)(partial(fitted_to_one, "backward step"))
 
 
 def classifier(dropout: float) -> nn.Module:

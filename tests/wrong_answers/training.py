@@ -136,38 +136,6 @@ def swing_cleared_after_backward(model, optimizer, batches):
     return torch.stack(losses)
 
 
-def train(model, optimizer, x, y, steps, *, before=(), after=()):
-    """Carry out the named actions before and after the loss of each step is computed."""
-    losses = []
-    for _ in range(steps):
-        for action in before:
-            action()
-        loss = F.mse_loss(model(x), y)
-        for action in after:
-            action(loss)
-        losses.append(loss.detach())
-    return torch.stack(losses)
-
-
-@wrong("training.mend_standstill", "the optimizer moves nothing")
-def standstill_cleared_after_backward(model, optimizer, x, y, steps):
-    return train(
-        model,
-        optimizer,
-        x,
-        y,
-        steps,
-        after=[lambda loss: loss.backward(), lambda _: optimizer.zero_grad(), lambda _: optimizer.step()],
-    )
-
-
-@wrong("training.mend_standstill", "does not require grad")
-def standstill_with_a_detached_loss(model, optimizer, x, y, steps):
-    return train(
-        model, optimizer, x, y, steps, before=[optimizer.zero_grad], after=[lambda loss: loss.detach().backward()]
-    )
-
-
 @wrong("training.mend_twice", "The switch has to come before")
 def twice_switched_inside_the_loop(model, batches):
     losses = []

@@ -1,5 +1,6 @@
 """The learner's answers, joined into one program that runs."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -42,7 +43,10 @@ def test_the_learners_answers_become_a_program_that_trains_and_writes(tmp_path, 
 
 def test_where_there_is_no_answer_the_courses_solution_stands_in(tmp_path):
     program = write_program(tmp_path / "my_gpt.py")
-    assert program.read_text(encoding="utf-8").count("# the course's solution") == len(PARTS)
+    source = program.read_text(encoding="utf-8")
+    assert source.count("# the course's solution") == len(PARTS)
+    imports = [n for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert answers.COMMON.keys() <= {alias.asname or alias.name for n in imports for alias in n.names}
     done = printed_by(program, tmp_path)
     assert done.returncode == 0 and "steps: training" in done.stdout, done.stderr
     assert "1,000 are needed" in printed_by(program, tmp_path, "short").stderr
@@ -51,7 +55,7 @@ def test_where_there_is_no_answer_the_courses_solution_stands_in(tmp_path):
 def test_two_answers_of_one_name_are_not_joined(tmp_path, monkeypatch):
     for name in ("training.loop", "training.held_out_loss"):
         (source, called) = next((s, c) for n, s, c in solutions(PATH[4]) if n == name)
-        assert check(name, getattr(pasted(tmp_path, name, source.replace(called, "answer")), "answer"))
+        assert check(name, pasted(tmp_path, name, source.replace(called, "answer")).answer)
     assert {entry["calls"] for entry in json.loads(answers_file().read_text()).values()} == {"answer"}
     assert mine("training.loop").__name__ == "answer"
     with pytest.raises(ValueError, match=r"Two answers define answer: .* training\.held_out_loss"):

@@ -21,7 +21,7 @@ from gptcourse.files import write_file
 FORMAT = 1  # of the file; a higher number comes from a newer version of the course
 MOVED = (  # (from, to, exercises), in the order of the versions
     ("gpt_block", "first_model", ("shift", "loss", "first_loss", "mend_sure", "mend_parrot")),
-    ("gpt_block", "training", ("mend_swing", "mend_standstill", "mend_twice", "mend_percent")),
+    ("gpt_block", "training", ("mend_swing", "mend_twice", "mend_percent")),
     ("fine_tuning", "decoding", ("top_p", "repetition_penalty", "perplexity", "mend_temperature", "mend_top_p")),
 )
 # {name in an earlier version: name now}: what was solved under the earlier one is still known.

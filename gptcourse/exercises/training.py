@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from functools import partial
 
@@ -20,6 +21,11 @@ NO_GRADIENT = """The loss never changes, so the optimizer moves nothing. What sh
 LATE_STEP = "Each step follows the gradients of the step before. In which order should the parts happen?"
 UNEQUAL_BATCHES = "The mean of means gives the examples of a small last batch more say. What should be counted?"
 TINY = GPTConfig(vocab_size=7, n_positions=5, n_embd=8, n_layer=1, n_head=2)
+
+
+def tokens_and_targets() -> tuple[Tensor, Tensor]:
+    ids = randint(TINY.vocab_size, (2, 6))
+    return ids[:, :-1], ids[:, 1:]
 
 
 def trained(parts: str, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable, limit: float) -> Tensor:
@@ -50,9 +56,7 @@ class Loop(Exercise, name="training.loop"):
     def inputs():
         cases = []
         for rate, limit, n_batches in ((0.3, 0.5, 4), (0.1, 100.0, 3), (0.5, 0.1, 5)):
-            model = GPT(TINY)
-            ids = randint(TINY.vocab_size, (n_batches, 2, 6))
-            batches = [(part[:, :-1], part[:, 1:]) for part in ids]
+            model, batches = GPT(TINY), [tokens_and_targets() for _ in range(n_batches)]
             cases.append((model, torch.optim.SGD(model.parameters(), lr=rate), batches, limit))
         return cases
 
@@ -236,6 +240,78 @@ class HeldOut(Exercise, name="training.held_out_loss"):
         return weighted(window_losses(model, [(p[None, :-1], p[None, 1:]) for p in pieces if len(p) > 1]))
 
 
+class Kept:
+    """A checkpoint in memory."""
+
+    def __init__(self, model, optimizer, step):
+        self.kept = copy.deepcopy((model.state_dict(), optimizer.state_dict(), step))
+
+    def restore(self, model, optimizer) -> int:
+        weights, averages, step = self.kept
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(averages)
+        return step
+
+
+class WithoutAverages(Kept):
+    def restore(self, model, optimizer) -> int:
+        model.load_state_dict(self.kept[0])
+        return self.kept[2]
+
+
+class WithoutWeights(Kept):
+    def restore(self, model, optimizer) -> int:
+        optimizer.load_state_dict(self.kept[1])
+        return self.kept[2]
+
+
+class FromTheFirstBatch(Kept):
+    def restore(self, model, optimizer) -> int:
+        return 0 * super().restore(model, optimizer)
+
+
+class OneTooFar(Kept):
+    def restore(self, model, optimizer) -> int:
+        return super().restore(model, optimizer) + 1
+
+
+class NotCopied(Kept):
+    def __init__(self, model, optimizer, step):
+        self.kept = model.state_dict(), optimizer.state_dict(), step
+
+
+class Resume(Exercise, name="training.resume"):
+    """Keep what a run needs to go on after `step` steps, and put it into a new model and a new optimizer."""
+
+    hint = "What does the next step depend on: which numbers of the model, which of the optimizer, and which batch?"
+
+    def inputs():
+        return [(GPT(TINY), [tokens_and_targets() for _ in range(count)], stop) for count, stop in ((6, 3), (5, 2))]
+
+    def through(answer, model, batches, stop):
+        """Return the losses after a run was stopped, went on for a step that is lost, and was taken up again."""
+        first = copy.deepcopy(model)
+        adam = partial(torch.optim.AdamW, lr=0.03)
+        optimizer = adam(first.parameters())
+        step = partial(trained, "clear backward clip step", limit=1.0)
+        step(first, optimizer, batches[:stop])
+        checkpoint = answer(first, optimizer, stop)
+        step(first, optimizer, batches[stop : stop + 1])
+        second = GPT(TINY)
+        optimizer = adam(second.parameters())
+        return step(second, optimizer, batches[checkpoint.restore(second, optimizer) :])
+
+    reference = Kept
+    averages_forgotten = mistake("""The weights are back, and the optimizer begins anew. What has it learned about each
+        weight that the new one lacks?""")(WithoutAverages)
+    weights_forgotten = mistake("The optimizer is back, and the model is a new one.")(WithoutWeights)
+    same_batches_again = mistake("""The resumed run reads the first batches again. How should it know where the old one
+        stopped?""")(FromTheFirstBatch)
+    a_batch_left_out = mistake("A batch is left out: that of the step after the stop. Steps count from 0.")(OneTooFar)
+    not_copied = mistake("""What you keep changes when the old run goes on: it is the run's own tensors, and training
+        changes them in place.""")(NotCopied)
+
+
 def mean_at(weights: Tensor, back: int, rows: slice) -> Tensor:
     """Return the mean weight of each head from place i to place i - back, over the rows."""
     size = weights.shape[-1]
@@ -299,10 +375,6 @@ def fitted(order: str, model: nn.Module, optimizer: torch.optim.Optimizer, batch
     return torch.stack(losses)
 
 
-def fitted_to_one(order: str, model: nn.Module, optimizer: torch.optim.Optimizer, x, y, steps: int) -> Tensor:
-    return fitted(order, model, optimizer, [(x, y)] * steps)
-
-
 class MendSwing(Exercise, name="training.mend_swing"):
     """Mend the training so that each step follows the gradients of its own batch."""
 
@@ -319,23 +391,6 @@ class MendSwing(Exercise, name="training.mend_swing"):
     never_cleared = as_it_stands(STILL_SUMS)(partial(fitted, "backward step"))
     without_backward = mistake(NO_GRADIENT)(partial(fitted, "clear step"))
     step_first = mistake(LATE_STEP)(partial(fitted, "step clear backward"))
-
-
-class MendStandstill(Exercise, name="training.mend_standstill"):
-    """Mend the training so that the loss falls."""
-
-    hint = "Look at a weight's gradient right before the optimizer's step. Return one loss for each step, in order."
-    trains = ("model", "optimizer")
-
-    def inputs():
-        return [(*line_to_fit(), *pairs(16)[0], 6), (*line_to_fit(0.05), *pairs(4)[0], 3)]
-
-    def reference(model, optimizer, x, y, steps):
-        return fitted_to_one("clear backward step", model, optimizer, x, y, steps)
-
-    without_backward = as_it_stands(NO_GRADIENT)(partial(fitted_to_one, "clear step"))
-    step_first = mistake(LATE_STEP)(partial(fitted_to_one, "step clear backward"))
-    never_cleared = mistake(STILL_SUMS)(partial(fitted_to_one, "backward step"))
 
 
 def classifier(dropout: float) -> nn.Module:

@@ -1,5 +1,7 @@
 """Wrong answers to the exercises of notebook 04."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -113,6 +115,46 @@ def induction_transposed(weights, n):
     return torch.stack([weights[:, i - n + 1, i] for i in range(n, 2 * n)]).mean(0)
 
 
+@wrong("training.resume", "reads the first batches again")
+class CheckpointLikeNanoGPTs:
+    """The number of the step comes back, and the batches are drawn from the seed anew."""
+
+    def __init__(self, model, optimizer, step):
+        self.model, self.step = copy.deepcopy(model.state_dict()), step
+        self.optimizer = copy.deepcopy(optimizer.state_dict())
+
+    def restore(self, model, optimizer):
+        model.load_state_dict(self.model)
+        optimizer.load_state_dict(self.optimizer)
+        self.reached = self.step
+
+
+@wrong("training.resume", "that the new one lacks")
+class CheckpointOfWeights:
+    def __init__(self, model, optimizer, step):
+        self.weights = [w.detach().clone() for w in model.parameters()]
+        self.step = step
+
+    def restore(self, model, optimizer):
+        with torch.no_grad():
+            for w, kept in zip(model.parameters(), self.weights, strict=True):
+                w.copy_(kept)
+        return self.step
+
+
+@wrong("training.resume", "it is the run's own tensors")
+class CheckpointOfReferences:
+    """A plain copy of a dict holds the same tensors."""
+
+    def __init__(self, model, optimizer, step):
+        self.state = dict(model.state_dict()), dict(optimizer.state_dict()), step
+
+    def restore(self, model, optimizer):
+        model.load_state_dict(self.state[0])
+        optimizer.load_state_dict(self.state[1])
+        return self.state[2]
+
+
 @wrong("training.mend_swing", "how much of it comes from this loss")
 def swing_as_it_stands(model, optimizer, batches):
     losses = []
@@ -134,38 +176,6 @@ def swing_cleared_after_backward(model, optimizer, batches):
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses)
-
-
-def train(model, optimizer, x, y, steps, *, before=(), after=()):
-    """Carry out the named actions before and after the loss of each step is computed."""
-    losses = []
-    for _ in range(steps):
-        for action in before:
-            action()
-        loss = F.mse_loss(model(x), y)
-        for action in after:
-            action(loss)
-        losses.append(loss.detach())
-    return torch.stack(losses)
-
-
-@wrong("training.mend_standstill", "the optimizer moves nothing")
-def standstill_cleared_after_backward(model, optimizer, x, y, steps):
-    return train(
-        model,
-        optimizer,
-        x,
-        y,
-        steps,
-        after=[lambda loss: loss.backward(), lambda _: optimizer.zero_grad(), lambda _: optimizer.step()],
-    )
-
-
-@wrong("training.mend_standstill", "does not require grad")
-def standstill_with_a_detached_loss(model, optimizer, x, y, steps):
-    return train(
-        model, optimizer, x, y, steps, before=[optimizer.zero_grad], after=[lambda loss: loss.detach().backward()]
-    )
 
 
 @wrong("training.mend_twice", "The switch has to come before")

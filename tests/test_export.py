@@ -1,0 +1,62 @@
+"""The learner's answers, joined into one program that runs."""
+
+import ast
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gptcourse.exercises import answers, check, mine
+from gptcourse.exercises.answers import answers_file
+from gptcourse.exercises.export import PARTS, write_program
+from tests.test_learner import PATH, pasted, solutions
+
+USED = {*PARTS, "gpt_block.block", "gpt_block.mlp", "gpt_block.initialise", "attention.multi_head"}
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTCOURSE_PROGRESS", str(tmp_path / "progress"))
+    monkeypatch.setattr(answers, "_right", {})
+
+
+def printed_by(program, tmp_path, text="The king loves the queen, and the queen loves the king.\n" * 60):
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    command = [sys.executable, str(program), str(tmp_path / "text.txt"), "--minutes", "0.05"]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+
+def test_the_learners_answers_become_a_program_that_trains_and_writes(tmp_path, capsys):
+    for path in PATH[2:]:
+        for name, source, called in solutions(path):
+            if name in USED:
+                assert check(name, getattr(pasted(tmp_path, name, source), called)), name
+    program = write_program(tmp_path / "my_gpt.py")
+    source = program.read_text(encoding="utf-8")
+    assert all(f"# ---- my answer to {name}\n" in source for name in USED)
+    assert "mine(" not in source and "solution" not in source
+    done = printed_by(program, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the best table" in done.stdout and "steps: training" in done.stdout and len(done.stdout) > 400
+
+
+def test_where_there_is_no_answer_the_courses_solution_stands_in(tmp_path):
+    program = write_program(tmp_path / "my_gpt.py")
+    source = program.read_text(encoding="utf-8")
+    assert source.count("# the course's solution") == len(PARTS)
+    imports = [n for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert answers.COMMON.keys() <= {alias.asname or alias.name for n in imports for alias in n.names}
+    done = printed_by(program, tmp_path)
+    assert done.returncode == 0 and "steps: training" in done.stdout, done.stderr
+    assert "1,000 are needed" in printed_by(program, tmp_path, "short").stderr
+
+
+def test_two_answers_of_one_name_are_not_joined(tmp_path, monkeypatch):
+    for name in ("training.loop", "training.held_out_loss"):
+        (source, called) = next((s, c) for n, s, c in solutions(PATH[4]) if n == name)
+        assert check(name, pasted(tmp_path, name, source.replace(called, "answer")).answer)
+    assert {entry["calls"] for entry in json.loads(answers_file().read_text()).values()} == {"answer"}
+    assert mine("training.loop").__name__ == "answer"
+    with pytest.raises(ValueError, match=r"Two answers define answer: .* training\.held_out_loss"):
+        write_program(tmp_path / "my_gpt.py")

@@ -104,6 +104,7 @@ class Lab:
             "JUPYTER_CONFIG_DIR": "config",
             "JUPYTER_DATA_DIR": "data",
             "JUPYTER_RUNTIME_DIR": "runtime",
+            "GPTCOURSE_PROGRESS": "progress",  # not this user's: answers and losses of the day would be in the picture
         }
         theme = {"apputils-extension/themes": {"theme": "JupyterLab Dark"}} if self.dark else {}
         for name, settings in {**SETTINGS, **theme}.items():

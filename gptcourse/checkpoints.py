@@ -165,7 +165,7 @@ class Checkpoints:
     def start(self, resume) -> int:
         """Put the newest whole checkpoint into the Trainer; return its step, 0 if there are no checkpoints at all.
 
-        Where there are none, they are looked for in the directory `resume`, unless that is a bool.
+        Where there are none, they are looked for in the directory `resume`, if it is one.
 
         A damaged checkpoint is named in a warning and the one before it taken. Raises CheckpointError when all are
         damaged, when the newest whole one belongs to another run, or when there are any and `resume` is not asked for.
@@ -175,7 +175,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{folders[-1]} is already there: pass resume=True to go on from it, or choose another checkpoint_dir."
             )
-        if not folders and not isinstance(resume, bool):
+        if not folders and resume and resume is not True:
             folders = self._folders(expand(resume))
             if not folders:
                 raise CheckpointError(f"There is no checkpoint in {resume}, where this run is to begin.")

@@ -232,6 +232,11 @@ def test_only_the_last_two_checkpoints_are_kept_and_they_hold_what_is_promised(w
     assert same(GPT.load(whole / "step-00000009"), model)
 
 
+def test_no_resume_at_all_is_a_new_run(tmp_path, whole):
+    run(tmp_path, resume=None)
+    assert content(tmp_path) == content(whole)
+
+
 def test_without_save_steps_only_the_end_is_saved(tmp_path):
     run(tmp_path, save_steps=0)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", "step-00000009"]

@@ -174,8 +174,8 @@ class RangeTest:
 
     @property
     def suggestion(self) -> float | None:
-        """The middle of the plateau on a log scale, which varies less from seed to seed than its lowest point."""
-        return math.sqrt(math.prod(self.plateau)) if self.broke else None
+        """The first rate of the plateau: it varies less from seed to seed than the middle, or the lowest point."""
+        return self.plateau[0] if self.broke else None
 
     def record(self, rate: float, loss: float, window: int) -> None:
         """Append one step; the loss has broken if the median of the last `window` rose by a tenth."""

@@ -213,8 +213,8 @@ def test_the_break_is_the_first_median_a_tenth_above_the_lowest_and_the_edge_the
     assert (test.broke, test.losses) == (True, pytest.approx(losses[:10]))
     assert test.edge == pytest.approx(1e-8)  # the fifth loss is measured after the update at the fourth rate
     assert test.plateau == pytest.approx((1e-8, 1e-6))  # the next median, 2.1, is 5 % above the lowest
-    assert test.suggestion == pytest.approx(1e-7)
-    assert str(test) == "The loss was lowest from 1.0e-08 to 1.0e-06 and broke at a rate of 1.0e-02: try 1.0e-07."
+    assert test.suggestion == pytest.approx(1e-8)
+    assert str(test) == "The loss was lowest from 1.0e-08 to 1.0e-06 and broke at a rate of 1.0e-02: try 1.0e-08."
 
 
 def test_the_window_is_a_twentieth_of_the_steps_so_that_a_spike_is_forgiven():

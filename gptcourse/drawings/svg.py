@@ -234,6 +234,7 @@ def line_chart(
     *,
     labels,
     floor=None,
+    levels=(),
     dot=None,
     x_range=None,
     y_range=None,
@@ -246,9 +247,9 @@ def line_chart(
     """Draw curves with axes, ``labels`` the names of x and y.
 
     ``series`` maps a name to (xs, ys), or to (xs, ys, ys, …) for several curves of one colour; ``pale`` likewise, for
-    comparison. ``floor`` is (value, label): a dashed line. ``dot`` is (x, y), the point of now. ``x_ticks`` and
-    ``y_ticks`` map places on an axis to labels, where plain numbers will not do. Values that are not finite or outside
-    ``y_range`` are left out.
+    comparison. ``floor`` is (value, label): a dashed line; ``levels`` are several such, labelled at the left. ``dot``
+    is (x, y), the point of now. ``x_ticks`` and ``y_ticks`` map places on an axis to labels, where plain numbers will
+    not do. Values that are not finite or outside ``y_range`` are left out.
     """
     x_label, y_label = labels
     drawn = [(name, curves, "currentColor", 0.35) for name, curves in (pale or {}).items()]
@@ -263,6 +264,7 @@ def line_chart(
     parts.append(text(8, 14, y_label, size=12, opacity=0.85))
     parts += _curves(frame, drawn)
     parts += _floor(frame, *floor) if floor else []
+    parts += [part for level in levels for part in _floor(frame, *level, at=frame.left + 4, anchor="start")]
     parts += [point(*frame.place(*dot))] if dot else []
     return picture(parts, height, f"{y_label} by {x_label}: {', '.join(filter(None, series))}", width)
 
@@ -278,12 +280,12 @@ def _curves(frame, drawn):
     return parts
 
 
-def _floor(frame, value, label):
-    """Return a dashed line across the frame, with its label above its right end."""
+def _floor(frame, value, label, at=None, anchor="end"):
+    """Return a dashed line across the frame, with its label above its right end, or elsewhere."""
     y = frame.place(0, value)[1]
     return [
         line(frame.left, y, frame.right, y, color=GREEN, opacity=1, width=1.5, dashed=True),
-        text(frame.right, y - 5, label, anchor="end", color=GREEN, size=11),
+        text(frame.right if at is None else at, y - 5, label, anchor=anchor, color=GREEN, size=11),
     ]
 
 

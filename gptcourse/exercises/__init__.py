@@ -78,10 +78,12 @@ def _modules() -> tuple[ModuleType, ...]:
         scaling,
         start,
         training,
+        tune_own,
         tuning,
     )
 
-    return start, first_model, attention, gpt_block, training, tuning, decoding, fine_tuning, scaling, evaluation
+    learning = start, first_model, attention, gpt_block, training, tuning, tune_own
+    return *learning, decoding, fine_tuning, scaling, evaluation
 
 
 def _exercises_of(module: ModuleType) -> list[type[Exercise]]:

@@ -78,20 +78,19 @@ def test_a_resume_loses_what_it_is_said_to_lose(monkeypatch):
 
 @pytest.mark.parametrize("illness", SIGNS)
 def test_each_illness_differs_from_the_healthy_run_by_its_sign(illness):
-    sign = SIGNS[illness]
-    assert sign.shows(PATIENTS[illness]) and not sign.shows(PATIENTS[HEALTHY])
-    others = {name for name, patient in PATIENTS.items() if sign.shows(patient)} - {illness}
+    assert PATIENTS[illness].has_sign(illness) and not PATIENTS[HEALTHY].has_sign(illness)
+    others = {name for name, patient in PATIENTS.items() if patient.has_sign(illness)} - {illness}
     assert others == FOLLOWS.get(illness, set())
 
 
 def test_the_signs_together_tell_all_illnesses_apart():
-    shown = {name: frozenset(i for i, sign in SIGNS.items() if sign.shows(p)) for name, p in PATIENTS.items()}
+    shown = {name: frozenset(filter(patient.has_sign, SIGNS)) for name, patient in PATIENTS.items()}
     assert len(set(shown.values())) == len(shown)
 
 
 @pytest.mark.parametrize("illness", COMPARED["cures"])
 def test_a_cure_helps(illness):
-    assert COMPARED["cures"][illness][-1] < PATIENTS[illness].loss - 0.1
+    assert COMPARED["cures"][illness][-1] < PATIENTS[illness].numbers["validation"] - 0.1
 
 
 # ---- The experiments
@@ -121,7 +120,7 @@ def test_prices_are_the_tokens_that_are_read():
 @pytest.mark.parametrize("illness", recipe.FAULTS)
 def test_answers_and_card_tell_what_was_recorded(illness):
     patient = PATIENTS[illness]
-    answers = {key: experiment.answer(patient) for key, experiment in EXPERIMENTS.items()}
+    answers = {key: patient.answer(key) for key in EXPERIMENTS}
     with_it, without = patient["future"]
     assert f"{with_it:.2f} nats" in answers["future"] and f"{without:.2f} when" in answers["future"]
     assert f"{patient['fresh_loss']:.2f} nats" in answers["fresh_loss"]
@@ -131,7 +130,8 @@ def test_answers_and_card_tell_what_was_recorded(illness):
     assert f"with the first seed {quarter:.2f}" in answers["other_seed"]
     row = card_rows("The patients")[illness]
     assert row[1:4] == [
-        f"{x:.3f}" for x in (patient["training_loss"][-1], patient.loss, min(patient["validation_loss"]))
+        f"{x:.3f}"
+        for x in (patient["training_loss"][-1], patient.numbers["validation"], min(patient["validation_loss"]))
     ]
     assert row[7] == f"{without - with_it:.2f}" and row[8] == f"{patient['fresh_loss']:.3f}"
 
@@ -148,7 +148,7 @@ def test_a_wrong_diagnosis_tells_only_what_was_paid_for():
     patient = PATIENTS["leaking split"]
     untold = verdict(patient, "leaking mask", ["curves"])
     assert "5,952 tokens" in untold and not re.search(r"\d\.\d\d", untold)
-    assert EXPERIMENTS["future"].answer(patient) in verdict(patient, "leaking mask", ["curves", "future"])
+    assert patient.answer("future") in verdict(patient, "leaking mask", ["curves", "future"])
     assert verdict(patient, "leaking split", []).startswith("Right: leaking split.")
     assert verdict(patient, HEALTHY, []).startswith("Not healthy.") and "fresh text" in verdict(patient, HEALTHY, [])
     assert verdict(PATIENTS[HEALTHY], HEALTHY, []).startswith("Right: healthy.")
@@ -186,7 +186,7 @@ def test_every_experiment_is_drawn_for_every_patient(explorer, illness):
     for experiment in EXPERIMENTS:
         explorer.controls["experiment"].value = experiment
         assert 1 <= len(drawings(explorer)) <= 2
-        assert svg.escape(EXPERIMENTS[experiment].answer(PATIENTS[illness])) in explorer.picture.value
+        assert svg.escape(PATIENTS[illness].answer(experiment)) in explorer.picture.value
         assert not re.search(r'[="( ](nan|inf)[", )]', explorer.picture.value)
 
 

@@ -264,7 +264,8 @@ def line_chart(
     parts.append(text(8, 14, y_label, size=12, opacity=0.85))
     parts += _curves(frame, drawn)
     parts += _floor(frame, *floor) if floor else []
-    parts += [part for level in levels for part in _floor(frame, *level, at=frame.left + 4, anchor="start")]
+    for place, level in enumerate(levels):  # each label a little further to the right, as levels may lie close together
+        parts += _floor(frame, *level, at=frame.left + 44 * (place + 1), anchor="start")
     parts += [point(*frame.place(*dot))] if dot else []
     return picture(parts, height, f"{y_label} by {x_label}: {', '.join(filter(None, series))}", width)
 

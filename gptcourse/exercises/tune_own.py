@@ -29,8 +29,8 @@ def first_of(*signs: tuple[str, Callable]) -> Callable:
 def recorded(illness: str) -> tuple[list[float], list[float], float, float]:
     """Return the curves of a patient, and the losses on fresh text and with the future cut off."""
     patient = load_clinic()[illness]
-    with_it, without = patient["future"]
-    return patient["training_loss"], patient["validation_loss"], patient["fresh_loss"], patient.loss + without - with_it
+    end, foreseen = patient.numbers["validation"], patient.numbers["foreseen"]
+    return patient["training_loss"], patient["validation_loss"], patient["fresh_loss"], end + foreseen
 
 
 class Clinic(Exercise, name="tune_own.clinic"):

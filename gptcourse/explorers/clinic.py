@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import random
 
 import ipywidgets as widgets
 
-from gptcourse.clinic import EXPERIMENTS, Patient, load_clinic, verdict
+from gptcourse.clinic import EXPERIMENTS, HEALTHY, SIGNS, Patient, load_clinic, verdict
 from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, slider
 
 CURVES, UNDECIDED = "curves", ""
 TOP = 4.6  # nats: a little above what a model that knows nothing has
 SIZE = {"width": svg.HALF, "height": 300}
+RESUME = "stopped and resumed after 409,600 tokens"
 
 
 class ClinicExplorer(Explorer):
@@ -25,14 +27,14 @@ class ClinicExplorer(Explorer):
 
     def __init__(self, patients: dict[str, Patient] | None = None):
         found = patients or load_clinic()
-        self.patients = sorted(found.values(), key=lambda patient: patient.illness[::-1])  # an order that tells nothing
+        self.patients = random.Random(0).sample(list(found.values()), len(found))  # an order that tells nothing
         self.bought: dict[int, list[str]] = {}
         experiments = [(f"{e.name} ({svg.short(e.price)} tokens)", key) for key, e in EXPERIMENTS.items()]
         controls = {
             "patient": slider("patient", 1, 1, len(self.patients)),
             "experiment": _list("experiment", experiments),
             "diagnosis": _list(
-                "diagnosis", [("name the illness", UNDECIDED), *((name, name) for name in sorted(found))]
+                "diagnosis", [("name the illness", UNDECIDED), *((name, name) for name in sorted([HEALTHY, *SIGNS]))]
             ),
         }
         super().__init__(controls, self._picture)
@@ -52,9 +54,9 @@ class ClinicExplorer(Explorer):
         charts = [_losses(case, is_cured=diagnosis == case.illness)]
         if experiment in CHARTS:
             charts.append(svg.line_chart(**CHARTS[experiment](case), **SIZE))
-        answers = "\n".join(f"{EXPERIMENTS[key].name}: {EXPERIMENTS[key].answer(case)}" for key in bought)
+        answers = "\n".join(f"{EXPERIMENTS[key].name}: {case.answer(key)}" for key in bought)
         return (
-            svg.paragraph(f"Patient {patient}  ·  spent on experiments: {spent:,} tokens")
+            svg.paragraph(f"Patient {patient}, {RESUME}  ·  spent on experiments: {spent:,} tokens")
             + svg.side_by_side(*charts)
             + svg.paragraph(TEXTS[experiment](case) if experiment in TEXTS else "", mono=True)
             + svg.paragraph(answers)
@@ -70,17 +72,19 @@ def _list(name: str, options: list[tuple[str, str]]) -> widgets.Dropdown:
 
 def _losses(case: Patient, is_cured: bool) -> str:
     """Draw the losses of a run between the lines of its count tables, up to the best one."""
-    best = min(range(1, len(case["lines"])), key=case["lines"].__getitem__)
+    lines, tokens = case["lines"], case["tokens"]
+    lowest = min(*lines, *case["training_loss"], *case["validation_loss"])
     return svg.line_chart(
         {
             "validation": (case["validation_tokens"], case["validation_loss"]),
-            "training": (case["tokens"], case["training_loss"]),
+            "training": (tokens, case["training_loss"]),
         },
         pale={"cured": (case["validation_tokens"], case["cure"])} if is_cured else None,
         labels=("tokens read", "loss"),
-        levels=[(case["lines"][n], f"{n + 1}-gram") for n in range(1, best + 1)],
-        x_range=(0, case["tokens"][-1]),
-        y_range=(0, TOP),
+        levels=[(lines[n], f"{n + 1}-gram") for n in range(1, 1 + lines.index(min(lines)))],
+        x_range=(0, tokens[-1]),
+        x_ticks={n: svg.short(n) for n in range(0, tokens[-1], 200_000)},
+        y_range=(math.floor(2 * lowest) / 2, TOP),
         **SIZE,
     )
 
@@ -105,7 +109,7 @@ def _quarter(name: str, label: str):
 def _range_test(case: Patient) -> dict:
     """Return the chart of a range test, with the highest rate of the run as a dot."""
     rates = [math.log10(rate) for rate in case["range_test"]["rates"]]
-    own, losses = math.log10(case.peak_rate), case["range_test"]["losses"]
+    own, losses = math.log10(case.numbers["peak_rate"]), case["range_test"]["losses"]
     nearest = min(range(len(rates)), key=lambda i: abs(rates[i] - own))
     return {
         "series": {"": (rates, losses)},
@@ -132,10 +136,6 @@ CHARTS = {
     "other_seed": _quarter("other_seed", "another seed"),
 }
 TEXTS = {
-    "example": lambda case: f"input   {_row(case['example']['ids'])}\ntarget  {_row(case['example']['targets'])}",
+    "example": lambda case: "\n".join(f"{part:8}{svg.visible(case['example'][part])}" for part in ("ids", "targets")),
     "sample": lambda case: case["sample"],
 }
-
-
-def _row(text: str) -> str:
-    return "".join(map(svg.visible, text))

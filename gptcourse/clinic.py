@@ -58,7 +58,7 @@ EXPERIMENTS = {
         "log: highest single losses", 0, "the highest loss of a single step in the last half is {highest:.2f}."
     ),
     "example": Experiment(
-        "print the worst batch", 512, "step {step}, loss {worst:.2f}: {ids}… is to become {targets}…"
+        "print an example and its targets", 512, "of the first batch: {ids}… is to become {targets}…"
     ),
     "updates": Experiment(
         "weights before and after a step", 1_536,
@@ -99,7 +99,7 @@ EXPERIMENTS = {
 }  # fmt: skip
 SIGNS = {
     "rate too high": Sign(
-        "range_test", "excess", 4, math.inf,
+        "range_test", "excess", 5, math.inf,
         "With a rate that is too high, the range test breaks far below the rate of the run.",
     ),
     "rate too low": Sign(
@@ -119,7 +119,7 @@ SIGNS = {
         "When weights are kept in too few bits, updates are rounded away: most weights do not move any more.",
     ),
     "unshuffled data": Sign(
-        "ends", "forgotten", 0.15, math.inf,
+        "ends", "forgotten", 0.5, math.inf,
         "When data come in an order, the model of the end does worse on what came first than on what came last.",
     ),
     "leaking mask": Sign(
@@ -131,7 +131,7 @@ SIGNS = {
         "With a leaking split, the model does well on the validation text alone, and badly on any fresh one.",
     ),
     "bad batches": Sign(
-        "highest_loss", "spike", 1, math.inf,
+        "highest_loss", "spike", 2, math.inf,
         "Bad batches show as single steps with a loss that no step around them has, again and again.",
     ),
     "dead units": Sign(
@@ -161,6 +161,57 @@ SIGNS = {
 }  # fmt: skip
 
 
+def numbers_of_a_run(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers that need no other run, out of what was recorded of one."""
+    loss, (with_future, without_future), (first, last) = found["validation_loss"][-1], found["future"], found["ends"]
+    return _of_the_log(found) | {
+        "ids": visible(found["example"]["ids"][:24]),
+        "targets": visible(found["example"]["targets"][:24]),
+        "same": found["example"]["same"],
+        "blank": found["example"]["blank"],
+        "with_future": with_future,
+        "without_future": without_future,
+        "foreseen": without_future - with_future,
+        "sample": " ".join(found["sample"].split())[:70],
+        "fresh": found["fresh_loss"],
+        "known": found["fresh_loss"] - loss,
+        "dead_first": found["dead"][0],
+        "dead_second": found["dead"][1],
+        "dead": max(found["dead"]),
+        "first_batches": first,
+        "last_batches": last,
+        "forgotten": first - last,
+    }
+
+
+def _of_the_log(found: dict[str, Any]) -> dict[str, float]:
+    rate, norm, validation = found["rate"], found["gradient_norm"], found["validation_loss"]
+    half, quarter, highest = len(rate) // 2, len(norm) // 4, max(found["highest_loss"][len(rate) // 2 :])
+    size = {update["step"]: update["size"] for update in found["updates"]}
+    before = statistics.median_low(step for step in size if step + 1 in size)  # the resume, in the middle
+    return {
+        "training": found["training_loss"][-1],
+        "validation": validation[-1],
+        "lowest": min(validation),
+        "rise": validation[-1] - min(validation),
+        "first_rate": rate[0],
+        "peak_rate": max(rate),
+        "start": rate[0] / max(rate),
+        "rate_before": rate[half - 1],
+        "rate_after": rate[half],
+        "last_rate": rate[-1],
+        "rate_jump": max(rate[half:]) / rate[half - 1],
+        "early_norm": statistics.median(norm[quarter // 2 : quarter]),
+        "late_norm": statistics.median(norm[-quarter:]),
+        "highest": highest,
+        "spike": highest - validation[-1],
+        "update_before": size[before],
+        "update_after": size[before + 1],
+        "update_jump": size[before + 1] / size[before],
+        "moved": found["updates"][-1]["moved"],
+    }
+
+
 @dataclass(frozen=True)
 class Patient:
     """A recorded run: `illness` is its diagnosis, `found` what was recorded, by name; losses in nats per character."""
@@ -174,63 +225,9 @@ class Patient:
     @cached_property
     def numbers(self) -> dict[str, Any]:
         """What the experiments give, by the names in their answers, and what the signs are read from."""
-        return self._of_the_log() | self._of_the_model() | self._of_other_runs()
-
-    def _of_the_log(self) -> dict[str, float]:
-        rate, norm, validation = self["rate"], self["gradient_norm"], self["validation_loss"]
-        half, quarter = len(rate) // 2, len(norm) // 4
-        highest = max(self["highest_loss"][half:])
-        return {
-            "training": self["training_loss"][-1],
-            "validation": validation[-1],
-            "lowest": min(validation),
-            "rise": validation[-1] - min(validation),
-            "first_rate": rate[0],
-            "peak_rate": max(rate),
-            "start": rate[0] / max(rate),
-            "rate_before": rate[half - 1],
-            "rate_after": rate[half],
-            "last_rate": rate[-1],
-            "rate_jump": max(rate[half:]) / rate[half - 1],
-            "early_norm": statistics.median(norm[quarter // 2 : quarter]),
-            "late_norm": statistics.median(norm[-quarter:]),
-            "highest": highest,
-            "spike": highest - validation[-1],
-        }
-
-    def _of_the_model(self) -> dict[str, Any]:
-        example, loss, with_future, without_future = self["example"], self["validation_loss"][-1], *self["future"]
-        size = {update["step"]: update["size"] for update in self["updates"]}
-        before = statistics.median_low(step for step in size if step + 1 in size)  # the resume, in the middle
-        return {
-            "step": example["step"],
-            "worst": example["loss"],
-            "ids": visible(example["ids"][:24]),
-            "targets": visible(example["targets"][:24]),
-            "same": example["same"],
-            "blank": example["blank"],
-            "update_before": size[before],
-            "update_after": size[before + 1],
-            "update_jump": size[before + 1] / size[before],
-            "moved": self["updates"][-1]["moved"],
-            "with_future": with_future,
-            "without_future": without_future,
-            "foreseen": without_future - with_future,
-            "sample": " ".join(self["sample"].split())[:70],
-            "fresh": self["fresh_loss"],
-            "known": self["fresh_loss"] - loss,
-            "dead_first": self["dead"][0],
-            "dead_second": self["dead"][1],
-            "dead": max(self["dead"]),
-            "first_batches": self["ends"][0],
-            "last_batches": self["ends"][1],
-            "forgotten": self["ends"][0] - self["ends"][1],
-        }
-
-    def _of_other_runs(self) -> dict[str, float]:
         slower, other = (self[name]["validation_loss"] for name in ("slower", "other_seed"))
         suggested = self["range_test"]["suggestion"] or self["range_test"]["rates"][-1]  # nothing broke
-        return {
+        return numbers_of_a_run(self.found) | {
             "suggested": suggested,
             "excess": max(self["rate"]) / suggested,
             "one_batch": self["one_batch"][-1],
@@ -244,7 +241,7 @@ class Patient:
         return EXPERIMENTS[experiment].says.format_map(self.numbers)
 
     def has_sign(self, illness: str) -> bool:
-        """Whether the sign of an illness shows, which it may do as the consequence of another one."""
+        """Whether the sign of an illness shows; it may do so beside another one, or follow from it."""
         sign = SIGNS[illness]
         return sign.low <= self.numbers[sign.number] <= sign.high
 
@@ -263,10 +260,10 @@ def verdict(patient: Patient, diagnosis: str, bought: Collection[str]) -> str:
     if diagnosis == patient.illness:
         return f"Right: {diagnosis}. {sign.says} The cheapest that shows it: {name}, {price:,} tokens."
     if sign.experiment not in bought:
-        return f"Not {diagnosis}. {sign.says} Ask for it: {name}, {price:,} tokens."
+        return f"Not “{diagnosis}”. {sign.says} Ask for it: {name}, {price:,} tokens."
     if patient.has_sign(diagnosis):
-        return f"Not {diagnosis}, though its sign is there: here it follows from something else. {sign.says}"
-    return f"Not {diagnosis}. {sign.says} Here, {patient.answer(sign.experiment)}"
+        return f"Not “{diagnosis}” alone: its sign is there, but something else comes before it. {sign.says}"
+    return f"Not “{diagnosis}”. {sign.says} Here, {patient.answer(sign.experiment)}"
 
 
 @cache

@@ -1,9 +1,9 @@
 """Record the sick runs of notebook 06's clinic: python recipes/clinic.py [PART …]
 
 Every patient is the same GPT on the same plays with the same settings but for one fault, which is really made here. The
-`patients` are the curves that a learner sees, and what costs few tokens to look up; the `experiments` are trained.
-A validation loss is what the patient's own code measures: with its mask, its targets, its split. `cures` are the runs
-without the fault, where that is not the healthy one.
+`patients` are the curves that a learner sees, and what costs few tokens to look up; the `experiments` and `reruns` are
+trained; `comparisons` are the healthy run with other seeds, and cures; `seeds` says whether the signs hold with each.
+A validation loss is what the patient's own code measures: with its mask, its targets, its split.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcourse.attention import CausalSelfAttention
+from gptcourse.clinic import HEALTHY, SIGNS, numbers_of_a_run
 from gptcourse.config import GPTConfig, TrainingConfig
 from gptcourse.corpora import shakespeare
 from gptcourse.data import Batches, counted_rng, example_batches, text_batches
@@ -150,8 +151,9 @@ class Patient:
         validation, fresh = held_out[:HELD_OUT], held_out[HELD_OUT : 2 * HELD_OUT]
         if self.fault == LEAKED_TEXT:
             return tokens[:SHORT], tokens[SHORT - LEAKED : SHORT], fresh
-        short = {SHORT_TEXT: tokens[:SHORT], SORTED: shortest_first()}
-        return short.get(self.fault, tokens), validation, fresh
+        if self.fault == SORTED:
+            return shortest_first(), validation, fresh
+        return tokens[:SHORT] if self.fault == SHORT_TEXT else tokens, validation, fresh
 
     def model(self) -> GPT:
         """Return the model before training."""
@@ -229,20 +231,18 @@ def record(given: dict, seed: int) -> dict:
         history = trainer.run(watch, progress=False)
     except DivergedError as error:
         history = error.history
-    losses = history.loss
     return {
-        "training_loss": of_each(losses, statistics.fmean, 4),
-        "highest_loss": of_each(losses, max, 3),
+        "training_loss": of_each(history.loss, statistics.fmean, 4),
+        "highest_loss": of_each(history.loss, max, 3),
         "gradient_norm": of_each(history.grad_norm, statistics.fmean, 3),
         "rate": [float(f"{rate:.3g}") for rate in history.learning_rate[EACH - 1 :: EACH]],
         "validation_loss": [round(loss, 4) for loss in history.eval_loss],
-        "diverged": len(losses) < SETTINGS.steps,
+        "diverged": len(history.loss) < SETTINGS.steps,
         "updates": updates,
         "fresh_loss": round(patient.validate(trainer.model, patient.texts[2]), 4),
         "future": with_and_without_the_future(patient, trainer.model),
         "ends": [mean_loss(patient, trainer.model, steps) for steps in (range(ENDS), range(-ENDS, 0))],
         "dead": dead_units(trainer.model, patient.texts[2]),
-        "example": example(patient, losses),
         "sample": sample(trainer.model, seed),
     }
 
@@ -301,30 +301,24 @@ def sample(model: GPT, seed: int) -> str:
     return tokenizer.decode(ids)
 
 
-def example(patient: Patient, losses: list[float]) -> dict[str, Any]:
-    """Return the shortest row of the batch with the highest loss after the warm-up, and what its targets are.
+def example(given: dict) -> dict[str, Any]:
+    """Return the row of a patient's first batch with the most line breaks, and what the batch's targets are.
 
-    `same` is the share of the batch's targets that are their own input; `blank`, the share of targets that are a line
-    break after two others, which a play does not have.
+    `same` is the share of the targets that are their own input; `blank`, the share that are a line break after two
+    others, which a play does not have.
     """
-    begin = SETTINGS.warmup_steps
-    step = max(range(begin, len(losses)), key=losses.__getitem__, default=0)
-    ((ids, targets),) = patient.batches()(step)
+    ((ids, targets),) = Patient(given).batches()(0)
     decode, row = read_plays()[0].decode, int((targets == 0).sum(1).argmax())
     blank = (targets[:, 2:] == 0) & (ids[:, 2:] == 0) & (ids[:, 1:-1] == 0)
     shares = {"same": (ids == targets).float().mean().item(), "blank": blank.float().mean().item()}
-    return {
-        "step": step + 1,
-        "loss": round(losses[step], 3) if losses else None,
-        "ids": decode(ids[row].tolist()),
-        "targets": decode(targets[row].tolist()),
-    } | {name: round(share, 4) for name, share in shares.items()}
+    rounded = {name: round(share, 4) for name, share in shares.items()}
+    return {"ids": decode(ids[row].tolist()), "targets": decode(targets[row].tolist())} | rounded
 
 
-def range_test(given: dict) -> dict:
+def range_test(given: dict, seed: int = 0) -> dict:
     """Return what a range test of the patient's own code measures."""
     rates = torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), TEST_STEPS).tolist()
-    trainer, test = Patient(given).trainer(False, steps=TEST_STEPS, schedule=rates.__getitem__), RangeTest()
+    trainer, test = Patient(given, seed).trainer(False, steps=TEST_STEPS, schedule=rates.__getitem__), RangeTest()
 
     def note(history: History) -> bool:
         test.record(history.learning_rate[-1], history.loss[-1], TEST_STEPS // 20)
@@ -382,7 +376,10 @@ def patients(work: Work) -> dict:
     return {
         "tokens": [step * STEP for step in range(EACH, steps + 1, EACH)],
         "validation_tokens": [step * STEP for step in range(every, steps + 1, every)],
-        "patients": {name: {"lines": line} | run for name, line, run in zip(FAULTS, lines, curves, strict=True)},
+        "patients": {
+            name: run | {"lines": line, "example": example(given)}
+            for (name, given), line, run in zip(FAULTS.items(), lines, curves, strict=True)
+        },
     }
 
 
@@ -419,7 +416,30 @@ def card(data: dict[str, dict]) -> str:
     return fill("clinic", tuple(PARTS), **data, **constants(globals()))
 
 
-PARTS = {"patients": patients, "experiments": experiments, "comparisons": comparisons, "reruns": reruns}
+def seeds(work: Work) -> dict:
+    """Make the runs that a sign is read from with all seeds: does it show each time, and never in the healthy run?"""
+    tests = work.pieces([(range_test, {}, seed) for seed in SEEDS])  # whatever the rate of the run
+    made = {}
+    for name, sign in SIGNS.items():
+        if sign.number == "excess":
+            suggested = [test["suggestion"] or HIGHEST for test in tests]
+            own, healthy = (Patient(FAULTS[who]).config.learning_rate for who in (name, HEALTHY))
+            made[name] = {"sick": [own / rate for rate in suggested], HEALTHY: [healthy / rate for rate in suggested]}
+        elif sign.experiment not in ("rate", "example"):  # which are as the settings and the data are
+            made[name] = {
+                "sick": sign_numbers(work, FAULTS[name], sign.number),
+                HEALTHY: sign_numbers(work, FAULTS[HEALTHY], sign.number),
+            }
+    return made
+
+
+def sign_numbers(work: Work, given: dict, number: str) -> list[float]:
+    """Return the number that a sign is read from, of a patient's run with each seed."""
+    found = work.pieces([(record, given, seed) for seed in SEEDS])
+    return [numbers_of_a_run(run | {"example": example(given)})[number] for run in found]
+
+
+PARTS = {"patients": patients, "experiments": experiments, "comparisons": comparisons, "reruns": reruns, "seeds": seeds}
 
 if __name__ == "__main__":
     run("clinic", PARTS, card)

@@ -42,8 +42,9 @@ class Clinic(Exercise, name="tune_own.clinic"):
     def inputs():
         asked = (HEALTHY, MASK[0], RISE[0], GAP[0], SPLIT[0])
         return [recorded(illness) for illness in asked] + [
-            ([4.3, 2.0, 1.6], [2.6, 2.1, 1.8], 1.9, 1.9),  # a gap, but a small one
-            ([4.3, 1.0, 0.2], [2.6, 2.1, 3.1], 3.2, 3.0),  # worse than at its start
+            ([4.3, 1.7, 1.1], [2.6, 1.8, 1.3], 1.4, 1.4),  # a gap, but a small one, on an easier text
+            ([4.3, 1.2, 0.9], [2.6, 2.0, 1.9], 2.0, 1.9),  # padding in a good run
+            ([4.3, 1.0, 0.2], [3.4, 2.1, 2.9], 3.0, 2.9),  # overfitting, though better than at its start
             ([4.3, 1.0, 0.2], [2.6, 1.1, 0.3], 0.3, 3.1),
             ([4.3, 1.0, 0.2], [2.6, 1.1, 0.3], 3.1, 0.4),
         ]

@@ -14,6 +14,7 @@ from gptcourse.explorers.explorer import Explorer, slider
 CURVES, UNDECIDED = "curves", ""
 TOP = 4.6  # nats: a little above what a model that knows nothing has
 SIZE = {"width": svg.HALF, "height": 300}
+FROM_ZERO = {"y_range": (0, 6)}
 RESUME = "stopped and resumed after 409,600 tokens"
 
 
@@ -72,8 +73,8 @@ def _list(name: str, options: list[tuple[str, str]]) -> widgets.Dropdown:
 
 def _losses(case: Patient, is_cured: bool) -> str:
     """Draw the losses of a run between the lines of its count tables, up to the best one."""
-    lines, tokens = case["lines"], case["tokens"]
-    lowest = min(*lines, *case["training_loss"], *case["validation_loss"])
+    tokens, lines = case["tokens"], case["lines"]
+    losses = case["training_loss"] + case["validation_loss"]
     return svg.line_chart(
         {
             "validation": (case["validation_tokens"], case["validation_loss"]),
@@ -81,17 +82,28 @@ def _losses(case: Patient, is_cured: bool) -> str:
         },
         pale={"cured": (case["validation_tokens"], case["cure"])} if is_cured else None,
         labels=("tokens read", "loss"),
-        levels=[(lines[n], f"{n + 1}-gram") for n in range(1, 1 + lines.index(min(lines)))],
-        x_range=(0, tokens[-1]),
-        x_ticks={n: svg.short(n) for n in range(0, tokens[-1], 200_000)},
-        y_range=(math.floor(2 * lowest) / 2, TOP),
+        levels=_levels(case),
+        y_range=(math.floor(2 * min(lines + losses)) / 2, max(TOP, *losses)),
+        **_run(case),
         **SIZE,
     )
 
 
+def _levels(case: Patient) -> list[tuple[float, str]]:
+    """Return the lines of the count tables of the patient's text, up to the best one."""
+    lines = case["lines"]
+    return [(lines[n], f"{n + 1}-gram") for n in range(1, 1 + lines.index(min(lines)))]
+
+
+def _run(case: Patient) -> dict:
+    """Return the axis of the tokens of a whole run."""
+    end = case["tokens"][-1]
+    return {"x_range": (0, end), "x_ticks": {n: svg.short(n) for n in range(0, end, 200_000)}}
+
+
 def _log(name: str, label: str):
     """Return the chart of something in the log."""
-    return lambda case: {"series": {"": (case["tokens"], case[name])}, "labels": ("tokens read", label)}
+    return lambda case: {"series": {"": (case["tokens"], case[name])}, "labels": ("tokens read", label)} | _run(case)
 
 
 def _quarter(name: str, label: str):
@@ -101,7 +113,7 @@ def _quarter(name: str, label: str):
         curve = case[name]["training_loss"]
         series = {label: (case["tokens"][: len(curve)], curve)}
         own = {"as it was": (case["tokens"][: len(curve)], case["training_loss"][: len(curve)])}
-        return {"series": series, "pale": own, "labels": ("tokens read", "loss"), "y_range": (0, TOP)}
+        return {"series": series, "pale": own, "labels": ("tokens read", "loss"), "levels": _levels(case)} | FROM_ZERO
 
     return chart
 
@@ -117,13 +129,14 @@ def _range_test(case: Patient) -> dict:
         "dot": (own, losses[nearest]),
         "x_range": (-5, 0),
         "x_ticks": {power: f"1e{power}" for power in range(-5, 1)},
-        "y_range": (0, 6),
-    }
+        "levels": _levels(case),
+    } | FROM_ZERO
 
 
 def _one_batch(case: Patient) -> dict:
     steps = range(1, 2 * len(case["one_batch"]), 2)
-    return {"series": {"": (steps, case["one_batch"])}, "labels": ("step on one batch", "loss"), "y_range": (0, TOP)}
+    series = {"": (steps, case["one_batch"])}
+    return {"series": series, "labels": ("step on one batch", "loss"), "levels": _levels(case)} | FROM_ZERO
 
 
 CHARTS = {

@@ -37,6 +37,7 @@ from wrong_answers import (
     scaling,
     start,
     training,
+    tune_own,
     tuning,
 )  # the imports fill the list
 from wrong_answers.mutants import EQUIVALENT, mutants
@@ -64,6 +65,7 @@ NOTEBOOKS = {
     "training": "04_training_a_gpt.ipynb",
     "tuning": "05_learning_rate_and_batch_size.ipynb",
     "own_data": "06_tune_your_own_model.ipynb",
+    "tune_own": "06_tune_your_own_model.ipynb",
     "decoding": "07_decoding_and_generation.ipynb",
     "fine_tuning": "08_fine_tuning.ipynb",
     "scaling": "10_scaling_up.ipynb",
@@ -166,8 +168,8 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
     assert tasks["own_data", False] >= 3 and tasks["own_data", True] >= 1
-    modules = start, first_model, attention, gpt_block, training, tuning, own_data, decoding, fine_tuning, scaling
-    modules += (evaluation,)
+    learning = start, first_model, attention, gpt_block, training, tuning, own_data, tune_own
+    modules = *learning, decoding, fine_tuning, scaling, evaluation
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 

@@ -234,6 +234,7 @@ def line_chart(
     *,
     labels,
     floor=None,
+    levels=(),
     dot=None,
     x_range=None,
     y_range=None,
@@ -246,9 +247,9 @@ def line_chart(
     """Draw curves with axes, ``labels`` the names of x and y.
 
     ``series`` maps a name to (xs, ys), or to (xs, ys, ys, …) for several curves of one colour; ``pale`` likewise, for
-    comparison. ``floor`` is (value, label): a dashed line. ``dot`` is (x, y), the point of now. ``x_ticks`` and
-    ``y_ticks`` map places on an axis to labels, where plain numbers will not do. Values that are not finite or outside
-    ``y_range`` are left out.
+    comparison. ``floor`` is (value, label): a dashed line; ``levels`` are several such, labelled at the right. ``dot``
+    is (x, y), the point of now. ``x_ticks`` and ``y_ticks`` map places on an axis to labels, where plain numbers will
+    not do. Values that are not finite or outside ``y_range`` are left out.
     """
     x_label, y_label = labels
     drawn = [(name, curves, "currentColor", 0.35) for name, curves in (pale or {}).items()]
@@ -257,12 +258,13 @@ def line_chart(
     heights = [y for _, (_, *curves), *_ in drawn for ys in curves for y in ys]
     y_range = y_range or _limits(heights, floor, margin=0.05)
     crowded = sum(8 * len(name) + 18 for name, *_ in drawn) + 7 * len(y_label) > width - 20
-    frame = Frame(58, width - 14, 42 if crowded else 26, height - 40, x_range, y_range)
+    frame = Frame(58, width - (52 if levels else 14), 42 if crowded else 26, height - 40, x_range, y_range)
     parts = _axes(frame, x_ticks or {tick: short(tick) for tick in ticks(*x_range, width // 100)}, y_ticks)
     parts.append(text((frame.left + frame.right) / 2, height - 6, x_label, anchor="middle", size=12, opacity=0.85))
     parts.append(text(8, 14, y_label, size=12, opacity=0.85))
     parts += _curves(frame, drawn)
     parts += _floor(frame, *floor) if floor else []
+    parts += _levels(frame, levels)
     parts += [point(*frame.place(*dot))] if dot else []
     return picture(parts, height, f"{y_label} by {x_label}: {', '.join(filter(None, series))}", width)
 
@@ -281,10 +283,21 @@ def _curves(frame, drawn):
 def _floor(frame, value, label):
     """Return a dashed line across the frame, with its label above its right end."""
     y = frame.place(0, value)[1]
-    return [
-        line(frame.left, y, frame.right, y, color=GREEN, opacity=1, width=1.5, dashed=True),
-        text(frame.right, y - 5, label, anchor="end", color=GREEN, size=11),
-    ]
+    return [_dashed(frame, y), text(frame.right, y - 5, label, anchor="end", color=GREEN, size=11)]
+
+
+def _levels(frame, levels):
+    """Return dashed lines across the frame, with their labels beside it, one below the other."""
+    parts, below = [], 0.0
+    for value, label in sorted(levels, reverse=True):
+        y = frame.place(0, value)[1]
+        below = max(y + 4, below + 11)
+        parts += [_dashed(frame, y), text(frame.right + 4, below, label, color=GREEN, size=11)]
+    return parts
+
+
+def _dashed(frame, y):
+    return line(frame.left, y, frame.right, y, color=GREEN, opacity=1, width=1.5, dashed=True)
 
 
 def _axes(frame, x_ticks, y_ticks=None):

@@ -79,10 +79,11 @@ def _modules() -> tuple[ModuleType, ...]:
         scaling,
         start,
         training,
+        tune_own,
         tuning,
     )
 
-    learning = start, first_model, attention, gpt_block, training, tuning, own_data
+    learning = start, first_model, attention, gpt_block, training, tuning, own_data, tune_own
     return *learning, decoding, fine_tuning, scaling, evaluation
 
 

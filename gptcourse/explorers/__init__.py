@@ -12,6 +12,7 @@ from gptcourse.explorers.attention import attention_scale_explorer, rotary_explo
 from gptcourse.explorers.bpe import bpe_explorer
 from gptcourse.explorers.chat import ChatPanel as chat_panel
 from gptcourse.explorers.chat import WritingPanel as writing_panel
+from gptcourse.explorers.clinic import ClinicExplorer as clinic_explorer
 from gptcourse.explorers.decoding import DecodingExplorer as decoding_explorer
 from gptcourse.explorers.decoding import SettingsComparison as compare_settings
 from gptcourse.explorers.heads import attention_explorer

@@ -4,10 +4,9 @@ It measures, brackets the learning rate, searches, widens what ended at its edge
 that no choice was made on. Every run is kept in Optuna's journal and never made twice; as each decision is a function
 of the runs before it, calling `tune` again *is* going on.
 
-The rate is bracketed by a ladder of short runs, each with its own decay, and not by a range test: there the loss at a
-rate depends on all lower rates, and falls along a plateau ten times wide, on which seeds choose at random. The ladder
-measures what is asked for, the loss at the end of a run; a short run likes a higher rate than a long one, which is why
-the search goes as far below the best rung as above.
+The rate is bracketed by a ladder of short runs, each with its own decay, and not by a range test. There the loss at a
+rate depends on all lower rates before it, and its minimum lies on a plateau, where the seed decides: two seeds differed
+by a factor of seven. The ladder measures what is asked for, the loss at the end of a run.
 
 The points of the search are Sobol's, scrambled (torch's engine: Optuna's QMCSampler needs SciPy, and draws choices at
 random). Source: Godbole et al. (2023), "Deep Learning Tuning Playbook" (scientific, nuisance and fixed settings; search
@@ -16,15 +15,13 @@ before exploitation; boundaries; when to adopt).
 
 from __future__ import annotations
 
-import copy
-import inspect
 import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,26 +31,20 @@ import torch
 from torch import nn
 from torch.quasirandom import SobolEngine
 
-from gptcourse.config import BELOW_ONE, NUMBERS, SHARE, TrainingConfig
+from gptcourse.config import BELOW_ONE, NUMBERS, SHARE
 from gptcourse.decision import DecisionRecord, Settings, shorter
-from gptcourse.distributed import choose_device
-from gptcourse.parts import NAMES, digest, kind_of
+from gptcourse.parts import digest
+from gptcourse.subject import DERIVED, TRAINING, Subject
 from gptcourse.sweeps import distributions, open_study, quiet_optuna
 from gptcourse.throughput import TIMED, Throughput, measure_throughput
-from gptcourse.training import DivergedError, Trainer, forward
-from gptcourse.views import unwrap
+from gptcourse.training import Trainer
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import FloatDistribution
 
 RUNS = 32  # full runs that a budget is divided into, unless it says how long a run is
-FROM_SCRATCH = {"learning_rate": 1e-3, "batch_size": 16}  # for a factory: the rate of torch's AdamW and of nanoGPT
-FINE_TUNING = {"learning_rate": 5e-5, "batch_size": 8}  # for a module: transformers' TrainingArguments
-DERIVED = ("warmup_ratio", "beta2_half_life")  # a share of the steps; tokens, or examples
 SPACE = ("learning_rate", "batch_size", "weight_decay", *DERIVED)  # the axes that have a default range
-NOT_SETTINGS = {"steps", "seed", "gradient_accumulation_steps", "eval_steps", "save_steps", "decay_steps"}
-TRAINING = {field.name for field in fields(TrainingConfig)} - NOT_SETTINGS | {*DERIVED}
 MIN_STEPS = 32  # of a run: a batch that leaves fewer is of no use
 LADDER, RUNG_SEEDS, MOST_RUNGS = 1 / 8, 2, 11  # length of a rung in full runs; seeds; a rung is √10 above the last
 AGAIN = 3  # trials that are run once more before the best is taken
@@ -113,141 +104,30 @@ def tune(
 
     Args:
         model_or_factory: a model, of which each run trains a copy, or a function make(seed, **settings) of a new one.
-        data: a text in token ids (n,), examples of `finetune`, or tensors (inputs, targets): split as `parts` says, or
-            given as a dict of the parts "train", "choose" and "confirm".
+        data: a text in token ids (n,), examples of `finetune` or tensors (inputs, targets), which are split as `parts`
+            says; or a dict of the parts "train", "choose" and "confirm".
         objective: objective(model, part) -> float, lower is better. None: the mean loss.
-        space: Optuna's distribution or a list of choices for each axis; None in its place: the default one. An axis is
-            a field of TrainingConfig, "warmup_ratio" (a share of the steps), "beta2_half_life" (tokens or examples
-            after which AdamW's second moment has forgotten half) or a setting of the factory. `batch_size` is the whole
-            batch: more than fits is accumulated.
-        scientific: the axes that the question is about. All others of the space are nuisance settings, which are tuned
-            so that they do not decide, and what is not in the space is fixed.
-        defaults: the settings to beat, of the same names. None: FROM_SCRATCH or FINE_TUNING.
-        seeds: fresh seeds that confirm, 3 or more.
-        storage: a file that keeps every finished run; after Ctrl-C or a kill the same call goes on.
+        space: for each setting (see `subject`) Optuna's distribution, a list of choices, or None: the default range.
+        scientific: the axes that the question is about; the others are nuisance settings, and all else is fixed.
+        defaults: the settings to beat, where they differ from FROM_SCRATCH (of a function) or FINE_TUNING.
+        seeds: fresh seeds that confirm. storage: a file of finished runs, with which the same call goes on.
 
-    The winner is adopted only if the 95 % interval of its gain over the defaults lies above 0. With a budget in tokens
-    or examples, one seed and one machine, the decision is the same every time, except where bfloat16 is about as fast.
-    Raises ValueError before any run begins.
+    The winner is adopted only if the 95 % interval of its gain lies above 0. With a budget in tokens or examples, the
+    same seed on the same machine decides the same. Ctrl-C returns what there is. Raises ValueError.
     """
     space = dict.fromkeys(SPACE) if space is None else dict(space)
     with quiet_optuna():
-        subject = _Subject(model_or_factory, data, objective, space, defaults or {}, seed, device)
+        subject = Subject(model_or_factory, data, objective, space, defaults or {}, seed, device)
         lab = _Lab(subject, budget, space, scientific, seeds)
         with open_study(storage, "tuning", lab.identity) as study, lab.begun(study, progress):
-            try:
-                lab.follow()
-            except KeyboardInterrupt:
-                on = f"They are kept in {storage}: the same call goes on" if storage else "With storage= it could go on"
-                lab.record.reason = f"Interrupted after {len(lab.record.trials)} runs. {on}."
-                lab.say(lab.record.reason)
+            lab.follow(storage)
     return lab.record
-
-
-class _Subject:
-    """What is tuned: makes its models and trainers from settings, and says how good a model is on a part."""
-
-    def __init__(self, model_or_factory, data, objective, space: Settings, defaults: Settings, seed: int, device):
-        fine_tuning = isinstance(model_or_factory, nn.Module)
-        self.make = (lambda seed: copy.deepcopy(unwrap(model_or_factory))) if fine_tuning else model_or_factory
-        self.defaults = (FINE_TUNING if fine_tuning else FROM_SCRATCH) | dict(defaults)
-        self.device, self.seed, self.bf16, self.largest = choose_device(device), seed, False, math.inf
-        self.own = self._own_names([*space, *defaults])
-        apart = isinstance(data, Mapping)
-        if apart and set(data) != set(NAMES):
-            raise ValueError(f"The parts of data are {', '.join(map(repr, NAMES))}, not {', '.join(map(repr, data))}.")
-        model = self.model({}, seed)
-        self.kind = kind_of(data["train"] if apart else data)(model, self.defaults.get("sequence_length"))
-        parts = [data[name] for name in NAMES] if apart else self.kind.split(data)
-        self.parts = {name: self.kind.check(part, name) for name, part in zip(NAMES, parts, strict=True)}
-        self.objective = objective or self.kind.loss
-        self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._check_loss(model)
-
-    def _own_names(self, names: Sequence[str]) -> set[str]:
-        """Return the settings of the factory. Raises ValueError for names that nobody knows."""
-        own = list(inspect.signature(self.make).parameters.values())[1:]
-        if any(parameter.kind == parameter.VAR_KEYWORD for parameter in own):
-            return {*names} - TRAINING
-        own = {parameter.name for parameter in own}
-        for name in {*names} - TRAINING - own:
-            raise ValueError(
-                f"{name!r} is no setting that can be tuned: there are {', '.join(sorted(TRAINING | own))}."
-            )
-        return own
-
-    def _check_loss(self, model: nn.Module) -> None:
-        """Raise ValueError if the model gives no finite loss on the training part."""
-        inputs, targets = self.kind.batches(self.parts["train"], TrainingConfig(1, 1, 1.0))(0)[0]
-        with torch.no_grad():
-            output = forward(model.to(self.device), inputs.to(self.device), targets.to(self.device))
-        if not isinstance(getattr(output, "loss", None), torch.Tensor):
-            raise ValueError("The model's forward(inputs, targets) must return an object with the mean loss as .loss.")
-        if not math.isfinite(output.loss.item()):
-            raise ValueError(f"The loss before any training is {output.loss.item()}: look at the data and the model.")
-
-    def model(self, settings: Settings, seed: int) -> nn.Module:
-        """Return a new model, the same for the same seed, and leave the caller's random numbers as they are."""
-        own = {name: value for name, value in (self.defaults | settings).items() if name in self.own}
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            model = self.make(seed, **own)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"make(seed) must return a model, an nn.Module, not {model!r}.")
-        return model
-
-    def config(self, settings: Settings, seed: int, amount: float) -> TrainingConfig:
-        """Return the settings of a run over so many tokens or examples. Raises ValueError."""
-        settings = self.defaults | settings
-        given = {name: value for name, value in settings.items() if name in TRAINING and name not in DERIVED}
-        n_parts = math.ceil(given["batch_size"] / self.largest) if self.largest < math.inf else 1
-        given |= {"batch_size": given["batch_size"] // n_parts, "gradient_accumulation_steps": n_parts}
-        per_step = given["batch_size"] * n_parts * self.kind.per_row
-        steps = max(int(amount // per_step), 1)
-        if "warmup_ratio" in settings:
-            given["warmup_steps"] = min(round(settings["warmup_ratio"] * steps), steps - 1)
-        if "beta2_half_life" in settings:
-            given["adam_beta2"] = 0.5 ** (per_step / settings["beta2_half_life"])
-        return TrainingConfig(**{"bf16": self.bf16} | given, steps=steps, seed=seed)
-
-    def trainer(self, settings: Settings, seed: int, amount: float, bf16: bool | None = None) -> Trainer:
-        """Return a trainer of a new model."""
-        config = self.config(settings, seed, amount)
-        config = config if bf16 is None else replace(config, bf16=bf16)
-        batches = self.kind.batches(self.parts["train"], config)
-        return Trainer(self.model(settings, seed), batches, config, device=self.device)
-
-    def score(self, model: nn.Module, part: str) -> float:
-        """Return the objective on a part; what is no number counts as infinite."""
-        with torch.no_grad():
-            loss = float(self.objective(model.eval(), self.parts[part]))
-        return math.inf if math.isnan(loss) else loss
-
-    def train(self, settings: Settings, seed: int, amount: float, part: str) -> dict[str, Any]:
-        """Make a run and return its result; one that diverges, or whose settings make no model, is a result too."""
-        begin, loss, trained = time.perf_counter(), math.inf, 0
-        try:
-            trainer = self.trainer(settings, seed, amount)
-            if trainer.run(progress=False).stopped == "interrupted":
-                raise KeyboardInterrupt
-            trained, loss = trainer.config.steps, self.score(trainer.model, part)
-            outcome = "diverged" if loss == math.inf else "finished"
-        except DivergedError as error:
-            outcome, trained = "diverged", len(error.history.step)
-        except (ValueError, torch.OutOfMemoryError) as error:
-            if not settings.keys() & self.own:  # all else was checked before
-                raise
-            return {"loss": math.inf, "outcome": f"impossible: {error}", "amount": 0, "seconds": 0.0}
-        config = trainer.config
-        per_step = config.batch_size * config.gradient_accumulation_steps * self.kind.per_row
-        amounts = {"amount": trained * per_step, "seconds": time.perf_counter() - begin}
-        return {"loss": loss, "outcome": outcome} | amounts
 
 
 class _Lab:
     """Follows the procedure on a subject: asks for runs, remembers them in a study, and writes the record."""
 
-    def __init__(self, subject: _Subject, budget: Budget, space: Settings, scientific: Sequence[str], seeds: int):
+    def __init__(self, subject: Subject, budget: Budget, space: Settings, scientific: Sequence[str], seeds: int):
         self.subject, self.budget, self.space, self.scientific = subject, budget, space, tuple(scientific)
         self.seeds, self.spent, self.made = seeds, 0.0, {}
         self._check()
@@ -268,6 +148,9 @@ class _Lab:
         if missing := {name for name, axis in self.space.items() if axis is None} - {*SPACE}:
             raise ValueError(f"There is no default range for {min(missing)!r}: give a distribution or a list.")
         given = distributions({name: axis for name, axis in self.space.items() if axis is not None})
+        for name, axis in given.items():
+            if not all(isinstance(choice, str | int | float | None) for choice in getattr(axis, "choices", ())):
+                raise ValueError(f"The choices of {name!r} must be numbers, texts, True, False or None.")
         for u in (0.0, 1.0):
             self.subject.config({name: value_at(axis, u) for name, axis in given.items()}, 0, 1e9)
 
@@ -307,15 +190,18 @@ class _Lab:
         if not self.bar.disable:
             self.bar.write(line)
 
-    def follow(self) -> None:
-        """Follow the procedure, step by step."""
-        self.measure()
-        self.settle_space()
-        self.run("defaults", {}, self.subject.seed)
-        self.search()
-        winner = self.best_again()
-        self.confirm(winner)
-        self.record.finished = True
+    def follow(self, storage: str | Path | None) -> None:
+        """Follow the procedure, step by step, until its end or Ctrl-C."""
+        try:
+            self.measure()
+            self.settle_space()
+            self.run("defaults", {}, self.subject.seed)
+            self.search()
+            self.confirm(self.best_again())
+            self.record.finished = True
+        except KeyboardInterrupt:
+            on = f"They are kept in {storage}: the same call goes on" if storage else "With storage= it could go on"
+            self.record.reason = f"Interrupted after {len(self.record.trials)} runs. {on}."
         self.say(self.record.reason)
 
     def amount(self, batch_size: int) -> float:
@@ -364,92 +250,87 @@ class _Lab:
         """Measure speed and memory at each batch size, whether bfloat16 is faster, and what an evaluation takes."""
         if "measured" not in self.study.user_attrs:
             self.study.set_user_attr("measured", json.loads(json.dumps(self._measured())))
-        measured, subject = self.study.user_attrs["measured"], self.subject
-        self.record.measured = measured
-        subject.bf16, subject.largest = measured["bf16"], measured["largest"] or math.inf
+        self.record.measured = measured = self.study.user_attrs["measured"]
+        rows, subject, full_run = measured["throughput"], self.subject, self.budget.full_run
+        subject.bf16, subject.largest = measured["bf16_gain"] > FASTER, rows[-1][0]
+        fastest = max(rows, key=lambda row: row[1])
+        self.say(f"Fastest: {fastest[1]:,.0f} {self.record.unit} per second, with a batch of {fastest[0]}.")
+        self.say(f"A batch of {subject.largest} fits; a larger one does not, or leaves a run too few steps.")
         self._spend(measured)
-        for line in measured["said"]:
-            self.say(line)
+        if self.budget.minutes and 2 * measured["evaluation_seconds"] > full_run:
+            took = f"{measured['evaluation_seconds']:.1f} s, and a run {full_run:.1f} s"
+            raise ValueError(f"To evaluate takes {took}: make the part to choose on smaller, or the runs longer.")
+        steps = subject.config({}, 0, self.amount(subject.defaults["batch_size"])).steps
+        if steps < MIN_STEPS / 4:
+            raise ValueError(
+                f"A run with the default batch size has {steps} steps: make it longer, or the batch smaller."
+            )
 
     def _measured(self) -> dict[str, Any]:
         subject, begin, rows = self.subject, time.perf_counter(), []
-        per_row, batch = subject.kind.per_row, subject.defaults["batch_size"]
-
-        def trainer(size: int, bf16: bool | None = None) -> Trainer:
-            return subject.trainer({"batch_size": size}, subject.seed, 10_000 * size * per_row, bf16)
-
-        for row in measure_throughput(trainer, (2**power for power in count())):
+        batch, per_row = subject.defaults["batch_size"], subject.kind.per_row
+        asked = distributions({"batch_size": self.space.get("batch_size") or [batch]})["batch_size"]
+        largest = max(batch, *(getattr(asked, "choices", None) or [asked.high]))
+        for row in measure_throughput(self._trainer, (2**power for power in count())):
             rows.append((row.batch_size, row.per_second * per_row, row.memory))
-            if not self._leaves_steps(2 * row.batch_size, row):
-                enough = True
+            if row.batch_size >= largest and not self._leaves_steps(2 * row.batch_size, row):
                 break
-        else:
-            enough = False
-        near = min(rows, key=lambda row: abs(math.log(row[0] / batch)))
-        gain = 0.0 if "bf16" in subject.defaults else self._bf16_gain(trainer, near)
         evaluated = time.perf_counter()
         subject.score(subject.model({}, subject.seed).to(subject.device), "choose")
         ended = time.perf_counter()
-        fastest, last = max(rows, key=lambda row: row[1]), rows[-1][0]
-        unit = self.record.unit
         return {
             "throughput": rows,
-            "largest": None if enough else last,
-            "bf16": gain > FASTER,
+            "bf16_gain": self._bf16_gain(min(rows, key=lambda row: abs(math.log(row[0] / batch)))),
             "evaluation_seconds": ended - evaluated,
             "seconds": ended - begin,
             "amount": sum((TIMED + 1) * size * per_row for size, *_ in rows),
-            "said": [
-                f"Fastest: {fastest[1]:,.0f} {unit} per second, with a batch of {fastest[0]} on {subject.device}.",
-                f"A batch of {last} fits; a larger one {'leaves too few steps' if enough else 'would not'}.",
-                f"bfloat16 is {gain:.2f} times as fast: {'taken' if gain > FASTER else 'not taken'}.",
-            ],
         }
+
+    def _trainer(self, batch_size: int) -> Trainer:
+        """Return a trainer whose steps can be timed."""
+        return self.subject.trainer({"batch_size": batch_size}, self.subject.seed, 1e9)
 
     def _leaves_steps(self, size: int, last: Throughput) -> bool:
         """Return whether a run with this batch size, half of which was the last measured, has MIN_STEPS steps."""
-        if self.budget.minutes is None:
-            return self.budget.full_run >= MIN_STEPS * size * self.subject.kind.per_row
-        return self.budget.full_run >= MIN_STEPS * size / last.per_second
+        one = size / last.per_second if self.budget.minutes else size * self.subject.kind.per_row
+        return self.budget.full_run >= MIN_STEPS * one
 
-    def _bf16_gain(self, trainer: Callable[[int, bool], Trainer], row: tuple) -> float:
-        """Return how many times as fast as in a measured row bfloat16 is; 0 where the device does not have it."""
-        try:
-            (found,) = measure_throughput(lambda size: trainer(size, True), [row[0]])
-        except (RuntimeError, MemoryError, DivergedError):
+    def _bf16_gain(self, row: tuple) -> float:
+        """Return how many times as fast as in a measured row bfloat16 is on a GPU that has it; elsewhere 0.
+
+        A CPU is not asked: it seldom is faster, and if it is busy the answer is another one each time.
+        """
+        subject = self.subject
+        if subject.device.type != "cuda" or not torch.cuda.is_bf16_supported() or "bf16" in subject.defaults:
             return 0.0
-        return found.per_second * self.subject.kind.per_row / row[1]
+        subject.bf16 = True
+        return next(measure_throughput(self._trainer, [row[0]])).per_second * subject.kind.per_row / row[1]
 
     def settle_space(self) -> None:
         """Give each axis that has none its default range; that of the rate is bracketed."""
-        batch = self.subject.defaults["batch_size"]
-        run, steps = self.amount(batch), self.amount(batch) / (batch * self.subject.kind.per_row)
-        largest = min(self.subject.largest, self.record.measured["throughput"][-1][0])
-        default = {
-            "batch_size": lambda: (
-                [b for b in (batch // 4, batch // 2, batch, 2 * batch) if 1 <= b <= largest] or [batch]
-            ),
-            "weight_decay": lambda: FloatDistribution(0.01, 1.0, log=True),
-            "warmup_ratio": lambda: FloatDistribution(0.0, 0.2),
-            "beta2_half_life": lambda: FloatDistribution(max(run / 64, 2 * run / steps), run / 2, log=True),
-            "learning_rate": self.bracket,
-        }
         from optuna.distributions import FloatDistribution
 
-        wanted = {name: default[name]() if axis is None else axis for name, axis in self.space.items()}
-        self.axes = distributions(wanted)
+        subject, batch = self.subject, self.subject.defaults["batch_size"]
+        run, step = self.amount(batch), batch * subject.kind.per_row
+        batches = [size for size in (batch // 4, batch // 2, batch, 2 * batch) if 1 <= size <= subject.largest]
+        ranges = {
+            "batch_size": lambda: batches or [batch],
+            "weight_decay": lambda: FloatDistribution(0.01, 1.0, log=True),
+            "warmup_ratio": lambda: FloatDistribution(0.0, 0.2),
+            "beta2_half_life": lambda: FloatDistribution(max(run / 64, 2 * step), run / 2, log=True),
+            "learning_rate": self.bracket,
+        }
+        self.axes = distributions({name: ranges[name]() if axis is None else axis for name, axis in self.space.items()})
         self.box = dict(self.axes)
-        for name in self.axes:
-            role = "scientific" if name in self.scientific else "nuisance"
-            self.record.axes[name] = {"role": role, "range": "", "widened": 0}
-            self.record.axes[name]["continuous"] = not hasattr(self.axes[name], "choices")
+        for name, axis in self.axes.items():
+            role, continuous = "scientific" if name in self.scientific else "nuisance", not hasattr(axis, "choices")
+            self.record.axes[name] = {"role": role, "continuous": continuous, "widened": 0}
             self._note_range(name)
 
     def _note_range(self, name: str) -> None:
         axis = self.axes[name]
-        choices = getattr(axis, "choices", None)
-        shown = ", ".join(map(str, choices)) if choices else f"{axis.low:.3g} to {axis.high:.3g}"
-        self.record.axes[name]["range"] = shown
+        choices = ", ".join(map(str, getattr(axis, "choices", ())))
+        self.record.axes[name]["range"] = shown = choices or f"{axis.low:.3g} to {axis.high:.3g}"
         self.say(f"Axis {name}: {shown}")
 
     def bracket(self) -> FloatDistribution:
@@ -458,18 +339,17 @@ class _Lab:
 
         subject, losses, rungs = self.subject, {}, [-1, 0, 1]
         batch = subject.defaults["batch_size"]
-        share = min(1.0, max(LADDER, MIN_STEPS / 2 * batch * subject.kind.per_row / self.amount(batch)))
-        rate = {rung: _rounded(subject.defaults["learning_rate"] * 10 ** (rung / 2)) for rung in range(-20, 21)}
+        share = min(1.0, max(LADDER, MIN_STEPS / 4 * batch * subject.kind.per_row / self.amount(batch)))
+        seeds = range(subject.seed, subject.seed + RUNG_SEEDS)
         while rungs:
             for rung in rungs:
-                seeds = range(subject.seed, subject.seed + RUNG_SEEDS)
-                losses[rung] = statistics.fmean(
-                    self.run("bracket", {"learning_rate": rate[rung]}, seed, share) for seed in seeds
-                )
+                rate = {"learning_rate": _rounded(subject.defaults["learning_rate"] * 10 ** (rung / 2))}
+                losses[rung] = statistics.fmean(self.run("bracket", rate, seed, share) for seed in seeds)
             best = min(sorted(losses), key=losses.get)
-            rungs = [r for r in (best - 1, best + 1) if r not in losses] if len(losses) < MOST_RUNGS else []
-        self.say(f"The best rate of short runs is about {rate[best]:.2g}.")
-        return FloatDistribution(_rounded(rate[best] / math.sqrt(10)), _rounded(rate[best] * math.sqrt(10)), log=True)
+            rungs = [rung for rung in (best - 1, best + 1) if rung not in losses and len(losses) < MOST_RUNGS]
+        best = subject.defaults["learning_rate"] * 10 ** (best / 2)
+        self.say(f"The best rate of short runs is about {best:.2g}.")
+        return FloatDistribution(_rounded(best / math.sqrt(10)), _rounded(best * math.sqrt(10)), log=True)
 
     def search(self) -> None:
         """Draw trials while the budget lasts, the first in the middle; widen an axis whose best is at its end."""
@@ -515,7 +395,14 @@ class _Lab:
         found, seed = self.record.searched()[:AGAIN], self.subject.seed + 1
         first = next(trial for trial in self.record.trials if trial["phase"] == "defaults")
         means = [(trial["loss"] + self.run("again", trial["settings"], seed)) / 2 for trial in (first, *found)]
-        return (first, *found)[means.index(min(means))]["settings"]
+        winner = (first, *found)[means.index(min(means))]["settings"]
+        ends = {name: [value_at(axis, u) for u in (0.0, 1.0)] for name, axis in self.axes.items()}
+        self.record.notes += [
+            f"The best {name}, {shorter(value)}, lies at the end of what was searched: a better one may lie beyond."
+            for name, value in winner.items()
+            if value in ends[name] and not isinstance(value, str | bool)
+        ]
+        return winner
 
     def confirm(self, winner: Settings) -> None:
         """Compare the winner with the defaults on fresh seeds and data, and decide."""
@@ -557,12 +444,11 @@ class _Lab:
     def _not_tried(self) -> list[str]:
         """Return what this tuning says nothing about."""
         base = self.subject.config({}, self.subject.seed, 1e9)
-        derived = {"warmup_ratio": "warmup_steps", "beta2_half_life": "adam_beta2"}
-        tuned = self.axes.keys() | {derived[name] for name in derived.keys() & self.axes.keys()}
-        fixed = sorted(TRAINING - {*DERIVED, "bf16"} - tuned)
+        tuned = self.axes.keys() | ({"adam_beta2"} if "beta2_half_life" in self.axes else set())
+        fixed = [f"{name} = {getattr(base, name)}" for name in sorted(TRAINING - {*DERIVED} - tuned)]
         own = sorted(self.subject.own - self.axes.keys())
         return [
-            "Fixed settings: " + ", ".join(f"{name} = {getattr(base, name)}" for name in fixed) + ".",
+            f"Fixed settings: {', '.join(fixed)}.",
             *([f"Settings of the model that stayed as they are: {', '.join(own)}."] if own else []),
             "Another length of a run: the best rate, decay and half-life move with it.",
             "Other data, and stopping early.",

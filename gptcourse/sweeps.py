@@ -504,7 +504,7 @@ def quiet_optuna() -> Iterator[None]:
     try:
         import optuna
     except ImportError as error:
-        raise ImportError('search needs Optuna: run pip install "gptcourse[tune]" first.') from error
+        raise ImportError('A search needs Optuna: run pip install "gptcourse[tune]" first.') from error
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

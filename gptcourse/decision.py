@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,15 @@ class DecisionRecord:
 
     def best_by(self, axis: str) -> dict[str, float]:
         """Return the lowest loss for each value of an axis, all other axes free; of a continuous axis for each part."""
-        values, losses = self.isolation()[axis]
-        found: dict[str, list[float]] = {}
+        pairs = [*zip(*self.isolation()[axis], strict=True)]
+        pairs.sort(key=lambda pair: (isinstance(pair[0], str), pair[0] or 0))
+        size = math.ceil(len(pairs) / BINS)
         if self.axes[axis]["continuous"]:
-            pairs = sorted(zip(values, losses, strict=True))
-            size = max(math.ceil(len(pairs) / BINS), 1)
-            for part in (pairs[i : i + size] for i in range(0, len(pairs), size)):
-                found[f"{part[0][0]:.3g} to {part[-1][0]:.3g}"] = [loss for _, loss in part]
+            parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
         else:
-            for value, loss in zip(values, losses, strict=True):
-                found.setdefault(str(value), []).append(loss)
-        return {name: min(losses) for name, losses in found.items()}
+            parts = [[*group] for _, group in groupby(pairs, key=lambda pair: pair[0])]
+        ends = [list(dict.fromkeys(shorter(part[i][0]) for i in (0, -1))) for part in parts]
+        return {" to ".join(end): min(loss for _, loss in part) for end, part in zip(ends, parts, strict=True)}
 
     def figure(self):
         """Draw the isolation plots: a panel for each axis, a point for each trial, the defaults as a line."""

@@ -365,7 +365,7 @@ class _Lab:
             if settings not in seen:  # a space of few choices is exhausted some time
                 self.run("search", settings, self.subject.seed, axes=self.box)
                 seen.append(settings)
-            if number >= look:
+            if number >= look and self.n_affordable() >= 1:
                 look = number + max(look // 4, 2)
                 self.widen()
 

@@ -73,7 +73,8 @@ class DecisionRecord:
         from gptcourse import plots
 
         before = [trial["loss"] for trial in self.trials if trial["phase"] == "defaults"]
-        return plots.isolation(self.isolation(), (before[0], "defaults") if before else None)
+        log_x = [name for name, axis in self.axes.items() if axis["log"]]
+        return plots.isolation(self.isolation(), (before[0], "defaults") if before else None, log_x=log_x)
 
     def to_json(self) -> str:
         """Return the record as JSON; a loss that is not finite is null."""
@@ -142,14 +143,18 @@ class DecisionRecord:
     def _measured(self) -> list[str]:
         if not self.measured:
             return []
-        rows = [f"| {b} | {speed:,.0f} | {memory / 2**20:,.0f} |" for b, speed, memory in self.measured["throughput"]]
+        rows = [
+            f"| {b} | {shorter(speed)} | {memory / 2**20:,.0f} |" for b, speed, memory in self.measured["throughput"]
+        ]
         head = ["## Measured", f"| batch size | {self.unit} per second | memory (MiB) |", "|---|---|---|"]
         gain = self.measured["bf16_gain"]
         return [*head, *rows, "", *([f"bfloat16 is {gain:.2f} times as fast as float32.", ""] if gain else [])]
 
 
 def shorter(value: Any) -> str:
-    """Return a value as a record shows it."""
+    """Return a value as a record shows it: with four digits, or as a whole number from a thousand on."""
+    if isinstance(value, float) and 1000 <= abs(value) < math.inf:
+        return f"{value:.0f}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

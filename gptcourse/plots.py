@@ -137,15 +137,16 @@ def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per tok
     return figure
 
 
-def isolation(axes, floor=None, *, title="Each trial's loss, by each setting", y_label="loss"):
+def isolation(axes, floor=None, *, log_x=(), title="Each trial's loss, by each setting", y_label="loss"):
     """Draw a panel for each axis, with a dot for each trial; ``axes`` maps names to (values, losses).
 
-    The x axis is logarithmic as in `sweep_bands`; a trial that diverged is a cross at the top. ``floor`` is (value,
+    ``log_x`` names the axes that are logarithmic; a trial that diverged is a cross at the top. ``floor`` is (value,
     label): a dashed line in each panel.
     """
     columns = min(len(axes), 3)
     rows = -(-len(axes) // columns)
     sizes = {"width": 3.4 * columns, "height": 2.8 * rows, "rows": rows, "columns": columns}
+    title += f" (dashed: {floor[1]})" if floor else ""
     with _figure(title, "", y_label, **sizes) as (figure, panels):
         for panel, (name, (values, losses)) in zip(np.atleast_1d(panels), axes.items(), strict=False):
             numbers = all(isinstance(value, int | float | np.number) for value in values)
@@ -155,9 +156,9 @@ def isolation(axes, floor=None, *, title="Each trial's loss, by each setting", y
                 at_top = {"transform": panel.get_xaxis_transform(), "clip_on": False}
                 panel.plot(x[~finite], np.ones((~finite).sum()), "x", color=COLORS[1], **at_top)
             if floor is not None and np.isfinite(floor[0]):
-                panel.axhline(floor[0], color="black", linestyle="--", linewidth=1.2, label=floor[1])
+                panel.axhline(floor[0], color="black", linestyle="--", linewidth=1.2)
             panel.set_xlabel(name)
-            if numbers and min(values) > 0 and max(values) >= 10 * min(values):
+            if name in log_x:
                 panel.set_xscale("log")
                 panel.xaxis.set_minor_formatter("")  # between the powers of ten the numbers would overlap
         for panel in np.atleast_1d(panels)[len(axes) :]:

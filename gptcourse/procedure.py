@@ -46,9 +46,10 @@ if TYPE_CHECKING:
 RUNS = 32  # full runs that a budget is divided into, unless it says how long a run is
 SPACE = ("learning_rate", "batch_size", "weight_decay", *DERIVED)  # the axes that have a default range
 MIN_STEPS = 32  # of a run: a batch that leaves fewer is of no use
-LADDER, RUNG_SEEDS, MOST_RUNGS = 1 / 8, 2, 11  # length of a rung in full runs; seeds; a rung is √10 above the last
+LADDER, LADDER_STEPS = 1 / 8, 64  # the length of a rung: a share of a full run, and steps that it has at least
+MOST_RUNGS = 11  # each √10 above the last
 AGAIN = 3  # trials that are run once more before the best is taken
-EDGE, NEAR = 0.2, 1 / 3  # the best trial lies in this part at the end of an axis, the best three in that on average
+END = 1 / 3  # of an axis, where the best trials lie if it is too short
 MOST_TRIALS = 512
 FASTER = 1.1  # how much bfloat16 must gain
 
@@ -254,7 +255,7 @@ class _Lab:
         rows, subject, full_run = measured["throughput"], self.subject, self.budget.full_run
         subject.bf16, subject.largest = measured["bf16_gain"] > FASTER, rows[-1][0]
         fastest = max(rows, key=lambda row: row[1])
-        self.say(f"Fastest: {fastest[1]:,.0f} {self.record.unit} per second, with a batch of {fastest[0]}.")
+        self.say(f"Fastest: {shorter(fastest[1])} {self.record.unit} per second, with a batch of {fastest[0]}.")
         self.say(f"A batch of {subject.largest} fits; a larger one does not, or leaves a run too few steps.")
         self._spend(measured)
         if self.budget.minutes and 2 * measured["evaluation_seconds"] > full_run:
@@ -325,6 +326,7 @@ class _Lab:
         for name, axis in self.axes.items():
             role, continuous = "scientific" if name in self.scientific else "nuisance", not hasattr(axis, "choices")
             self.record.axes[name] = {"role": role, "continuous": continuous, "widened": 0}
+            self.record.axes[name]["log"] = continuous and axis.log
             self._note_range(name)
 
     def _note_range(self, name: str) -> None:
@@ -338,13 +340,14 @@ class _Lab:
         from optuna.distributions import FloatDistribution
 
         subject, losses, rungs = self.subject, {}, [-1, 0, 1]
-        batch = subject.defaults["batch_size"]
-        share = min(1.0, max(LADDER, MIN_STEPS / 4 * batch * subject.kind.per_row / self.amount(batch)))
-        seeds = range(subject.seed, subject.seed + RUNG_SEEDS)
+        warm_up = {"warmup_ratio": 0.1} if "warmup_ratio" in self.space else {}
+        step = subject.defaults["batch_size"] * subject.kind.per_row
+        share = min(1.0, max(LADDER, LADDER_STEPS * step / self.amount(subject.defaults["batch_size"])))
+        seeds = range(subject.seed, subject.seed + (2 if share <= 0.5 else 1))
         while rungs:
             for rung in rungs:
                 rate = {"learning_rate": _rounded(subject.defaults["learning_rate"] * 10 ** (rung / 2))}
-                losses[rung] = statistics.fmean(self.run("bracket", rate, seed, share) for seed in seeds)
+                losses[rung] = statistics.fmean(self.run("bracket", rate | warm_up, seed, share) for seed in seeds)
             best = min(sorted(losses), key=losses.get)
             rungs = [rung for rung in (best - 1, best + 1) if rung not in losses and len(losses) < MOST_RUNGS]
         best = subject.defaults["learning_rate"] * 10 ** (best / 2)
@@ -370,16 +373,23 @@ class _Lab:
                 self.widen()
 
     def widen(self) -> None:
-        """Let the next trials be drawn beyond the axis whose end the best ones are nearest to; else from everywhere."""
+        """Let the next trials be drawn beyond an axis that is best at its end; if none is, again from everywhere.
+
+        That is: there the best three lie on average, and the median is lower than in the middle. With more than one
+        such axis it is the one whose best three lie nearest to its end.
+        """
         self.box, strips = dict(self.axes), []
-        best = [trial["settings"] for trial in self.record.searched()[:3] if trial["loss"] < math.inf]
+        trials = [trial for trial in self.record.searched() if trial["loss"] < math.inf]
         for name, axis in self.axes.items():
-            if hasattr(axis, "choices") or len(best) < 3:
+            if hasattr(axis, "choices") or len(trials) < 4:
                 continue
+            places = [(place_of(axis, trial["settings"][name]), trial["loss"]) for trial in trials]
             for up in (False, True):
-                places = [abs(up - place_of(axis, settings[name])) for settings in best]  # 0: at this end
-                strip, mean = beyond(name, axis, up), statistics.fmean(places)
-                if places[0] <= EDGE and mean <= NEAR and strip is not None:
+                ranked = [(1 - u if up else u, loss) for u, loss in places]  # 0: at this end
+                mean, strip = statistics.fmean(u for u, _ in ranked[:3]), beyond(name, axis, up)
+                outer, middle = ([loss for u, loss in ranked if low <= u <= low + END] for low in (0, END))
+                is_lower = not middle or statistics.median(outer or [math.inf]) < statistics.median(middle)
+                if mean <= END and is_lower and strip is not None:
                     strips.append((mean, name, "upper" if up else "lower", strip))
         if strips:
             _, name, end, strip = min(strips, key=lambda found: found[0])

@@ -144,7 +144,8 @@ def test_an_axis_whose_best_lies_at_its_end_is_widened():
     assert "widened" in str(record) and "1e-05 to 0.0" in axis["range"]
 
 
-def test_the_bracket_climbs_to_a_rate_far_from_the_default():
+def test_the_bracket_climbs_to_a_rate_far_from_the_default(monkeypatch):
+    monkeypatch.setattr(procedure, "LADDER_STEPS", 5)
     record = tuned(
         space={"learning_rate": None}, defaults=SLOW | {"learning_rate": 1e-6}, budget=Budget(tokens=40 * 160, run=160)
     )

@@ -157,7 +157,9 @@ def split_rows(contents: Sequence[bytes]) -> list[list[int]]:
 
 
 def digest(part: Any) -> str:
-    """Return a short identification of a part."""
-    tensors = [part] if isinstance(part, Tensor) else part if isinstance(part, tuple) else []
-    content = b"".join(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes() for tensor in tensors)
-    return hashlib.sha256(content or repr(part).encode()).hexdigest()[:16]
+    """Return a short identification of a tensor, a tuple of tensors, or a list."""
+    tensors = (part,) if isinstance(part, Tensor) else part if isinstance(part, tuple) else ()
+    sha = hashlib.sha256(b"" if tensors else repr(part).encode())
+    for tensor in tensors:
+        sha.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+    return sha.hexdigest()[:16]

@@ -33,7 +33,6 @@ from torch.quasirandom import SobolEngine
 
 from gptcourse.config import BELOW_ONE, NUMBERS, SHARE
 from gptcourse.decision import DecisionRecord, Settings, shorter
-from gptcourse.parts import digest
 from gptcourse.subject import DERIVED, TRAINING, Subject
 from gptcourse.sweeps import distributions, open_study, quiet_optuna
 from gptcourse.throughput import TIMED, Throughput, measure_throughput
@@ -148,10 +147,10 @@ class _Lab:
             raise ValueError(f"The budget must be {least} full runs or more: raise it, or make its `run` shorter.")
         if missing := {name for name, axis in self.space.items() if axis is None} - {*SPACE}:
             raise ValueError(f"There is no default range for {min(missing)!r}: give a distribution or a list.")
-        given = distributions({name: axis for name, axis in self.space.items() if axis is not None})
-        for name, axis in given.items():
-            if not all(isinstance(choice, str | int | float | None) for choice in getattr(axis, "choices", ())):
+        for name, axis in self.space.items():
+            if isinstance(axis, list) and not all(isinstance(choice, str | int | float | None) for choice in axis):
                 raise ValueError(f"The choices of {name!r} must be numbers, texts, True, False or None.")
+        given = distributions({name: axis for name, axis in self.space.items() if axis is not None})
         for u in (0.0, 1.0):
             self.subject.config({name: value_at(axis, u) for name, axis in given.items()}, 0, 1e9)
 
@@ -163,16 +162,9 @@ class _Lab:
     @property
     def identity(self) -> Settings:
         """What two tunings must share for one to go on with the other, as JSON."""
-        subject = self.subject
-        identity = {
-            "data": {name: digest(part) for name, part in subject.parts.items()},
-            "budget": vars(self.budget),
-            "space": {name: repr(axis) for name, axis in self.space.items()},
-            "defaults": {name: repr(value) for name, value in subject.defaults.items()},
-            "model": f"{subject.n_parameters} parameters",
-            "seeds": [subject.seed, self.seeds],
-        }
-        return json.loads(json.dumps(identity))
+        space = {name: repr(axis) for name, axis in self.space.items()}
+        own = {"budget": vars(self.budget), "space": space, "seeds": self.seeds}
+        return json.loads(json.dumps(self.subject.identity | own))
 
     @contextmanager
     def begun(self, study: optuna.Study, progress: bool) -> Iterator[None]:

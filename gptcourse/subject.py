@@ -22,7 +22,7 @@ from torch import nn
 from gptcourse.config import TrainingConfig
 from gptcourse.decision import Settings
 from gptcourse.distributed import choose_device
-from gptcourse.parts import NAMES, kind_of
+from gptcourse.parts import NAMES, digest, kind_of
 from gptcourse.training import DivergedError, Trainer, forward
 from gptcourse.views import unwrap
 
@@ -58,8 +58,14 @@ class Subject:
         parts = [data[name] for name in NAMES] if apart else self.kind.split(data)
         self.parts = {name: self.kind.check(part, name) for name, part in zip(NAMES, parts, strict=True)}
         self.objective = objective or self.kind.loss
-        self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._check_loss(model)
+        self.identity = {
+            "data": {name: digest(part) for name, part in self.parts.items()},
+            "model": digest(tuple(model.parameters())),
+            "objective": getattr(self.objective, "__qualname__", repr(type(self.objective))),
+            "defaults": {name: repr(value) for name, value in self.defaults.items()},
+            "seed": seed,
+        }
 
     def _own_names(self, names: Sequence[str]) -> set[str]:
         """Return the settings of the factory. Raises ValueError for names that nobody knows."""

@@ -279,8 +279,8 @@ def test_ctrl_c_keeps_what_was_found_and_says_how_to_go_on(tmp_path, capsys):
     stopped = tuned(storage=tmp_path / "runs.jsonl", objective=objective)
     assert not stopped.finished and not stopped.adopted and len(stopped.trials) == 4  # the first call is measured
     assert "the same call goes on" in stopped.reason and "Not finished" in str(stopped)
-    calls.clear()
-    whole = tuned(storage=tmp_path / "runs.jsonl", objective=lambda model, part: evaluate(model, part))
+    calls.extend([None] * 6)
+    whole = tuned(storage=tmp_path / "runs.jsonl", objective=objective)
     assert whole.finished and without_times(whole)[:4] == without_times(stopped)
 
 
@@ -303,9 +303,20 @@ def test_ctrl_c_in_the_middle_of_a_run_ends_it_and_leaves_it_out(tmp_path):
 
 
 def test_another_tuning_does_not_go_on_with_it(tmp_path):
+    def make_another(seed):
+        model = make(seed)
+        nn.init.zeros_(model.wpe.weight)
+        return model
+
     tuned(storage=tmp_path / "runs.jsonl")
-    with pytest.raises(ValueError, match="begun with another defaults"):
-        tuned(storage=tmp_path / "runs.jsonl", defaults=SLOW | {"weight_decay": 0.0})
+    for part, options in {
+        "defaults": {"defaults": SLOW | {"weight_decay": 0.0}},
+        "model": {"model": make_another},
+        "objective": {"objective": lambda model, part: evaluate(model, part)},
+        "data": {"data": TOKENS.flip(0)},
+    }.items():
+        with pytest.raises(ValueError, match=f"begun with another {part}: choose"):
+            tuned(storage=tmp_path / "runs.jsonl", **options)
 
 
 def test_the_record_is_written_as_markdown_json_and_a_figure(tmp_path):

@@ -365,32 +365,34 @@ class _Lab:
                 self.widen()
 
     def widen(self) -> None:
-        """Let the next trials be drawn beyond an axis that is best at its end; if none is, again from everywhere.
-
-        That is: there the best three lie on average, and the median is lower than in the middle. With more than one
-        such axis it is the one whose best three lie nearest to its end.
-        """
+        """Let the next trials be drawn beyond the axis that is most clearly best at its end, if one is."""
         self.box, strips = dict(self.axes), []
-        trials = [trial for trial in self.record.searched() if trial["loss"] < math.inf]
         for name, axis in self.axes.items():
-            if hasattr(axis, "choices") or len(trials) < 4:
-                continue
-            places = [(place_of(axis, trial["settings"][name]), trial["loss"]) for trial in trials]
-            for up in (False, True):
-                ranked = [(1 - u if up else u, loss) for u, loss in places]  # 0: at this end
-                mean, strip = statistics.fmean(u for u, _ in ranked[:3]), beyond(name, axis, up)
-                outer, middle = ([loss for u, loss in ranked if low <= u <= low + END] for low in (0, END))
-                is_lower = not middle or statistics.median(outer or [math.inf]) < statistics.median(middle)
-                if mean <= END and is_lower and strip is not None:
+            for up in (False, True) if not hasattr(axis, "choices") else ():
+                mean, strip = self._place_of_best(name, up), beyond(name, axis, up)
+                if mean <= END and strip is not None:
                     strips.append((mean, name, "upper" if up else "lower", strip))
         if strips:
             _, name, end, strip = min(strips, key=lambda found: found[0])
             axis, self.box[name] = self.axes[name], strip
             low, high = min(axis.low, strip.low), max(axis.high, strip.high)
-            self.axes[name] = type(axis)(low, high, log=axis.log)
+            self.axes[name] = type(axis)(low, high, log=axis.log, step=axis.step)
             self.record.axes[name]["widened"] += 1
             self.say(f"The best trials lie at the {end} end of {name}: it is widened.")
             self._note_range(name)
+
+    def _place_of_best(self, name: str, up: bool) -> float:
+        """Return how far from an end of an axis the best three trials lie on average, from 0 to 1.
+
+        Infinitely far if the median loss in the third at that end is not lower than in the middle third.
+        """
+        trials = [trial for trial in self.record.searched() if trial["loss"] < math.inf]
+        places = [abs(up - place_of(self.axes[name], trial["settings"][name])) for trial in trials]
+        outer = [trial["loss"] for trial, place in zip(trials, places, strict=True) if place <= END]
+        middle = [trial["loss"] for trial, place in zip(trials, places, strict=True) if END < place <= 2 * END]
+        if not outer or (middle and statistics.median(outer) >= statistics.median(middle)):
+            return math.inf
+        return statistics.fmean(places[:3])
 
     def best_again(self) -> Settings:
         """Return the best of the defaults and the trials, after one more seed for the best few of them."""
@@ -426,14 +428,13 @@ class _Lab:
     def _decide(self) -> tuple[bool, str]:
         """Return whether to adopt the winner, and why."""
         confirmed = self.record.confirmed
-        losses = confirmed["defaults"], confirmed["winner"]
         if not all(map(math.isfinite, confirmed["winner"])):
             confirmed |= {"gain": -math.inf, "interval": (-math.inf, -math.inf)}
             return False, "The winner diverged with a fresh seed."
         if not all(map(math.isfinite, confirmed["defaults"])):
             confirmed |= {"gain": math.inf, "interval": (math.inf, math.inf)}
             return True, "The defaults diverged with a fresh seed, the winner with none."
-        gains = [default - won for default, won in zip(*losses, strict=True)]
+        gains = [old - new for old, new in zip(confirmed["defaults"], confirmed["winner"], strict=True)]
         low, high = t_interval(gains)
         confirmed |= {"gain": statistics.fmean(gains), "interval": (low, high)}
         shown = (
@@ -445,9 +446,9 @@ class _Lab:
 
     def _not_tried(self) -> list[str]:
         """Return what this tuning says nothing about."""
-        base = self.subject.config({}, self.subject.seed, 1e9)
+        base = vars(self.subject.config({}, self.subject.seed, 1e9)) | self.subject.defaults
         tuned = self.axes.keys() | ({"adam_beta2"} if "beta2_half_life" in self.axes else set())
-        fixed = [f"{name} = {getattr(base, name)}" for name in sorted(TRAINING - {*DERIVED} - tuned)]
+        fixed = [f"{name} = {base[name]}" for name in sorted(TRAINING - {*DERIVED} - tuned)]
         own = sorted(self.subject.own - self.axes.keys())
         return [
             f"Fixed settings: {', '.join(fixed)}.",
@@ -470,12 +471,7 @@ def value_at(axis: Any, u: float) -> Any:
     if isinstance(axis.low, int) or axis.step:
         step = axis.step or 1
         value = axis.low + step * round((value - axis.low) / step)
-    value = min(max(value if isinstance(value, int) else _rounded(value), axis.low), axis.high)
-    return value
-
-
-def _around(batch: int) -> tuple[int, ...]:
-    return batch // 4, batch // 2, batch, 2 * batch
+    return min(max(value if isinstance(value, int) else _rounded(value), axis.low), axis.high)
 
 
 def place_of(axis: Any, value: float) -> float:
@@ -493,7 +489,7 @@ def beyond(name: str, axis: Any, up: bool) -> Any:
     edge = min(edge, most - 0.001) if up else max(edge, min(axis.low, 0.0))
     edge = round(edge) if isinstance(axis.low, int) else edge
     ends = (axis.high, edge) if up else (edge, axis.low)
-    return type(axis)(*ends, log=axis.log) if ends[0] < ends[1] else None
+    return type(axis)(*ends, log=axis.log, step=axis.step) if ends[0] < ends[1] else None
 
 
 def _rounded(value: float) -> float:

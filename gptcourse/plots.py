@@ -137,6 +137,35 @@ def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per tok
     return figure
 
 
+def isolation(axes, floor=None, *, log_x=(), title="Each trial's loss, by each setting", y_label="loss"):
+    """Draw a panel for each axis, with a dot for each trial; ``axes`` maps names to (values, losses).
+
+    ``log_x`` names the axes that are logarithmic; a trial that diverged is a cross at the top. ``floor`` is (value,
+    label): a dashed line in each panel.
+    """
+    columns = min(len(axes), 3)
+    rows = -(-len(axes) // columns)
+    sizes = {"width": 3.4 * columns, "height": 2.8 * rows, "rows": rows, "columns": columns}
+    title += f" (dashed: {floor[1]})" if floor else ""
+    with _figure(title, "", y_label, **sizes) as (figure, panels):
+        for panel, (name, (values, losses)) in zip(np.atleast_1d(panels), axes.items(), strict=False):
+            numbers = all(isinstance(value, int | float | np.number) for value in values)
+            x, finite = np.array(values if numbers else [str(value) for value in values]), np.isfinite(losses)
+            panel.plot(x[finite], np.array(losses)[finite], "o", color=COLORS[0])
+            if not finite.all():
+                at_top = {"transform": panel.get_xaxis_transform(), "clip_on": False}
+                panel.plot(x[~finite], np.ones((~finite).sum()), "x", color=COLORS[1], **at_top)
+            if floor is not None and np.isfinite(floor[0]):
+                panel.axhline(floor[0], color="black", linestyle="--", linewidth=1.2)
+            panel.set_xlabel(name)
+            if name in log_x:
+                panel.set_xscale("log")
+                panel.xaxis.set_minor_formatter("")  # between the powers of ten the numbers would overlap
+        for panel in np.atleast_1d(panels)[len(axes) :]:
+            panel.set_visible(False)
+    return figure
+
+
 def importance_bars(
     importances, *, title="How much of the loss's spread each setting explains", x_label="importance (all together: 1)"
 ):

@@ -116,14 +116,15 @@ def search(
 
     Raises ValueError before any run begins, also when the study was begun with other arguments, or the file is in use.
     """
-    with _quiet_optuna():
+    with quiet_optuna():
         if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
             raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
         if sampler not in SAMPLERS:
             raise ValueError(f'sampler is {sampler!r}, but it must be "tpe" or "random"; sweep makes a whole grid.')
         searched = _Space((model_config, training_config), space, derive, prune)
         data = _checked_data(searched.samples(), tokens, validation_tokens)
-        with _open(storage, searched, data) as study:
+        identity = searched.identity | {name: fingerprint(ids) for name, ids in data.items()}
+        with open_study(storage, "search", identity) as study:
             jobs, n_left = _trials(study, searched, sampler, seed), max(n_trials - len(study.trials), 0)
             _make(islice(jobs, n_left), n_left, data, processes, device, progress)
     rows = [_row(searched.run(trial.params), trial.user_attrs["result"]) for trial in study.trials]
@@ -498,12 +499,12 @@ class SearchResult(SweepTable):
 
 
 @contextmanager
-def _quiet_optuna() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """Import Optuna, and keep its messages back meanwhile: the progress bar shows the trials."""
     try:
         import optuna
     except ImportError as error:
-        raise ImportError('search needs Optuna: run pip install "gptcourse[tune]" first.') from error
+        raise ImportError('A search needs Optuna: run pip install "gptcourse[tune]" first.') from error
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -512,23 +513,38 @@ def _quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+def distributions(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Optuna's distribution for each axis, of which a list is the choices. Raises ValueError for all else."""
+    from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+    axes = {name: CategoricalDistribution(w) if isinstance(w, list | tuple) and w else w for name, w in space.items()}
+    for name, axis in axes.items():
+        if not isinstance(axis, BaseDistribution):
+            raise ValueError(
+                f"The space's {name!r} must be a list of choices or one of Optuna's distributions, such as "
+                f"optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True), not {axis!r}."
+            )
+    return axes
+
+
 class _Space:
     """The space of a search: Optuna's distribution for each axis, and the way from Optuna's parameters to a run."""
 
     def __init__(self, configs: tuple, space: Mapping[str, Any], derive: Derive | None, prune: bool):
-        from optuna.distributions import BaseDistribution, CategoricalDistribution
-
         self.configs, self.derive, self.prune = configs, derive, prune
-        lists = {name: wanted for name, wanted in space.items() if isinstance(wanted, list | tuple) and wanted}
+        lists = {name: wanted for name, wanted in space.items() if isinstance(wanted, list | tuple)}
         self.choices = {name: {label(value): value for value in values} for name, values in lists.items()}
         # Optuna stores no dicts, so it gets the labels.
-        self.axes = dict(space) | {name: CategoricalDistribution(list(values)) for name, values in self.choices.items()}
-        for name, wanted in self.axes.items():
-            if not isinstance(wanted, BaseDistribution):
-                raise ValueError(
-                    f"The space's {name!r} must be a list of choices or one of Optuna's distributions, such as "
-                    f"optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True), not {wanted!r}."
-                )
+        self.axes = distributions(dict(space) | {name: list(values) for name, values in self.choices.items()})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two searches must share for one to go on with the other."""
+        from optuna.distributions import distribution_to_json
+
+        named = dict(zip(("model_config", "training_config"), map(asdict, self.configs), strict=True))
+        axes = {name: distribution_to_json(axis) for name, axis in self.axes.items()}
+        return named | {"space": axes, "prune": self.prune, "format": FORMAT}
 
     def run(self, params: Mapping[str, Any]) -> Run:
         """Return the run of Optuna's parameters. Raises ValueError for a combination that makes none."""
@@ -546,13 +562,13 @@ class _Space:
 
 
 @contextmanager
-def _open(path: str | Path | None, space: _Space, data: dict) -> Iterator[optuna.Study]:
-    """Give the study, new or with its trials so far. Raises ValueError if it is another search's, or no journal."""
-    from optuna import create_study, distributions, storages
+def open_study(path: str | Path | None, name: str, identity: dict) -> Iterator[optuna.Study]:
+    """Give the study `name` in the file `path`, new or with its trials so far; None: in memory.
 
-    wanted = {"space": {name: distributions.distribution_to_json(axis) for name, axis in space.axes.items()}}
-    wanted |= dict(zip(("model_config", "training_config"), map(asdict, space.configs), strict=True))
-    wanted |= {"prune": space.prune, "format": FORMAT} | {name: fingerprint(ids) for name, ids in data.items()}
+    Raises ValueError if it was begun with another `identity`, or the file is in use or no journal of Optuna's.
+    """
+    from optuna import create_study, storages
+
     if "://" in str(path):
         raise ValueError(f"storage is {path!r}, but it must be the path of a file, or None.")
     path, storage = None if path is None else Path(os.path.expanduser(path)), None
@@ -563,13 +579,13 @@ def _open(path: str | Path | None, space: _Space, data: dict) -> Iterator[optuna
                 storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path), lock))
             except Exception as error:
                 raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error
-        study = create_study(storage=storage, study_name="search", load_if_exists=True)
+        study = create_study(storage=storage, study_name=name, load_if_exists=True)
         if not study.user_attrs and not study.trials:
-            study.set_user_attr("search", wanted)
-        before = study.user_attrs.get("search", {})
-        if others := [name for name in wanted if wanted[name] != before.get(name)]:
+            study.set_user_attr(name, identity)
+        before = study.user_attrs.get(name, {})
+        if others := [part for part in identity if identity[part] != before.get(part)]:
             others = " and another ".join(others)
-            raise ValueError(f"The search in {path} was begun with another {others}: choose another storage.")
+            raise ValueError(f"The {name} in {path} was begun with another {others}: choose another storage.")
         yield study
 
 

@@ -24,7 +24,8 @@ from gptcourse import distributed
 from gptcourse.config import GPT3_TABLE, TrainingConfig
 from gptcourse.data import check_tokens, get_batch, text_batches
 from gptcourse.distributed import choose_device
-from gptcourse.sweeps import search, sweep  # noqa: F401 - they belong to tuning, and are imported from here
+from gptcourse.procedure import Budget, t_interval, tune  # noqa: F401 - they belong to tuning, and are imported from here
+from gptcourse.sweeps import search, sweep  # noqa: F401 - these as well
 from gptcourse.training import DivergedError, History, Trainer, check_length, train
 from gptcourse.views import context_window, device_of, eval_view, unwrap, vocab_size_of
 

@@ -17,10 +17,13 @@ from gptcourse import plots
 WEIGHTS = np.tril(np.ones((3, 3))) / np.arange(1, 4)[:, None]
 BANDS = ([1e-2, 1e-4, 1.0, 1e-3], [2.0, 3.0, np.inf, 2.4], [1.9, 2.9, 2.1, 2.3], [2.1, 3.2, np.inf, 2.6])
 NAMED = (["deep", "wide"], [2.0, 2.2], [1.9, 2.1], [2.2, 2.3])
+LOSSES = [1.0, 3.0, np.inf]
+TRIALS = {"rate": ([0.1, 1.0, 10.0], LOSSES), "kind": (["adamw", "muon", "adamw"], LOSSES)}
 FIGURES = {
     "lines": lambda: plots.lines([1, 2], {"a": [3, 4]}, title="t", x_label="size (numbers)", y_label="time (s)"),
     "loss_curves": lambda: plots.loss_curves([1, 2], [3.0, 2.0], [2], [2.5], floor=(1.0, "floor")),
     "sweep_bands": lambda: plots.sweep_bands(BANDS, title="t", x_label="learning rate", floor=(1.0, "floor")),
+    "isolation": lambda: plots.isolation(TRIALS, (2.0, "defaults"), log_x=["rate"], title="t"),
     "sweep_bands of names": lambda: plots.sweep_bands(NAMED, title="t", x_label="shape"),
     "importance_bars": lambda: plots.importance_bars({"learning_rate": 0.8, "batch_size": 0.2}),
     "activation_by_depth": lambda: plots.activation_by_depth({"scaled": [1.0, 1.1], "unscaled": [1.0, 3.0]}),
@@ -98,6 +101,15 @@ def test_a_sweep_over_names_puts_them_side_by_side_with_their_ranges():
     assert [text.get_text() for text in axes.get_xticklabels()] == ["deep", "wide"]
     np.testing.assert_allclose(ranges(axes), [[[0, 1.9], [0, 2.2]], [[1, 2.1], [1, 2.3]]])
     assert axes.get_lines()[0].get_linestyle() == "None" and axes.get_legend() is None
+
+
+def test_each_setting_has_a_panel_with_a_dot_for_each_trial_and_a_cross_for_what_diverged():
+    rate, kind = plots.isolation(TRIALS, (2.0, "defaults"), log_x=["rate"]).axes
+    assert (rate.get_xscale(), kind.get_xscale()) == ("log", "linear")
+    dots, cross, line = rate.lines
+    assert dots.get_xydata().tolist() == [[0.1, 1.0], [1.0, 3.0]] and cross.get_xdata().tolist() == [10.0]
+    assert set(line.get_ydata()) == {2.0} and "dashed: defaults" in rate.get_title(loc="left")
+    assert [label.get_text() for label in kind.get_xticklabels()] == ["adamw", "muon"]
 
 
 def test_importances_are_bars_with_their_share_the_first_on_top():

@@ -1,0 +1,511 @@
+"""`tune`: the tuning playbook as one call, from the largest batch that fits to a decision that holds.
+
+It measures, brackets the learning rate, searches, widens what ended at its edge, and confirms with fresh seeds on data
+that no choice was made on. Every run is kept in Optuna's journal and never made twice; as each decision is a function
+of the runs before it, calling `tune` again *is* going on.
+
+The rate is bracketed by a ladder of short runs, each with its own decay, and not by a range test. There the loss at a
+rate depends on all lower rates before it, and its minimum lies on a plateau, where the seed decides: two seeds differed
+by a factor of seven. The ladder measures what is asked for, the loss at the end of a run.
+
+The points of the search are Sobol's, scrambled (torch's engine: Optuna's QMCSampler needs SciPy, and draws choices at
+random). Source: Godbole et al. (2023), "Deep Learning Tuning Playbook" (scientific, nuisance and fixed settings; search
+before exploitation; boundaries; when to adopt).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.quasirandom import SobolEngine
+
+from gptcourse.config import BELOW_ONE, NUMBERS, SHARE
+from gptcourse.decision import DecisionRecord, Settings, shorter
+from gptcourse.subject import DERIVED, TRAINING, Subject
+from gptcourse.sweeps import distributions, open_study, quiet_optuna
+from gptcourse.throughput import TIMED, Throughput, measure_throughput
+from gptcourse.training import Trainer
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import FloatDistribution
+
+RUNS = 32  # full runs that a budget is divided into, unless it says how long a run is
+SPACE = ("learning_rate", "batch_size", "weight_decay", *DERIVED)  # the axes that have a default range
+MIN_STEPS = 32  # of a run: a batch that leaves fewer is of no use
+LADDER, LADDER_STEPS = 1 / 8, 64  # the length of a rung: a share of a full run, and steps that it has at least
+MOST_RUNGS = 11  # each √10 above the last
+AGAIN = 3  # trials that are run once more before the best is taken
+END = 1 / 3  # of an axis, where the best trials lie if it is too short
+MOST_TRIALS = 512
+FASTER = 1.1  # how much bfloat16 must gain
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a whole tuning may cost: minutes, or tokens of a text, or examples of other data; one of the three.
+
+    `run` is the length of a full run in the same unit (None: one of RUNS parts). With minutes all runs take the same
+    time, so that a faster batch size trains on more; with tokens or examples all train on the same number. Raises
+    ValueError.
+    """
+
+    minutes: float | None = None
+    tokens: int | None = None
+    examples: int | None = None
+    run: float | None = None
+
+    def __post_init__(self):
+        given = [amount for amount in (self.minutes, self.tokens, self.examples) if amount is not None]
+        if len(given) != 1 or not 0 < given[0] < math.inf:
+            raise ValueError("A budget is a number above 0 of minutes, of tokens or of examples: give one of them.")
+        if self.run is not None and not 0 < self.run < given[0]:
+            raise ValueError(f"A run of {self.run} does not fit into a budget of {given[0]}.")
+
+    @property
+    def total(self) -> float:
+        """The budget, with minutes in seconds."""
+        return self.minutes * 60 if self.minutes else self.tokens or self.examples
+
+    @property
+    def full_run(self) -> float:
+        """The length of a full run, in the same unit."""
+        return self.total / RUNS if self.run is None else self.run * (60 if self.minutes else 1)
+
+
+def tune(
+    model_or_factory: nn.Module | Callable[..., nn.Module],
+    data: Any,
+    budget: Budget,
+    *,
+    objective: Callable[[nn.Module, Any], float] | None = None,
+    space: Mapping[str, Any] | None = None,
+    scientific: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    seeds: int = 3,
+    storage: str | Path | None = None,
+    seed: int = 0,
+    device=None,
+    progress: bool = True,
+) -> DecisionRecord:
+    """Tune the training of a model within a budget, and return the record of the decision.
+
+    Args:
+        model_or_factory: a model, of which each run trains a copy, or a function make(seed, **settings) of a new one.
+        data: a text in token ids (n,), examples of `finetune` or tensors (inputs, targets), which are split as `parts`
+            says; or a dict of the parts "train", "choose" and "confirm".
+        objective: objective(model, part) -> float, lower is better. None: the mean loss.
+        space: for each setting (see `subject`) Optuna's distribution, a list of choices, or None: the default range.
+        scientific: the axes that the question is about; the others are nuisance settings, and all else is fixed.
+        defaults: the settings to beat, where they differ from FROM_SCRATCH (of a function) or FINE_TUNING.
+        seeds: fresh seeds that confirm. storage: a file of finished runs, with which the same call goes on.
+
+    The winner is adopted only if the 95 % interval of its gain lies above 0. With a budget in tokens or examples, the
+    same seed on the same machine decides the same. Ctrl-C returns what there is. Raises ValueError.
+    """
+    space = dict.fromkeys(SPACE) if space is None else dict(space)
+    with quiet_optuna():
+        subject = Subject(model_or_factory, data, objective, space, defaults or {}, seed, device)
+        lab = _Lab(subject, budget, space, scientific, seeds)
+        with open_study(storage, "tuning", lab.identity) as study, lab.begun(study, progress):
+            lab.follow(storage)
+    return lab.record
+
+
+class _Lab:
+    """Follows the procedure on a subject: asks for runs, remembers them in a study, and writes the record."""
+
+    def __init__(self, subject: Subject, budget: Budget, space: Settings, scientific: Sequence[str], seeds: int):
+        self.subject, self.budget, self.space, self.scientific = subject, budget, space, tuple(scientific)
+        self.seeds, self.spent, self.made = seeds, 0.0, {}
+        self._check()
+        self.record = DecisionRecord(subject.kind.unit, subject.defaults, "Not begun.", settings=subject.defaults)
+
+    def _check(self) -> None:
+        """Raise ValueError for what would fail later."""
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 3:
+            raise ValueError(f"seeds is {self.seeds!r}, but an interval needs a whole number of 3 or more.")
+        if others := {*self.scientific} - self.space.keys():
+            raise ValueError(f"{min(others)!r} is called scientific, but it is no axis of the space.")
+        unit = self.subject.kind.unit
+        if not self.budget.minutes and not getattr(self.budget, unit):
+            raise ValueError(f"This data is counted in {unit}: give Budget({unit}=…) or Budget(minutes=…).")
+        least = self.n_reserved + 10
+        if self.budget.total < least * self.budget.full_run:
+            raise ValueError(f"The budget must be {least} full runs or more: raise it, or make its `run` shorter.")
+        if missing := {name for name, axis in self.space.items() if axis is None} - {*SPACE}:
+            raise ValueError(f"There is no default range for {min(missing)!r}: give a distribution or a list.")
+        for name, axis in self.space.items():
+            if isinstance(axis, list) and not all(isinstance(choice, str | int | float | None) for choice in axis):
+                raise ValueError(f"The choices of {name!r} must be numbers, texts, True, False or None.")
+        given = distributions({name: axis for name, axis in self.space.items() if axis is not None})
+        for u in (0.0, 1.0):
+            self.subject.config({name: value_at(axis, u) for name, axis in given.items()}, 0, 1e9)
+
+    @property
+    def n_reserved(self) -> int:
+        """Full runs that are kept for after the search: its best once more, and both arms for each fresh seed."""
+        return AGAIN + 1 + 2 * self.seeds
+
+    @property
+    def identity(self) -> Settings:
+        """What two tunings must share for one to go on with the other, as JSON."""
+        space = {name: repr(axis) for name, axis in self.space.items()}
+        own = {"budget": vars(self.budget), "space": space, "seeds": self.seeds}
+        return json.loads(json.dumps(self.subject.identity | own))
+
+    @contextmanager
+    def begun(self, study: optuna.Study, progress: bool) -> Iterator[None]:
+        """Take what the study holds, and show the budget that is spent meanwhile."""
+        from tqdm.auto import tqdm
+
+        self.study = study
+        self.made = {trial.user_attrs["run"]: trial.user_attrs["result"] for trial in study.trials}
+        total = self.budget.total if self.budget.minutes is None else round(self.budget.total)
+        unit = "s" if self.budget.minutes else f" {self.record.unit}"
+        with tqdm(total=total, unit=unit, unit_scale=True, disable=not progress, dynamic_ncols=True) as self.bar:
+            yield
+
+    def say(self, line: str) -> None:
+        """Show a line above the bar."""
+        if not self.bar.disable:
+            self.bar.write(line)
+
+    def follow(self, storage: str | Path | None) -> None:
+        """Follow the procedure, step by step, until its end or Ctrl-C."""
+        try:
+            self.measure()
+            self.settle_space()
+            self.run("defaults", {}, self.subject.seed)
+            self.search()
+            self.confirm(self.best_again())
+            self.record.finished = True
+        except KeyboardInterrupt:
+            on = f"They are kept in {storage}: the same call goes on" if storage else "With storage= it could go on"
+            self.record.reason = f"Interrupted after {len(self.record.trials)} runs. {on}."
+        self.say(self.record.reason)
+
+    def amount(self, batch_size: int) -> float:
+        """Return the tokens or examples of a full run: with a budget in minutes, those that its time suffices for."""
+        if self.budget.minutes is None:
+            return self.budget.full_run
+        sizes, speeds, _ = zip(*self.record.measured["throughput"], strict=True)
+        speed = np.interp(math.log(batch_size), np.log(sizes), speeds)
+        return float(speed * (self.budget.full_run - self.record.measured["evaluation_seconds"]))
+
+    def run(self, phase: str, settings: Settings, seed: int, share: float = 1.0, axes: Settings | None = None) -> float:
+        """Return the loss of a run, made now or before."""
+        part = "confirm" if phase == "confirm" else "choose"
+        key, batch = json.dumps([phase, settings, seed, share]), (self.subject.defaults | settings)["batch_size"]
+        if key not in self.made:
+            self.made[key] = result = self.subject.train(settings, seed, share * self.amount(batch), part)
+            self._keep(key, settings, result, axes or {})
+        result = self.made[key]
+        self.record.trials.append({"phase": phase, "settings": settings, "seed": seed} | result)
+        self._spend(result)
+        shown = ", ".join(f"{name} {shorter(value)}" for name, value in settings.items()) or "the defaults"
+        self.say(f"  {phase}, seed {seed}: {shown}: {shorter(result['loss'])} ({result['outcome']})")
+        return result["loss"]
+
+    def _keep(self, run: str, settings: Settings, result: dict, axes: Settings) -> None:
+        """Add a run to the study, with its parameters if it was drawn from axes."""
+        from optuna.trial import create_trial
+
+        drawn = {"params": settings, "distributions": axes} if axes else {}
+        self.study.add_trial(create_trial(value=result["loss"], user_attrs={"run": run, "result": result}, **drawn))
+
+    def _spend(self, result: dict) -> None:
+        cost = result["seconds" if self.budget.minutes else "amount"]
+        self.spent += cost
+        self.bar.update(cost)
+
+    def n_affordable(self) -> int:
+        """Return how many full runs can be made before those that are reserved."""
+        full = [t["seconds"] for t in self.record.trials if t["phase"] in ("defaults", "search")]
+        cost = max(self.budget.full_run, statistics.fmean(full) if full and self.budget.minutes else 0.0)
+        return int((self.budget.total - self.spent) / cost) - self.n_reserved
+
+    # ---- The steps
+
+    def measure(self) -> None:
+        """Measure speed and memory at each batch size, whether bfloat16 is faster, and what an evaluation takes."""
+        if "measured" not in self.study.user_attrs:
+            self.study.set_user_attr("measured", json.loads(json.dumps(self._measured())))
+        self.record.measured = measured = self.study.user_attrs["measured"]
+        rows, subject, full_run = measured["throughput"], self.subject, self.budget.full_run
+        subject.bf16, subject.largest = measured["bf16_gain"] > FASTER, rows[-1][0]
+        fastest = max(rows, key=lambda row: row[1])
+        self.say(f"Fastest: {shorter(fastest[1])} {self.record.unit} per second, with a batch of {fastest[0]}.")
+        self.say(f"A batch of {subject.largest} fits; a larger one does not, or leaves a run too few steps.")
+        self._spend(measured)
+        if self.budget.minutes and 2 * measured["evaluation_seconds"] > full_run:
+            took = f"{measured['evaluation_seconds']:.1f} s, and a run {full_run:.1f} s"
+            raise ValueError(f"To evaluate takes {took}: make the part to choose on smaller, or the runs longer.")
+        steps = subject.config({}, 0, self.amount(subject.defaults["batch_size"])).steps
+        if steps < MIN_STEPS / 4:
+            raise ValueError(
+                f"A run with the default batch size has {steps} steps: make it longer, or the batch smaller."
+            )
+
+    def _measured(self) -> dict[str, Any]:
+        subject, begin, rows = self.subject, time.perf_counter(), []
+        batch, per_row = subject.defaults["batch_size"], subject.kind.per_row
+        asked = distributions({"batch_size": self.space.get("batch_size") or [batch]})["batch_size"]
+        largest = max(batch, *(getattr(asked, "choices", None) or [asked.high]))
+        for row in measure_throughput(self._trainer, (2**power for power in count())):
+            rows.append((row.batch_size, row.per_second * per_row, row.memory))
+            if row.batch_size >= largest and not self._leaves_steps(2 * row.batch_size, row):
+                break
+        evaluated = time.perf_counter()
+        subject.score(subject.model({}, subject.seed).to(subject.device), "choose")
+        ended = time.perf_counter()
+        return {
+            "throughput": rows,
+            "bf16_gain": self._bf16_gain(min(rows, key=lambda row: abs(math.log(row[0] / batch)))),
+            "evaluation_seconds": ended - evaluated,
+            "seconds": ended - begin,
+            "amount": sum((TIMED + 1) * size * per_row for size, *_ in rows),
+        }
+
+    def _trainer(self, batch_size: int) -> Trainer:
+        """Return a trainer whose steps can be timed."""
+        return self.subject.trainer({"batch_size": batch_size}, self.subject.seed, 1e9)
+
+    def _leaves_steps(self, size: int, last: Throughput) -> bool:
+        """Return whether a run with this batch size, half of which was the last measured, has MIN_STEPS steps."""
+        one = size / last.per_second if self.budget.minutes else size * self.subject.kind.per_row
+        return self.budget.full_run >= MIN_STEPS * one
+
+    def _bf16_gain(self, row: tuple) -> float:
+        """Return how many times as fast as in a measured row bfloat16 is on a GPU that has it; elsewhere 0.
+
+        A CPU is not asked: it seldom is faster, and if it is busy the answer is another one each time.
+        """
+        subject = self.subject
+        if subject.device.type != "cuda" or not torch.cuda.is_bf16_supported() or "bf16" in subject.defaults:
+            return 0.0
+        subject.bf16 = True
+        return next(measure_throughput(self._trainer, [row[0]])).per_second * subject.kind.per_row / row[1]
+
+    def settle_space(self) -> None:
+        """Give each axis that has none its default range; that of the rate is bracketed."""
+        from optuna.distributions import FloatDistribution
+
+        subject, batch = self.subject, self.subject.defaults["batch_size"]
+        run, step = self.amount(batch), batch * subject.kind.per_row
+        batches = [size for size in (batch // 4, batch // 2, batch, 2 * batch) if 1 <= size <= subject.largest]
+        ranges = {
+            "batch_size": lambda: batches or [batch],
+            "weight_decay": lambda: FloatDistribution(0.01, 1.0, log=True),
+            "warmup_ratio": lambda: FloatDistribution(0.0, 0.2),
+            "beta2_half_life": lambda: FloatDistribution(max(run / 64, 2 * step), run / 2, log=True),
+            "learning_rate": self.bracket,
+        }
+        self.axes = distributions({name: ranges[name]() if axis is None else axis for name, axis in self.space.items()})
+        self.box = dict(self.axes)
+        for name, axis in self.axes.items():
+            role, continuous = "scientific" if name in self.scientific else "nuisance", not hasattr(axis, "choices")
+            self.record.axes[name] = {"role": role, "continuous": continuous, "widened": 0}
+            self.record.axes[name]["log"] = continuous and axis.log
+            self._note_range(name)
+
+    def _note_range(self, name: str) -> None:
+        axis = self.axes[name]
+        choices = ", ".join(map(str, getattr(axis, "choices", ())))
+        self.record.axes[name]["range"] = shown = choices or f"{axis.low:.3g} to {axis.high:.3g}"
+        self.say(f"Axis {name}: {shown}")
+
+    def bracket(self) -> FloatDistribution:
+        """Climb a ladder of short runs to the best learning rate, and return the range from √10 below it to above."""
+        from optuna.distributions import FloatDistribution
+
+        subject, losses, rungs = self.subject, {}, [-1, 0, 1]
+        warm_up = {"warmup_ratio": 0.1} if "warmup_ratio" in self.space else {}
+        step = subject.defaults["batch_size"] * subject.kind.per_row
+        share = min(1.0, max(LADDER, LADDER_STEPS * step / self.amount(subject.defaults["batch_size"])))
+        seeds = range(subject.seed, subject.seed + (2 if share <= 0.5 else 1))
+        while rungs:
+            for rung in rungs:
+                rate = {"learning_rate": _rounded(subject.defaults["learning_rate"] * 10 ** (rung / 2))}
+                losses[rung] = statistics.fmean(self.run("bracket", rate | warm_up, seed, share) for seed in seeds)
+            best = min(sorted(losses), key=losses.get)
+            rungs = [rung for rung in (best - 1, best + 1) if rung not in losses and len(losses) < MOST_RUNGS]
+        best = subject.defaults["learning_rate"] * 10 ** (best / 2)
+        self.say(f"The best rate of short runs is about {best:.2g}.")
+        return FloatDistribution(_rounded(best / math.sqrt(10)), _rounded(best * math.sqrt(10)), log=True)
+
+    def search(self) -> None:
+        """Draw trials while the budget lasts, the first in the middle; widen an axis whose best is at its end."""
+        points = SobolEngine(len(self.axes), scramble=True, seed=self.subject.seed).draw(
+            MOST_TRIALS, dtype=torch.float64
+        )
+        points[0], seen = 0.5, []
+        look = max(2 * self.n_affordable() // 3, 4)
+        for number, point in enumerate(points.tolist(), start=1):
+            if self.n_affordable() < 1:
+                break
+            settings = {name: value_at(axis, u) for (name, axis), u in zip(self.box.items(), point, strict=True)}
+            if settings not in seen:  # a space of few choices is exhausted some time
+                self.run("search", settings, self.subject.seed, axes=self.box)
+                seen.append(settings)
+            if number >= look and self.n_affordable() >= 1:
+                look = number + max(look // 4, 2)
+                self.widen()
+
+    def widen(self) -> None:
+        """Let the next trials be drawn beyond the axis that is most clearly best at its end, if one is."""
+        self.box, strips = dict(self.axes), []
+        for name, axis in self.axes.items():
+            for up in (False, True) if not hasattr(axis, "choices") else ():
+                mean, strip = self._place_of_best(name, up), beyond(name, axis, up)
+                if mean <= END and strip is not None:
+                    strips.append((mean, name, "upper" if up else "lower", strip))
+        if strips:
+            _, name, end, strip = min(strips, key=lambda found: found[0])
+            axis, self.box[name] = self.axes[name], strip
+            low, high = min(axis.low, strip.low), max(axis.high, strip.high)
+            self.axes[name] = type(axis)(low, high, log=axis.log, step=axis.step)
+            self.record.axes[name]["widened"] += 1
+            self.say(f"The best trials lie at the {end} end of {name}: it is widened.")
+            self._note_range(name)
+
+    def _place_of_best(self, name: str, up: bool) -> float:
+        """Return how far from an end of an axis the best three trials lie on average, from 0 to 1.
+
+        Infinitely far if the median loss in the third at that end is not lower than in the middle third.
+        """
+        trials = [trial for trial in self.record.searched() if trial["loss"] < math.inf]
+        places = [abs(up - place_of(self.axes[name], trial["settings"][name])) for trial in trials]
+        outer = [trial["loss"] for trial, place in zip(trials, places, strict=True) if place <= END]
+        middle = [trial["loss"] for trial, place in zip(trials, places, strict=True) if END < place <= 2 * END]
+        if not outer or (middle and statistics.median(outer) >= statistics.median(middle)):
+            return math.inf
+        return statistics.fmean(places[:3])
+
+    def best_again(self) -> Settings:
+        """Return the best of the defaults and the trials, after one more seed for the best few of them."""
+        found, seed = self.record.searched()[:AGAIN], self.subject.seed + 1
+        first = next(trial for trial in self.record.trials if trial["phase"] == "defaults")
+        means = [(trial["loss"] + self.run("again", trial["settings"], seed)) / 2 for trial in (first, *found)]
+        winner = (first, *found)[means.index(min(means))]["settings"]
+        ends = {name: [value_at(axis, u) for u in (0.0, 1.0)] for name, axis in self.axes.items()}
+        self.record.notes += [
+            f"The best {name}, {shorter(value)}, lies at the end of what was searched: a better one may lie beyond."
+            for name, value in winner.items()
+            if value in ends[name] and not isinstance(value, str | bool)
+        ]
+        return winner
+
+    def confirm(self, winner: Settings) -> None:
+        """Compare the winner with the defaults on fresh seeds and data, and decide."""
+        record = self.record
+        record.not_tried = self._not_tried()
+        if not winner:
+            record.reason = "On the part to choose on, no trial was better than the defaults over two seeds."
+        else:
+            seeds = range(self.subject.seed + 2, self.subject.seed + 2 + self.seeds)
+            arms = {"defaults": {}, "winner": winner}
+            pairs = [[self.run("confirm", settings, seed) for settings in arms.values()] for seed in seeds]
+            record.confirmed = {"seeds": [*seeds]} | dict(zip(arms, map(list, zip(*pairs, strict=True)), strict=True))
+            record.adopted, record.reason = self._decide()
+        if record.adopted:
+            record.settings = self.subject.defaults | winner
+        batch = record.settings["batch_size"]
+        record.config = self.subject.config(record.settings, self.subject.seed, self.amount(batch))
+
+    def _decide(self) -> tuple[bool, str]:
+        """Return whether to adopt the winner, and why."""
+        confirmed = self.record.confirmed
+        if not all(map(math.isfinite, confirmed["winner"])):
+            confirmed |= {"gain": -math.inf, "interval": (-math.inf, -math.inf)}
+            return False, "The winner diverged with a fresh seed."
+        if not all(map(math.isfinite, confirmed["defaults"])):
+            confirmed |= {"gain": math.inf, "interval": (math.inf, math.inf)}
+            return True, "The defaults diverged with a fresh seed, the winner with none."
+        gains = [old - new for old, new in zip(confirmed["defaults"], confirmed["winner"], strict=True)]
+        low, high = t_interval(gains)
+        confirmed |= {"gain": statistics.fmean(gains), "interval": (low, high)}
+        shown = (
+            f"its gain on fresh seeds and data is {shorter(confirmed['gain'])}, 95 % interval {low:.4g} to {high:.4g}"
+        )
+        if low > 0:
+            return True, f"The winner is adopted: {shown}."
+        return False, f"The winner is not adopted, as the interval does not exclude that there is no gain: {shown}."
+
+    def _not_tried(self) -> list[str]:
+        """Return what this tuning says nothing about."""
+        base = vars(self.subject.config({}, self.subject.seed, 1e9)) | self.subject.defaults
+        tuned = self.axes.keys() | ({"adam_beta2"} if "beta2_half_life" in self.axes else set())
+        fixed = [f"{name} = {base[name]}" for name in sorted(TRAINING - {*DERIVED} - tuned)]
+        own = sorted(self.subject.own - self.axes.keys())
+        return [
+            f"Fixed settings: {', '.join(fixed)}.",
+            *([f"Settings of the model that stayed as they are: {', '.join(own)}."] if own else []),
+            "Another length of a run: the best rate, decay and half-life move with it.",
+            "Other data, and stopping early.",
+        ]
+
+
+# ---- Axes
+
+
+def value_at(axis: Any, u: float) -> Any:
+    """Return the value at the place u, from 0 to 1, of one of Optuna's distributions."""
+    if hasattr(axis, "choices"):
+        return axis.choices[min(int(u * len(axis.choices)), len(axis.choices) - 1)]
+    low, high = (math.log(axis.low), math.log(axis.high)) if axis.log else (axis.low, axis.high)
+    value = low + u * (high - low)
+    value = math.exp(value) if axis.log else value
+    if isinstance(axis.low, int) or axis.step:
+        step = axis.step or 1
+        value = axis.low + step * round((value - axis.low) / step)
+    return min(max(value if isinstance(value, int) else _rounded(value), axis.low), axis.high)
+
+
+def place_of(axis: Any, value: float) -> float:
+    """Return the place of a value, from 0 to 1."""
+    low, high, value = (math.log(x) if axis.log else x for x in (axis.low, axis.high, value))
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def beyond(name: str, axis: Any, up: bool) -> Any:
+    """Return the strip beyond an axis, half as wide as it is; None where the setting has no values there."""
+    low, high = (math.log(axis.low), math.log(axis.high)) if axis.log else (axis.low, axis.high)
+    edge = high + (high - low) / 2 if up else low - (high - low) / 2
+    edge = _rounded(math.exp(edge)) if axis.log else edge
+    most = 1.0 if name == "warmup_ratio" or NUMBERS.get(name) in (SHARE, BELOW_ONE) else math.inf
+    edge = min(edge, most - 0.001) if up else max(edge, min(axis.low, 0.0))
+    edge = round(edge) if isinstance(axis.low, int) else edge
+    ends = (axis.high, edge) if up else (edge, axis.low)
+    return type(axis)(*ends, log=axis.log, step=axis.step) if ends[0] < ends[1] else None
+
+
+def _rounded(value: float) -> float:
+    """Return a number with three digits, as a record shows it."""
+    return float(f"{value:.3g}")
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Return Student's interval for the mean of independent values: mean ± t s / √n. Raises ValueError for one value.
+
+    With t = √ν tan θ Student's density becomes cos^(ν - 1) θ, whose sum is the distribution.
+    """
+    if len(values) < 2:
+        raise ValueError("An interval needs two values or more.")
+    theta = np.linspace(-math.pi / 2, math.pi / 2, 1_000_001)
+    mass = np.cumsum(np.cos(theta) ** (len(values) - 2))
+    t = math.sqrt(len(values) - 1) * math.tan(theta[np.searchsorted(mass, (1 + level) / 2 * mass[-1])])
+    mean, half = statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half

@@ -1,0 +1,113 @@
+"""Show that `tune` beats the defaults on data that no choice was made on: python recipes/tune_demo.py [CASE …]
+
+CASE is one or more of gpt, classifier and lora (default: all): your GPT on the plays; a classifier head on the features
+of the bundled model; LoRA on the real model. Each keeps its runs in recipes/work/tune-CASE.jsonl, so that it can be
+killed and called again, and writes its decision record into the folder recipes/work/tune-CASE.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptcourse.config import GPTConfig
+from gptcourse.corpora import shakespeare
+from gptcourse.decision import DecisionRecord
+from gptcourse.finetuning import add_lora, encode_dialogues
+from gptcourse.model import GPT
+from gptcourse.ngrams import NGrams
+from gptcourse.pretrained import load_pretrained
+from gptcourse.support import support
+from gptcourse.tokenizers import CharTokenizer
+from gptcourse.tuning import Budget, tune
+from gptcourse.views import eval_view
+
+WORK = Path(__file__).parent / "work"
+SHAPE = GPTConfig(76, n_positions=64, n_embd=128, n_layer=4, n_head=4)
+PART = 30_000  # held-out characters to choose on, and as many others to confirm on
+NANOGPT = {"learning_rate": 1e-3, "batch_size": 12, "adam_beta2": 0.99}  # its recipe for a CPU
+
+
+def gpt(**options) -> DecisionRecord:
+    """Tune your GPT against the settings of nanoGPT's CPU recipe, and print the lines that counting reaches."""
+    plays = shakespeare()
+    encode = CharTokenizer(plays.train + plays.validation).encode
+    train, held_out = (torch.tensor(encode(text)) for text in (plays.train, plays.validation))
+    data = {"train": train, "choose": held_out[:PART], "confirm": held_out[-PART:]}
+    lines = NGrams(train.numpy(), SHAPE.vocab_size, 6).losses(data["confirm"].numpy())
+    print("n-gram lines of the part to confirm on:", ", ".join(f"{n}: {line:.3f}" for n, line in enumerate(lines, 1)))
+    return tune(lambda seed: GPT(SHAPE), data, Budget(tokens=32 * 131_072), defaults=NANOGPT, **options)
+
+
+class Head(nn.Module):
+    """A classifier of feature vectors (B, C): one hidden layer."""
+
+    def __init__(self, n_features: int, n_classes: int, hidden: int = 32, dropout: float = 0.0):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(n_features, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, n_classes)
+        )
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> SimpleNamespace:
+        """Return logits (B, classes) and the mean cross-entropy."""
+        logits = self.layers(inputs)
+        return SimpleNamespace(logits=logits, loss=F.cross_entropy(logits, targets))
+
+
+@torch.inference_mode()
+def features(texts: list[str]) -> Tensor:
+    """Return the bundled model's last hidden states (n, C), the mean over each text's tokens."""
+    model, tokenizer = load_pretrained("shakespeare-5m")
+    view, found = eval_view(model), []
+    view.ln_f.register_forward_hook(lambda _, __, output: found.append(output[0].mean(0)))
+    for text in texts:
+        view(torch.tensor([tokenizer.encode(text)]))
+    return torch.stack(found)
+
+
+def classifier(**options) -> DecisionRecord:
+    """Tune a head that says the intent of a customer's message, of phrasings it has not seen."""
+    sizes = {"train": 1500, "choose": 500, "confirm": 500}
+    splits = dict(zip(sizes, ("train", "validation", "test"), strict=True))
+    dialogues = {part: support(n, split=splits[part]) for part, n in sizes.items()}
+    intents = sorted({dialogue.intent for dialogue in dialogues["train"]})
+    data = {
+        part: (features([d.message for d in some]), torch.tensor([intents.index(d.intent) for d in some]))
+        for part, some in dialogues.items()
+    }
+    n_features = data["train"][0].shape[1]
+
+    def make(seed: int, hidden: int = 32, dropout: float = 0.0) -> Head:
+        return Head(n_features, len(intents), hidden, dropout)
+
+    space = {"learning_rate": None, "batch_size": None, "weight_decay": None, "hidden": [16, 32, 64, 128]}
+    return tune(make, data, Budget(examples=32 * 12_000), space=space, scientific=["hidden"], **options)
+
+
+def lora(**options) -> DecisionRecord:
+    """Tune LoRA on the real model, for replies to a shop's customers: QLoRA's rate to beat."""
+    model, tokenizer = load_pretrained("smollm2-135m")
+    sizes = {"train": 400, "choose": 8, "confirm": 8}
+    splits = dict(zip(sizes, ("train", "validation", "test"), strict=True))
+    data = {part: encode_dialogues(tokenizer, support(n, split=splits[part])) for part, n in sizes.items()}
+    add_lora(model, rank=8)
+    defaults = {"learning_rate": 2e-4, "batch_size": 2}
+    space = dict.fromkeys(("learning_rate", "warmup_ratio", "beta2_half_life"))
+    return tune(model, data, Budget(examples=32 * 24), defaults=defaults, space=space, **options)
+
+
+def main() -> None:
+    """Tune each case, and print and save its record."""
+    for name in sys.argv[1:] or ("gpt", "classifier", "lora"):
+        record = {"gpt": gpt, "classifier": classifier, "lora": lora}[name](storage=WORK / f"tune-{name}.jsonl")
+        print(record)
+        record.save(WORK / f"tune-{name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -324,7 +324,7 @@ class _Lab:
     def _note_range(self, name: str) -> None:
         axis = self.axes[name]
         choices = ", ".join(map(str, getattr(axis, "choices", ())))
-        self.record.axes[name]["range"] = shown = choices or f"{axis.low:.3g} to {axis.high:.3g}"
+        self.record.axes[name]["range"] = shown = choices or f"{shorter(axis.low)} to {shorter(axis.high)}"
         self.say(f"Axis {name}: {shown}")
 
     def bracket(self) -> FloatDistribution:
@@ -421,7 +421,8 @@ class _Lab:
             record.confirmed = {"seeds": [*seeds]} | dict(zip(arms, map(list, zip(*pairs, strict=True)), strict=True))
             record.adopted, record.reason = self._decide()
         if record.adopted:
-            record.settings = self.subject.defaults | winner
+            over = {"adam_beta2"} if "beta2_half_life" in winner else set()  # the half-life says it
+            record.settings = {name: v for name, v in (self.subject.defaults | winner).items() if name not in over}
         batch = record.settings["batch_size"]
         record.config = self.subject.config(record.settings, self.subject.seed, self.amount(batch))
 

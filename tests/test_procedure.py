@@ -181,13 +181,11 @@ def test_a_budget_in_minutes_gives_every_run_the_same_time(monkeypatch):
 
 
 def test_half_life_and_warm_up_are_turned_into_settings_of_the_run():
-    record = tuned(space={"beta2_half_life": [160.0], "warmup_ratio": [0.25]})
-    assert record.config is not None
-    subject_config = tuned(
-        space={"learning_rate": [0.03]}, defaults=SLOW | {"beta2_half_life": 160.0, "warmup_ratio": 0.25}
-    ).config
-    assert subject_config.adam_beta2 == pytest.approx(0.5**0.1)  # a step is 16 tokens, a tenth of the half-life
-    assert (subject_config.steps, subject_config.warmup_steps) == (10, 2)
+    slow = SLOW | {"adam_beta2": 0.5}
+    record = tuned(space=RATE | {"beta2_half_life": [160.0], "warmup_ratio": [0.25]}, defaults=slow)
+    assert record.adopted and "adam_beta2" not in record.settings
+    assert record.config.adam_beta2 == pytest.approx(0.5**0.1)  # a step is 16 tokens, a tenth of the half-life
+    assert (record.config.steps, record.config.warmup_steps) == (10, 2)
 
 
 # ---- Any model

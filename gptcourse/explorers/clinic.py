@@ -14,7 +14,6 @@ from gptcourse.explorers.explorer import Explorer, slider
 CURVES, UNDECIDED = "curves", ""
 TOP = 4.6  # nats: a little above what a model that knows nothing has
 SIZE = {"width": svg.HALF, "height": 300}
-FROM_ZERO = {"y_range": (0, 6)}
 RESUME = "stopped and resumed after 409,600 tokens"
 
 
@@ -38,7 +37,9 @@ class ClinicExplorer(Explorer):
                 "diagnosis", [("name the illness", UNDECIDED), *((name, name) for name in sorted([HEALTHY, *SIGNS]))]
             ),
         }
-        super().__init__(controls, self._picture)
+        super().__init__(
+            controls, self._picture, hint="To choose an experiment is to pay for it, once for each patient."
+        )
 
     def moved(self, control: widgets.Widget) -> None:
         """Come to a new patient without an experiment or a diagnosis; else draw."""
@@ -95,6 +96,11 @@ def _levels(case: Patient) -> list[tuple[float, str]]:
     return [(lines[n], f"{n + 1}-gram") for n in range(1, 1 + lines.index(min(lines)))]
 
 
+def _beside_the_tables(case: Patient, top: float = 6) -> dict:
+    """Return the axis of losses up to `top`, with the lines of the count tables."""
+    return {"levels": _levels(case), "y_range": (0, top)}
+
+
 def _run(case: Patient) -> dict:
     """Return the axis of the tokens of a whole run."""
     end = case["tokens"][-1]
@@ -113,7 +119,7 @@ def _quarter(name: str, label: str):
         curve = case[name]["training_loss"]
         series = {label: (case["tokens"][: len(curve)], curve)}
         own = {"as it was": (case["tokens"][: len(curve)], case["training_loss"][: len(curve)])}
-        return {"series": series, "pale": own, "labels": ("tokens read", "loss"), "levels": _levels(case)} | FROM_ZERO
+        return {"series": series, "pale": own, "labels": ("tokens read", "loss"), **_beside_the_tables(case)}
 
     return chart
 
@@ -129,20 +135,20 @@ def _range_test(case: Patient) -> dict:
         "dot": (own, losses[nearest]),
         "x_range": (-5, 0),
         "x_ticks": {power: f"1e{power}" for power in range(-5, 1)},
-        "levels": _levels(case),
-    } | FROM_ZERO
+        **_beside_the_tables(case),
+    }
 
 
 def _one_batch(case: Patient) -> dict:
     steps = range(1, 2 * len(case["one_batch"]), 2)
     series = {"": (steps, case["one_batch"])}
-    return {"series": series, "labels": ("step on one batch", "loss"), "levels": _levels(case)} | FROM_ZERO
+    return {"series": series, "labels": ("step on one batch", "loss"), **_beside_the_tables(case)}
 
 
 CHARTS = {
     "rate": _log("rate", "learning rate"),
     "gradient_norm": _log("gradient_norm", "gradient norm"),
-    "highest_loss": _log("highest_loss", "highest loss of 8 steps"),
+    "highest_loss": lambda case: _log("highest_loss", "highest loss of 8 steps")(case) | _beside_the_tables(case, 8),
     "range_test": _range_test,
     "one_batch": _one_batch,
     "slower": _quarter("slower", "rate / 4"),

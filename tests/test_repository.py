@@ -134,10 +134,10 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety"]
 # fall.
 BUDGETS = {
     "teaching": 3_740,
-    "supporting": 4_635,
+    "supporting": 4_636,
     "exercises": 5_573,
-    "explorers": 2_016,
-    "recipes": 2_349,
+    "explorers": 2_022,
+    "recipes": 2_337,
     "drawings": 1_436,
 }
 

@@ -103,7 +103,7 @@ SIGNS = {
         "With a rate that is too high, the range test breaks far below the rate of the run.",
     ),
     "rate too low": Sign(
-        "range_test", "excess", 0, 0.1,
+        "range_test", "excess", 0, 0.07,
         "With a rate that is too low, the range test goes on falling at rates far above that of the run.",
     ),
     "no warm-up": Sign(

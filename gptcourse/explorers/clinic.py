@@ -20,8 +20,7 @@ class ClinicExplorer(Explorer):
     """A slider for the patient, a list of experiments to pay for, and a list of illnesses to choose the diagnosis from.
 
     Left, the losses between the lines of the count tables, with the cured run when the diagnosis is right; right, the
-    experiment that was chosen last. Below, the answers to all that was paid for, which `.bought` holds: {patient:
-    experiments}.
+    experiment chosen last; below, the answers to all that was paid for. `.bought` is {patient: experiments}.
     """
 
     def __init__(self, patients: dict[str, Patient] | None = None):

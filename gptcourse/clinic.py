@@ -103,7 +103,7 @@ SIGNS = {
         "With a rate that is too high, the range test breaks far below the rate of the run.",
     ),
     "rate too low": Sign(
-        "range_test", "excess", 0, 0.1,
+        "range_test", "excess", 0, 0.07,
         "With a rate that is too low, the range test goes on falling at rates far above that of the run.",
     ),
     "no warm-up": Sign(
@@ -247,10 +247,7 @@ class Patient:
 
 
 def verdict(patient: Patient, diagnosis: str, bought: Collection[str]) -> str:
-    """Return whether a diagnosis is right; if not, what that illness would look like, and where to look.
-
-    What an experiment says is told only if it was bought.
-    """
+    """Return whether a diagnosis is right; if not, how that illness would look. Only what was bought is told."""
     if diagnosis == patient.illness == HEALTHY:
         return "Right: healthy. It has none of the signs."
     if diagnosis == HEALTHY:

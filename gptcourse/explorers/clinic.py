@@ -14,15 +14,13 @@ from gptcourse.explorers.explorer import Explorer, slider
 CURVES, UNDECIDED = "curves", ""
 TOP = 4.6  # nats: a little above what a model that knows nothing has
 SIZE = {"width": svg.HALF, "height": 300}
-RESUME = "stopped and resumed after 409,600 tokens"
 
 
 class ClinicExplorer(Explorer):
     """A slider for the patient, a list of experiments to pay for, and a list of illnesses to choose the diagnosis from.
 
     Left, the losses between the lines of the count tables, with the cured run when the diagnosis is right; right, the
-    experiment that was chosen last. Below, the answers to all that was paid for, which `.bought` holds: {patient:
-    experiments}.
+    experiment chosen last; below, the answers to all that was paid for. `.bought` is {patient: experiments}.
     """
 
     def __init__(self, patients: dict[str, Patient] | None = None):
@@ -30,16 +28,13 @@ class ClinicExplorer(Explorer):
         self.patients = random.Random(0).sample(list(found.values()), len(found))  # an order that tells nothing
         self.bought: dict[int, list[str]] = {}
         experiments = [(f"{e.name} ({svg.short(e.price)} tokens)", key) for key, e in EXPERIMENTS.items()]
+        illnesses = [(name, name) for name in sorted([HEALTHY, *SIGNS])]
         controls = {
             "patient": slider("patient", 1, 1, len(self.patients)),
             "experiment": _list("experiment", experiments),
-            "diagnosis": _list(
-                "diagnosis", [("name the illness", UNDECIDED), *((name, name) for name in sorted([HEALTHY, *SIGNS]))]
-            ),
+            "diagnosis": _list("diagnosis", [("name the illness", UNDECIDED), *illnesses]),
         }
-        super().__init__(
-            controls, self._picture, hint="To choose an experiment is to pay for it, once for each patient."
-        )
+        super().__init__(controls, self._picture, hint="To choose an experiment is to pay for it, once a patient.")
 
     def moved(self, control: widgets.Widget) -> None:
         """Come to a new patient without an experiment or a diagnosis; else draw."""
@@ -58,7 +53,7 @@ class ClinicExplorer(Explorer):
             charts.append(svg.line_chart(**CHARTS[experiment](case), **SIZE))
         answers = "\n".join(f"{EXPERIMENTS[key].name}: {case.answer(key)}" for key in bought)
         return (
-            svg.paragraph(f"Patient {patient}, {RESUME}  ·  spent on experiments: {spent:,} tokens")
+            svg.paragraph(f"Patient {patient}, resumed after 409,600 tokens  ·  spent on experiments: {spent:,} tokens")
             + svg.side_by_side(*charts)
             + svg.paragraph(TEXTS[experiment](case) if experiment in TEXTS else "", mono=True)
             + svg.paragraph(answers)
@@ -140,8 +135,7 @@ def _range_test(case: Patient) -> dict:
 
 
 def _one_batch(case: Patient) -> dict:
-    steps = range(1, 2 * len(case["one_batch"]), 2)
-    series = {"": (steps, case["one_batch"])}
+    series = {"": (range(1, 2 * len(case["one_batch"]), 2), case["one_batch"])}
     return {"series": series, "labels": ("step on one batch", "loss"), **_beside_the_tables(case)}
 
 

@@ -16,7 +16,7 @@ from itertools import chain
 
 import torch
 from plays import MODEL, NANOGPT, Plays, by_rate, rounded, within_tokens
-from runner import STOPPED, Work, completed, fill, grouped, run, tables
+from runner import STOPPED, Work, completed, fill, losses_by, run, tables
 
 from gptcourse.model import GPT
 from gptcourse.ngrams import NGrams
@@ -88,7 +88,7 @@ def widths(work: Work) -> dict:
     deviations = {d: {"initializer_range": d} for d in BASE_DEVIATIONS}
     shapes = [replace(MODEL, n_embd=w, n_head=w // HEAD_SIZE, tie_word_embeddings=False) for w in WIDTHS]
     base = runs(work, {"deviation": deviations, "rate": by_rate(BASE_RATES)}, model=shapes[0], common=common)
-    best = min(medians(base, "deviation", "rate").items(), key=lambda item: item[1])[0][0]
+    best, _ = lowest(base, "deviation", "rate")
     wide = []
     for name, tried in WIDE_RATES.items():
         model = replace(shapes[1], mup_base_width=WIDTHS[0] if name == "muP" else None)
@@ -98,10 +98,24 @@ def widths(work: Work) -> dict:
     return {"widths": WIDTHS, "tokens": WIDTH_TOKENS, "base": base, "wide": wide}
 
 
-def medians(rows: list[dict], *columns: str) -> dict[tuple, float]:
-    """Return the median loss over the seeds of each combination; a run that diverged counts as infinite."""
-    found = {key: [row["loss"] for row in group] for key, group in grouped(rows, *columns).items()}
-    return {key: statistics.median(float("inf") if x is None else x for x in losses) for key, losses in found.items()}
+def lowest(rows: list[dict], *columns: str):
+    """Return the value of a column, or the tuple of several, with the lowest median loss over its seeds."""
+    medians = {key: statistics.median(losses) for key, losses in losses_by(rows, *columns).items()}
+    return min(medians, key=medians.get)
+
+
+def answer(work: Work) -> dict:
+    """Compare nanoGPT's settings with those that the experiments have chosen, with fresh seeds and on fresh text."""
+    usual = [row for row in rates(work)["runs"] if row["batch_size"] == CONFIG.batch_size]
+    nanogpt = {name: getattr(NANOGPT, name) for name in ("batch_size", "learning_rate", "adam_beta2")}
+    chosen = {
+        "batch_size": CONFIG.batch_size,
+        "learning_rate": lowest(usual, "rate"),
+        "initializer_range": lowest(initialisation(work)["runs"], "deviation"),
+    }
+    settings = {"nanoGPT's": nanogpt, "by experiment": chosen}
+    tasks = [(fresh_run, name, settings[name], seed) for name in settings for seed in FRESH_SEEDS]
+    return {"settings": settings, "fresh": work.pieces(tasks)}
 
 
 def noise(work: Work) -> dict:
@@ -136,7 +150,7 @@ def half_life(work: Work) -> dict:
 
 
 def search(work: Work) -> dict:
-    """Draw settings at random and train with each; then the best, and nanoGPT's settings, with fresh seeds and text."""
+    """Draw settings at random and train with each; then with the best again, with fresh seeds and on fresh text."""
     from optuna.distributions import FloatDistribution
 
     space = {name: v if isinstance(v, list) else FloatDistribution(**v) for name, v in SPACE.items()}
@@ -156,15 +170,12 @@ def search(work: Work) -> dict:
     if len(found.rows) < SEARCH_TRIALS:
         raise SystemExit(STOPPED)
     chosen = {name: found.best()[name] for name in space}
-    nanogpt = {name: getattr(NANOGPT, name) for name in ("batch_size", "learning_rate", "adam_beta2")}
-    settings = {"nanoGPT's": nanogpt, "chosen": chosen}
-    tasks = [(fresh_run, name, settings[name], seed) for name in settings for seed in FRESH_SEEDS]
     trials = [{name: row[name] for name in (*space, "loss")} | {"seed": CONFIG.seed} for row in found.rows]
     return {
         "trials": rounded_rows(trials),
         "chosen": rounded_rows([chosen])[0],
         "importances": rounded_rows([found.importances()])[0],
-        "fresh": work.pieces(tasks),
+        "fresh": work.pieces([(fresh_run, "by search", chosen, seed) for seed in FRESH_SEEDS]),
     }
 
 
@@ -189,6 +200,7 @@ PARTS = {
     "rates": rates,
     "switches": switches,
     "initialisation": initialisation,
+    "answer": answer,
     "noise": noise,
     "widths": widths,
     "half_life": half_life,

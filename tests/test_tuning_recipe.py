@@ -87,7 +87,7 @@ def test_grids_share_the_runs_that_they_have_in_common(tiny):
 
 def test_the_wide_model_gets_the_first_weights_that_were_best_in_the_narrow_one(tiny):
     data = runner.recorded(tiny / "tuning")["widths"]
-    best = min(recipe.medians(data["base"], "deviation", "rate").items(), key=lambda item: item[1])[0][0]
+    best, _ = recipe.lowest(data["base"], "deviation", "rate")
     assert {row["deviation"] for row in data["wide"] if row["parametrisation"] == "muP"} == {0.02, best}
     by_hand = replace(SMALL, n_embd=16, n_head=2, tie_word_embeddings=False, mup_base_width=8, initializer_range=0.02)
     config = replace(recipe.CONFIG, learning_rate=4e-3, warmup_steps=0)
@@ -110,11 +110,25 @@ def test_what_a_search_chose_is_trained_again_with_seeds_and_on_text_that_chose_
     data = runner.recorded(tiny / "tuning")["search"]
     best = min(data["trials"], key=lambda trial: trial["loss"])
     assert data["chosen"] == {name: best[name] for name in recipe.SPACE}
-    fresh = [row for row in data["fresh"] if row["settings"] == "chosen"]
-    assert [row["seed"] for row in fresh] == list(recipe.FRESH_SEEDS) and not set(recipe.FRESH_SEEDS) & set(
+    assert [row["seed"] for row in data["fresh"]] == list(recipe.FRESH_SEEDS) and not set(recipe.FRESH_SEEDS) & set(
         recipe.SEEDS
     )
-    assert all(row["choose"] != row["compare"] for row in fresh)
+    assert all(row["choose"] != row["compare"] for row in data["fresh"])
+
+
+def test_the_lowest_median_wins_and_a_run_that_diverged_counts_as_infinite():
+    losses = {"a": (1.0, 1.0, None), "b": (2.0, 1.5, None), "c": (1.1, 1.2, 1.3), "d": (None, None, 0.9)}
+    rows = [{"x": x, "loss": loss, "outcome": "?"} for x, found in losses.items() for loss in found]
+    assert recipe.lowest(rows, "x") == "a"
+    assert recipe.lowest([row for row in rows if row["x"] in "cd"], "x") == "c"
+
+
+def test_what_the_experiments_chose_is_compared_with_nanogpts_settings(tiny):
+    data = runner.recorded(tiny / "tuning")["answer"]
+    assert data["settings"]["nanoGPT's"] == {"batch_size": 12, "learning_rate": 1e-3, "adam_beta2": 0.99}
+    rates = [row for row in runner.recorded(tiny / "tuning")["rates"]["runs"] if row["batch_size"] == 16]
+    assert data["settings"]["by experiment"]["learning_rate"] == recipe.lowest(rates, "rate")
+    assert len(data["fresh"]) == 6 and all(row["choose"] != row["compare"] for row in data["fresh"])
 
 
 def test_beta2_is_carried_to_a_small_batch_by_its_half_life(tiny):

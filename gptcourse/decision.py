@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -92,7 +93,7 @@ class DecisionRecord:
             self.figure().savefig(folder / "isolation.png")
 
     def _repr_markdown_(self) -> str:
-        return str(self)
+        return re.sub("^#", "###", str(self), flags=re.MULTILINE)  # below the headings of a notebook
 
     def __str__(self) -> str:
         parts = [self._decision(), self._searched(), self._confirmed(), self._measured()]

@@ -161,6 +161,7 @@ def moves_its_picture(notebook, label):
         pytest.param("03_gpt_block.ipynb", marks=pytest.mark.long),
         pytest.param("04_training_a_gpt.ipynb", marks=pytest.mark.long),
         pytest.param("05_learning_rate_and_batch_size.ipynb", marks=pytest.mark.long),
+        pytest.param("06_tune_your_own_model.ipynb", marks=pytest.mark.long),
         pytest.param("07_decoding_and_generation.ipynb", marks=pytest.mark.long),
         pytest.param("08_fine_tuning.ipynb", marks=pytest.mark.long),
         pytest.param("10_scaling_up.ipynb", marks=pytest.mark.long),

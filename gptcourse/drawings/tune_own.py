@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from gptcourse.drawings.diagram import BLUE, GREEN, ORANGE, PURPLE, Diagram
 
@@ -26,14 +27,17 @@ def procedure() -> Diagram:
     for i, (name, note, color) in enumerate(STEPS):
         column, row = (i, 0) if i < 4 else (7 - i, 1)
         boxes.append(drawing.box(6 + 174 * column, 10 + 96 * row, 146, 48, name, note=note, color=color))
-    for left, right in zip(boxes[:3], boxes[1:4], strict=True):
+    for left, right in pairwise(boxes[:4]):
         drawing.arrow(left.right, right.left)
     (x, down), (_, up) = boxes[3].bottom, boxes[4].top
     drawing.arrow((x - 30, down), (x - 30, up))
     drawing.arrow((x + 30, up), (x + 30, down), dashed=True)
-    for right, left in zip(boxes[4:7], boxes[5:], strict=True):
+    for right, left in pairwise(boxes[4:]):
         drawing.arrow(right.left, left.right)
-    for x, color, words in ((6, BLUE, "reads the part to choose on"), (250, GREEN, "reads the part to confirm on, once")):
+    for x, color, words in (
+        (6, BLUE, "reads the part to choose on"),
+        (250, GREEN, "reads the part to confirm on, once"),
+    ):
         drawing.text(x, 200, "●", anchor="start", size=12, color=color)
         drawing.text(x + 16, 200, words, anchor="start", size=12, faint=True)
     return drawing

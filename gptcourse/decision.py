@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -93,7 +92,7 @@ class DecisionRecord:
             self.figure().savefig(folder / "isolation.png")
 
     def _repr_markdown_(self) -> str:
-        return re.sub("^#", "###", str(self), flags=re.MULTILINE)  # below the headings of a notebook
+        return "##" + str(self).replace("\n#", "\n###")  # below the headings of a notebook
 
     def __str__(self) -> str:
         parts = [self._decision(), self._searched(), self._confirmed(), self._measured()]

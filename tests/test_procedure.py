@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptcourse import procedure, throughput
+from gptcourse import procedure, subject, throughput
 from gptcourse.data import text_batches
 from gptcourse.finetuning import IGNORED, add_lora
 from gptcourse.model import GPT, GPTConfig
@@ -170,7 +170,7 @@ def test_places_and_values_are_inverse_and_axes_end_where_their_setting_does():
 def test_a_budget_in_minutes_gives_every_run_the_same_time(monkeypatch):
     speeds = {1: 100.0, 16: 800.0}  # sequences per second
     rows = [throughput.Throughput(size, speed, 0) for size, speed in speeds.items()]
-    monkeypatch.setattr(procedure, "measure_throughput", lambda *_: iter(rows))
+    monkeypatch.setattr(subject, "measure_throughput", lambda *_: iter(rows))
     budget = Budget(minutes=0.2)
     record = tuned(budget, space={"batch_size": [1, 16]})
     amounts = {t["settings"]["batch_size"]: t["amount"] for t in record.searched()}
@@ -203,7 +203,7 @@ def test_lora_of_a_transformers_model_is_tuned_on_examples_with_its_rank_in_the_
         add_lora(model, rank)
         return model
 
-    rows = [[i % 11, (i * i + 1) % 11, (i + 3) % 11, i // 11 % 11] for i in range(60)]
+    rows = [[i % 11, (i * i + 1) % 11, (i + 3) % 11, i // 11 % 11] for i in range(120)]
     examples = [(row, [IGNORED, *row[2:], 0]) for row in rows]
     space = RATE | {"rank": [1, 2, 100]}
     record = tuned(Budget(examples=24 * 40, run=40), lora, examples, space=space, scientific=["rank"])
@@ -410,7 +410,7 @@ def test_defaults_that_do_not_fit_are_accumulated(monkeypatch):
     def one_only(new_trainer, sizes):
         yield throughput.Throughput(1, 100.0, 0)
 
-    monkeypatch.setattr(procedure, "measure_throughput", one_only)
+    monkeypatch.setattr(subject, "measure_throughput", one_only)
     config = tuned().config
     assert (config.batch_size, config.gradient_accumulation_steps) == (1, 2)
 

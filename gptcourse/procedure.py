@@ -32,8 +32,8 @@ from torch.quasirandom import SobolEngine
 
 from gptcourse.config import BELOW_ONE, NUMBERS, SHARE
 from gptcourse.decision import DecisionRecord, Settings, listed, shorter
+from gptcourse.studies import distributions, open_study, quiet_optuna
 from gptcourse.subject import DERIVED, TRAINING, Subject
-from gptcourse.sweeps import distributions, open_study, quiet_optuna
 from gptcourse.throughput import TIMED
 
 if TYPE_CHECKING:

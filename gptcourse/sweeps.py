@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import accumulate, count, islice, product
@@ -37,8 +37,9 @@ import torch
 from gptcourse.config import GPTConfig, TrainingConfig
 from gptcourse.data import check_tokens, fingerprint
 from gptcourse.distributed import choose_device
-from gptcourse.files import append_line, read_lines, reserve
+from gptcourse.files import append_line, expand, read_lines, reserve
 from gptcourse.model import GPT
+from gptcourse.studies import distributions, open_study, quiet_optuna
 from gptcourse.training import DivergedError, History, ctrl_c, train
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 FORMAT = 2  # of the file of results
 CURVE_POINTS = 100  # training losses kept of each run, evenly spaced
 LOOKS = 10  # evaluations of a trial, evenly spaced; after each but the first and the last it may be pruned
+KILLED = "its process was killed: often, memory ran out"
+EMPTY = {"tokens": 0, "seconds": 0.0, "curve": [], "evaluations": []}  # the result of a run that crashed
 SAMPLED = 100  # combinations of a space that are checked before a search begins
 # Of Optuna's, with options: the constant liar keeps away from what is being tried just now.
 SAMPLERS = {"tpe": ("TPESampler", {"constant_liar": True}), "random": ("RandomSampler", {})}
@@ -79,7 +82,7 @@ def sweep(
     """
     runs = _grid_runs(model_config, training_config, grid, seeds, derive)
     data = _checked_data(runs, tokens, validation_tokens)
-    file = None if results is None else Path(os.path.expanduser(results))
+    file = None if results is None else expand(results)
     header = {"format": FORMAT, "data": {name: fingerprint(ids) for name, ids in data.items()}}
     with nullcontext() if file is None else reserve(file):
         done = {} if file is None else _read_results(file, header)
@@ -90,6 +93,7 @@ def sweep(
     return SweepTable(tuple(grid), rows, len(runs) - len(rows))
 
 
+@quiet_optuna()
 def search(
     model_config: GPTConfig,
     training_config: TrainingConfig,
@@ -116,17 +120,16 @@ def search(
 
     Raises ValueError before any run begins, also when the study was begun with other arguments, or the file is in use.
     """
-    with quiet_optuna():
-        if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
-            raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
-        if sampler not in SAMPLERS:
-            raise ValueError(f'sampler is {sampler!r}, but it must be "tpe" or "random"; sweep makes a whole grid.')
-        searched = _Space((model_config, training_config), space, derive, prune)
-        data = _checked_data(searched.samples(), tokens, validation_tokens)
-        identity = searched.identity | {name: fingerprint(ids) for name, ids in data.items()}
-        with open_study(storage, "search", identity) as study:
-            jobs, n_left = _trials(study, searched, sampler, seed), max(n_trials - len(study.trials), 0)
-            _make(islice(jobs, n_left), n_left, data, processes, device, progress)
+    if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
+        raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
+    if sampler not in SAMPLERS:
+        raise ValueError(f'sampler is {sampler!r}, but it must be "tpe" or "random"; sweep makes a whole grid.')
+    searched = _Space((model_config, training_config), space, derive, prune)
+    data = _checked_data(searched.samples(), tokens, validation_tokens)
+    identity = searched.identity | {name: fingerprint(ids) for name, ids in data.items()}
+    with open_study(storage, "search", identity) as study:
+        jobs, n_left = _trials(study, searched, sampler, seed), max(n_trials - len(study.trials), 0)
+        _make(islice(jobs, n_left), n_left, data, processes, device, progress)
     rows = [_row(searched.run(trial.params), trial.user_attrs["result"]) for trial in study.trials]
     return SearchResult(tuple(space), rows, study=study)
 
@@ -256,7 +259,7 @@ def _make(jobs: Iterator[tuple], n_jobs: int, data: dict, processes: int | None,
     # As arrays: tensors would be pickled into shared memory, of which a container may have little.
     work = {name: ids.numpy() for name, ids in data.items()}, str(choose_device(device))
     bar = tqdm(total=n_jobs, unit="run", disable=not progress or n_jobs < 1)
-    with ctrl_c() as pressed, bar, _Workers() as workers:
+    with ctrl_c() as pressed, bar, closing(_Workers()) as workers:
         while not pressed.is_set():
             for run, limits, keep in islice(jobs, processes - len(workers.running)):
                 workers.submit(keep, run, *work, limits)
@@ -272,21 +275,22 @@ def _make(jobs: Iterator[tuple], n_jobs: int, data: dict, processes: int | None,
 
 
 class _Workers:
-    """Processes that make one run at a time, and end when this ends, in the middle of a run too.
+    """Processes that make one run at a time, and end when this is closed, in the middle of a run too.
 
     Each is a pool of its own: a pool of several gives up all their runs when the system kills one, as it does when
-    memory runs out. Each lives for many runs: importing torch takes longer than many a small run.
+    memory runs out (and multiprocessing's waits for ever). Each lives for many runs: importing torch takes longer than
+    many a small run.
     """
 
-    def __enter__(self) -> _Workers:
+    def __init__(self):
         self.spawn = multiprocessing.get_context("spawn")
         self.theirs, self.ours = self.spawn.Pipe(duplex=False)
         self.idle: list[ProcessPoolExecutor] = []
         self.running: dict[Future, tuple[ProcessPoolExecutor, Callable[[dict], None]]] = {}
-        return self
 
-    def __exit__(self, *_) -> None:
-        self.ours.close()  # this ends them
+    def close(self) -> None:
+        """End all processes."""
+        self.ours.close()
         for pool in (*self.idle, *(pool for pool, _ in self.running.values())):
             pool.shutdown()
 
@@ -306,11 +310,10 @@ class _Workers:
             self.idle.append(pool)
             if (error := future.exception()) is None:
                 yield keep, future.result()
-            else:
-                killed = "its process was killed: often, memory ran out"
-                reason = killed if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}"
-                empty = {"tokens": 0, "seconds": 0.0, "curve": [], "evaluations": []}
-                yield keep, {"outcome": "crashed", "loss": math.nan, "reason": reason} | empty
+                continue
+            killed = isinstance(error, BrokenProcessPool)
+            reason = KILLED if killed else f"{type(error).__name__}: {error}"
+            yield keep, {"outcome": "crashed", "loss": math.nan, "reason": reason} | EMPTY
 
 
 @contextmanager
@@ -498,35 +501,6 @@ class SearchResult(SweepTable):
 # ---- Search
 
 
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Import Optuna, and keep its messages back meanwhile: the progress bar shows the trials."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError('A search needs Optuna: run pip install "gptcourse[tune]" first.') from error
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-def distributions(space: Mapping[str, Any]) -> dict[str, Any]:
-    """Return Optuna's distribution for each axis, of which a list is the choices. Raises ValueError for all else."""
-    from optuna.distributions import BaseDistribution, CategoricalDistribution
-
-    axes = {name: CategoricalDistribution(w) if isinstance(w, list | tuple) and w else w for name, w in space.items()}
-    for name, axis in axes.items():
-        if not isinstance(axis, BaseDistribution):
-            raise ValueError(
-                f"The space's {name!r} must be a list of choices or one of Optuna's distributions, such as "
-                f"optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True), not {axis!r}."
-            )
-    return axes
-
-
 class _Space:
     """The space of a search: Optuna's distribution for each axis, and the way from Optuna's parameters to a run."""
 
@@ -559,34 +533,6 @@ class _Space:
 
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         return [self.run(study.ask(self.axes).params) for _ in range(SAMPLED)]
-
-
-@contextmanager
-def open_study(path: str | Path | None, name: str, identity: dict) -> Iterator[optuna.Study]:
-    """Give the study `name` in the file `path`, new or with its trials so far; None: in memory.
-
-    Raises ValueError if it was begun with another `identity`, or the file is in use or no journal of Optuna's.
-    """
-    from optuna import create_study, storages
-
-    if "://" in str(path):
-        raise ValueError(f"storage is {path!r}, but it must be the path of a file, or None.")
-    path, storage = None if path is None else Path(os.path.expanduser(path)), None
-    with nullcontext() if path is None else reserve(path) as lock:
-        if path is not None:
-            read_lines(path, '{"op_code":', "line of Optuna's journal")
-            try:
-                storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path), lock))
-            except Exception as error:
-                raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error
-        study = create_study(storage=storage, study_name=name, load_if_exists=True)
-        if not study.user_attrs and not study.trials:
-            study.set_user_attr(name, identity)
-        before = study.user_attrs.get(name, {})
-        if others := [part for part in identity if identity[part] != before.get(part)]:
-            others = " and another ".join(others)
-            raise ValueError(f"The {name} in {path} was begun with another {others}: choose another storage.")
-        yield study
 
 
 def _trials(study: optuna.Study, space: _Space, sampler: str, seed: int) -> Iterator[tuple]:

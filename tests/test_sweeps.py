@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -301,7 +302,7 @@ def test_a_worker_killed_while_idle_costs_no_run(monkeypatch):
 
     monkeypatch.setattr(sweeps, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(sweeps, "_train", lambda *work: work)
-    with sweeps._Workers() as workers:
+    with closing(sweeps._Workers()) as workers:
         workers.idle = [Killed(), Killed()]
         workers.submit("what takes it", "the work")
         assert list(workers.results()) == [("what takes it", ("the work",))]

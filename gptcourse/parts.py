@@ -1,14 +1,13 @@
 """Data in three parts: to train on, to choose settings by, and to confirm the choice on, once.
 
-Three kinds of data are known to `tune`: a text, (n,) token ids; the examples of `finetuning`; and a pair of tensors
-(inputs, targets) with one row for each example, for a model of your own whose forward(inputs, targets) gives an output
-with `.loss`. A kind counts its data in a `unit`, tokens of a text and else examples, of which a row has `per_row`.
+`tune` knows three kinds of data: a text, (n,) token ids; the examples of `finetuning`; and rows, a pair of tensors
+(inputs, targets), for a model of your own whose forward(inputs, targets) gives an output with `.loss`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +32,7 @@ from gptcourse.views import context_window, device_of, eval_view, vocab_size_of
 MOST = {
     "tokens": 32_768,
     "examples": 1_024,
-}  # that `tune` holds out for a part: to evaluate must not cost more than runs
+}  # that `tune` holds out for a part: to evaluate must cost less than to train
 
 
 class Parts(NamedTuple):
@@ -58,7 +57,7 @@ def deal(groups: np.ndarray, size: int, seed: int = 0) -> Parts:
     return Parts(*map(sorted, parts))
 
 
-def split_rows(contents: Iterable[Hashable]) -> Parts:
+def deal_equal(contents: Iterable[Hashable]) -> Parts:
     """Return the row numbers of each part, a tenth of the rows or MOST held out for each; equal rows are in one part.
 
     Raises ValueError for fewer than ten different contents.
@@ -71,109 +70,89 @@ def split_rows(contents: Iterable[Hashable]) -> Parts:
     return deal(groups, max(min(len(groups) // 10, MOST["examples"]), second_smallest))
 
 
-class Text:
-    """A text in token ids (n,), cut into sequences at random places; it is split into three pieces in its order."""
+class Kind(NamedTuple):
+    """What `tune` does with a kind of data: how it is counted, checked, split, trained on and measured."""
 
-    unit = "tokens"
-
-    def __init__(self, model: nn.Module, sequence_length: int | None):
-        self.model, self.per_row = model, check_length(model, sequence_length)
-
-    def check(self, part, name: str) -> Tensor:
-        """Return a part as an int64 tensor. Raises ValueError."""
-        return check_tokens(part, vocab_size_of(self.model), self.per_row + 1, f"{name} tokens")
-
-    def split(self, tokens) -> Parts:
-        """Return the text in three pieces; each of the last two is a tenth of it, or MOST tokens."""
-        size = min(len(tokens) // 10, MOST[self.unit])
-        first, second = len(tokens) - 2 * size, len(tokens) - size
-        return Parts(tokens[:first], tokens[first:second], tokens[second:])
-
-    def batches(self, part: Tensor, config: TrainingConfig) -> Batches:
-        """Return what a Trainer reads."""
-        return text_batches(part, config, self.per_row, 1)
-
-    def loss(self, model: nn.Module, part: Tensor) -> float:
-        """Return the mean loss in nats per token."""
-        return evaluate(model, part, sequence_length=self.per_row)
+    unit: str  # "tokens" or "examples"
+    per_row: int  # how many of them are in one row of a batch
+    check: Callable[[Any, str], Any]  # (part, its name) -> the part as it is used; raises ValueError
+    split: Callable[[Any], Parts]
+    batches: Callable[[Any, TrainingConfig], Batches]  # what a Trainer reads
+    loss: Callable[[nn.Module, Any], float]  # the mean loss in nats per target
 
 
-class Examples:
-    """Examples as lists (ids, targets); those with equal ids lie in the same part."""
-
-    unit, per_row = "examples", 1
-
-    def __init__(self, model: nn.Module, sequence_length: int | None):
-        self.model = model
-
-    def check(self, part, name: str) -> list:
-        """Return a part as a list. Raises ValueError."""
-        return check_examples(part, vocab_size_of(self.model), context_window(self.model))
-
-    def split(self, examples) -> Parts:
-        """Return the examples in three parts, see `split_rows`."""
-        return Parts(*([examples[i] for i in rows] for rows in split_rows(tuple(ids) for ids, _ in examples)))
-
-    def batches(self, part: list, config: TrainingConfig) -> Batches:
-        """Return what a Trainer reads."""
-        return example_batches(part, config, 1)
-
-    def loss(self, model: nn.Module, part: list) -> float:
-        """Return the mean loss in nats per target."""
-        return reply_loss(model, part)
-
-
-class Rows(Examples):
-    """Tensors (inputs, targets) with a row for each example; those with equal inputs lie in the same part."""
-
-    def check(self, part, name: str) -> tuple[Tensor, Tensor]:
-        """Return a part as two tensors. Raises ValueError."""
-        inputs, targets = map(torch.as_tensor, part)
-        if not inputs.ndim or not targets.ndim or not 0 < len(inputs) == len(targets):
-            raise ValueError(f"The {name} part must have a row of targets for each of one or more rows of inputs.")
-        return inputs, targets
-
-    def split(self, data) -> Parts:
-        """Return the rows in three parts, see `split_rows`."""
-        inputs, targets = self.check(data, "whole")
-        parts = split_rows(row.numpy().tobytes() for row in inputs.cpu())
-        return Parts(*((inputs[rows], targets[rows]) for rows in parts))
-
-    def batches(self, part: tuple[Tensor, Tensor], config: TrainingConfig) -> Batches:
-        """Return what a Trainer reads."""
-
-        def batches(step: int) -> list[tuple[Tensor, Tensor]]:
-            size = config.gradient_accumulation_steps, batch_size_at(step, config)
-            drawn = torch.from_numpy(counted_rng(config.seed, step).integers(len(part[0]), size=size))
-            return [(part[0][rows], part[1][rows]) for rows in drawn]
-
-        return batches
-
-    @torch.inference_mode()
-    def loss(self, model: nn.Module, part: tuple[Tensor, Tensor], batch_size: int = 64) -> float:
-        """Return the mean loss per target."""
-        view, device, total, count = eval_view(model), device_of(model), 0.0, 0
-        for inputs, targets in zip(*(tensor.to(device).split(batch_size) for tensor in part), strict=True):
-            n = int((targets != IGNORED).sum())
-            total, count = total + forward(view, inputs, targets).loss.item() * n, count + n
-        return total / count
-
-
-def kind_of(data: Any) -> type[Text] | type[Examples]:
+def kind_of(data: Any, model: nn.Module, sequence_length: int | None = None) -> Kind:
     """Return the kind of data that one part, or all in one, is. Raises ValueError."""
-    if isinstance(data, Tensor | np.ndarray) and data.ndim == 1:
-        return Text
-    if isinstance(data, list | tuple) and len(data):
-        if len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data):
-            return Rows
-        if isinstance(data[0], int | np.integer):
-            return Text
-        if all(isinstance(example, list | tuple) and len(example) == 2 for example in data):
-            return Examples
+    rows = isinstance(data, list | tuple) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data)
+    first = data[0] if isinstance(data, list | tuple | Tensor | np.ndarray) and len(data) else None
+    if rows:
+        return Kind("examples", 1, check_rows, split_rows, row_batches, row_loss)
+    if isinstance(first, int | np.integer) or (isinstance(data, Tensor | np.ndarray) and data.ndim == 1):
+        length = check_length(model, sequence_length)
+        return Kind(
+            unit="tokens",
+            per_row=length,
+            check=lambda part, name: check_tokens(part, vocab_size_of(model), length + 1, f"{name} tokens"),
+            split=split_text,
+            batches=lambda part, config: text_batches(part, config, length, 1),
+            loss=lambda model, part: evaluate(model, part, sequence_length=length),
+        )
+    if isinstance(data, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in data):
+        return Kind(
+            unit="examples",
+            per_row=1,
+            check=lambda part, name: check_examples(part, vocab_size_of(model), context_window(model)),
+            split=lambda pairs: Parts(*([pairs[i] for i in p] for p in deal_equal(tuple(ids) for ids, _ in pairs))),
+            batches=lambda part, config: example_batches(part, config, 1),
+            loss=reply_loss,
+        )
     raise ValueError(
         "data must be token ids (n,), examples as encode_dialogues makes them, or a pair of tensors (inputs, targets); "
         f"or a dict of three such parts, {', '.join(map(repr, Parts._fields))}."
     )
+
+
+def split_text(tokens) -> Parts:
+    """Return a text in three pieces; each of the last two is a tenth of it, or MOST tokens."""
+    size = min(len(tokens) // 10, MOST["tokens"])
+    first, second = len(tokens) - 2 * size, len(tokens) - size
+    return Parts(tokens[:first], tokens[first:second], tokens[second:])
+
+
+def check_rows(part, name: str) -> tuple[Tensor, Tensor]:
+    """Return (inputs, targets) as tensors. Raises ValueError unless they have one length of 1 or more."""
+    inputs, targets = map(torch.as_tensor, part)
+    if not inputs.ndim or not targets.ndim or not 0 < len(inputs) == len(targets):
+        raise ValueError(f"The {name} part must have a row of targets for each of one or more rows of inputs.")
+    return inputs, targets
+
+
+def split_rows(data) -> Parts:
+    """Return (inputs, targets) in three parts, those with equal inputs in one."""
+    inputs, targets = check_rows(data, "whole")
+    dealt = deal_equal(row.numpy().tobytes() for row in inputs.cpu())
+    return Parts(*((inputs[rows], targets[rows]) for rows in dealt))
+
+
+def row_batches(part: tuple[Tensor, Tensor], config: TrainingConfig) -> Batches:
+    """Return the function from a step to the micro-batches (inputs, targets), drawn from rows."""
+
+    def batches(step: int) -> list[tuple[Tensor, Tensor]]:
+        size = config.gradient_accumulation_steps, batch_size_at(step, config)
+        drawn = torch.from_numpy(counted_rng(config.seed, step).integers(len(part[0]), size=size))
+        return [(part[0][rows], part[1][rows]) for rows in drawn]
+
+    return batches
+
+
+@torch.inference_mode()
+def row_loss(model: nn.Module, part: tuple[Tensor, Tensor], batch_size: int = 64) -> float:
+    """Return the mean loss per target of rows."""
+    view, device, total, count = eval_view(model), device_of(model), 0.0, 0
+    for inputs, targets in zip(*(tensor.to(device).split(batch_size) for tensor in part), strict=True):
+        n = int((targets != IGNORED).sum())
+        total, count = total + forward(view, inputs, targets).loss.item() * n, count + n
+    return total / count
 
 
 def digest(part: Any) -> str:

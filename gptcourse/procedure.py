@@ -44,7 +44,7 @@ RUNS = 32  # full runs that a budget is divided into, unless it says how long a 
 SPACE = ("learning_rate", "batch_size", "weight_decay", *DERIVED)  # the axes that have a default range
 MIN_STEPS = 32  # of a run: a batch that leaves fewer is of no use
 LADDER, LADDER_STEPS = 1 / 8, 64  # the length of a rung: a share of a full run, and steps that it has at least
-MOST_RUNGS = 11  # each √10 above the last
+MOST_RUNGS = 11
 AGAIN = 3  # trials that are run once more before the best is taken
 END = 1 / 3  # of an axis, where the best trials lie if it is too short
 MOST_TRIALS = 512
@@ -126,11 +126,13 @@ class _Lab:
     """Follows the procedure on a subject: asks for runs, remembers them in a study, and writes the record."""
 
     def __init__(self, subject: Subject, budget: Budget, space: Settings, scientific: Sequence[str], seeds: int):
-        self.subject, self.budget, self.space, self.scientific = subject, budget, space, scientific
-        self.unit, self.seeds, self.spent, self.made = subject.kind.unit, seeds, 0.0, {}
-        self.step = subject.defaults["batch_size"] * subject.kind.per_row  # tokens or examples, with the defaults
+        self.subject, self.budget, self.space, self.scientific, self.seeds = subject, budget, space, scientific, seeds
+        self.unit, self.batch = subject.kind.unit, subject.defaults["batch_size"]
         self._check()
+        self.spent, self.axes, self.box = 0.0, {}, {}  # the box is what the next trials are drawn from
         self.record = DecisionRecord(self.unit, subject.defaults, "Not begun.", settings=subject.defaults)
+        shown = {name: repr(axis) for name, axis in space.items()}
+        self.identity = subject.identity | {"budget": vars(budget), "space": shown, "seeds": seeds}
 
     def _check(self) -> None:
         """Raise ValueError for what would fail later."""
@@ -155,12 +157,6 @@ class _Lab:
     def n_reserved(self) -> int:
         """Full runs that are kept for after the search: its best once more, and both arms for each fresh seed."""
         return AGAIN + 1 + 2 * self.seeds
-
-    @property
-    def identity(self) -> Settings:
-        """What two tunings must share for one to go on with the other."""
-        space = {name: repr(axis) for name, axis in self.space.items()}
-        return self.subject.identity | {"budget": vars(self.budget), "space": space, "seeds": self.seeds}
 
     def follow(self, study: optuna.Study, storage: str | Path | None, progress: bool) -> None:
         """Follow the procedure until its end or Ctrl-C, from what the study holds, and show what is spent meanwhile."""
@@ -199,12 +195,13 @@ class _Lab:
         """Return the loss of a run, made now or before; it is kept in the study, what was drawn with its axes."""
         from optuna.trial import create_trial
 
-        part = "confirm" if phase == "confirm" else "choose"
-        key, batch = json.dumps([phase, settings, seed, share]), (self.subject.defaults | settings)["batch_size"]
+        key = json.dumps([phase, settings, seed, share])
         if key not in self.made:
-            self.made[key] = result = self.subject.train(settings, seed, share * self.amount(batch), part)
+            amount = share * self.amount(settings.get("batch_size", self.batch))
+            self.made[key] = self.subject.train(settings, seed, amount, "confirm" if phase == "confirm" else "choose")
+            kept = {"value": self.made[key]["loss"], "user_attrs": {"run": key, "result": self.made[key]}}
             drawn = {"params": settings, "distributions": self.box} if phase == "search" else {}
-            self.study.add_trial(create_trial(value=result["loss"], user_attrs={"run": key, "result": result}, **drawn))
+            self.study.add_trial(create_trial(**kept, **drawn))
         result = self.made[key]
         self.record.trials.append({"phase": phase, "settings": settings, "seed": seed} | result)
         self._spend(result)
@@ -238,20 +235,19 @@ class _Lab:
         if self.budget.minutes and 2 * evaluation > self.budget.full_run:
             took = f"{evaluation:.1f} s, and a run {self.budget.full_run:.1f} s"
             raise ValueError(f"To evaluate takes {took}: make the part to choose on smaller, or the runs longer.")
-        steps = subject.config({}, 0, self.amount(subject.defaults["batch_size"])).steps
+        steps = subject.config({}, 0, self.amount(self.batch)).steps
         if steps < MIN_STEPS / 4:
             advice = "make it longer, or the batch smaller"
             raise ValueError(f"A run with the default batch size has {steps} steps: {advice}.")
 
     def _measured(self) -> dict[str, Any]:
         subject, begin, rows = self.subject, time.perf_counter(), []
-        batch, per_row, by_time = subject.defaults["batch_size"], subject.kind.per_row, self.budget.minutes is not None
-        asked = distributions({"batch_size": self.space.get("batch_size") or [batch]})["batch_size"]
-        largest = max(batch, value_at(asked, 1.0), *getattr(asked, "choices", ()))
+        asked = distributions({"batch_size": self.space.get("batch_size") or [self.batch]})["batch_size"]
+        largest = max(self.batch, value_at(asked, 1.0), *getattr(asked, "choices", ()))
         for row in subject.throughput(2**power for power in count()):
             rows.append(row)
-            per_step = 2 * row.batch_size * per_row  # of the next batch size
-            cost = per_step / row.per_second if by_time else per_step
+            per_step = 2 * row.batch_size * subject.kind.per_row  # of the next batch size
+            cost = per_step / row.per_second if self.budget.minutes else per_step
             if row.batch_size >= largest and self.budget.full_run < MIN_STEPS * cost:
                 break
         evaluated = time.perf_counter()
@@ -259,26 +255,26 @@ class _Lab:
         return {
             "throughput": rows,
             "evaluation_seconds": time.perf_counter() - evaluated,
-            "bf16_gain": subject.bf16_gain(min(rows, key=lambda row: abs(math.log(row.batch_size / batch)))),
+            "bf16_gain": subject.bf16_gain(min(rows, key=lambda row: abs(math.log(row.batch_size / self.batch)))),
             "seconds": time.perf_counter() - begin,
-            "amount": sum((TIMED + 1) * row.batch_size * per_row for row in rows),
+            "amount": sum((TIMED + 1) * row.batch_size * subject.kind.per_row for row in rows),
         }
 
     def settle_space(self) -> None:
         """Give each axis that has none its default range; that of the rate is bracketed."""
         from optuna.distributions import FloatDistribution
 
-        batch = self.subject.defaults["batch_size"]
-        run, batches = self.amount(batch), [batch // 4, batch // 2, batch, 2 * batch]
+        run, step, batch = self.amount(self.batch), self.batch * self.subject.kind.per_row, self.batch
+        fitting = [size for size in (batch // 4, batch // 2, batch, 2 * batch) if 1 <= size <= self.subject.largest]
         ranges = {
-            "batch_size": lambda: [size for size in batches if 1 <= size <= self.subject.largest] or [batch],
+            "batch_size": lambda: fitting or [batch],
             "weight_decay": lambda: FloatDistribution(0.01, 1.0, log=True),
             "warmup_ratio": lambda: FloatDistribution(0.0, 0.2),
-            "beta2_half_life": lambda: FloatDistribution(max(run / 64, 2 * self.step), run / 2, log=True),
-            "learning_rate": self.bracket,
+            "beta2_half_life": lambda: FloatDistribution(max(run / 64, 2 * step), run / 2, log=True),
+            "learning_rate": lambda: self.bracket(min(1.0, max(LADDER, LADDER_STEPS * step / run))),
         }
         self.axes = distributions({name: ranges[name]() if axis is None else axis for name, axis in self.space.items()})
-        self.box = dict(self.axes)  # what the next trials are drawn from
+        self.box = dict(self.axes)
         for name, axis in self.axes.items():
             role, continuous = "scientific" if name in self.scientific else "nuisance", not hasattr(axis, "choices")
             shown = {"role": role, "continuous": continuous, "log": continuous and axis.log, "widened": 0}
@@ -291,24 +287,28 @@ class _Lab:
         self.record.axes[name]["range"] = shown = choices or f"{shorter(axis.low)} to {shorter(axis.high)}"
         self.say(f"Axis {name}: {shown}")
 
-    def bracket(self) -> FloatDistribution:
-        """Climb a ladder of short runs to the best learning rate, and return the range from √10 below it to above."""
+    def bracket(self, share: float) -> FloatDistribution:
+        """Climb a ladder of runs of this share of a full one; return the range from √10 below the best rate to above.
+
+        Each rung is √10 above the last.
+        """
         from optuna.distributions import FloatDistribution
 
-        default, seed, losses, rungs = self.subject.defaults["learning_rate"], self.subject.seed, {}, [-1, 0, 1]
-        warm_up = {"warmup_ratio": 0.1} if "warmup_ratio" in self.space else {}
-        full = self.amount(self.subject.defaults["batch_size"])
-        share = min(1.0, max(LADDER, LADDER_STEPS * self.step / full))
-        seeds = (seed, seed + 1) if share <= 0.5 else (seed,)
+        losses, rungs, seed = {}, [-1, 0, 1], self.subject.seed
+        seeds = range(seed, seed + (2 if share <= 0.5 else 1))
+        settings = {"warmup_ratio": 0.1} if "warmup_ratio" in self.space else {}
+
+        def rate(rung: int) -> float:
+            return _rounded(self.subject.defaults["learning_rate"] * 10 ** (rung / 2))
+
         while rungs:
             for rung in rungs:
-                rate = {"learning_rate": _rounded(default * 10 ** (rung / 2))}
-                losses[rung] = statistics.fmean(self.run("bracket", rate | warm_up, seed, share) for seed in seeds)
+                tried = {"learning_rate": rate(rung)} | settings
+                losses[rung] = statistics.fmean(self.run("bracket", tried, seed, share) for seed in seeds)
             best = min(sorted(losses), key=losses.get)
             rungs = [rung for rung in (best - 1, best + 1) if rung not in losses and len(losses) < MOST_RUNGS]
-        self.say(f"The best rate of short runs is about {default * 10 ** (best / 2):.2g}.")
-        low, high = (_rounded(default * 10 ** (rung / 2)) for rung in (best - 1, best + 1))
-        return FloatDistribution(low, high, log=True)
+        self.say(f"The best rate of short runs is about {rate(best):.2g}.")
+        return FloatDistribution(rate(best - 1), rate(best + 1), log=True)
 
     def search(self) -> None:
         """Draw trials while the budget lasts, the first in the middle; widen an axis whose best is at its end."""
@@ -373,38 +373,23 @@ class _Lab:
 
     def confirm(self, winner: Settings) -> None:
         """Compare the winner with the defaults on fresh seeds and data, and decide."""
-        record, defaults = self.record, self.subject.defaults
+        record = self.record
         record.not_tried = self._not_tried()
-        if not winner:
-            record.reason = "On the part to choose on, no trial was better than the defaults over two seeds."
-        else:
+        if winner:
             seeds = [self.subject.seed + 2 + number for number in range(self.seeds)]
             pairs = [[self.run("confirm", settings, seed) for settings in ({}, winner)] for seed in seeds]
             old, new = map(list, zip(*pairs, strict=True))
-            record.confirmed = {"seeds": seeds, "defaults": old, "winner": new}
-            record.adopted, record.reason = self._decide(old, new)
-        if record.adopted:
-            over = {"adam_beta2"} if "beta2_half_life" in winner else set()  # the half-life says it
-            record.settings = {name: value for name, value in (defaults | winner).items() if name not in over}
-        batch = record.settings["batch_size"]
-        record.config = self.subject.config(record.settings, self.subject.seed, self.amount(batch))
-
-    def _decide(self, old: list[float], new: list[float]) -> tuple[bool, str]:
-        """Return whether to adopt what gave the new losses, and why."""
-        if not all(map(math.isfinite, new)):
-            gain = low = high = -math.inf
-            why = "it diverged with a fresh seed"
-        elif not all(map(math.isfinite, old)):
-            gain = low = high = math.inf
-            why = "the defaults diverged with a fresh seed, it with none"
+            gain, interval, why = _gain(old, new)
+            record.confirmed = {"seeds": seeds, "defaults": old, "winner": new, "gain": gain, "interval": interval}
+            record.adopted = interval[0] > 0
+            record.reason = f"The winner is {'' if record.adopted else 'not '}adopted: {why}."
         else:
-            gains = [a - b for a, b in zip(old, new, strict=True)]
-            gain, (low, high) = statistics.fmean(gains), t_interval(gains)
-            why = f"its gain on fresh seeds and data is {shorter(gain)}, 95 % interval {low:.4g} to {high:.4g}"
-        self.record.confirmed |= {"gain": gain, "interval": (low, high)}
-        if low > 0:
-            return True, f"The winner is adopted: {why}."
-        return False, f"The winner is not adopted, as this does not exclude that there is no gain: {why}."
+            record.reason = "On the part to choose on, no trial was better than the defaults over two seeds."
+        if record.adopted:
+            over = "adam_beta2" if "beta2_half_life" in winner else None  # the half-life says it
+            record.settings = {name: value for name, value in (record.defaults | winner).items() if name != over}
+        amount = self.amount(record.settings["batch_size"])
+        record.config = self.subject.config(record.settings, self.subject.seed, amount)
 
     def _not_tried(self) -> list[str]:
         """Return what this tuning says nothing about."""
@@ -462,6 +447,20 @@ def _scale(axis: Any) -> tuple[Callable, Callable]:
 def _rounded(value: float) -> float:
     """Return a number with three digits, as a record shows it."""
     return float(f"{value:.3g}")
+
+
+# ---- Whether there is a gain
+
+
+def _gain(old: list[float], new: list[float]) -> tuple[float, tuple[float, float], str]:
+    """Return by how much the new losses are lower, seed by seed: mean, interval, and both in words."""
+    for losses, broken, gain in ((new, "it", -math.inf), (old, "the defaults", math.inf)):
+        if not all(map(math.isfinite, losses)):
+            return gain, (gain, gain), f"{broken} diverged with a fresh seed"
+    gains = [before - after for before, after in zip(old, new, strict=True)]
+    gain, (low, high) = statistics.fmean(gains), t_interval(gains)
+    shown = f"its gain on fresh seeds and data is {shorter(gain)}, 95 % interval {low:.4g} to {high:.4g}"
+    return gain, (low, high), shown if low > 0 else f"{shown}, which does not exclude that there is none"
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

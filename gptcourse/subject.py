@@ -72,7 +72,7 @@ class Subject:
         names, apart = Parts._fields, isinstance(data, Mapping)
         if apart and {*data} != {*names}:
             raise ValueError(f"The parts of data are {', '.join(map(repr, names))}, not {', '.join(map(repr, data))}.")
-        self.kind = kind_of(data["train"] if apart else data)(model, self.defaults.get("sequence_length"))
+        self.kind = kind_of(data["train"] if apart else data, model, self.defaults.get("sequence_length"))
         parts = data if apart else self.kind.split(data)._asdict()
         self.parts = {name: self.kind.check(parts[name], name) for name in names}
 
@@ -118,7 +118,8 @@ class Subject:
 
     def throughput(self, batch_sizes: Iterable[int]) -> Iterator[Throughput]:
         """Measure how many tokens or examples a second are trained on at each batch size, until one does not fit."""
-        for row in measure_throughput(lambda size: self.trainer({"batch_size": size}, self.seed), batch_sizes):
+        new_trainer, on_gpu = lambda size: self.trainer({"batch_size": size}, self.seed), self.device.type == "cuda"
+        for row in measure_throughput(new_trainer, batch_sizes, on_gpu):
             yield row._replace(per_second=row.per_second * self.kind.per_row)
 
     def bf16_gain(self, row: Throughput) -> float:

@@ -26,7 +26,7 @@ from gptcourse.duplicates import codes, near_duplicates, repeated_pieces
 from gptcourse.files import expand
 from gptcourse.finetuning import encode_dialogue
 from gptcourse.ngrams import NGrams
-from gptcourse.parts import Parts, deal
+from gptcourse.parts import NAMES, Parts, deal
 from gptcourse.tokenizers import CharTokenizer, encode_text
 
 LONGEST = 10_000_000  # characters
@@ -304,7 +304,7 @@ class Report:
         data, repeats, counting, cut = self.data, self.repeats, self.counting, self.data.groups is None
         unit, measured = ("lines", "characters") if data.kind == "text" else ("examples", "tokens")
         median, high = np.percentile(self.lengths, (50, 95))
-        sizes = zip(Parts._fields, self.tokens, data.rows, strict=True)
+        sizes = zip(NAMES, self.tokens, data.rows, strict=True)
         unknown = [f"{character!r} × {times}" for character, times in self.unknown.items()]
         scripts = ", ".join(f"{script} {share:.1%}" for script, share in self.scripts.items()) or "no letters"
         exact, dealt = f" ({repeats.exact} letter by letter)", f" (dealt row by row: {repeats.row_by_row:.1%})"

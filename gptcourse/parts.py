@@ -43,6 +43,9 @@ class Parts(NamedTuple):
     confirm: Any
 
 
+NAMES = Parts._fields
+
+
 def deal(groups: np.ndarray, size: int, seed: int = 0) -> Parts:
     """Return the row numbers of each part: groups at random, each to a held-out part where it is taken whole, or train.
 
@@ -108,7 +111,7 @@ def kind_of(data: Any, model: nn.Module, sequence_length: int | None = None) -> 
         )
     raise ValueError(
         "data must be token ids (n,), examples as encode_dialogues makes them, or a pair of tensors (inputs, targets); "
-        f"or a dict of three such parts, {', '.join(map(repr, Parts._fields))}."
+        f"or a dict of three such parts, {', '.join(map(repr, NAMES))}."
     )
 
 

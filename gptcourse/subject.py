@@ -22,7 +22,7 @@ from torch import nn
 from gptcourse.config import TrainingConfig
 from gptcourse.decision import Settings
 from gptcourse.distributed import choose_device
-from gptcourse.parts import Parts, digest, kind_of
+from gptcourse.parts import NAMES, digest, kind_of
 from gptcourse.throughput import Throughput, measure_throughput
 from gptcourse.training import DivergedError, Trainer, forward
 from gptcourse.views import unwrap
@@ -51,7 +51,7 @@ class Subject:
         self.identity = {
             "data": {name: digest(part) for name, part in self.parts.items()},
             "model": digest(tuple(model.parameters())),
-            "objective": getattr(self.objective, "__qualname__", repr(type(self.objective))),
+            "objective": getattr(objective, "__qualname__", repr(type(objective))),
             "defaults": {name: repr(value) for name, value in self.defaults.items()},
             "seed": seed,
         }
@@ -69,12 +69,12 @@ class Subject:
 
     def _take(self, data: Any, model: nn.Module) -> None:
         """Take the data in its three parts. Raises ValueError."""
-        names, apart = Parts._fields, isinstance(data, Mapping)
-        if apart and {*data} != {*names}:
-            raise ValueError(f"The parts of data are {', '.join(map(repr, names))}, not {', '.join(map(repr, data))}.")
+        apart = isinstance(data, Mapping)
+        if apart and {*data} != {*NAMES}:
+            raise ValueError(f"The parts of data are {', '.join(map(repr, NAMES))}, not {', '.join(map(repr, data))}.")
         self.kind = kind_of(data["train"] if apart else data, model, self.defaults.get("sequence_length"))
-        parts = data if apart else self.kind.split(data)._asdict()
-        self.parts = {name: self.kind.check(parts[name], name) for name in names}
+        parts = [data[name] for name in NAMES] if apart else self.kind.split(data)
+        self.parts = {name: self.kind.check(part, name) for name, part in zip(NAMES, parts, strict=True)}
 
     def _check_loss(self, model: nn.Module) -> None:
         """Raise ValueError if the model gives no finite loss on the training part."""
@@ -118,8 +118,7 @@ class Subject:
 
     def throughput(self, batch_sizes: Iterable[int]) -> Iterator[Throughput]:
         """Measure how many tokens or examples a second are trained on at each batch size, until one does not fit."""
-        new_trainer, on_gpu = lambda size: self.trainer({"batch_size": size}, self.seed), self.device.type == "cuda"
-        for row in measure_throughput(new_trainer, batch_sizes, on_gpu):
+        for row in measure_throughput(lambda size: self.trainer({"batch_size": size}, self.seed), batch_sizes):
             yield row._replace(per_second=row.per_second * self.kind.per_row)
 
     def bf16_gain(self, row: Throughput) -> float:

@@ -52,9 +52,7 @@ def available_memory(cgroup: str | Path = "/sys/fs/cgroup") -> int:
     return max(free, 0)
 
 
-def measure_throughput(
-    new_trainer: Callable[[int], Trainer], batch_sizes: Iterable[int], on_gpu: bool = False
-) -> Iterator[Throughput]:
+def measure_throughput(new_trainer: Callable[[int], Trainer], batch_sizes: Iterable[int]) -> Iterator[Throughput]:
     """Make a few steps at each of the growing batch sizes, and give what they show, until one does not fit.
 
     `new_trainer(batch_size)` returns a Trainer of a copy of the model. Memory is that of the process, watched from
@@ -62,21 +60,21 @@ def measure_throughput(
     """
     start, last = _trimmed_memory(), None
     for size in batch_sizes:
-        if last and not on_gpu and not _is_safe(start, last, size):
-            return
-        found = _tried(new_trainer, size, start)
-        if not found and not last:
+        last, before = _tried(new_trainer, size, start, last), last
+        if last is None and before is None:
             raise MemoryError(f"A batch of {size} does not fit into memory: take a smaller model or shorter sequences.")
-        if not found:
+        if last is None:
             return
-        yield (last := found)
+        yield last
 
 
-def _tried(new_trainer: Callable[[int], Trainer], size: int, start: int) -> Throughput | None:
-    """Return what a batch size shows, or None if PyTorch finds no memory for it."""
+def _tried(new_trainer, size: int, start: int, last: Throughput | None) -> Throughput | None:
+    """Return what a batch size shows, or None if there is no memory for it."""
     torch.cuda.empty_cache()
     try:
         trainer = new_trainer(size)
+        if last and trainer.device.type != "cuda" and not _is_safe(start, last, size):
+            return None
         with _peak(trainer.device, start) as peak:
             seconds = _step_seconds(trainer)
         return Throughput(size, size / seconds, peak())

@@ -7,7 +7,6 @@ These choose their threads themselves and run once:
 
     python -m benchmarks notebooks [--print]
     python -m benchmarks sliders [presses]
-    python -m benchmarks tuned_against_recipe [seeds]
 
 Each setting is a process of its own, since libraries read these variables once, when they are loaded.
 """
@@ -17,7 +16,7 @@ import subprocess
 import sys
 
 BOTH_WAYS = ("generation", "training")
-ONE_WAY = ("sliders", "notebooks", "tuned_against_recipe")
+ONE_WAY = ("sliders", "notebooks")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 KERNELS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines; a learner has none
 

@@ -56,10 +56,11 @@ def _token_text(tokens):
 
 
 @contextmanager
-def _figure(title, x_label, y_label="", *, floor=None, width=7.0, height=3.6, rows=1, columns=1):
+def _figure(title, x_label, y_label="", *, floor=None, levels=None, width=7.0, height=3.6, rows=1, columns=1):
     """Yield (figure, axes), or the axes of all panels, in the course's style; the figure is closed afterwards.
 
-    ``floor``, (value, label), is a dashed line. Where there is more than one label, a key tells them.
+    ``floor``, (value, label), is a dashed line, and ``levels``, a dict from label to value, are dotted lines with their
+    labels at the right. Where there is more than one label of a curve, a key tells them.
     """
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
@@ -76,6 +77,10 @@ def _figure(title, x_label, y_label="", *, floor=None, width=7.0, height=3.6, ro
             yield figure, axes if rows * columns == 1 else grid.ravel()
             if floor is not None:
                 axes.axhline(floor[0], color="black", linestyle="--", linewidth=1.2, label=floor[1])
+            for label, value in (levels or {}).items():
+                axes.axhline(value, color="#555555", linestyle=":", linewidth=1.2)
+                at_the_right = {"xycoords": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
+                axes.annotate(label, (1.01, value), annotation_clip=False, color="#555555", **at_the_right)
             if len(axes.get_legend_handles_labels()[1]) > 1:
                 axes.legend()
             for text in figure.findobj(Text):
@@ -85,13 +90,16 @@ def _figure(title, x_label, y_label="", *, floor=None, width=7.0, height=3.6, ro
             plt.close(figure)
 
 
-def lines(x, curves, *, title, x_label, y_label, log_x=False, log_y=False, marker=None, floor=None, dots=None):
+def lines(
+    x, curves, *, title, x_label, y_label, log_x=False, log_y=False, marker=None, floor=None, levels=None, dots=None
+):
     """Draw ``curves``, a dict from name to values, over ``x``.
 
-    A value may also be a pair (x, y), for a curve with its own x. ``floor`` is (value, label): a dashed line. ``dots``
-    maps names of curves to points (x, y), drawn in the curve's colour: what was measured, where the curve is a formula.
+    A value may also be a pair (x, y), for a curve with its own x. ``floor`` is (value, label): a dashed line; and
+    ``levels`` a dict from labels to values: dotted ones, such as n-gram tables. ``dots`` maps names of curves to points
+    (x, y), drawn in the curve's colour: what was measured, where the curve is a formula.
     """
-    with _figure(title, x_label, y_label, floor=floor) as (figure, axes):
+    with _figure(title, x_label, y_label, floor=floor, levels=levels) as (figure, axes):
         for name, values in curves.items():
             own_x, y = values if isinstance(values, tuple) else (x, values)
             (drawn,) = axes.plot(np.asarray(own_x), np.asarray(y), label=name, marker=marker)
@@ -114,25 +122,27 @@ def activation_by_depth(spreads, *, title="How large the residual stream is, by 
     return lines(None, curves, title=title, log_y=True, marker="o", **labels)
 
 
-def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per token)", floor=None):
+def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per token)", levels=None):
     """Draw medians over seeds, each with a bar from the lowest to the highest.
 
-    ``bands`` is (values, median, low, high); an infinite median is a cross at the top. The x axis is logarithmic when
-    all values are positive and the largest is ten times the smallest or more; values that are not numbers stand side by
-    side. ``floor`` is (value, label): a dashed line.
+    ``bands`` is (values, median, low, high), or a dict of several by name; an infinite median is a cross at the top.
+    The x axis is logarithmic when all values are positive and the largest is ten times the smallest or more; values
+    that are not numbers stand side by side. ``levels`` as for `lines`.
     """
-    values, *losses = bands
-    numbers = all(isinstance(value, int | float | np.number) for value in values)
-    order = np.argsort(values) if numbers else np.arange(len(values))
-    x = np.array(values if numbers else [_drawable(value) for value in values])[order]
-    median, low, high = np.where(np.isfinite(losses), losses, np.nan)[:, order]
-    with _figure(title, x_label, y_label, floor=floor) as (figure, axes):
-        style = {"fmt": "o-" if numbers else "o", "capsize": 4, "label": "median and range"}
-        axes.errorbar(x, median, (median - low, high - median), **style)
-        if (lost := np.isnan(median)).any():
-            at_top = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-            axes.plot(x[lost], np.ones(lost.sum()), "x", color=COLORS[0], label="diverged", **at_top)
-        if numbers and min(values) > 0 and max(values) >= 10 * min(values):
+    named = bands if isinstance(bands, dict) else {"median and range": bands}
+    everything = [value for values, *_ in named.values() for value in values]
+    numbers = all(isinstance(value, int | float | np.number) for value in everything)
+    with _figure(title, x_label, y_label, levels=levels) as (figure, axes):
+        for color, (name, (values, *losses)) in zip(COLORS, named.items(), strict=False):
+            order = np.argsort(values) if numbers else np.arange(len(values))
+            x = np.array(values if numbers else [_drawable(value) for value in values])[order]
+            median, low, high = np.where(np.isfinite(losses), losses, np.nan)[:, order]
+            style = {"fmt": "o-" if numbers else "o", "capsize": 4, "label": name, "color": color}
+            axes.errorbar(x, median, (median - low, high - median), **style)
+            if (lost := np.isnan(median)).any():
+                at_top = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+                axes.plot(x[lost], np.ones(lost.sum()), "x", color=color, label="diverged", **at_top)
+        if numbers and min(everything) > 0 and max(everything) >= 10 * min(everything):
             axes.set_xscale("log")
     return figure
 

@@ -151,8 +151,9 @@ def fill(name: str, parts: Sequence[str] = (), **fields) -> str:
             sections[i] = engine.from_string(sections[i]).render(fields | fields[part] | {"data": fields[part]})
         else:
             sections[i] = sections[i].partition("\n\n")[0] + "\n\nNot recorded.\n"
-    whole = "\n## ".join([head, *sections])
-    return whole if parts else engine.from_string(whole).render(fields)
+    if not parts:
+        return engine.from_string("\n## ".join([head, *sections])).render(fields)
+    return "\n## ".join([engine.from_string(head).render(fields), *sections])
 
 
 def grouped(records: Iterable[dict], *columns: str) -> dict[Any, list[dict]]:

@@ -3,25 +3,31 @@
 EXPERIMENT is one or more of law, shape and speedrun (default: all, in this order). One that is complete becomes a JSON
 file in gptcourse/assets/scaling, with a card.
 
-The text and its parts are those of recipes/tuning_experiments.py: Shakespeare's plays as characters. Rates are chosen
-on one part of the held-out plays with a seed of their own; losses are compared on another.
+All models read Shakespeare's plays as characters. Rates are chosen on one part of the held-out plays with a seed of
+their own; losses are compared on another.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import statistics
-from dataclasses import replace
+import time
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
-import runner
-from runner import Work, fill, finite, grouped, ranked, run, tables
-from tuning_experiments import MODEL, RECIPE, SEEDS, START, TRIAL_SEED, by_rate, grid, step_ratios
+from plays import MODEL, NANOGPT, Plays, by_rate, within_tokens
+from runner import Work, completed, fill, finite, grouped, ranked, run, tables
 
+from gptcourse.model import GPT, GPTConfig
 from gptcourse.scaling import bootstrap_laws, fit_scaling_law, flops_per_token
+from gptcourse.training import TrainingConfig, train
 
-SIZES, LARGER, SHAPES, BEGIN, IDEAS = tables("scaling", "SIZES", "LARGER", "SHAPES", "BEGIN", "IDEAS")
-RUN = replace(RECIPE, eval_steps=0)
-COMMON = START | {"initializer_range": 0.05}  # the tuned run of notebook 05, but for its rate
+COMMON, SIZES, LARGER, SHAPES = tables("scaling", "COMMON", "SIZES", "LARGER", "SHAPES")
+BEGIN, IDEAS = tables("scaling", "BEGIN", "IDEAS")
+PLAYS = Plays(n_choose=20_000, n_compare=40_000)
+grid = PLAYS.grid
+SEEDS, TRIAL_SEED = (0, 1, 2), 10
 HEAD_SIZE = 16
 SIZE_RATES = (2e-3, 4e-3, 8e-3, 16e-3)
 LARGER_RATES = (1e-3, 2e-3, 4e-3)
@@ -30,7 +36,7 @@ TRIAL_BUDGET, LARGER_BUDGET = 2**19, 4_700_000
 SHAPE_RATES = (2e-3, 4e-3, 8e-3)
 SHAPE_BUDGET, SHAPE_TRIAL_BUDGET = 2**20, 2**18
 
-RECIPE_NAME = "nanoGPT's recipe"
+RECIPE_NAME, RECIPE_TOKENS = "nanoGPT's recipe", NANOGPT.steps * NANOGPT.batch_size * MODEL.n_positions
 IDEA_TOKENS = 2**18
 RUNG = 2**-0.25  # from one budget to the next shorter one that is tried
 HALF_RUNGS = ("Muon", "three Newton-Schulz steps")  # ideas whose runs are so short that half a rung less is tried, too
@@ -51,7 +57,7 @@ def chosen_rates(work: Work, name: str, shapes: dict, rates: tuple, tokens: int)
     """Return the trials of some shapes at some rates, and the best rate of each shape."""
     axes = {"shape": {name: shape_of(*shape) for name, shape in shapes.items()}, "rate": by_rate(rates)}
     options = {"common": COMMON | {"tokens": tokens}, "seeds": (TRIAL_SEED,)}
-    trials = grid(work, f"{name}_trials", MODEL, RUN, axes, "choose", **options)
+    trials = grid(work, f"{name}_trials", MODEL, NANOGPT, axes, "choose", **options)
     best = {shape: ranked(found)[0] for shape, found in grouped(trials, "shape").items()}
     return trials, {shape: row["rate"] for shape, row in best.items()}
 
@@ -67,7 +73,7 @@ def law(work: Work) -> dict:
         f"{name}, {tokens}": shape_of(*shapes[name]) | {"learning_rate": rates[name], "tokens": tokens}
         for name, tokens in pairs
     }
-    runs = grid(work, "scaling_law", MODEL, RUN, {"run": settings}, "compare", common=COMMON, seeds=SEEDS[:1])
+    runs = grid(work, "scaling_law", MODEL, NANOGPT, {"run": settings}, "compare", common=COMMON, seeds=SEEDS[:1])
     for row in runs:
         row["shape"] = row.pop("run").partition(",")[0]
         row |= costs(shapes[row["shape"]])
@@ -81,7 +87,7 @@ def shape(work: Work) -> dict:
     trials, rates = chosen_rates(work, "scaling_shape", SHAPES, SHAPE_RATES, SHAPE_TRIAL_BUDGET)
     settings = {name: COMMON | shape_of(*shape) | {"tokens": SHAPE_BUDGET} for name, shape in SHAPES.items()}
     axes = {"shape": {name: fields | {"learning_rate": rates[name]} for name, fields in settings.items()}}
-    runs = grid(work, "scaling_shape", MODEL, RUN, axes, "compare")
+    runs = grid(work, "scaling_shape", MODEL, NANOGPT, axes, "compare")
     for row in runs:
         row |= costs(SHAPES[row["shape"]])
     seconds = work.piece(step_ratios, settings, 7, 12)
@@ -93,12 +99,13 @@ def shape(work: Work) -> dict:
 
 def speedrun(work: Work) -> dict:
     """Find for each idea the fewest tokens with which the median of three seeds reaches the recipe's loss."""
-    settings, stages, trials = dict(BEGIN), [recipe_stage()], []
+    settings, trials = dict(BEGIN), []
+    stages = [reached(work, RECIPE_NAME, BEGIN, RECIPE_TOKENS)]
     goal = stages[0]["median"]
     options = {"common": {"tokens": IDEA_TOKENS}, "seeds": (TRIAL_SEED,)}
     for name, variants in IDEAS.items():
         axes = {"variant": {i: settings | variant for i, variant in enumerate(variants)}}
-        tried = grid(work, "scaling_speedrun_trials", MODEL, RUN, axes, "choose", **options)
+        tried = grid(work, "scaling_speedrun_trials", MODEL, NANOGPT, axes, "choose", **options)
         trials += [{"idea": name, "changes": variants[row["variant"]], "loss": row["loss"]} for row in tried]
         settings = settings | variants[ranked(tried)[0]["variant"]]
         stages.append(shortest(work, name, settings, stages[-1]["budget"], goal))
@@ -118,14 +125,10 @@ def stage_of(name: str, settings: dict, budget: int, steps: int, runs: list[dict
 
 def reached(work: Work, name: str, settings: dict, budget: int) -> dict:
     """Make the three runs of a stage at one budget."""
-    runs = grid(work, "scaling_speedrun", MODEL, RUN, {"budget": {budget: settings | {"tokens": budget}}}, "compare")
+    runs = grid(
+        work, "scaling_speedrun", MODEL, NANOGPT, {"budget": {budget: settings | {"tokens": budget}}}, "compare"
+    )
     return stage_of(name, settings, budget, budget // (settings["batch_size"] * MODEL.n_positions), runs)
-
-
-def recipe_stage() -> dict:
-    """Return the first stage: the three runs of the recipe that notebook 05's recipe has recorded on the same text."""
-    runs = json.loads((runner.ASSETS / "tuning" / "recipe.json").read_text(encoding="utf-8"))["recipe_runs"]
-    return stage_of(RECIPE_NAME, BEGIN, runs[0]["tokens"], RECIPE.steps, runs)
 
 
 def shortest(work: Work, name: str, settings: dict, tokens: int, goal: float) -> dict:
@@ -140,6 +143,31 @@ def shortest(work: Work, name: str, settings: dict, tokens: int, goal: float) ->
         lower = reached(work, name, settings, round(stage["budget"] * RUNG**0.5))
         stage = lower if lower["median"] <= goal else stage
     return stage
+
+
+# ---- The time of a step
+
+
+def configs(settings: Mapping[str, Any]) -> tuple[GPTConfig, TrainingConfig]:
+    """Return nanoGPT's model and training with these settings."""
+    settings = within_tokens(settings)
+    changes = [{f.name: settings[f.name] for f in fields(one) if f.name in settings} for one in (MODEL, NANOGPT)]
+    return replace(MODEL, **changes[0]), replace(NANOGPT, **changes[1])
+
+
+def step_ratios(runs: dict[str, dict], rounds: int, steps: int) -> dict[str, float]:
+    """Return how many times as long a step takes with each settings as with the first: in turns, the median."""
+    seconds = {name: [] for name in runs}
+    made = {name: configs(settings) for name, settings in runs.items()}
+    models = {name: GPT(shape) for name, (shape, _) in made.items()}
+    for _, (name, (_, config)) in itertools.product(range(rounds), made.items()):
+        short = replace(config, steps=steps, warmup_steps=0, decay_steps=None)
+        begin = time.process_time()
+        completed(train(models[name], PLAYS.train, short, progress=False))
+        seconds[name].append(time.process_time() - begin)
+    first = next(iter(seconds.values()))
+    ratios = {name: [a / b for a, b in zip(values, first, strict=True)] for name, values in seconds.items()}
+    return {name: round(statistics.median(values), 3) for name, values in ratios.items()}
 
 
 # ---- The card

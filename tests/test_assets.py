@@ -13,7 +13,8 @@ import scaling_experiments
 import shakespeare_5m
 import time_machine
 import torch
-import tuning_card
+import tuning_experiments
+import your_gpt
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,7 +29,8 @@ CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 RECORDED = {
-    "tuning": tuning_card,
+    "tuning": tuning_experiments,
+    "your-gpt": your_gpt,
     "scaling": scaling_experiments,
     "finetuning": finetuning_experiments,
     "evaluation": evaluation_experiments,

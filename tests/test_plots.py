@@ -22,7 +22,7 @@ TRIALS = {"rate": ([0.1, 1.0, 10.0], LOSSES), "kind": (["adamw", "muon", "adamw"
 FIGURES = {
     "lines": lambda: plots.lines([1, 2], {"a": [3, 4]}, title="t", x_label="size (numbers)", y_label="time (s)"),
     "loss_curves": lambda: plots.loss_curves([1, 2], [3.0, 2.0], [2], [2.5], floor=(1.0, "floor")),
-    "sweep_bands": lambda: plots.sweep_bands(BANDS, title="t", x_label="learning rate", floor=(1.0, "floor")),
+    "sweep_bands": lambda: plots.sweep_bands(BANDS, title="t", x_label="learning rate", levels={"4-gram": 1.0}),
     "isolation": lambda: plots.isolation(TRIALS, (2.0, "defaults"), log_x=["rate"], title="t"),
     "sweep_bands of names": lambda: plots.sweep_bands(NAMED, title="t", x_label="shape"),
     "importance_bars": lambda: plots.importance_bars({"learning_rate": 0.8, "batch_size": 0.2}),
@@ -37,6 +37,14 @@ FIGURES = {
 @pytest.fixture(params=FIGURES)
 def figure(request):
     return FIGURES[request.param]()
+
+
+def test_several_bands_have_a_colour_each_and_levels_are_lines_with_their_names():
+    axes = plots.sweep_bands({"16": BANDS, "64": BANDS}, title="t", x_label="rate", levels={"4-gram": 1.8}).axes[0]
+    first, second = (container.lines[0].get_color() for container in axes.containers)
+    assert first != second and {text.get_text() for text in axes.get_legend().get_texts()} >= {"16", "64"}
+    assert any(line.get_ydata()[0] == 1.8 for line in axes.lines if line.get_linestyle() == ":")
+    assert "4-gram" in [text.get_text() for text in axes.texts]
 
 
 def test_a_figure_names_itself_and_its_axes_and_can_be_saved(figure, tmp_path):

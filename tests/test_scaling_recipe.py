@@ -5,10 +5,10 @@ import json
 import math
 from dataclasses import replace
 
+import plays
 import pytest
 import runner
 import scaling_experiments as recipe
-import tuning_experiments
 
 from gptcourse.model import GPT
 from gptcourse.scaling import ScalingLaw
@@ -23,10 +23,6 @@ def assets(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "ASSETS", tmp_path)
     monkeypatch.setattr(recipe, "grid", grid)
     monkeypatch.setattr(recipe, "step_ratios", step_ratios)
-    settings = {"": {"": {"tokens": 1_536_000, "learning_rate": 1e-3, "batch_size": 12}}}
-    rows = grid(None, "", recipe.MODEL, None, settings, "compare", seeds=(1,))
-    (tmp_path / "tuning").mkdir()
-    (tmp_path / "tuning" / "recipe.json").write_text(json.dumps({"recipe_runs": rows}))
     CALLS.clear()
     return tmp_path
 
@@ -57,7 +53,7 @@ def grid(work, name, model, config, axes, held_out, *, common=None, seeds=(0, 1,
             names = {axis: key for axis, (key, _) in zip(axes, values, strict=True)}
             made = {"seed": seed, "outcome": "finished", "loss": loss + 1e-4 * (seed - 1)}
             rows.append(names | made | {"tokens": settings["tokens"]})
-        tuning_experiments.within_tokens(settings)  # raises where a setting is missing
+        plays.within_tokens(settings)  # raises where a setting is missing
     return rows
 
 
@@ -132,7 +128,7 @@ def test_every_stage_can_be_built():
     settings = dict(recipe.BEGIN)
     for variants in recipe.IDEAS.values():
         for variant in variants:
-            model, config = tuning_experiments.configs(settings | variant | {"tokens": recipe.IDEA_TOKENS})
+            model, config = recipe.configs(settings | variant | {"tokens": recipe.IDEA_TOKENS})
             GPT(model)
             assert config.batch_size == (settings | variant)["batch_size"]
         settings |= variants[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import compress, pairwise
 from math import cos, inf, log, pi, sqrt
 from statistics import fmean, median
 
@@ -22,10 +22,6 @@ LAST_PART = "Only the last part is left in the gradient. Where is it cleared, an
 ONE_LUCKY_LOSS = "A single lucky batch decides, because you look at the raw losses. What should forgive such a spike?"
 LOOKS_AHEAD = """Each median should look back, and yours holds losses that were measured later. Check at the start: the
     first median can hold one loss only, and there are as many medians as losses."""
-GAVE_UP = "The last rate is where the test gave up: the loss had already been climbing for a while."
-GAINS_DECAY = """The gains of the norms still decay: their names end in weight, too. By what, other than a name, does a
-    vector differ from a matrix?"""
-CUT_DIVISION = "Your division drops what is left over. Look for the operator that keeps fractions."
 
 
 def half_wave(x: float) -> float:
@@ -98,29 +94,8 @@ def torch_rates(model, batches, epochs, peak, *, told_of="run", at_step=1, at_ep
     return tensor(rates)
 
 
-def to_decay(rate: float, weight_decay: float, steps: int) -> tuple:
-    parts = nn.Embedding(3, 4), nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2, bias=False), nn.RMSNorm(2)
-    model = nn.Sequential(*parts)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)  # norms that differ from 1
-    return model, [randn(parameter.shape) for parameter in model.parameters()], rate, weight_decay, steps
-
-
 def pairs(*sizes: int) -> list[tuple[Tensor, Tensor]]:
     return [(randn(size, 3), randn(size, 1)) for size in sizes]
-
-
-def stepped(model: nn.Linear, micro_batches: list, rate: float) -> Tensor:
-    """Return the weight after a step along the sum of the parts' gradients, times the rate.
-
-    With an optimizer, as torch imports for seconds when the first is built: that is not to count as an answer's time.
-    """
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    optimizer.zero_grad()
-    for x, y in micro_batches:
-        F.mse_loss(model(x), y).backward()
-    optimizer.step()
-    return model.weight.detach()
 
 
 def chosen(losses: Tensor, reported: Tensor) -> tuple[int, float]:
@@ -184,40 +159,6 @@ class Schedule(Exercise, name="tuning.schedule"):
         floor.""")(schedule(progress=lambda step, warmup, steps: (step - warmup) / (steps - warmup)))
 
 
-class DecayGroups(Exercise, name="tuning.decay_groups"):
-    """Return the weight decay of every parameter, in the order in which the model lists them."""
-
-    hint = "Print the name and the shape of every parameter, and mark those that are matrices."
-
-    def inputs():
-        mixed = nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 6), nn.RMSNorm(6), nn.Linear(6, 7, False)
-        named = {"wte": nn.Embedding(5, 2), "wpe": nn.Embedding(3, 2), "c_attn": nn.Linear(2, 6), "ln_f": nn.RMSNorm(2)}
-        square = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.RMSNorm(3), nn.Embedding(2, 3))
-        return [(nn.Sequential(*mixed), 0.1), (square, 0.5), (nn.ModuleDict(named), 0.2)]
-
-    def decays(does: Callable[[str, nn.Module, Tensor], bool]) -> Callable:
-        """Return what gives the decay of each parameter, by its name, the layer that holds it and itself."""
-
-        def decay(model, weight_decay):
-            found = [does(name, m, p) for m in model.modules() for name, p in m.named_parameters(recurse=False)]
-            return weight_decay * tensor(found).float()
-
-        return decay
-
-    def reference(model, weight_decay):
-        return tensor([weight_decay if p.ndim >= 2 else 0.0 for p in model.parameters()])
-
-    everything = mistake("Everything decays. Why pull a norm's gain to zero?")(decays(lambda name, part, p: True))
-    all_but_biases = mistake(GAINS_DECAY)(decays(lambda name, part, p: name != "bias"))
-    all_but_one_kind_of_norm = mistake("""One kind of norm is spared, and another is not. What do all their gains have
-        in common?""")(decays(lambda name, part, p: not isinstance(part, nn.LayerNorm) and name != "bias"))
-    linear_weights = mistake("""The token table is left out. Some do that; here it decays, as it may be the read-out as
-        well.""")(decays(lambda name, part, p: isinstance(part, nn.Linear) and name == "weight"))
-    all_but_norms = mistake("""The norms are spared. The biases of the other
-        layers still decay.""")(decays(lambda name, part, p: not isinstance(part, nn.LayerNorm | nn.RMSNorm)))
-    exchanged = mistake("The other way round: yours spares the matrices.")(decays(lambda name, part, p: p.ndim < 2))
-
-
 class MendSchedule(Exercise, name="tuning.mend_schedule"):
     """Mend the training so that the rate falls along one cosine, a little with every step."""
 
@@ -246,75 +187,39 @@ class MendSchedule(Exercise, name="tuning.mend_schedule"):
     unmoved = mistake("Nothing moves the scheduler, and the rate stays at the peak.")(partial(torch_rates, at_step=0))
 
 
-class MendDecay(Exercise, name="tuning.mend_decay"):
-    """Mend the training so that only matrices decay, and everything is still trained."""
-
-    hint = "Each parameter belongs to exactly one group, and each group names its own decay."
-    trains = ("model",)
-
-    def inputs():
-        return [to_decay(0.05, 0.5, 4), to_decay(0.02, 0.3, 2)]
-
-    def adam_steps(matrices=1.0, others=0.0, is_matrix=lambda name, p: p.ndim >= 2, n_groups=2, kind=torch.optim.AdamW):
-        """Return a training in two groups, each with so much of the decay (None: it says nothing of its decay)."""
-
-        def trained(model, gradients, rate, weight_decay, steps):
-            groups = []
-            for which, share in ((True, matrices), (False, others)):
-                groups.append({"params": [p for name, p in model.named_parameters() if is_matrix(name, p) is which]})
-                if share is not None:
-                    groups[-1]["weight_decay"] = share * weight_decay
-            optimizer = kind(groups[:n_groups], lr=rate)
-            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter.grad = gradient.clone()
-            for _ in range(steps):
-                optimizer.step()
-            return tuple(parameter.detach() for parameter in model.parameters())
-
-        return trained
-
-    reference = adam_steps()
-    everything = as_it_stands("""The mistake is still there: with no gradient at all, the gain of the norm still goes
-        down. Which parameters should decay, and how does the optimizer learn of it?""")(adam_steps(others=1.0))
-    all_but_biases = mistake(GAINS_DECAY)(adam_steps(is_matrix=lambda name, p: "bias" not in name))
-    matrices_alone = mistake("Now biases and gains never move: no optimizer knows of them.")(adam_steps(n_groups=1))
-    silent_others = mistake("""Biases and gains still decay, a little. What does this optimizer do with a group that
-        says nothing of decay?""")(adam_steps(others=None))
-    silent_matrices = mistake("""The matrices decay, but not by as much as was asked.
-        Which decay does their group have?""")(adam_steps(matrices=None))
-    adam = mistake("""The groups are right. But this optimizer adds the decay to the gradient, and then divides by the
-        gradient's size: large weights no longer decay by more.""")(adam_steps(kind=torch.optim.Adam))
-
-
 class RangeTest(Exercise, name="tuning.range_test"):
-    """Return the rate that a range test suggests: half the rate that led to the lowest smoothed loss."""
+    """Return the rate that a range test suggests: the one that led to the beginning of the plateau."""
 
-    hint = """Do it in three moves: smooth the losses with the window that was given, find the place of the lowest, and
-        go from there to a rate. Check each on a list of five losses."""
+    hint = """Do it in three moves: smooth the losses with the window that was given, find the first place within 3 % of
+        the lowest, and go from there to a rate. Check each on a list of five losses."""
 
     def inputs():
         curves = ((44, 60, 42, 5), (35, 40, 26, 3), (612, 50, 30, 7), (1345, 30, 18, 4))
         return [range_test(*curve) for curve in curves]
 
-    def reading(smoothed_by: Callable = looking_back, back: int = 1, divisor: float = 2) -> Callable:
-        """Return a reading of a range test: the rate so many places before the lowest loss, divided."""
+    def reading(smoothed_by=looking_back, limit=lambda lowest: 1.03 * lowest, place=min, back=1) -> Callable:
+        """Return a reading of a range test: the rate so many places before one of those on the plateau."""
 
         def rate(rates, losses, window):
             smoothed = smoothed_by(losses, window)
-            return rates[max(smoothed.index(min(smoothed)) - back, 0)] / divisor
+            plateau = [i for i, loss in enumerate(smoothed) if loss <= limit(min(smoothed))]
+            return rates[max(place(plateau) - back, 0)]
 
         return rate
 
     reference = reading()
-    beside_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(reading(raw, back=0, divisor=1))
-    half_before_the_lowest_raw_loss = mistake(ONE_LUCKY_LOSS)(reading(raw))
+    raw_losses = mistake(ONE_LUCKY_LOSS)(reading(raw))
+    beside_a_raw_loss = mistake(ONE_LUCKY_LOSS)(reading(raw, back=0))
     off_by_one = mistake("""Very close: a loss is measured before the update at the rate beside it. So which rate made
-        the lowest loss?""")(reading(back=0))
-    edge = mistake("That is the edge, the largest rate that still helped. A safe one keeps away.")(reading(divisor=1))
-    beside_the_lowest = mistake("""That is the rate beside the lowest loss, where training has already begun to break.
-        Which rate made that loss, and how far should one stay away from it?""")(reading(back=0, divisor=1))
-    tenth_beside_the_lowest = mistake("""A tenth is a rule that others use, for curves read by eye. How far away does
-        this one stay?""")(reading(back=0, divisor=10))
+        the first loss of the plateau?""")(reading(back=0))
+    edge = mistake("""That is the edge, the rate that led to the lowest loss of all. On a plateau, luck says which loss
+        that is: another seed has it elsewhere.""")(reading(limit=lambda lowest: lowest))
+    half_the_edge = mistake("""Half the edge is a rule that others use. The edge moves from seed to seed by more than
+        the place that was asked for.""")(lambda *given: RangeTest.edge(*given) / 2)
+    end = mistake("""That is the end of the plateau, the last rate before the loss climbs.
+        A safe one keeps away from there.""")(reading(place=max))
+    in_nats = mistake("""You look 0.03 nats above the lowest loss. Three in a hundred of what
+        was meant?""")(reading(limit=lambda lowest: lowest + 0.03))
     centred_window = mistake(LOOKS_AHEAD)(
         reading(lambda x, n: [median(x[max(i - n // 2, 0) : i + n // 2 + 1]) for i in range(len(x))])
     )
@@ -322,13 +227,70 @@ class RangeTest(Exercise, name="tuning.range_test"):
     means = mistake("""You smooth with a mean, and one lucky or unlucky batch drags it along. What is hardly moved by
         one?""")(reading(partial(looking_back, middle=fmean)))
 
-    @mistake("That is where the loss falls fastest, another rule that people use. Here the lowest place is asked for.")
+    @mistake("That is where the loss falls fastest, another rule that people use. Where does it stop falling?")
     def steepest(rates, losses, window):
         falls = [later - earlier for earlier, later in pairwise(looking_back(losses, window))]
         return rates[falls.index(min(falls))]
 
-    last = mistake(GAVE_UP)(lambda rates, losses, window: rates[-1])
-    half_the_last = mistake(GAVE_UP)(lambda rates, losses, window: rates[-1] / 2)
+    last = mistake("""The last rate is where the test gave up: the loss had already been climbing
+        for a while.""")(lambda rates, losses, window: rates[-1])
+
+
+class Widen(Exercise, name="tuning.widen"):
+    """Return the rates to run next, ascending: the next one beyond each end at which the best may lie, or none."""
+
+    hint = """Sort the rates and write the median of each beside it. Where is the lowest? Does the rate at the end win,
+        or does it share losses with a winner next to it?"""
+
+    def inputs():
+        fine = [2.20, 2.25, 2.22], [2.12, 2.21, 2.10], [2.04, 2.06, 2.60], [2.31, 2.29, 2.33], [1.95, inf, inf]
+        high = [2.52, 2.47, 2.50], [2.29, 2.31, 2.30], [2.08, 2.11, 2.12], [1.99, 2.01, 1.98]
+        flat = [2.17, 2.24, 2.20], [2.11, 2.14, 2.18], [2.13, 2.15, 2.16], [inf, 4.10, inf]
+        lucky = [2.51, 2.48, 2.49], [2.21, 2.19, 2.23], [2.02, 2.00, 2.05], [1.78, inf, inf]
+        widened = [2.11, 2.14, 2.12], [2.26, 2.31, 2.29], [2.90, 2.40, inf], [2.01, 2.03, 1.97]
+        three = [2.09, 2.21, 2.19], [2.15, 2.14, 2.16], [2.17, 2.20, 2.15]
+        grids = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (1e-3, 2e-3, 4e-3, 8e-3), *[(3e-4, 9e-4, 2.7e-3, 8.1e-3)] * 2
+        grids += (1e-3, 2e-3, 4e-3, 5e-4), (1e-4, 5e-4, 2.5e-3)  # in the first, a rate below the others was added
+        tables = zip(grids, (fine, high, flat, lucky, widened, three), strict=True)
+        return [(dict(zip(rates, losses, strict=True)),) for rates, losses in tables]
+
+    def shared(end: list[float], best: list[float]) -> bool:
+        return median(end) < inf and min(end) <= max(best)
+
+    def factor(grid: list[float]) -> tuple[float, float]:
+        return grid[0] ** 2 / grid[1], grid[-1] ** 2 / grid[-2]
+
+    def widened(score=median, tied=shared, beyond=factor, order=sorted, which=list) -> Callable:
+        """Return what gives the rates beyond both ends of the grid, where the end is best or tied with it."""
+
+        def rates(sweep):
+            grid = order(sweep)
+            best = min(grid, key=lambda rate: score(sweep[rate]))
+            ends = (grid[0], grid[1]), (grid[-1], grid[-2])
+            is_open = [best == end or (best == beside and tied(sweep[end], sweep[best])) for end, beside in ends]
+            return tuple(compress(beyond(grid), which(is_open)))
+
+        return rates
+
+    reference = widened()
+    never = mistake("""You never go on. The best loss of a grid is low only if the rates on both sides of it
+        do worse.""")(lambda sweep: ())
+    winner_alone = mistake("""Beside your winner stands an end with losses among its own. Would it win again with other
+        seeds?""")(widened(tied=lambda end, best: False))
+    lucky_end = mistake("""You go on beyond a rate at which most runs diverged, for the sake of its only good
+        seed.""")(widened(tied=lambda end, best: min(end) <= max(best)))
+    luckiest = mistake("One lucky seed makes your winner. What says more of a rate?")(widened(min))
+    mean = mistake("A single unlucky seed drags your mean along. What is hardly moved by one?")(widened(fmean))
+    both_sides = mistake("""You go on at both ends. On one side the losses have climbed already: what would another run
+        there tell?""")(widened(which=lambda is_open: [any(is_open)] * 2))
+    equal_steps = mistake("""You go on by a difference. The rates of the grid differ by a
+        factor.""")(widened(beyond=lambda grid: (2 * grid[0] - grid[1], 2 * grid[-1] - grid[-2])))
+    twice = mistake("""You go on by a factor of your own.
+        Which one has this grid?""")(widened(beyond=lambda grid: (grid[0] / 2, grid[-1] * 2)))
+    by_place = mistake("""You take the first and the last rate of the table for its ends.
+        Was it filled in order?""")(widened(order=list))
+    inside = mistake("""You go on inside the grid, between two rates that were run. Where is the loss that
+        nobody knows?""")(widened(beyond=lambda grid: (sqrt(grid[0] * grid[1]), sqrt(grid[-1] * grid[-2]))))
 
 
 class MendSeeds(Exercise, name="tuning.mend_seeds"):
@@ -475,85 +437,6 @@ class Accumulate(Exercise, name="tuning.accumulate"):
         one of them.""")(accumulated(lambda y, ys: 1 / n_tokens(ys[0]) / len(ys)))
 
 
-class MendAccumulation(Exercise, name="tuning.mend_accumulation"):
-    """Mend the step so that many equal micro-batches move the weight just as one big batch would."""
-
-    hint = "Write down the gradient of the big batch, and that which your loop has added up. What lies between them?"
-    trains = ("model",)
-
-    def inputs():
-        parts = ((4, 8, 0.1), (3, 5, 0.05))
-        return [(with_gradient(nn.Linear(3, 1, bias=False)), pairs(*[size] * n), rate) for n, size, rate in parts]
-
-    def reference(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate / len(micro_batches))
-
-    sum_times_parts = as_it_stands("""The mistake is still there: cut in four, the batch moves the weight sixteen times
-        as far. Where does the four enter
-        twice?""")(lambda model, parts, rate: stepped(model, parts, rate * len(parts)))
-    sum_of_parts = mistake("""Half is mended: the step still grows with the number of micro-batches. It is the same
-        batch as before, so what should be the same?""")(lambda model, parts, rate: stepped(model, parts, rate))
-    divided_twice = mistake("""Now the step is too short: the number of micro-batches is
-        divided out twice.""")(lambda model, parts, rate: stepped(model, parts, rate / len(parts) ** 2))
-    root = mistake("""A rule with a root is for a batch that grows. Did this one grow, or was
-        it only cut?""")(lambda model, parts, rate: stepped(model, parts, rate / sqrt(len(parts))))
-    many_steps = mistake("""You take a step after every micro-batch: that trains on small batches. When is the big batch
-        complete?""")(lambda model, parts, rate: [stepped(model, [part], rate) for part in parts][-1])
-    last_part = mistake(LAST_PART)(lambda model, parts, rate: stepped(model, parts[-1:], rate))
-
-
-class TradeOff(Exercise, name="tuning.trade_off"):
-    """Return the steps and the tokens that a run takes to the loss at this batch size."""
-
-    hint = "Tokens are steps times batch: put that into the equation of the hyperbola and solve it for the steps."
-
-    def inputs():
-        return [(4096, 500.0, 1e6), (512, 500.0, 1e6), (100_000, 1200.0, 6e6), (2, 10.0, 30.0)]
-
-    def reference(batch, min_steps, min_tokens):
-        steps = min_steps + min_tokens / batch
-        return steps, steps * batch
-
-    tiny_batches = mistake("""That is what tiny batches would do: every token counts in full. What else limits the
-        steps?""")(lambda B, S, T: (T / B, T))
-    endless_batches = mistake("""That is what endless batches would do:
-        never fewer steps. What do the smaller ones pay?""")(lambda B, S, T: (S, S * B))
-    corner = mistake("""You join the two limits with a corner.
-        A hyperbola comes near to both and touches neither.""")(lambda B, S, T: (max(S, T / B), max(T, S * B)))
-    without_ones = mistake("""Each of yours can fall below its minimum.
-        What became of the two ones in the equation?""")(lambda B, S, T: (T / B, S * B))
-    upside_down = mistake("""Your critical batch is upside down:
-        it is counted in tokens for each step.""")(lambda B, S, T: (S * (1 + S / T / B), T * (1 + B * T / S)))
-    wrong_way = mistake("""With a larger batch yours takes more steps and fewer tokens.
-        Which way should each go?""")(lambda B, S, T: (S * (1 + B * S / T), T * (1 + T / S / B)))
-    exchanged = mistake("Both are right. Which should come first?")(lambda B, S, T: TradeOff.reference(B, S, T)[::-1])
-    fewest_tokens = mistake("The steps are right. Do the tokens agree with them?")(lambda B, S, T: (S + T / B, T))
-
-
-class BatchRate(Exercise, name="tuning.batch_rate"):
-    """Return the learning rate for a new batch size under the linear rule and under the square-root rule."""
-
-    hint = "By which factor does the batch grow, and by which factor should the rate grow under each of the rules?"
-
-    def inputs():
-        return [(3e-4, 32, 512), (0.01, 64, 16), (1e-3, 48, 72)]
-
-    def reference(rate, batch, new_batch):
-        return rate * new_batch / batch, rate * sqrt(new_batch / batch)
-
-    wrong_way = mistake("""A larger batch has a gradient with less noise.
-        Should its steps be shorter or longer?""")(lambda rate, old, new: (rate * old / new, rate * sqrt(old / new)))
-    exchanged = mistake("""Both are right, in the other order:
-        the linear rule comes first.""")(lambda rate, old, new: (rate * sqrt(new / old), rate * new / old))
-    long_root = mistake("""Your root reaches too far: at an unchanged batch the rate should stay
-        as it is.""")(lambda rate, old, new: (rate * new / old, sqrt(rate * new / old)))
-    squared = mistake("""You take the square where the root
-        was asked for.""")(lambda rate, old, new: (rate * new / old, rate * (new / old) ** 2))
-    cut = mistake(CUT_DIVISION)(lambda rate, old, new: (rate * (new // old), rate * sqrt(new // old)))
-    by_the_new_batch = mistake("""What counts is not how large the new batch is, but how much larger than
-        the old one.""")(lambda rate, old, new: (rate * new, rate * sqrt(new)))
-
-
 class MendBudget(Exercise, name="tuning.mend_budget"):
     """Mend the comparison so that both runs have seen the same number of tokens."""
 
@@ -639,4 +522,5 @@ class RateAtWidth(Exercise, name="tuning.rate_at_width"):
         model gets wider.""")(lambda rate, base, width: (rate, rate, rate, 1.0))
     of_sgd = mistake("""These are the rules for plain gradient descent. Adam divides every gradient by its own size:
         what is left?""")(lambda rate, base, width: (rate, rate * width / base, rate * width / base, base / width))
-    cut = mistake(CUT_DIVISION)(lambda rate, base, width: (rate * (base // width), rate, rate, float(base // width)))
+    cut = mistake("""Your division drops what is left over. Look for the operator that keeps
+        fractions.""")(lambda rate, base, width: (rate * (base // width), rate, rate, float(base // width)))

@@ -199,7 +199,10 @@ def damages(value, may_differentiate):
             yield "with a changed tensor", lambda values: values[-1][0].add_(1)
     elif isinstance(value, dict):
         yield "shorter", dict.popitem
-        yield "with a changed tensor", lambda values: next(iter(values.values())).add_(1)
+        if isinstance(next(iter(value.values())), Tensor):
+            yield "with a changed tensor", lambda values: next(iter(values.values())).add_(1)
+        if isinstance(next(iter(value.values())), list):
+            yield "with a shorter list", lambda values: next(iter(values.values())).pop()
 
 
 def damaging(reference, place, damage):

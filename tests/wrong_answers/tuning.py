@@ -6,7 +6,6 @@ import statistics
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from wrong_answers import wrong
 
@@ -26,35 +25,50 @@ def schedule_without_warmup(step, peak, warmup_steps, steps):
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * ratio)))
 
 
-def decays(model, weight_decay, does):
-    return torch.tensor([weight_decay if does(name, p) else 0.0 for name, p in model.named_parameters()])
-
-
-@wrong("tuning.decay_groups", "The biases of the other layers still decay")
-def decay_of_all_but_norms(model, weight_decay):
-    norms = (nn.LayerNorm, nn.RMSNorm)
-    of_norms = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters()}
-    return decays(model, weight_decay, lambda name, p: id(p) not in of_norms)
-
-
-@wrong("tuning.decay_groups", "it should return a tensor, and it returns a list of")
-def decay_as_groups(model, weight_decay):
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def beginning_of_the_plateau(rates, smoothed):
+    near = np.array(smoothed) <= 1.03 * np.min(smoothed)
+    return rates[int(np.argmax(near)) - 1]
 
 
 @wrong("tuning.range_test", "Each median should look back")
 def range_test_with_a_centred_window(rates, losses, window):
     half = window // 2
     smoothed = [statistics.median(losses[max(0, i - half) : i + half + 1]) for i in range(len(losses))]
-    return rates[int(np.argmin(smoothed)) - 1] / 2
+    return beginning_of_the_plateau(rates, smoothed)
 
 
 @wrong("tuning.range_test", "You smooth with a mean")
 def range_test_with_means(rates, losses, window):
-    smoothed = [np.mean(losses[max(0, i + 1 - window) : i + 1]) for i in range(len(losses))]
-    return rates[int(np.argmin(smoothed)) - 1] / 2
+    return beginning_of_the_plateau(
+        rates, [np.mean(losses[max(0, i + 1 - window) : i + 1]) for i in range(len(losses))]
+    )
+
+
+@wrong("tuning.range_test", "That is the edge")
+def range_test_at_the_lowest(rates, losses, window):
+    smoothed = [statistics.median(losses[max(0, i + 1 - window) : i + 1]) for i in range(len(losses))]
+    return rates[int(np.argmin(smoothed)) - 1]
+
+
+@wrong("tuning.widen", "for the sake of its only good")
+def widen_beyond_a_lucky_end(sweep):
+    rates, middle = sorted(sweep), {rate: np.median(losses) for rate, losses in sweep.items()}
+    best, factor = min(middle, key=middle.get), rates[1] / rates[0]
+    further = []
+    if best == rates[0] or (best == rates[1] and min(sweep[rates[0]]) <= max(sweep[best])):
+        further.append(rates[0] / factor)
+    if best == rates[-1] or (best == rates[-2] and min(sweep[rates[-1]]) <= max(sweep[best])):
+        further.append(rates[-1] * factor)
+    return further
+
+
+@wrong("tuning.widen", "Would it win again")
+def widen_only_if_the_end_wins(sweep):
+    best = min(sweep, key=lambda rate: statistics.median(sweep[rate]))
+    rates = sorted(sweep)
+    if best == rates[0]:
+        return [best * rates[0] / rates[1]]
+    return [best * rates[1] / rates[0]] if best == rates[-1] else []
 
 
 @wrong("tuning.noise_scale", "Which comes first?")
@@ -90,30 +104,6 @@ def accumulate_and_forget(model, micro_batches):
         model.zero_grad()
         (F.cross_entropy(model(x), y, reduction="sum") / count).backward()
     return gradient(model)
-
-
-@wrong("tuning.trade_off", "You join the two limits with a corner")
-def trade_off_with_a_corner(batch, min_steps, min_tokens):
-    steps = max(min_steps, min_tokens / batch)
-    return steps, steps * batch
-
-
-@wrong("tuning.trade_off", "What became of the two ones")
-def trade_off_without_ones(batch, min_steps, min_tokens):
-    critical = min_tokens / min_steps
-    return min_steps * critical / batch, min_tokens * batch / critical
-
-
-@wrong("tuning.batch_rate", "shorter or longer")
-def batch_rate_the_wrong_way(rate, batch, new_batch):
-    k = batch / new_batch
-    return rate * k, rate * math.sqrt(k)
-
-
-@wrong("tuning.batch_rate", "the operator that keeps fractions")
-def batch_rate_in_whole_numbers(rate, batch, new_batch):
-    k = new_batch // batch
-    return rate * k, rate * math.sqrt(k)
 
 
 @wrong("tuning.rate_at_width", "You scale the rate of everything")
@@ -166,55 +156,6 @@ def schedule_mend_with_too_few_moves(model, batches, epochs, peak):
 @wrong("tuning.mend_schedule", "How long is the whole run")
 def schedule_mend_for_one_epoch(model, batches, epochs, peak):
     return run_with_scheduler(model, batches, epochs, peak, t_max=len(batches), at_step=1)
-
-
-def update(model, gradients, optimizer, steps):
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        parameter.grad = gradient.clone()
-    for _ in range(steps):
-        optimizer.step()
-    return tuple(model.parameters())
-
-
-def split_by_shape(model):
-    parameters = list(model.parameters())
-    return [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() == 1]
-
-
-@wrong("tuning.mend_decay", "no optimizer knows of them")
-def decay_mend_that_trains_matrices_only(model, gradients, rate, weight_decay, steps):
-    matrices, _ = split_by_shape(model)
-    return update(model, gradients, torch.optim.AdamW(matrices, lr=rate, weight_decay=weight_decay), steps)
-
-
-@wrong("tuning.mend_decay", "not by as much as was asked")
-def decay_mend_with_a_silent_group_of_matrices(model, gradients, rate, weight_decay, steps):
-    matrices, others = split_by_shape(model)
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0}]
-    return update(model, gradients, torch.optim.AdamW(groups, lr=rate), steps)
-
-
-def accumulated(model, micro_batches, rate, divide_by=1, clear_each=False):
-    model.zero_grad()
-    for x, y in micro_batches:
-        if clear_each:
-            model.zero_grad()
-        (F.mse_loss(model(x), y) / divide_by).backward()
-    with torch.no_grad():
-        model.weight -= rate * model.weight.grad
-    return model.weight
-
-
-@wrong("tuning.mend_accumulation", "Did this one grow")
-def accumulation_mend_with_a_root(model, micro_batches, rate):
-    return accumulated(model, micro_batches, rate * len(micro_batches) ** 0.5, divide_by=len(micro_batches))
-
-
-@wrong("tuning.mend_accumulation", "a step after every micro-batch")
-def accumulation_mend_with_many_steps(model, micro_batches, rate):
-    for part in micro_batches:
-        accumulated(model, [part], rate)
-    return model.weight
 
 
 @wrong("tuning.mend_budget", "read at its own end")

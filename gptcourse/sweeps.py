@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import signal
 import statistics
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, nullcontext, suppress
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import accumulate, count, islice, product
 from pathlib import Path
-from types import ModuleType
+from queue import SimpleQueue
+from subprocess import PIPE
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,8 +48,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # of the file of results
 CURVE_POINTS = 100  # training losses kept of each run, evenly spaced
 LOOKS = 10  # evaluations of a trial, evenly spaced; after each but the first and the last it may be pruned
-KILLED = "its process was killed: often, memory ran out"
-EMPTY = {"tokens": 0, "seconds": 0.0, "curve": [], "evaluations": []}  # the result of a run that crashed
+CRASHED = {"outcome": "crashed", "loss": math.nan, "tokens": 0, "seconds": 0.0, "curve": [], "evaluations": []}
 SAMPLED = 100  # combinations of a space that are checked before a search begins
 # Of Optuna's, with options: the constant liar keeps away from what is being tried just now.
 SAMPLERS = {"tpe": ("TPESampler", {"constant_liar": True}), "random": ("RandomSampler", {})}
@@ -249,106 +248,92 @@ def available_cores(cgroup: str | Path = "/sys/fs/cgroup") -> int:
 def _make(jobs: Iterator[tuple], n_jobs: int, data: dict, processes: int | None, device: str, progress: bool) -> None:
     """Make the runs of `jobs`, each asked for when a process is free; Ctrl-C ends it early. Raises ValueError.
 
-    A job is a run, its limits (see `_limits`) and the function that takes its result.
+    A job is a run, its limits (see `_limits`) and the function that takes its result. Processes live for many runs:
+    importing torch takes longer than many a small run.
     """
     from tqdm.auto import tqdm
 
     processes = available_cores() if processes is None else processes
     if not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes is {processes!r}, but it must be a whole number of 1 or more, or None.")
-    # As arrays: tensors would be pickled into shared memory, of which a container may have little.
-    work = {name: ids.numpy() for name, ids in data.items()}, str(choose_device(device))
-    bar = tqdm(total=n_jobs, unit="run", disable=not progress or n_jobs < 1)
-    with ctrl_c() as pressed, bar, closing(_Workers()) as workers:
+    device, idle, running = str(choose_device(device)), [], {}
+    bar, threads = tqdm(total=n_jobs, unit="run", disable=not progress or n_jobs < 1), ThreadPoolExecutor(processes)
+    # What is entered last ends first: the processes end before the threads that wait for them.
+    with TemporaryDirectory() as folder, threads, ctrl_c() as pressed, bar, ExitStack() as workers:
+        for name, ids in data.items():
+            np.save(Path(folder) / name, ids.numpy())
         while not pressed.is_set():
-            for run, limits, keep in islice(jobs, processes - len(workers.running)):
-                workers.submit(keep, run, *work, limits)
-            if not workers.running:
+            for run, limits, keep in islice(jobs, processes - len(running)):
+                idle = [worker for worker in idle if worker.poll() is None]  # without those that were killed
+                worker = idle.pop() if idle else workers.enter_context(_worker(folder, device))
+                running[threads.submit(_ask, worker, run, limits)] = worker, keep
+            if not running:
                 return
-            for keep, result in workers.results():
+            for future in wait(running, timeout=0.1, return_when=FIRST_COMPLETED).done:
+                worker, keep = running.pop(future)
+                idle.append(worker)
                 try:
-                    keep(result)
+                    keep(future.result())
                 except OSError as error:
                     advice = "make room, then call it again to go on after the runs that were"
                     raise ValueError(f"A run could not be written ({error.strerror}): {advice}.") from error
                 bar.update()
 
 
-class _Workers:
-    """Processes that make one run at a time, and end when this is closed, in the middle of a run too.
-
-    Each is a pool of its own: a pool of several gives up all their runs when the system kills one, as it does when
-    memory runs out (and multiprocessing's waits for ever). Each lives for many runs: importing torch takes longer than
-    many a small run.
-    """
-
-    def __init__(self):
-        self.spawn = multiprocessing.get_context("spawn")
-        self.theirs, self.ours = self.spawn.Pipe(duplex=False)
-        self.idle: list[ProcessPoolExecutor] = []
-        self.running: dict[Future, tuple[ProcessPoolExecutor, Callable[[dict], None]]] = {}
-
-    def close(self) -> None:
-        """End all processes."""
-        self.ours.close()
-        for pool in (*self.idle, *(pool for pool, _ in self.running.values())):
-            pool.shutdown()
-
-    def submit(self, keep: Callable[[dict], None], *work) -> None:
-        """Give work to an idle process, or else to a new one."""
-        pool = self.idle.pop() if self.idle else ProcessPoolExecutor(1, self.spawn, _begin, (self.theirs,))
-        try:
-            with _undisturbed():
-                self.running[pool.submit(_run, *work)] = pool, keep
-        except BrokenProcessPool:  # its process was killed, in its last run or since
-            self.submit(keep, *work)
-
-    def results(self) -> Iterator[tuple[Callable[[dict], None], dict]]:
-        """Wait a moment, and give the results of the runs that have ended meanwhile, each with what takes it."""
-        for future in wait(self.running, timeout=0.1, return_when=FIRST_COMPLETED).done:
-            pool, keep = self.running.pop(future)
-            self.idle.append(pool)
-            if (error := future.exception()) is None:
-                yield keep, future.result()
-                continue
-            killed = isinstance(error, BrokenProcessPool)
-            reason = KILLED if killed else f"{type(error).__name__}: {error}"
-            yield keep, {"outcome": "crashed", "loss": math.nan, "reason": reason} | EMPTY
-
-
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Start processes that do not run the caller's script, as spawn would, and hear no Ctrl-C: their parent decides."""
-    main, set_mask = sys.modules["__main__"], getattr(signal, "pthread_sigmask", lambda *_: ())  # not on Windows
-    before = set_mask(signal.SIG_BLOCK, [signal.SIGINT])
-    sys.modules["__main__"] = ModuleType("__main__")
+def _worker(folder: str, device: str) -> Iterator[subprocess.Popen]:
+    """Give a process in which `work` makes runs, and end it, in the middle of a run too. It hears no Ctrl-C."""
+    group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # of Windows
+    options = {"env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, "text": True, "creationflags": group}
+    command = [sys.executable, "-P", "-m", __name__, folder, device]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            with suppress(OSError):
+                process.stdin.close()  # what a killed process has not read is of no use
+
+
+def _ask(worker: subprocess.Popen, run: Run, limits: Mapping[int, float]) -> dict[str, Any]:
+    """Return the result of a run, made by the worker: a line of JSON in, and one out."""
     try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        set_mask(signal.SIG_SETMASK, before)
+        print(json.dumps([asdict(run.model), asdict(run.training), limits]), file=worker.stdin, flush=True)
+        return json.loads(worker.stdout.readline())
+    except (OSError, ValueError):  # nothing comes out
+        return CRASHED | {"reason": "its process was killed: often, memory ran out"}
 
 
-def _begin(pipe) -> None:
-    """Prepare a process for its runs. It ends when the other end of the pipe is closed, or its parent is killed."""
+def work(folder: str, device: str) -> None:
+    """Make a run for each line on standard input; end when there is no parent to write one, in the middle of a run too.
+
+    `folder` holds the tokens.
+    """
     from tqdm.auto import tqdm
 
-    def end_with_parent() -> None:
-        with suppress(EOFError):
-            pipe.recv()
+    lines, out, sys.stdout = SimpleQueue(), sys.stdout, sys.stderr  # what else is printed is no result
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line)
         os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows
+    threading.Thread(target=listen, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, left over when the process ends
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # the first imports much, which is no run's own time
+    data = {path.stem: np.load(path) for path in Path(folder).iterdir()}
+    while True:
+        print(json.dumps(_result(*json.loads(lines.get()), data, device)), file=out, flush=True)
 
 
-def _run(*work) -> dict[str, Any]:
-    """Train outside the main thread, where `train` does not listen to Ctrl-C."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_train, *work).result()
+def _result(model: dict, training: dict, limits: dict[str, float], data: dict, device: str) -> dict[str, Any]:
+    """Return the result of the run with these settings, also when it crashes."""
+    try:
+        run = Run(GPTConfig(**model), TrainingConfig(**training), {})
+        return _train(run, data, device, {int(look): loss for look, loss in limits.items()})
+    except Exception as error:
+        return CRASHED | {"reason": f"{type(error).__name__}: {error}"}
 
 
 def _train(run: Run, data: dict[str, np.ndarray], device: str, limits: Mapping[int, float]) -> dict[str, Any]:
@@ -577,3 +562,7 @@ def _tell(study: optuna.Study, memory: optuna.Study, trial: optuna.Trial, result
     trial.set_user_attr("result", result)
     state = {"pruned": TrialState.PRUNED, "crashed": TrialState.FAIL}.get(result["outcome"], TrialState.COMPLETE)
     study.add_trial(memory.tell(trial, result["loss"] if state == TrialState.COMPLETE else None, state=state))
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

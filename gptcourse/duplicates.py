@@ -46,16 +46,12 @@ def normal(text: str) -> str:
     return re.sub(r"[\W_]+", " ", re.sub(r"\d+", "0", text.casefold())).strip()
 
 
-def codes(text: str) -> np.ndarray:
-    """Return the code points of a text: (len(text),)."""
-    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-
-
 def _piece_hashes(text: str, length: int) -> np.ndarray:
     """Return a hash of each piece of `length` characters: (len(text) - length + 1,)."""
     hashes = np.zeros(max(len(text) - length + 1, 0), dtype=np.uint64)
     if len(hashes):
-        hashes = sliding_window_view(codes(text).astype(np.uint64), length) @ POWERS[:length]  # modulo 2^64
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+        hashes = sliding_window_view(points, length) @ POWERS[:length]  # modulo 2^64
     hashes ^= hashes >> np.uint64(32)
     hashes *= np.uint64(0xD6E8FEB86659FD93)
     return hashes ^ (hashes >> np.uint64(32))
@@ -79,12 +75,9 @@ def repeated_pieces(train: str, *held_out: str) -> list[float]:
     """
     texts = [normal(text) for text in (train, *held_out)]
     ends, hashes = np.cumsum([len(text) for text in texts]), _piece_hashes("".join(texts), REPEATED)
-    order = np.argsort(hashes, kind="stable").astype(np.int32)
-    hashes = hashes[order]
-    new = np.concatenate([[True], hashes[1:] != hashes[:-1]])[: len(hashes)]
-    first = order[new][np.cumsum(new) - 1]  # where the piece stands first
+    _, first, piece = np.unique(hashes, return_index=True, return_inverse=True)
     before = np.zeros(ends[-1] + REPEATED, dtype=np.int32)
-    before[order + REPEATED] = first < np.minimum(order, ends[0])
+    before[REPEATED : REPEATED + len(hashes)] = first[piece] < np.minimum(np.arange(len(hashes)), ends[0])
     seen = np.cumsum(before)
     repeated = seen[REPEATED:] > seen[:-REPEATED]  # a character is, if one of the pieces that hold it is
     return [float(part.mean()) if len(part) else 0.0 for part in np.split(repeated, ends[:-1])]

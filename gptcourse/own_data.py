@@ -22,7 +22,7 @@ import torch
 
 from gptcourse.corpora import MINIMUM_CHARACTERS, MINIMUM_PART, TABLES, cell, end_of_line, read_text, table_rows
 from gptcourse.data import Example, count_targets
-from gptcourse.duplicates import codes, near_duplicates, repeated_pieces
+from gptcourse.duplicates import near_duplicates, repeated_pieces
 from gptcourse.files import expand
 from gptcourse.finetuning import encode_dialogue
 from gptcourse.ngrams import NGrams
@@ -97,7 +97,7 @@ class OwnData:
         scripts = Counter()
         for character in filter(str.isalpha, counts):
             scripts[unicodedata.name(character, "unnamed").split()[0].capitalize()] += counts[character]
-        known = tokenizer.characters if isinstance(tokenizer, CharTokenizer) and self.kind == "text" else counts
+        known = set(tokenizer.characters) if isinstance(tokenizer, CharTokenizer) and self.kind == "text" else counts
         unknown = {character: n for character, n in counts.most_common() if character not in known}
         holes = dict.fromkeys(map(ord, unknown))
         encoded = Parts(*(_encode(tokenizer, part.translate(holes) if unknown else part) for part in self.parts))
@@ -347,13 +347,11 @@ def _characters(part) -> tuple[str, np.ndarray]:
 
 def _counting(data: OwnData, n_learned: list[int]) -> Counting:
     """Count the training part's n-grams of characters; `n_learned` tokens of each part are what a model learns."""
-    alphabet = END + data.alphabet
-    numbers = np.zeros(ord(alphabet[-1]) + 1, dtype=np.int64)
-    numbers[codes(alphabet)] = np.arange(len(alphabet))
+    characters = CharTokenizer(END + data.alphabet)
     (train, _), *held_out = map(_characters, data.parts)
-    n = max(n for n in range(1, 7) if len(alphabet) ** n < 2**63 and n <= len(train))
-    tables = NGrams(numbers[codes(train)], len(alphabet), n)
-    losses = [tables.token_losses(numbers[codes(text)])[:, learned] for text, learned in held_out]  # (n, characters)
+    n = max(n for n in range(1, 7) if characters.vocab_size**n < 2**63 and n <= len(train))
+    tables = NGrams(characters.encode(train), characters.vocab_size, n)
+    losses = [tables.token_losses(characters.encode(text))[:, learned] for text, learned in held_out]  # (n, characters)
     best = int(np.argmin(losses[0].mean(1)))
     per_token = [part[best] * part.shape[1] / n for part, n in zip(losses, n_learned[1:], strict=True)]
     return Counting(losses[0].mean(1).tolist(), float(per_token[0].mean()), tuple(map(_half_width, per_token)))

@@ -22,8 +22,8 @@ class DecisionRecord:
 
     `settings` are the adopted ones, with `config` as the TrainingConfig to train with. A trial is a dict of its
     `phase`, `settings` (what differs from `defaults`), `seed`, `loss` (inf: it diverged), `outcome`, `tokens` or
-    examples, and `seconds`. `axes` maps each axis to its `role`, the `range` that was searched, and whether it was
-    `widened`. `confirmed` holds the losses of both arms, seed by seed, with the `gain`: mean, and interval.
+    examples, and `seconds`. `axes` maps each axis to its `role`, the `range` that was searched, and how often it
+    was `widened`. `confirmed` holds the losses of both arms, seed by seed, with the `gain`: mean, and interval.
     """
 
     unit: str
@@ -107,7 +107,7 @@ class DecisionRecord:
         ]
         yield _table(("axis", "role", "searched", "times widened", "best loss for each part of it"), axes)
         yield "All runs: those called confirm on the part to confirm on, the others on the part to choose on."
-        runs = [(t["phase"], t["seed"], listed(t["settings"], " = "), t["loss"]) for t in self.trials]
+        runs = [(t["phase"], t["seed"], listed(t["settings"], " = ") or "defaults", t["loss"]) for t in self.trials]
         yield _table(("run", "seed", "settings", "loss"), runs)
         if confirmed:
             yield "## Confirmed on data that no choice was made on"
@@ -133,7 +133,7 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable]) -> str:
 
 def listed(values: Settings, sign: str, between: str = ", ") -> str:
     """Return settings as a record shows them, with a sign between name and value."""
-    return between.join(f"{name}{sign}{shorter(value)}" for name, value in values.items()) or "the defaults"
+    return between.join(f"{name}{sign}{shorter(value)}" for name, value in values.items())
 
 
 def shorter(value: Any) -> str:

@@ -205,7 +205,8 @@ class _Lab:
         result = self.made[key]
         self.record.trials.append({"phase": phase, "settings": settings, "seed": seed} | result)
         self._spend(result)
-        self.say(f"  {phase}, seed {seed}: {listed(settings, ' ')}: {shorter(result['loss'])} ({result['outcome']})")
+        shown = listed(settings, " ") or "the defaults"
+        self.say(f"  {phase}, seed {seed}: {shown}: {shorter(result['loss'])} ({result['outcome']})")
         return result["loss"]
 
     def _spend(self, result: dict) -> None:

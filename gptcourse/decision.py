@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ class DecisionRecord:
 
     `settings` are the adopted ones, with `config` as the TrainingConfig to train with. A trial is a dict of its
     `phase`, `settings` (what differs from `defaults`), `seed`, `loss` (inf: it diverged), `outcome`, `tokens` or
-    examples, and `seconds`. `axes` maps each axis to its `role`, the `range` that was searched, and whether it was
-    `widened`. `confirmed` holds the losses of both arms, seed by seed, with the `gain`: mean, and interval.
+    examples, and `seconds`. `axes` maps each axis to its `role`, the `range` that was searched, and how often it
+    was `widened`. `confirmed` holds the losses of both arms, seed by seed, with the `gain`: mean, and interval.
     """
 
     unit: str
@@ -58,30 +58,27 @@ class DecisionRecord:
 
     def best_by(self, axis: str) -> dict[str, float]:
         """Return the lowest loss for each value of an axis, all other axes free; of a continuous axis for each part."""
-        pairs = [*zip(*self.isolation()[axis], strict=True)]
-        pairs.sort(key=lambda pair: (isinstance(pair[0], str), pair[0] or 0))
-        size = math.ceil(len(pairs) / BINS)
-        if self.axes[axis]["continuous"]:
-            parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-        else:
-            parts = [[*group] for _, group in groupby(pairs, key=lambda pair: pair[0])]
-        ends = [list(dict.fromkeys(shorter(part[i][0]) for i in (0, -1))) for part in parts]
-        return {" to ".join(end): min(loss for _, loss in part) for end, part in zip(ends, parts, strict=True)}
+        values, losses = self.isolation()[axis]
+        different = sorted(set(values), key=lambda value: (isinstance(value, str), value or 0))
+        size = math.ceil(len(different) / BINS) if self.axes[axis]["continuous"] else 1
+        parts = [different[i : i + size] for i in range(0, len(different), size or 1)]
+        shown = [" to ".join(dict.fromkeys(map(shorter, (part[0], part[-1])))) for part in parts]
+        best = [min(loss for value, loss in zip(values, losses, strict=True) if value in part) for part in parts]
+        return dict(zip(shown, best, strict=True))
 
     def figure(self):
         """Draw the isolation plots: a panel for each axis, a point for each trial, the defaults as a line."""
         from gptcourse import plots
 
-        before = [trial["loss"] for trial in self.trials if trial["phase"] == "defaults"]
+        before = [(trial["loss"], "defaults") for trial in self.trials if trial["phase"] == "defaults"]
         log_x = [name for name, axis in self.axes.items() if axis["log"]]
-        return plots.isolation(self.isolation(), (before[0], "defaults") if before else None, log_x=log_x)
+        return plots.isolation(self.isolation(), next(iter(before), None), log_x=log_x)
 
     def to_json(self) -> str:
         """Return the record as JSON; a loss that is not finite is null."""
-        record = {name: value for name, value in vars(self).items() if name != "config"}
-        record |= {"config": self.config and asdict(self.config), "cost": self.cost}
-        record["best_by"] = {name: self.best_by(name) for name in self.axes if self.searched()}
-        return json.dumps(_finite(record), indent=1)
+        best = {name: self.best_by(name) for name in self.axes}
+        made = {"config": self.config and asdict(self.config), "cost": self.cost, "best_by": best}
+        return json.dumps(_finite(vars(self) | made), indent=1)
 
     def save(self, directory: str | Path) -> None:
         """Write decision.md and decision.json, and isolation.png if there is anything to draw."""
@@ -95,60 +92,48 @@ class DecisionRecord:
         return "##" + str(self).replace("\n#", "\n###")  # below the headings of a notebook
 
     def __str__(self) -> str:
-        parts = [self._decision(), self._searched(), self._confirmed(), self._measured()]
-        end = ["## Not tried", *(f"* {line}" for line in self.not_tried), ""]
-        return "\n".join([line for part in parts for line in part] + end)
+        return "\n\n".join(self._paragraphs()) + "\n"
 
-    def _decision(self) -> list[str]:
-        shown = ", ".join(f"{name} = {shorter(value)}" for name, value in self.settings.items())
-        cost = self.cost
-        return [
-            f"# {'Adopted' if self.adopted else 'The defaults are kept' if self.finished else 'Not finished'}",
-            f"{self.reason} Settings: {shown}.",
-            f"Cost: {cost['runs']} runs, {cost[self.unit]:,} {self.unit}, {cost['minutes']:.1f} minutes.",
-            *(f"* {note}" for note in self.notes),
-            "",
+    def _paragraphs(self) -> Iterator[str]:
+        cost, measured, confirmed = self.cost, self.measured, self.confirmed
+        yield f"# {'Adopted' if self.adopted else 'The defaults are kept' if self.finished else 'Not finished'}"
+        yield f"{self.reason} Settings: {listed(self.settings, ' = ')}."
+        yield f"Cost: {cost['runs']} runs, {cost[self.unit]:,} {self.unit}, {cost['minutes']:.1f} minutes."
+        yield from (f"* {note}" for note in self.notes)
+        yield "## What was tried"
+        axes = [
+            (name, axis["role"], axis["range"], axis["widened"], listed(self.best_by(name), ": ", "; "))
+            for name, axis in self.axes.items()
         ]
+        yield _table(("axis", "role", "searched", "times widened", "best loss for each part of it"), axes)
+        yield "All runs: those called confirm on the part to confirm on, the others on the part to choose on."
+        runs = [(t["phase"], t["seed"], listed(t["settings"], " = ") or "defaults", t["loss"]) for t in self.trials]
+        yield _table(("run", "seed", "settings", "loss"), runs)
+        if confirmed:
+            yield "## Confirmed on data that no choice was made on"
+            seeds = zip(*(confirmed[name] for name in ("seeds", "defaults", "winner")), strict=True)
+            yield _table(("seed", "defaults", "winner"), seeds)
+            gain, low, high = map(shorter, (confirmed["gain"], *confirmed["interval"]))
+            held = "it holds for other seeds, not for other data"
+            yield f"Gain {gain}, 95 % interval {low} to {high} (paired t over seeds: {held})."
+        if measured:
+            yield "## Measured"
+            speeds = [(size, speed, f"{memory / 2**20:,.0f}") for size, speed, memory in measured["throughput"]]
+            yield _table(("batch size", f"{self.unit} per second", "memory (MiB)"), speeds)
+            if measured["bf16_gain"]:
+                yield f"bfloat16 is {measured['bf16_gain']:.2f} times as fast as float32."
+        yield "## Not tried"
+        yield "\n".join(f"* {line}" for line in self.not_tried)
 
-    def _searched(self) -> list[str]:
-        lines = ["## What was tried", "| axis | role | searched | best loss for each part of it |", "|---|---|---|---|"]
-        for name, axis in self.axes.items():
-            best = "; ".join(f"{part}: {shorter(loss)}" for part, loss in self.best_by(name).items())
-            widened = f", widened {axis['widened']} times" if axis["widened"] else ""
-            lines.append(f"| {name} | {axis['role']} | {axis['range']}{widened} | {best} |")
-        lines += ["", "All runs, on the part to choose on (* on the part to confirm on):", ""]
-        lines += ["| run | seed | settings | loss |", "|---|---|---|---|"]
-        for trial in self.trials:
-            shown = ", ".join(f"{name} = {shorter(value)}" for name, value in trial["settings"].items()) or "defaults"
-            star = "*" if trial["phase"] == "confirm" else ""
-            lines.append(f"| {trial['phase']}{star} | {trial['seed']} | {shown} | {shorter(trial['loss'])} |")
-        return [*lines, ""]
 
-    def _confirmed(self) -> list[str]:
-        if not self.confirmed:
-            return []
-        rows = zip(*(self.confirmed[name] for name in ("seeds", "defaults", "winner")), strict=True)
-        low, high = self.confirmed["interval"]
-        return [
-            "## Confirmed on data that no choice was made on",
-            "| seed | defaults | winner |",
-            "|---|---|---|",
-            *(f"| {' | '.join(map(shorter, row))} |" for row in rows),
-            "",
-            f"Gain {shorter(self.confirmed['gain'])}, 95 % interval {shorter(low)} to {shorter(high)} (paired t over "
-            "seeds: it holds for other seeds, not for other data).",
-            "",
-        ]
+def _table(columns: Iterable[str], rows: Iterable[Iterable]) -> str:
+    head, *body = (f"| {' | '.join(map(shorter, row))} |" for row in (columns, *rows))
+    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *body])
 
-    def _measured(self) -> list[str]:
-        if not self.measured:
-            return []
-        rows = [
-            f"| {b} | {shorter(speed)} | {memory / 2**20:,.0f} |" for b, speed, memory in self.measured["throughput"]
-        ]
-        head = ["## Measured", f"| batch size | {self.unit} per second | memory (MiB) |", "|---|---|---|"]
-        gain = self.measured["bf16_gain"]
-        return [*head, *rows, "", *([f"bfloat16 is {gain:.2f} times as fast as float32.", ""] if gain else [])]
+
+def listed(values: Settings, sign: str, between: str = ", ") -> str:
+    """Return settings as a record shows them, with a sign between name and value."""
+    return between.join(f"{name}{sign}{shorter(value)}" for name, value in values.items())
 
 
 def shorter(value: Any) -> str:

@@ -10,9 +10,11 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 SHINGLE, ALIKE, N_BANDS, N_MINIMA = 5, 0.7, 12, 3  # near duplicates: characters, Jaccard similarity, MinHash's sizes
 REPEATED = 50  # characters of a piece that hardly stands twice by chance
+POWERS = np.uint64(0x9E3779B97F4A7C15) ** np.arange(REPEATED, dtype=np.uint64)  # the weights of a hash's numbers
 
 
 def near_duplicates(texts: Sequence[str]) -> np.ndarray:
@@ -22,18 +24,16 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
     pieces of 5 characters of about 0.7, estimated from 36 minima (MinHash). Of texts filled into a template with other
     words it finds those that share most of their letters, and no others.
     """
-    numbers = {}
+    numbers: dict[str, int] = {}
     kinds = np.array([numbers.setdefault(normal(text), len(numbers)) for text in texts])
     minima, groups = _minima(list(numbers)), np.arange(len(numbers))
     pairs = []
     for band in np.split(minima, N_BANDS, axis=1):
-        keys = band @ np.array([1, 3, 5], dtype=np.uint64)
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        pairs.append((np.arange(len(keys)), first[inverse]))  # a text, and the first with these minima
-    rows, firsts = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    alike = rows[rows != firsts], firsts[rows != firsts]
-    near = (minima[alike[0]] == minima[alike[1]]).mean(1) >= ALIKE
-    rows, firsts = alike[0][near], alike[1][near]
+        _, first, inverse = np.unique(band @ POWERS[:N_MINIMA], return_index=True, return_inverse=True)
+        pairs.append(np.stack([groups, first[inverse]])[:, first[inverse] != groups])  # a text, and the first like it
+    rows, firsts = np.concatenate(pairs, axis=1)
+    near = (minima[rows] == minima[firsts]).mean(1) >= ALIKE
+    rows, firsts = rows[near], firsts[near]
     while (groups[rows] != groups[firsts]).any():  # the lowest number spreads along the pairs
         lower = np.minimum(groups[rows], groups[firsts])
         np.minimum.at(groups, rows, lower)
@@ -46,36 +46,26 @@ def normal(text: str) -> str:
     return re.sub(r"[\W_]+", " ", re.sub(r"\d+", "0", text.casefold())).strip()
 
 
-def codes(text: str) -> np.ndarray:
-    """Return the code points of a text: (len(text),)."""
-    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-
-
 def _piece_hashes(text: str, length: int) -> np.ndarray:
     """Return a hash of each piece of `length` characters: (len(text) - length + 1,)."""
-    points = codes(text)
-    hashes = np.zeros(max(len(points) - length + 1, 0), dtype=np.uint64)
-    for place in range(length):
-        hashes *= np.uint64(0x9E3779B97F4A7C15)
-        hashes += points[place : place + len(hashes)]
+    hashes = np.zeros(max(len(text) - length + 1, 0), dtype=np.uint64)
+    if len(hashes):
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+        hashes = sliding_window_view(points, length) @ POWERS[:length]  # modulo 2^64
     hashes ^= hashes >> np.uint64(32)
     hashes *= np.uint64(0xD6E8FEB86659FD93)
-    hashes ^= hashes >> np.uint64(32)
-    return hashes
+    return hashes ^ (hashes >> np.uint64(32))
 
 
-def _minima(texts) -> np.ndarray:
+def _minima(texts: Sequence[str]) -> np.ndarray:
     """Return the least hashes of each text's pieces under 36 hash functions: (n, 36)."""
     padded = [text.ljust(SHINGLE) for text in texts]
-    ends, hashes = np.cumsum([len(text) for text in padded]), _piece_hashes("".join(padded), SHINGLE)
-    within = np.ones(len(hashes), dtype=bool)
-    for back in range(1, SHINGLE):
-        within[ends[:-1] - back] = False  # pieces that reach into the next text
-    hashes, starts = hashes[within], np.concatenate([[0], ends[:-1] - np.arange(1, len(ends)) * (SHINGLE - 1)])
-    odd = np.random.default_rng(0).integers(2**63, size=N_BANDS * N_MINIMA, dtype=np.uint64) * np.uint64(2) + np.uint64(
-        1
-    )
-    return np.stack([np.minimum.reduceat(hashes * factor, starts) for factor in odd], axis=1)
+    owner = np.repeat(np.arange(len(padded)), [len(text) for text in padded])  # of each character
+    within = owner[: 1 - SHINGLE] == owner[SHINGLE - 1 :]  # pieces that do not reach into the next text
+    hashes = _piece_hashes("".join(padded), SHINGLE)[within]
+    starts = np.flatnonzero(np.diff(owner[: 1 - SHINGLE][within], prepend=-1))
+    factors = np.random.default_rng(0).integers(2**63, size=N_BANDS * N_MINIMA, dtype=np.uint64) | np.uint64(1)
+    return np.stack([np.minimum.reduceat(hashes * factor, starts) for factor in factors], axis=1)
 
 
 def repeated_pieces(train: str, *held_out: str) -> list[float]:
@@ -85,12 +75,9 @@ def repeated_pieces(train: str, *held_out: str) -> list[float]:
     """
     texts = [normal(text) for text in (train, *held_out)]
     ends, hashes = np.cumsum([len(text) for text in texts]), _piece_hashes("".join(texts), REPEATED)
-    order = np.argsort(hashes, kind="stable").astype(np.int32)
-    hashes = hashes[order]
-    new = np.concatenate([[True], hashes[1:] != hashes[:-1]])[: len(hashes)]
-    first = order[new][np.cumsum(new) - 1]  # where the piece stands first
+    _, first, piece = np.unique(hashes, return_index=True, return_inverse=True)
     before = np.zeros(ends[-1] + REPEATED, dtype=np.int32)
-    before[order + REPEATED] = first < np.minimum(order, ends[0])
+    before[REPEATED : REPEATED + len(hashes)] = first[piece] < np.minimum(np.arange(len(hashes)), ends[0])
     seen = np.cumsum(before)
     repeated = seen[REPEATED:] > seen[:-REPEATED]  # a character is, if one of the pieces that hold it is
     return [float(part.mean()) if len(part) else 0.0 for part in np.split(repeated, ends[:-1])]

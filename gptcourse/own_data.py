@@ -22,20 +22,15 @@ import torch
 
 from gptcourse.corpora import MINIMUM_CHARACTERS, MINIMUM_PART, TABLES, cell, end_of_line, read_text, table_rows
 from gptcourse.data import Example, count_targets
-from gptcourse.duplicates import codes, near_duplicates, repeated_pieces
+from gptcourse.duplicates import near_duplicates, repeated_pieces
 from gptcourse.files import expand
 from gptcourse.finetuning import encode_dialogue
 from gptcourse.ngrams import NGrams
+from gptcourse.parts import NAMES, Parts, deal
 from gptcourse.tokenizers import CharTokenizer, encode_text
 
 LONGEST = 10_000_000  # characters
-PAIRS = (
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("instruction", "output"),
-    ("question", "answer"),
-    ("message", "reply"),
-)
+PAIRS = ("prompt/response", "prompt/completion", "instruction/output", "question/answer", "message/reply")
 JSON_OBJECT = re.compile(r'\s*\[?\s*\{\s*"[^"\n]*"\s*:')  # or an array, which table_rows refuses
 END = "\0"  # of each message and reply where characters are counted: no file has it
 PIECE = 100_000  # characters encoded at once: the tokenizers library takes 400 bytes for each token of a call
@@ -54,14 +49,6 @@ class Conversation(NamedTuple):
         (first, reply), *others = self.pairs
         pairs = [(f"{self.system}\n\n{first}" if self.system else first, reply), *others]
         return [encode_dialogue(tokenizer, *pair, earlier=pairs[:i]) for i, pair in enumerate(pairs)]
-
-
-class Parts(NamedTuple):
-    """The same thing of each of the three parts."""
-
-    train: object
-    choose: object
-    confirm: object
 
 
 @dataclass(frozen=True)
@@ -106,31 +93,31 @@ class OwnData:
         format.
         """
         counts = Counter("".join(_characters(part)[0] for part in self.parts))
+        del counts[END]
         scripts = Counter()
         for character in filter(str.isalpha, counts):
             scripts[unicodedata.name(character, "unnamed").split()[0].capitalize()] += counts[character]
-        known = tokenizer.characters if isinstance(tokenizer, CharTokenizer) and self.kind == "text" else counts
-        unknown = sorted(counts.keys() - {END} - set(known), key=counts.get, reverse=True)
+        known = set(tokenizer.characters) if isinstance(tokenizer, CharTokenizer) and self.kind == "text" else counts
+        unknown = {character: n for character, n in counts.most_common() if character not in known}
         holes = dict.fromkeys(map(ord, unknown))
         encoded = Parts(*(_encode(tokenizer, part.translate(holes) if unknown else part) for part in self.parts))
         if not all(map(len, encoded)):
             raise ValueError("A part holds no character that this tokenizer has a token for: make one of `alphabet`.")
-        if self.kind == "text":
-            n_tokens, lengths = map(len, encoded), map(len, "\n".join(self.parts).split("\n"))
-        else:
-            n_tokens = (sum(len(ids) for ids, _ in part) for part in encoded)
-            lengths = (len(ids) for part in encoded for ids, _ in part)
+        is_text = self.kind == "text"
+        n_tokens = [len(part) if is_text else sum(len(ids) for ids, _ in part) for part in encoded]
+        n_learned = [len(part) if is_text else count_targets(part) for part in encoded]
+        counted = "\n".join(self.parts).split("\n") if is_text else (ids for part in encoded for ids, _ in part)
         return Report(
             self,
             window,
             budget_tokens,
-            characters=counts.total() - counts[END],
+            characters=counts.total(),
             tokens=Parts(*n_tokens),
-            lengths=np.array([*lengths]),
+            lengths=np.array([*map(len, counted)]),
             repeats=_repeats(self),
             scripts={script: times / scripts.total() for script, times in scripts.most_common()},
-            unknown={character: counts[character] for character in unknown},
-            counting=_counting(self, [len(p) if self.kind == "text" else count_targets(p) for p in encoded]),
+            unknown=unknown,
+            counting=_counting(self, n_learned),
         )
 
 
@@ -153,21 +140,38 @@ def own_data(path: str | Path, *, held_out: float = 0.1, seed: int = 0) -> OwnDa
         advice = "take a part of it" if len(text) > LONGEST else "a model needs more text"
         raise ValueError(f"{path} holds {len(text):,} characters, not {MINIMUM_CHARACTERS:,} to {LONGEST:,}: {advice}.")
     if path.suffix.lower() not in TABLES and not JSON_OBJECT.match(text):
-        first, second = _cuts(path, text, held_out)
+        size = _held_out_size(path, held_out, len(text), MINIMUM_PART, "characters")
+        first, second = (end_of_line(text, len(text) - n * size, size // 2) for n in (2, 1))
         return OwnData(path.name, Parts([text[:first]], [text[first:second]], [text[second:]]))
     rows = _read_rows(path)
     groups = near_duplicates([row if isinstance(row, str) else " ".join(m for m, _ in row.pairs) for row in rows])
-    dealt = _deal(path, groups, held_out, seed)
+    sizes = sorted(np.bincount(groups))
+    if len(sizes) < 3:
+        raise ValueError(f"{path} holds {len(sizes)} different rows, the others are near duplicates: 3 are needed.")
+    dealt = deal(groups, _held_out_size(path, held_out, len(rows), sizes[1], "rows"), seed)
     kind = "text" if isinstance(rows[0], str) else "dialogues"
     return OwnData(path.name, Parts(*([rows[i] for i in p] for p in dealt)), Parts(*(groups[p] for p in dealt)), kind)
+
+
+def _held_out_size(path, held_out, n, least, unit) -> int:
+    """Return how many of n characters or rows each held-out part takes. Raises ValueError if a part gets too few."""
+    size = round(n * held_out) if isinstance(held_out, Real) and 0 < held_out < 0.5 else 0
+    if 3 * least > n:
+        raise ValueError(f"{path} holds {n} {unit}, but three parts need {least} each that have no near duplicates.")
+    if not least <= size <= (n - least) // 2:
+        raise ValueError(
+            f"held_out is {held_out}, but of {n:,} {unit} each of the three parts needs {least}: choose "
+            f"{least / n:.6g} to {(n - least) // 2 / n:.6g}."
+        )
+    return size
 
 
 def _read_rows(path) -> list[str] | list[Conversation]:
     rows, read = [], None
     for place, columns in table_rows(path):
         where = f"{path}, {place},"
-        read = read or _reader(where, [name for name, _ in columns])
-        rows.append(row := read(path, place, columns))
+        read = read or _reader(path, where, [name for name, _ in columns])
+        rows.append(row := read(place, columns))
         written = row if isinstance(row, str) else "".join([row.system, *chain(*row.pairs)])
         if re.search("[\ud800-\udfff\0]", written):
             raise ValueError(f"{where} holds half of a character or a zero byte: delete it, or the row.")
@@ -176,27 +180,24 @@ def _read_rows(path) -> list[str] | list[Conversation]:
     return rows
 
 
-def _reader(where, names):
-    """Return the function that reads rows with columns of these names."""
+def _reader(path, where, names):
+    """Return the function of a row's place and columns that reads rows with columns of these names."""
     known = {name.strip().casefold(): name for name in names}
+    pair = next((pair.split("/") for pair in PAIRS if known.keys() >= {*pair.split("/")}), ())
+
+    def read_pair(place, row) -> Conversation:
+        message, reply = (cell(path, place, row, known[name]) for name in pair)
+        more = dict(row).get(known.get("input"))
+        return Conversation(((f"{message}\n\n{more}" if isinstance(more, str) and more.strip() else message, reply),))
+
     if "messages" in known:
-        return lambda path, place, columns: _conversation(f"{path}, {place},", dict(columns).get(known["messages"]))
-    for pair in PAIRS:
-        if known.keys() >= set(pair):
-            asked, answered = (known[name] for name in pair)
-            return lambda path, place, columns: Conversation(
-                ((_asked(path, place, columns, asked, known.get("input")), cell(path, place, columns, answered)),)
-            )
+        return lambda place, row: _conversation(f"{path}, {place},", dict(row).get(known["messages"]))
+    if pair:
+        return read_pair
     if "text" in known:
-        return lambda path, place, columns: cell(path, place, columns, known["text"])
-    pairs = ", ".join("/".join(pair) for pair in PAIRS)
-    raise ValueError(f"{where} has the columns {', '.join(names)}: name yours messages, text, or one of {pairs}.")
-
-
-def _asked(path, place, columns, column, more):
-    """Return the message of a row, with what its column "input" adds."""
-    message, added = cell(path, place, columns, column), dict(columns).get(more)
-    return f"{message}\n\n{added}" if isinstance(added, str) and added.strip() else message
+        return lambda place, row: cell(path, place, row, known["text"])
+    listed = ", ".join(PAIRS)
+    raise ValueError(f"{where} has the columns {', '.join(names)}: name yours messages, text, or one of {listed}.")
 
 
 def _conversation(where, messages) -> Conversation:
@@ -220,42 +221,6 @@ def _conversation(where, messages) -> Conversation:
     return Conversation(tuple(zip(contents[::2], contents[1::2], strict=True)), system)
 
 
-# ---- Dividing
-
-
-def _cuts(path, text, held_out) -> tuple[int, int]:
-    """Return where the held-out end of a text begins, and where its second half does."""
-    size = _held_out_size(path, held_out, len(text), MINIMUM_PART, "characters")
-    return end_of_line(text, len(text) - 2 * size, size // 2), end_of_line(text, len(text) - size, size // 2)
-
-
-def _deal(path, groups, held_out, seed) -> list[list[int]]:
-    """Return the row numbers of train, choose and confirm: groups at random, each where it is still taken whole."""
-    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
-    if len(members) < 3:
-        raise ValueError(f"{path} holds {len(members)} different rows, the others are near duplicates: 3 are needed.")
-    least = sorted(map(len, members))[1]  # of the two smallest groups, one is for each held-out part
-    size = _held_out_size(path, held_out, len(groups), least, "rows")
-    parts = [], [], []
-    for i in np.random.default_rng(seed).permutation(len(members)):
-        takes = [part for part in parts[1:] if len(part) + len(members[i]) <= size]
-        min(takes, key=len, default=parts[0]).extend(members[i].tolist())
-    return [sorted(part) for part in parts]
-
-
-def _held_out_size(path, held_out, n, least, unit) -> int:
-    """Return how many of n characters or rows each held-out part takes. Raises ValueError if a part gets too few."""
-    size = round(n * held_out) if isinstance(held_out, Real) and 0 < held_out < 0.5 else 0
-    if 3 * least > n:
-        raise ValueError(f"{path} holds {n} {unit}, but three parts need {least} each that have no near duplicates.")
-    if not least <= size <= (n - least) // 2:
-        raise ValueError(
-            f"held_out is {held_out}, but of {n:,} {unit} each of the three parts needs {least}: choose "
-            f"{least / n:.6g} to {(n - least) // 2 / n:.6g}."
-        )
-    return size
-
-
 # ---- The report
 
 
@@ -272,14 +237,12 @@ class Repeats(NamedTuple):
 def _repeats(data: OwnData) -> Repeats:
     if data.groups is None:
         return Repeats(*repeated_pieces(*data.parts))
-    train, sizes = data.groups.train, np.bincount(np.concatenate(data.groups))
-    held_out = len(data.groups.choose) / len(np.concatenate(data.groups))
-    alone = (sizes * (2 * held_out) ** np.maximum(sizes - 1, 0)).sum() / sizes.sum()  # no other one in training
+    (train, *held_out), groups = data.groups, np.concatenate(data.groups)
+    shares = [float(np.isin(part, train).mean()) for part in held_out]
+    sizes, share = np.bincount(groups), 2 * len(held_out[0]) / len(groups)  # of the rows, held out
+    alone = (sizes * share ** np.maximum(sizes - 1, 0)).sum() / len(groups)  # no other one of the group in training
     return Repeats(
-        1 - len(np.unique(train)) / len(train),
-        *(float(np.isin(part, train).mean()) for part in data.groups[1:]),
-        len(train) - len(set(data.rows.train)),
-        1 - alone,
+        1 - len(np.unique(train)) / len(train), *shares, len(train) - len(set(data.rows.train)), float(1 - alone)
     )
 
 
@@ -341,7 +304,7 @@ class Report:
         data, repeats, counting, cut = self.data, self.repeats, self.counting, self.data.groups is None
         unit, measured = ("lines", "characters") if data.kind == "text" else ("examples", "tokens")
         median, high = np.percentile(self.lengths, (50, 95))
-        sizes = zip(Parts._fields, self.tokens, data.rows, strict=True)
+        sizes = zip(NAMES, self.tokens, data.rows, strict=True)
         unknown = [f"{character!r} × {times}" for character, times in self.unknown.items()]
         scripts = ", ".join(f"{script} {share:.1%}" for script, share in self.scripts.items()) or "no letters"
         exact, dealt = f" ({repeats.exact} letter by letter)", f" (dealt row by row: {repeats.row_by_row:.1%})"
@@ -384,17 +347,14 @@ def _characters(part) -> tuple[str, np.ndarray]:
 
 def _counting(data: OwnData, n_learned: list[int]) -> Counting:
     """Count the training part's n-grams of characters; `n_learned` tokens of each part are what a model learns."""
-    alphabet = END + data.alphabet
-    numbers = np.zeros(ord(alphabet[-1]) + 1, dtype=np.int64)
-    numbers[codes(alphabet)] = np.arange(len(alphabet))
+    characters = CharTokenizer(END + data.alphabet)
     (train, _), *held_out = map(_characters, data.parts)
-    n = max(n for n in range(1, 7) if len(alphabet) ** n < 2**63 and n <= len(train))
-    tables = NGrams(numbers[codes(train)], len(alphabet), n)
-    choose, confirm = (tables.token_losses(numbers[codes(text)])[:, learned] for text, learned in held_out)
-    best = int(np.argmin(choose.mean(1)))
-    per_token = [part.shape[1] / n for part, n in zip((choose, confirm), n_learned[1:], strict=True)]  # characters
-    widths = [_half_width(part[best]) * ratio for part, ratio in zip((choose, confirm), per_token, strict=True)]
-    return Counting(choose.mean(1).tolist(), float(choose[best].mean() * per_token[0]), tuple(widths))
+    n = max(n for n in range(1, 7) if characters.vocab_size**n < 2**63 and n <= len(train))
+    tables = NGrams(characters.encode(train), characters.vocab_size, n)
+    losses = [tables.token_losses(characters.encode(text))[:, learned] for text, learned in held_out]  # (n, characters)
+    best = int(np.argmin(losses[0].mean(1)))
+    per_token = [part[best] * part.shape[1] / n for part, n in zip(losses, n_learned[1:], strict=True)]
+    return Counting(losses[0].mean(1).tolist(), float(per_token[0].mean()), tuple(map(_half_width, per_token)))
 
 
 def _half_width(losses: np.ndarray) -> float:

@@ -19,8 +19,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -32,11 +31,10 @@ from torch import nn
 from torch.quasirandom import SobolEngine
 
 from gptcourse.config import BELOW_ONE, NUMBERS, SHARE
-from gptcourse.decision import DecisionRecord, Settings, shorter
+from gptcourse.decision import DecisionRecord, Settings, listed, shorter
+from gptcourse.studies import distributions, open_study, quiet_optuna
 from gptcourse.subject import DERIVED, TRAINING, Subject
-from gptcourse.sweeps import distributions, open_study, quiet_optuna
-from gptcourse.throughput import TIMED, Throughput, measure_throughput
-from gptcourse.training import Trainer
+from gptcourse.throughput import TIMED
 
 if TYPE_CHECKING:
     import optuna
@@ -46,7 +44,7 @@ RUNS = 32  # full runs that a budget is divided into, unless it says how long a 
 SPACE = ("learning_rate", "batch_size", "weight_decay", *DERIVED)  # the axes that have a default range
 MIN_STEPS = 32  # of a run: a batch that leaves fewer is of no use
 LADDER, LADDER_STEPS = 1 / 8, 64  # the length of a rung: a share of a full run, and steps that it has at least
-MOST_RUNGS = 11  # each √10 above the last
+MOST_RUNGS = 11
 AGAIN = 3  # trials that are run once more before the best is taken
 END = 1 / 3  # of an axis, where the best trials lie if it is too short
 MOST_TRIALS = 512
@@ -85,6 +83,7 @@ class Budget:
         return self.total / RUNS if self.run is None else self.run * (60 if self.minutes else 1)
 
 
+@quiet_optuna()
 def tune(
     model_or_factory: nn.Module | Callable[..., nn.Module],
     data: Any,
@@ -116,11 +115,10 @@ def tune(
     same seed on the same machine decides the same. Ctrl-C returns what there is. Raises ValueError.
     """
     space = dict.fromkeys(SPACE) if space is None else dict(space)
-    with quiet_optuna():
-        subject = Subject(model_or_factory, data, objective, space, defaults or {}, seed, device)
-        lab = _Lab(subject, budget, space, scientific, seeds)
-        with open_study(storage, "tuning", lab.identity) as study, lab.begun(study, progress):
-            lab.follow(storage)
+    subject = Subject(model_or_factory, data, objective, space, defaults or {}, seed, device)
+    lab = _Lab(subject, budget, space, scientific, seeds)
+    with open_study(storage, "tuning", lab.identity) as study:
+        lab.follow(study, storage, progress)
     return lab.record
 
 
@@ -128,10 +126,13 @@ class _Lab:
     """Follows the procedure on a subject: asks for runs, remembers them in a study, and writes the record."""
 
     def __init__(self, subject: Subject, budget: Budget, space: Settings, scientific: Sequence[str], seeds: int):
-        self.subject, self.budget, self.space, self.scientific = subject, budget, space, tuple(scientific)
-        self.seeds, self.spent, self.made = seeds, 0.0, {}
+        self.subject, self.budget, self.space, self.scientific, self.seeds = subject, budget, space, scientific, seeds
+        self.unit, self.batch = subject.kind.unit, subject.defaults["batch_size"]
         self._check()
-        self.record = DecisionRecord(subject.kind.unit, subject.defaults, "Not begun.", settings=subject.defaults)
+        self.spent, self.axes, self.box = 0.0, {}, {}  # the box is what the next trials are drawn from
+        self.record = DecisionRecord(self.unit, subject.defaults, "Not begun.", settings=subject.defaults)
+        shown = {name: repr(axis) for name, axis in space.items()}
+        self.identity = subject.identity | {"budget": vars(budget), "space": shown, "seeds": seeds}
 
     def _check(self) -> None:
         """Raise ValueError for what would fail later."""
@@ -139,11 +140,9 @@ class _Lab:
             raise ValueError(f"seeds is {self.seeds!r}, but an interval needs a whole number of 3 or more.")
         if others := {*self.scientific} - self.space.keys():
             raise ValueError(f"{min(others)!r} is called scientific, but it is no axis of the space.")
-        unit = self.subject.kind.unit
-        if not self.budget.minutes and not getattr(self.budget, unit):
-            raise ValueError(f"This data is counted in {unit}: give Budget({unit}=…) or Budget(minutes=…).")
-        least = self.n_reserved + 10
-        if self.budget.total < least * self.budget.full_run:
+        if not self.budget.minutes and not getattr(self.budget, self.unit):
+            raise ValueError(f"This data is counted in {self.unit}: give Budget({self.unit}=…) or Budget(minutes=…).")
+        if self.budget.total < (least := self.n_reserved + 10) * self.budget.full_run:
             raise ValueError(f"The budget must be {least} full runs or more: raise it, or make its `run` shorter.")
         if missing := {name for name, axis in self.space.items() if axis is None} - {*SPACE}:
             raise ValueError(f"There is no default range for {min(missing)!r}: give a distribution or a list.")
@@ -159,43 +158,30 @@ class _Lab:
         """Full runs that are kept for after the search: its best once more, and both arms for each fresh seed."""
         return AGAIN + 1 + 2 * self.seeds
 
-    @property
-    def identity(self) -> Settings:
-        """What two tunings must share for one to go on with the other, as JSON."""
-        space = {name: repr(axis) for name, axis in self.space.items()}
-        own = {"budget": vars(self.budget), "space": space, "seeds": self.seeds}
-        return json.loads(json.dumps(self.subject.identity | own))
-
-    @contextmanager
-    def begun(self, study: optuna.Study, progress: bool) -> Iterator[None]:
-        """Take what the study holds, and show the budget that is spent meanwhile."""
+    def follow(self, study: optuna.Study, storage: str | Path | None, progress: bool) -> None:
+        """Follow the procedure until its end or Ctrl-C, from what the study holds, and show what is spent meanwhile."""
         from tqdm.auto import tqdm
 
         self.study = study
         self.made = {trial.user_attrs["run"]: trial.user_attrs["result"] for trial in study.trials}
-        total = self.budget.total if self.budget.minutes is None else round(self.budget.total)
-        unit = "s" if self.budget.minutes else f" {self.record.unit}"
+        total, unit = (round(self.budget.total), "s") if self.budget.minutes else (self.budget.total, f" {self.unit}")
         with tqdm(total=total, unit=unit, unit_scale=True, disable=not progress, dynamic_ncols=True) as self.bar:
-            yield
+            try:
+                self.measure()
+                self.settle_space()
+                self.run("defaults", {}, self.subject.seed)
+                self.search()
+                self.confirm(self.best_again())
+                self.record.finished = True
+            except KeyboardInterrupt:
+                on = f"They are kept in {storage}: the same call goes on" if storage else "With storage= it could go on"
+                self.record.reason = f"Interrupted after {len(self.record.trials)} runs. {on}."
+            self.say(self.record.reason)
 
     def say(self, line: str) -> None:
         """Show a line above the bar."""
         if not self.bar.disable:
             self.bar.write(line)
-
-    def follow(self, storage: str | Path | None) -> None:
-        """Follow the procedure, step by step, until its end or Ctrl-C."""
-        try:
-            self.measure()
-            self.settle_space()
-            self.run("defaults", {}, self.subject.seed)
-            self.search()
-            self.confirm(self.best_again())
-            self.record.finished = True
-        except KeyboardInterrupt:
-            on = f"They are kept in {storage}: the same call goes on" if storage else "With storage= it could go on"
-            self.record.reason = f"Interrupted after {len(self.record.trials)} runs. {on}."
-        self.say(self.record.reason)
 
     def amount(self, batch_size: int) -> float:
         """Return the tokens or examples of a full run: with a budget in minutes, those that its time suffices for."""
@@ -205,26 +191,23 @@ class _Lab:
         speed = np.interp(math.log(batch_size), np.log(sizes), speeds)
         return float(speed * (self.budget.full_run - self.record.measured["evaluation_seconds"]))
 
-    def run(self, phase: str, settings: Settings, seed: int, share: float = 1.0, axes: Settings | None = None) -> float:
-        """Return the loss of a run, made now or before."""
-        part = "confirm" if phase == "confirm" else "choose"
-        key, batch = json.dumps([phase, settings, seed, share]), (self.subject.defaults | settings)["batch_size"]
+    def run(self, phase: str, settings: Settings, seed: int, share: float = 1.0) -> float:
+        """Return the loss of a run, made now or before; it is kept in the study, what was drawn with its axes."""
+        from optuna.trial import create_trial
+
+        key = json.dumps([phase, settings, seed, share])
         if key not in self.made:
-            self.made[key] = result = self.subject.train(settings, seed, share * self.amount(batch), part)
-            self._keep(key, settings, result, axes or {})
+            amount = share * self.amount(settings.get("batch_size", self.batch))
+            self.made[key] = self.subject.train(settings, seed, amount, "confirm" if phase == "confirm" else "choose")
+            kept = {"value": self.made[key]["loss"], "user_attrs": {"run": key, "result": self.made[key]}}
+            drawn = {"params": settings, "distributions": self.box} if phase == "search" else {}
+            self.study.add_trial(create_trial(**kept, **drawn))
         result = self.made[key]
         self.record.trials.append({"phase": phase, "settings": settings, "seed": seed} | result)
         self._spend(result)
-        shown = ", ".join(f"{name} {shorter(value)}" for name, value in settings.items()) or "the defaults"
+        shown = listed(settings, " ") or "the defaults"
         self.say(f"  {phase}, seed {seed}: {shown}: {shorter(result['loss'])} ({result['outcome']})")
         return result["loss"]
-
-    def _keep(self, run: str, settings: Settings, result: dict, axes: Settings) -> None:
-        """Add a run to the study, with its parameters if it was drawn from axes."""
-        from optuna.trial import create_trial
-
-        drawn = {"params": settings, "distributions": axes} if axes else {}
-        self.study.add_trial(create_trial(value=result["loss"], user_attrs={"run": run, "result": result}, **drawn))
 
     def _spend(self, result: dict) -> None:
         cost = result["seconds" if self.budget.minutes else "amount"]
@@ -242,83 +225,61 @@ class _Lab:
     def measure(self) -> None:
         """Measure speed and memory at each batch size, whether bfloat16 is faster, and what an evaluation takes."""
         if "measured" not in self.study.user_attrs:
-            self.study.set_user_attr("measured", json.loads(json.dumps(self._measured())))
+            self.study.set_user_attr("measured", self._measured())
         self.record.measured = measured = self.study.user_attrs["measured"]
-        rows, subject, full_run = measured["throughput"], self.subject, self.budget.full_run
+        self._spend(measured)
+        subject, rows, evaluation = self.subject, measured["throughput"], measured["evaluation_seconds"]
         subject.bf16, subject.largest = measured["bf16_gain"] > FASTER, rows[-1][0]
         fastest = max(rows, key=lambda row: row[1])
-        self.say(f"Fastest: {shorter(fastest[1])} {self.record.unit} per second, with a batch of {fastest[0]}.")
+        self.say(f"Fastest: {shorter(fastest[1])} {self.unit} per second, with a batch of {fastest[0]}.")
         self.say(f"A batch of {subject.largest} fits; a larger one does not, or leaves a run too few steps.")
-        self._spend(measured)
-        if self.budget.minutes and 2 * measured["evaluation_seconds"] > full_run:
-            took = f"{measured['evaluation_seconds']:.1f} s, and a run {full_run:.1f} s"
+        if self.budget.minutes and 2 * evaluation > self.budget.full_run:
+            took = f"{evaluation:.1f} s, and a run {self.budget.full_run:.1f} s"
             raise ValueError(f"To evaluate takes {took}: make the part to choose on smaller, or the runs longer.")
-        steps = subject.config({}, 0, self.amount(subject.defaults["batch_size"])).steps
+        steps = subject.config({}, 0, self.amount(self.batch)).steps
         if steps < MIN_STEPS / 4:
-            raise ValueError(
-                f"A run with the default batch size has {steps} steps: make it longer, or the batch smaller."
-            )
+            advice = "make it longer, or the batch smaller"
+            raise ValueError(f"A run with the default batch size has {steps} steps: {advice}.")
 
     def _measured(self) -> dict[str, Any]:
         subject, begin, rows = self.subject, time.perf_counter(), []
-        batch, per_row = subject.defaults["batch_size"], subject.kind.per_row
-        asked = distributions({"batch_size": self.space.get("batch_size") or [batch]})["batch_size"]
-        largest = max(batch, *(getattr(asked, "choices", None) or [asked.high]))
-        for row in measure_throughput(self._trainer, (2**power for power in count())):
-            rows.append((row.batch_size, row.per_second * per_row, row.memory))
-            if row.batch_size >= largest and not self._leaves_steps(2 * row.batch_size, row):
+        asked = distributions({"batch_size": self.space.get("batch_size") or [self.batch]})["batch_size"]
+        largest = max(self.batch, value_at(asked, 1.0), *getattr(asked, "choices", ()))
+        for row in subject.throughput(2**power for power in count()):
+            rows.append(row)
+            per_step = 2 * row.batch_size * subject.kind.per_row  # of the next batch size
+            cost = per_step / row.per_second if self.budget.minutes else per_step
+            if row.batch_size >= largest and self.budget.full_run < MIN_STEPS * cost:
                 break
         evaluated = time.perf_counter()
         subject.score(subject.model({}, subject.seed).to(subject.device), "choose")
-        ended = time.perf_counter()
         return {
             "throughput": rows,
-            "bf16_gain": self._bf16_gain(min(rows, key=lambda row: abs(math.log(row[0] / batch)))),
-            "evaluation_seconds": ended - evaluated,
-            "seconds": ended - begin,
-            "amount": sum((TIMED + 1) * size * per_row for size, *_ in rows),
+            "evaluation_seconds": time.perf_counter() - evaluated,
+            "bf16_gain": subject.bf16_gain(min(rows, key=lambda row: abs(math.log(row.batch_size / self.batch)))),
+            "seconds": time.perf_counter() - begin,
+            "amount": sum((TIMED + 1) * row.batch_size * subject.kind.per_row for row in rows),
         }
-
-    def _trainer(self, batch_size: int) -> Trainer:
-        """Return a trainer whose steps can be timed."""
-        return self.subject.trainer({"batch_size": batch_size}, self.subject.seed, 1e9)
-
-    def _leaves_steps(self, size: int, last: Throughput) -> bool:
-        """Return whether a run with this batch size, half of which was the last measured, has MIN_STEPS steps."""
-        one = size / last.per_second if self.budget.minutes else size * self.subject.kind.per_row
-        return self.budget.full_run >= MIN_STEPS * one
-
-    def _bf16_gain(self, row: tuple) -> float:
-        """Return how many times as fast as in a measured row bfloat16 is on a GPU that has it; elsewhere 0.
-
-        A CPU is not asked: it seldom is faster, and if it is busy the answer is another one each time.
-        """
-        subject = self.subject
-        if subject.device.type != "cuda" or not torch.cuda.is_bf16_supported() or "bf16" in subject.defaults:
-            return 0.0
-        subject.bf16 = True
-        return next(measure_throughput(self._trainer, [row[0]])).per_second * subject.kind.per_row / row[1]
 
     def settle_space(self) -> None:
         """Give each axis that has none its default range; that of the rate is bracketed."""
         from optuna.distributions import FloatDistribution
 
-        subject, batch = self.subject, self.subject.defaults["batch_size"]
-        run, step = self.amount(batch), batch * subject.kind.per_row
-        batches = [size for size in (batch // 4, batch // 2, batch, 2 * batch) if 1 <= size <= subject.largest]
+        run, step, batch = self.amount(self.batch), self.batch * self.subject.kind.per_row, self.batch
+        fitting = [size for size in (batch // 4, batch // 2, batch, 2 * batch) if 1 <= size <= self.subject.largest]
         ranges = {
-            "batch_size": lambda: batches or [batch],
+            "batch_size": lambda: fitting or [batch],
             "weight_decay": lambda: FloatDistribution(0.01, 1.0, log=True),
             "warmup_ratio": lambda: FloatDistribution(0.0, 0.2),
             "beta2_half_life": lambda: FloatDistribution(max(run / 64, 2 * step), run / 2, log=True),
-            "learning_rate": self.bracket,
+            "learning_rate": lambda: self.bracket(min(1.0, max(LADDER, LADDER_STEPS * step / run))),
         }
         self.axes = distributions({name: ranges[name]() if axis is None else axis for name, axis in self.space.items()})
         self.box = dict(self.axes)
         for name, axis in self.axes.items():
             role, continuous = "scientific" if name in self.scientific else "nuisance", not hasattr(axis, "choices")
-            self.record.axes[name] = {"role": role, "continuous": continuous, "widened": 0}
-            self.record.axes[name]["log"] = continuous and axis.log
+            shown = {"role": role, "continuous": continuous, "log": continuous and axis.log, "widened": 0}
+            self.record.axes[name] = shown
             self._note_range(name)
 
     def _note_range(self, name: str) -> None:
@@ -327,30 +288,33 @@ class _Lab:
         self.record.axes[name]["range"] = shown = choices or f"{shorter(axis.low)} to {shorter(axis.high)}"
         self.say(f"Axis {name}: {shown}")
 
-    def bracket(self) -> FloatDistribution:
-        """Climb a ladder of short runs to the best learning rate, and return the range from √10 below it to above."""
+    def bracket(self, share: float) -> FloatDistribution:
+        """Climb a ladder of runs of this share of a full one; return the range from √10 below the best rate to above.
+
+        Each rung is √10 above the last.
+        """
         from optuna.distributions import FloatDistribution
 
-        subject, losses, rungs = self.subject, {}, [-1, 0, 1]
-        warm_up = {"warmup_ratio": 0.1} if "warmup_ratio" in self.space else {}
-        step = subject.defaults["batch_size"] * subject.kind.per_row
-        share = min(1.0, max(LADDER, LADDER_STEPS * step / self.amount(subject.defaults["batch_size"])))
-        seeds = range(subject.seed, subject.seed + (2 if share <= 0.5 else 1))
+        losses, rungs, seed = {}, [-1, 0, 1], self.subject.seed
+        seeds = range(seed, seed + (2 if share <= 0.5 else 1))
+        settings = {"warmup_ratio": 0.1} if "warmup_ratio" in self.space else {}
+
+        def rate(rung: int) -> float:
+            return _rounded(self.subject.defaults["learning_rate"] * 10 ** (rung / 2))
+
         while rungs:
             for rung in rungs:
-                rate = {"learning_rate": _rounded(subject.defaults["learning_rate"] * 10 ** (rung / 2))}
-                losses[rung] = statistics.fmean(self.run("bracket", rate | warm_up, seed, share) for seed in seeds)
+                tried = {"learning_rate": rate(rung)} | settings
+                losses[rung] = statistics.fmean(self.run("bracket", tried, seed, share) for seed in seeds)
             best = min(sorted(losses), key=losses.get)
             rungs = [rung for rung in (best - 1, best + 1) if rung not in losses and len(losses) < MOST_RUNGS]
-        best = subject.defaults["learning_rate"] * 10 ** (best / 2)
-        self.say(f"The best rate of short runs is about {best:.2g}.")
-        return FloatDistribution(_rounded(best / math.sqrt(10)), _rounded(best * math.sqrt(10)), log=True)
+        self.say(f"The best rate of short runs is about {rate(best):.2g}.")
+        return FloatDistribution(rate(best - 1), rate(best + 1), log=True)
 
     def search(self) -> None:
         """Draw trials while the budget lasts, the first in the middle; widen an axis whose best is at its end."""
-        points = SobolEngine(len(self.axes), scramble=True, seed=self.subject.seed).draw(
-            MOST_TRIALS, dtype=torch.float64
-        )
+        sobol = SobolEngine(len(self.axes), scramble=True, seed=self.subject.seed)
+        points = sobol.draw(MOST_TRIALS, dtype=torch.float64)
         points[0], seen = 0.5, []
         look = max(2 * self.n_affordable() // 3, 4)
         for number, point in enumerate(points.tolist(), start=1):
@@ -358,7 +322,7 @@ class _Lab:
                 break
             settings = {name: value_at(axis, u) for (name, axis), u in zip(self.box.items(), point, strict=True)}
             if settings not in seen:  # a space of few choices is exhausted some time
-                self.run("search", settings, self.subject.seed, axes=self.box)
+                self.run("search", settings, self.subject.seed)
                 seen.append(settings)
             if number >= look and self.n_affordable() >= 1:
                 look = number + max(look // 4, 2)
@@ -388,62 +352,45 @@ class _Lab:
         """
         trials = [trial for trial in self.record.searched() if trial["loss"] < math.inf]
         places = [abs(up - place_of(self.axes[name], trial["settings"][name])) for trial in trials]
-        outer = [trial["loss"] for trial, place in zip(trials, places, strict=True) if place <= END]
-        middle = [trial["loss"] for trial, place in zip(trials, places, strict=True) if END < place <= 2 * END]
+        outer, middle = (
+            [trial["loss"] for trial, place in zip(trials, places, strict=True) if low < place <= high]
+            for low, high in ((-math.inf, END), (END, 2 * END))
+        )
         if not outer or (middle and statistics.median(outer) >= statistics.median(middle)):
             return math.inf
         return statistics.fmean(places[:3])
 
     def best_again(self) -> Settings:
         """Return the best of the defaults and the trials, after one more seed for the best few of them."""
-        found, seed = self.record.searched()[:AGAIN], self.subject.seed + 1
         first = next(trial for trial in self.record.trials if trial["phase"] == "defaults")
-        means = [(trial["loss"] + self.run("again", trial["settings"], seed)) / 2 for trial in (first, *found)]
-        winner = (first, *found)[means.index(min(means))]["settings"]
-        ends = {name: [value_at(axis, u) for u in (0.0, 1.0)] for name, axis in self.axes.items()}
-        self.record.notes += [
-            f"The best {name}, {shorter(value)}, lies at the end of what was searched: a better one may lie beyond."
-            for name, value in winner.items()
-            if value in ends[name] and not isinstance(value, str | bool)
-        ]
+        found = [first, *self.record.searched()[:AGAIN]]
+        means = [trial["loss"] + self.run("again", trial["settings"], self.subject.seed + 1) for trial in found]
+        winner = found[means.index(min(means))]["settings"]
+        for name, value in winner.items():
+            if not isinstance(value, str | bool) and value in (value_at(self.axes[name], u) for u in (0.0, 1.0)):
+                where = "lies at the end of what was searched: a better one may lie beyond"
+                self.record.notes.append(f"The best {name}, {shorter(value)}, {where}.")
         return winner
 
     def confirm(self, winner: Settings) -> None:
         """Compare the winner with the defaults on fresh seeds and data, and decide."""
         record = self.record
         record.not_tried = self._not_tried()
-        if not winner:
-            record.reason = "On the part to choose on, no trial was better than the defaults over two seeds."
+        if winner:
+            seeds = [self.subject.seed + 2 + number for number in range(self.seeds)]
+            pairs = [[self.run("confirm", settings, seed) for settings in ({}, winner)] for seed in seeds]
+            old, new = map(list, zip(*pairs, strict=True))
+            gain, interval, why = _gain(old, new)
+            record.confirmed = {"seeds": seeds, "defaults": old, "winner": new, "gain": gain, "interval": interval}
+            record.adopted = interval[0] > 0
+            record.reason = f"The winner is {'' if record.adopted else 'not '}adopted: {why}."
         else:
-            seeds = range(self.subject.seed + 2, self.subject.seed + 2 + self.seeds)
-            arms = {"defaults": {}, "winner": winner}
-            pairs = [[self.run("confirm", settings, seed) for settings in arms.values()] for seed in seeds]
-            record.confirmed = {"seeds": [*seeds]} | dict(zip(arms, map(list, zip(*pairs, strict=True)), strict=True))
-            record.adopted, record.reason = self._decide()
+            record.reason = "On the part to choose on, no trial was better than the defaults over two seeds."
         if record.adopted:
-            over = {"adam_beta2"} if "beta2_half_life" in winner else set()  # the half-life says it
-            record.settings = {name: v for name, v in (self.subject.defaults | winner).items() if name not in over}
-        batch = record.settings["batch_size"]
-        record.config = self.subject.config(record.settings, self.subject.seed, self.amount(batch))
-
-    def _decide(self) -> tuple[bool, str]:
-        """Return whether to adopt the winner, and why."""
-        confirmed = self.record.confirmed
-        if not all(map(math.isfinite, confirmed["winner"])):
-            confirmed |= {"gain": -math.inf, "interval": (-math.inf, -math.inf)}
-            return False, "The winner diverged with a fresh seed."
-        if not all(map(math.isfinite, confirmed["defaults"])):
-            confirmed |= {"gain": math.inf, "interval": (math.inf, math.inf)}
-            return True, "The defaults diverged with a fresh seed, the winner with none."
-        gains = [old - new for old, new in zip(confirmed["defaults"], confirmed["winner"], strict=True)]
-        low, high = t_interval(gains)
-        confirmed |= {"gain": statistics.fmean(gains), "interval": (low, high)}
-        shown = (
-            f"its gain on fresh seeds and data is {shorter(confirmed['gain'])}, 95 % interval {low:.4g} to {high:.4g}"
-        )
-        if low > 0:
-            return True, f"The winner is adopted: {shown}."
-        return False, f"The winner is not adopted, as the interval does not exclude that there is no gain: {shown}."
+            over = "adam_beta2" if "beta2_half_life" in winner else None  # the half-life says it
+            record.settings = {name: value for name, value in (record.defaults | winner).items() if name != over}
+        amount = self.amount(record.settings["batch_size"])
+        record.config = self.subject.config(record.settings, self.subject.seed, amount)
 
     def _not_tried(self) -> list[str]:
         """Return what this tuning says nothing about."""
@@ -459,16 +406,15 @@ class _Lab:
         ]
 
 
-# ---- Axes
+# ---- Axes: each one of Optuna's distributions
 
 
 def value_at(axis: Any, u: float) -> Any:
-    """Return the value at the place u, from 0 to 1, of one of Optuna's distributions."""
+    """Return the value at the place u, from 0 to 1."""
     if hasattr(axis, "choices"):
         return axis.choices[min(int(u * len(axis.choices)), len(axis.choices) - 1)]
-    low, high = (math.log(axis.low), math.log(axis.high)) if axis.log else (axis.low, axis.high)
-    value = low + u * (high - low)
-    value = math.exp(value) if axis.log else value
+    to, back = _scale(axis)
+    value = back(to(axis.low) + u * (to(axis.high) - to(axis.low)))
     if isinstance(axis.low, int) or axis.step:
         step = axis.step or 1
         value = axis.low + step * round((value - axis.low) / step)
@@ -477,25 +423,45 @@ def value_at(axis: Any, u: float) -> Any:
 
 def place_of(axis: Any, value: float) -> float:
     """Return the place of a value, from 0 to 1."""
-    low, high, value = (math.log(x) if axis.log else x for x in (axis.low, axis.high, value))
-    return (value - low) / (high - low) if high > low else 0.5
+    to, _ = _scale(axis)
+    low, high = to(axis.low), to(axis.high)
+    return (to(value) - low) / (high - low) if high > low else 0.5
 
 
 def beyond(name: str, axis: Any, up: bool) -> Any:
     """Return the strip beyond an axis, half as wide as it is; None where the setting has no values there."""
-    low, high = (math.log(axis.low), math.log(axis.high)) if axis.log else (axis.low, axis.high)
-    edge = high + (high - low) / 2 if up else low - (high - low) / 2
-    edge = _rounded(math.exp(edge)) if axis.log else edge
+    to, back = _scale(axis)
+    half = (to(axis.high) - to(axis.low)) / 2
+    edge = back(to(axis.high) + half) if up else back(to(axis.low) - half)
     most = 1.0 if name == "warmup_ratio" or NUMBERS.get(name) in (SHARE, BELOW_ONE) else math.inf
     edge = min(edge, most - 0.001) if up else max(edge, min(axis.low, 0.0))
-    edge = round(edge) if isinstance(axis.low, int) else edge
-    ends = (axis.high, edge) if up else (edge, axis.low)
-    return type(axis)(*ends, log=axis.log, step=axis.step) if ends[0] < ends[1] else None
+    edge = round(edge) if isinstance(axis.low, int) else _rounded(edge)
+    low, high = (axis.high, edge) if up else (edge, axis.low)
+    return type(axis)(low, high, log=axis.log, step=axis.step) if low < high else None
+
+
+def _scale(axis: Any) -> tuple[Callable, Callable]:
+    """Return the function to the scale on which an axis is even, and the one back."""
+    return (math.log, math.exp) if axis.log else (float, float)
 
 
 def _rounded(value: float) -> float:
     """Return a number with three digits, as a record shows it."""
     return float(f"{value:.3g}")
+
+
+# ---- Whether there is a gain
+
+
+def _gain(old: list[float], new: list[float]) -> tuple[float, tuple[float, float], str]:
+    """Return by how much the new losses are lower, seed by seed: mean, interval, and both in words."""
+    for losses, broken, gain in ((new, "it", -math.inf), (old, "the defaults", math.inf)):
+        if not all(map(math.isfinite, losses)):
+            return gain, (gain, gain), f"{broken} diverged with a fresh seed"
+    gains = [before - after for before, after in zip(old, new, strict=True)]
+    gain, (low, high) = statistics.fmean(gains), t_interval(gains)
+    shown = f"its gain on fresh seeds and data is {shorter(gain)}, 95 % interval {low:.4g} to {high:.4g}"
+    return gain, (low, high), shown if low > 0 else f"{shown}, which does not exclude that there is none"
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

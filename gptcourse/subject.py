@@ -12,7 +12,7 @@ import copy
 import inspect
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -23,22 +23,16 @@ from gptcourse.config import TrainingConfig
 from gptcourse.decision import Settings
 from gptcourse.distributed import choose_device
 from gptcourse.parts import NAMES, digest, kind_of
+from gptcourse.throughput import Throughput, measure_throughput
 from gptcourse.training import DivergedError, Trainer, forward
 from gptcourse.views import unwrap
 
 FROM_SCRATCH = {"learning_rate": 1e-3, "batch_size": 16}  # for a factory: the rate of torch's AdamW and of nanoGPT
 FINE_TUNING = {"learning_rate": 5e-5, "batch_size": 8}  # for a module: transformers' TrainingArguments
 DERIVED = ("warmup_ratio", "beta2_half_life")  # a share of the steps; tokens, or examples
-NOT_SETTINGS = {
-    "steps",
-    "warmup_steps",
-    "decay_steps",
-    "eval_steps",
-    "save_steps",
-    "gradient_accumulation_steps",
-    "seed",
-}
-TRAINING = {field.name for field in fields(TrainingConfig)} - NOT_SETTINGS | {*DERIVED}
+# Numbers of steps are no settings, as another batch size changes what they mean; but for those of Muon.
+IN_STEPS = {field.name for field in fields(TrainingConfig) if field.name.endswith("steps")} - {"ns_steps"}
+TRAINING = {field.name for field in fields(TrainingConfig)} - IN_STEPS - {"seed"} | {*DERIVED}
 
 
 class Subject:
@@ -50,19 +44,14 @@ class Subject:
         self.defaults = (FINE_TUNING if fine_tuning else FROM_SCRATCH) | dict(defaults)
         self.device, self.seed, self.bf16, self.largest = choose_device(device), seed, False, 2**62
         self.own = self._own_names([*space, *defaults])
-        apart = isinstance(data, Mapping)
-        if apart and set(data) != set(NAMES):
-            raise ValueError(f"The parts of data are {', '.join(map(repr, NAMES))}, not {', '.join(map(repr, data))}.")
         model = self.model({}, seed)
-        self.kind = kind_of(data["train"] if apart else data)(model, self.defaults.get("sequence_length"))
-        parts = [data[name] for name in NAMES] if apart else self.kind.split(data)
-        self.parts = {name: self.kind.check(part, name) for name, part in zip(NAMES, parts, strict=True)}
+        self._take(data, model)
         self.objective = objective or self.kind.loss
         self._check_loss(model)
         self.identity = {
             "data": {name: digest(part) for name, part in self.parts.items()},
             "model": digest(tuple(model.parameters())),
-            "objective": getattr(self.objective, "__qualname__", repr(type(self.objective))),
+            "objective": getattr(objective, "__qualname__", repr(type(objective))),
             "defaults": {name: repr(value) for name, value in self.defaults.items()},
             "seed": seed,
         }
@@ -73,11 +62,19 @@ class Subject:
         if any(parameter.kind == parameter.VAR_KEYWORD for parameter in own):
             return {*names} - TRAINING
         own = {parameter.name for parameter in own}
-        for name in {*names} - TRAINING - own:
-            raise ValueError(
-                f"{name!r} is no setting that can be tuned: there are {', '.join(sorted(TRAINING | own))}."
-            )
+        if others := {*names} - TRAINING - own:
+            known = ", ".join(sorted(TRAINING | own))
+            raise ValueError(f"{min(others)!r} is no setting that can be tuned: there are {known}.")
         return own
+
+    def _take(self, data: Any, model: nn.Module) -> None:
+        """Take the data in its three parts. Raises ValueError."""
+        apart = isinstance(data, Mapping)
+        if apart and {*data} != {*NAMES}:
+            raise ValueError(f"The parts of data are {', '.join(map(repr, NAMES))}, not {', '.join(map(repr, data))}.")
+        self.kind = kind_of(data["train"] if apart else data, model, self.defaults.get("sequence_length"))
+        parts = [data[name] for name in NAMES] if apart else self.kind.split(data)
+        self.parts = {name: self.kind.check(part, name) for name, part in zip(NAMES, parts, strict=True)}
 
     def _check_loss(self, model: nn.Module) -> None:
         """Raise ValueError if the model gives no finite loss on the training part."""
@@ -113,11 +110,26 @@ class Subject:
             given["adam_beta2"] = 0.5 ** (per_step / settings["beta2_half_life"])
         return TrainingConfig(**{"bf16": self.bf16} | given, steps=steps, seed=seed)
 
-    def trainer(self, settings: Settings, seed: int, amount: float) -> Trainer:
+    def trainer(self, settings: Settings, seed: int, amount: float = 1e9) -> Trainer:
         """Return a trainer of a new model."""
         config = self.config(settings, seed, amount)
         batches = self.kind.batches(self.parts["train"], config)
         return Trainer(self.model(settings, seed), batches, config, device=self.device)
+
+    def throughput(self, batch_sizes: Iterable[int]) -> Iterator[Throughput]:
+        """Measure how many tokens or examples a second are trained on at each batch size, until one does not fit."""
+        for row in measure_throughput(lambda size: self.trainer({"batch_size": size}, self.seed), batch_sizes):
+            yield row._replace(per_second=row.per_second * self.kind.per_row)
+
+    def bf16_gain(self, row: Throughput) -> float:
+        """Return how many times as fast as in a measured row bfloat16 is on a GPU that has it; elsewhere 0.
+
+        A CPU is not asked: it seldom is faster, and if it is busy the answer is another one each time.
+        """
+        if self.device.type != "cuda" or not torch.cuda.is_bf16_supported() or "bf16" in self.defaults:
+            return 0.0
+        self.bf16 = True
+        return next(self.throughput([row.batch_size])).per_second / row.per_second
 
     def score(self, model: nn.Module, part: str) -> float:
         """Return the objective on a part; what is no number counts as infinite."""
@@ -127,20 +139,19 @@ class Subject:
 
     def train(self, settings: Settings, seed: int, amount: float, part: str) -> dict[str, Any]:
         """Make a run and return its result; one that diverges, or whose settings make no model, is a result too."""
-        begin, loss, trained = time.perf_counter(), math.inf, 0
+        begin, loss = time.perf_counter(), math.inf
         try:
             trainer = self.trainer(settings, seed, amount)
             if trainer.run(progress=False).stopped == "interrupted":
                 raise KeyboardInterrupt
-            trained, loss = trainer.config.steps, self.score(trainer.model, part)
+            loss = self.score(trainer.model, part)
             outcome = "diverged" if loss == math.inf else "finished"
-        except DivergedError as error:
-            outcome, trained = "diverged", len(error.history.step)
+        except DivergedError:
+            outcome = "diverged"
         except (ValueError, torch.OutOfMemoryError) as error:
             if not settings.keys() & self.own:  # all else was checked before
                 raise
             return {"loss": math.inf, "outcome": f"impossible: {error}", "amount": 0, "seconds": 0.0}
-        config = trainer.config
-        per_step = config.batch_size * config.gradient_accumulation_steps * self.kind.per_row
-        amounts = {"amount": trained * per_step, "seconds": time.perf_counter() - begin}
-        return {"loss": loss, "outcome": outcome} | amounts
+        config, steps = trainer.config, len(trainer.history.step)
+        trained = steps * config.batch_size * config.gradient_accumulation_steps * self.kind.per_row
+        return {"loss": loss, "outcome": outcome, "amount": trained, "seconds": time.perf_counter() - begin}

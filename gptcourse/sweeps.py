@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import signal
 import statistics
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext, suppress
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import accumulate, count, islice, product
 from pathlib import Path
-from types import ModuleType
+from queue import SimpleQueue
+from subprocess import PIPE
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,8 +37,9 @@ import torch
 from gptcourse.config import GPTConfig, TrainingConfig
 from gptcourse.data import check_tokens, fingerprint
 from gptcourse.distributed import choose_device
-from gptcourse.files import append_line, read_lines, reserve
+from gptcourse.files import append_line, expand, read_lines, reserve
 from gptcourse.model import GPT
+from gptcourse.studies import distributions, open_study, quiet_optuna
 from gptcourse.training import DivergedError, History, ctrl_c, train
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # of the file of results
 CURVE_POINTS = 100  # training losses kept of each run, evenly spaced
 LOOKS = 10  # evaluations of a trial, evenly spaced; after each but the first and the last it may be pruned
+CRASHED = {"outcome": "crashed", "loss": math.nan, "tokens": 0, "seconds": 0.0, "curve": [], "evaluations": []}
 SAMPLED = 100  # combinations of a space that are checked before a search begins
 # Of Optuna's, with options: the constant liar keeps away from what is being tried just now.
 SAMPLERS = {"tpe": ("TPESampler", {"constant_liar": True}), "random": ("RandomSampler", {})}
@@ -79,7 +81,7 @@ def sweep(
     """
     runs = _grid_runs(model_config, training_config, grid, seeds, derive)
     data = _checked_data(runs, tokens, validation_tokens)
-    file = None if results is None else Path(os.path.expanduser(results))
+    file = None if results is None else expand(results)
     header = {"format": FORMAT, "data": {name: fingerprint(ids) for name, ids in data.items()}}
     with nullcontext() if file is None else reserve(file):
         done = {} if file is None else _read_results(file, header)
@@ -90,6 +92,7 @@ def sweep(
     return SweepTable(tuple(grid), rows, len(runs) - len(rows))
 
 
+@quiet_optuna()
 def search(
     model_config: GPTConfig,
     training_config: TrainingConfig,
@@ -116,17 +119,16 @@ def search(
 
     Raises ValueError before any run begins, also when the study was begun with other arguments, or the file is in use.
     """
-    with quiet_optuna():
-        if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
-            raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
-        if sampler not in SAMPLERS:
-            raise ValueError(f'sampler is {sampler!r}, but it must be "tpe" or "random"; sweep makes a whole grid.')
-        searched = _Space((model_config, training_config), space, derive, prune)
-        data = _checked_data(searched.samples(), tokens, validation_tokens)
-        identity = searched.identity | {name: fingerprint(ids) for name, ids in data.items()}
-        with open_study(storage, "search", identity) as study:
-            jobs, n_left = _trials(study, searched, sampler, seed), max(n_trials - len(study.trials), 0)
-            _make(islice(jobs, n_left), n_left, data, processes, device, progress)
+    if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
+        raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
+    if sampler not in SAMPLERS:
+        raise ValueError(f'sampler is {sampler!r}, but it must be "tpe" or "random"; sweep makes a whole grid.')
+    searched = _Space((model_config, training_config), space, derive, prune)
+    data = _checked_data(searched.samples(), tokens, validation_tokens)
+    identity = searched.identity | {name: fingerprint(ids) for name, ids in data.items()}
+    with open_study(storage, "search", identity) as study:
+        jobs, n_left = _trials(study, searched, sampler, seed), max(n_trials - len(study.trials), 0)
+        _make(islice(jobs, n_left), n_left, data, processes, device, progress)
     rows = [_row(searched.run(trial.params), trial.user_attrs["result"]) for trial in study.trials]
     return SearchResult(tuple(space), rows, study=study)
 
@@ -246,106 +248,92 @@ def available_cores(cgroup: str | Path = "/sys/fs/cgroup") -> int:
 def _make(jobs: Iterator[tuple], n_jobs: int, data: dict, processes: int | None, device: str, progress: bool) -> None:
     """Make the runs of `jobs`, each asked for when a process is free; Ctrl-C ends it early. Raises ValueError.
 
-    A job is a run, its limits (see `_limits`) and the function that takes its result.
+    A job is a run, its limits (see `_limits`) and the function that takes its result. Processes live for many runs:
+    importing torch takes longer than many a small run.
     """
     from tqdm.auto import tqdm
 
     processes = available_cores() if processes is None else processes
     if not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes is {processes!r}, but it must be a whole number of 1 or more, or None.")
-    # As arrays: tensors would be pickled into shared memory, of which a container may have little.
-    work = {name: ids.numpy() for name, ids in data.items()}, str(choose_device(device))
-    bar = tqdm(total=n_jobs, unit="run", disable=not progress or n_jobs < 1)
-    with ctrl_c() as pressed, bar, _Workers() as workers:
+    device, idle, running = str(choose_device(device)), [], {}
+    bar, threads = tqdm(total=n_jobs, unit="run", disable=not progress or n_jobs < 1), ThreadPoolExecutor(processes)
+    # What is entered last ends first: the processes end before the threads that wait for them.
+    with TemporaryDirectory() as folder, threads, ctrl_c() as pressed, bar, ExitStack() as workers:
+        for name, ids in data.items():
+            np.save(Path(folder) / name, ids.numpy())
         while not pressed.is_set():
-            for run, limits, keep in islice(jobs, processes - len(workers.running)):
-                workers.submit(keep, run, *work, limits)
-            if not workers.running:
+            for run, limits, keep in islice(jobs, processes - len(running)):
+                idle = [worker for worker in idle if worker.poll() is None]  # without those that were killed
+                worker = idle.pop() if idle else workers.enter_context(_worker(folder, device))
+                running[threads.submit(_ask, worker, run, limits)] = worker, keep
+            if not running:
                 return
-            for keep, result in workers.results():
+            for future in wait(running, timeout=0.1, return_when=FIRST_COMPLETED).done:
+                worker, keep = running.pop(future)
+                idle.append(worker)
                 try:
-                    keep(result)
+                    keep(future.result())
                 except OSError as error:
                     advice = "make room, then call it again to go on after the runs that were"
                     raise ValueError(f"A run could not be written ({error.strerror}): {advice}.") from error
                 bar.update()
 
 
-class _Workers:
-    """Processes that make one run at a time, and end when this ends, in the middle of a run too.
-
-    Each is a pool of its own: a pool of several gives up all their runs when the system kills one, as it does when
-    memory runs out. Each lives for many runs: importing torch takes longer than many a small run.
-    """
-
-    def __enter__(self) -> _Workers:
-        self.spawn = multiprocessing.get_context("spawn")
-        self.theirs, self.ours = self.spawn.Pipe(duplex=False)
-        self.idle: list[ProcessPoolExecutor] = []
-        self.running: dict[Future, tuple[ProcessPoolExecutor, Callable[[dict], None]]] = {}
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.ours.close()  # this ends them
-        for pool in (*self.idle, *(pool for pool, _ in self.running.values())):
-            pool.shutdown()
-
-    def submit(self, keep: Callable[[dict], None], *work) -> None:
-        """Give work to an idle process, or else to a new one."""
-        pool = self.idle.pop() if self.idle else ProcessPoolExecutor(1, self.spawn, _begin, (self.theirs,))
-        try:
-            with _undisturbed():
-                self.running[pool.submit(_run, *work)] = pool, keep
-        except BrokenProcessPool:  # its process was killed, in its last run or since
-            self.submit(keep, *work)
-
-    def results(self) -> Iterator[tuple[Callable[[dict], None], dict]]:
-        """Wait a moment, and give the results of the runs that have ended meanwhile, each with what takes it."""
-        for future in wait(self.running, timeout=0.1, return_when=FIRST_COMPLETED).done:
-            pool, keep = self.running.pop(future)
-            self.idle.append(pool)
-            if (error := future.exception()) is None:
-                yield keep, future.result()
-            else:
-                killed = "its process was killed: often, memory ran out"
-                reason = killed if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}"
-                empty = {"tokens": 0, "seconds": 0.0, "curve": [], "evaluations": []}
-                yield keep, {"outcome": "crashed", "loss": math.nan, "reason": reason} | empty
-
-
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Start processes that do not run the caller's script, as spawn would, and hear no Ctrl-C: their parent decides."""
-    main, set_mask = sys.modules["__main__"], getattr(signal, "pthread_sigmask", lambda *_: ())  # not on Windows
-    before = set_mask(signal.SIG_BLOCK, [signal.SIGINT])
-    sys.modules["__main__"] = ModuleType("__main__")
+def _worker(folder: str, device: str) -> Iterator[subprocess.Popen]:
+    """Give a process in which `work` makes runs, and end it, in the middle of a run too. It hears no Ctrl-C."""
+    group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # of Windows
+    options = {"env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, "text": True, "creationflags": group}
+    command = [sys.executable, "-P", "-m", __name__, folder, device]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            with suppress(OSError):
+                process.stdin.close()  # what a killed process has not read is of no use
+
+
+def _ask(worker: subprocess.Popen, run: Run, limits: Mapping[int, float]) -> dict[str, Any]:
+    """Return the result of a run, made by the worker: a line of JSON in, and one out."""
     try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        set_mask(signal.SIG_SETMASK, before)
+        print(json.dumps([asdict(run.model), asdict(run.training), limits]), file=worker.stdin, flush=True)
+        return json.loads(worker.stdout.readline())
+    except (OSError, ValueError):  # nothing comes out
+        return CRASHED | {"reason": "its process was killed: often, memory ran out"}
 
 
-def _begin(pipe) -> None:
-    """Prepare a process for its runs. It ends when the other end of the pipe is closed, or its parent is killed."""
+def work(folder: str, device: str) -> None:
+    """Make a run for each line on standard input; end when there is no parent to write one, in the middle of a run too.
+
+    `folder` holds the tokens.
+    """
     from tqdm.auto import tqdm
 
-    def end_with_parent() -> None:
-        with suppress(EOFError):
-            pipe.recv()
+    lines, out, sys.stdout = SimpleQueue(), sys.stdout, sys.stderr  # what else is printed is no result
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line)
         os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows
+    threading.Thread(target=listen, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, left over when the process ends
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # the first imports much, which is no run's own time
+    data = {path.stem: np.load(path) for path in Path(folder).iterdir()}
+    while True:
+        print(json.dumps(_result(*json.loads(lines.get()), data, device)), file=out, flush=True)
 
 
-def _run(*work) -> dict[str, Any]:
-    """Train outside the main thread, where `train` does not listen to Ctrl-C."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_train, *work).result()
+def _result(model: dict, training: dict, limits: dict[str, float], data: dict, device: str) -> dict[str, Any]:
+    """Return the result of the run with these settings, also when it crashes."""
+    try:
+        run = Run(GPTConfig(**model), TrainingConfig(**training), {})
+        return _train(run, data, device, {int(look): loss for look, loss in limits.items()})
+    except Exception as error:
+        return CRASHED | {"reason": f"{type(error).__name__}: {error}"}
 
 
 def _train(run: Run, data: dict[str, np.ndarray], device: str, limits: Mapping[int, float]) -> dict[str, Any]:
@@ -498,35 +486,6 @@ class SearchResult(SweepTable):
 # ---- Search
 
 
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Import Optuna, and keep its messages back meanwhile: the progress bar shows the trials."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError('A search needs Optuna: run pip install "gptcourse[tune]" first.') from error
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-def distributions(space: Mapping[str, Any]) -> dict[str, Any]:
-    """Return Optuna's distribution for each axis, of which a list is the choices. Raises ValueError for all else."""
-    from optuna.distributions import BaseDistribution, CategoricalDistribution
-
-    axes = {name: CategoricalDistribution(w) if isinstance(w, list | tuple) and w else w for name, w in space.items()}
-    for name, axis in axes.items():
-        if not isinstance(axis, BaseDistribution):
-            raise ValueError(
-                f"The space's {name!r} must be a list of choices or one of Optuna's distributions, such as "
-                f"optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True), not {axis!r}."
-            )
-    return axes
-
-
 class _Space:
     """The space of a search: Optuna's distribution for each axis, and the way from Optuna's parameters to a run."""
 
@@ -559,34 +518,6 @@ class _Space:
 
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         return [self.run(study.ask(self.axes).params) for _ in range(SAMPLED)]
-
-
-@contextmanager
-def open_study(path: str | Path | None, name: str, identity: dict) -> Iterator[optuna.Study]:
-    """Give the study `name` in the file `path`, new or with its trials so far; None: in memory.
-
-    Raises ValueError if it was begun with another `identity`, or the file is in use or no journal of Optuna's.
-    """
-    from optuna import create_study, storages
-
-    if "://" in str(path):
-        raise ValueError(f"storage is {path!r}, but it must be the path of a file, or None.")
-    path, storage = None if path is None else Path(os.path.expanduser(path)), None
-    with nullcontext() if path is None else reserve(path) as lock:
-        if path is not None:
-            read_lines(path, '{"op_code":', "line of Optuna's journal")
-            try:
-                storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path), lock))
-            except Exception as error:
-                raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error
-        study = create_study(storage=storage, study_name=name, load_if_exists=True)
-        if not study.user_attrs and not study.trials:
-            study.set_user_attr(name, identity)
-        before = study.user_attrs.get(name, {})
-        if others := [part for part in identity if identity[part] != before.get(part)]:
-            others = " and another ".join(others)
-            raise ValueError(f"The {name} in {path} was begun with another {others}: choose another storage.")
-        yield study
 
 
 def _trials(study: optuna.Study, space: _Space, sampler: str, seed: int) -> Iterator[tuple]:
@@ -631,3 +562,7 @@ def _tell(study: optuna.Study, memory: optuna.Study, trial: optuna.Trial, result
     trial.set_user_attr("result", result)
     state = {"pruned": TrialState.PRUNED, "crashed": TrialState.FAIL}.get(result["outcome"], TrialState.COMPLETE)
     study.add_trial(memory.tell(trial, result["loss"] if state == TrialState.COMPLETE else None, state=state))
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

@@ -55,30 +55,33 @@ def available_memory(cgroup: str | Path = "/sys/fs/cgroup") -> int:
 def measure_throughput(new_trainer: Callable[[int], Trainer], batch_sizes: Iterable[int]) -> Iterator[Throughput]:
     """Make a few steps at each of the growing batch sizes, and give what they show, until one does not fit.
 
-    `new_trainer(batch_size)` returns a Trainer of a copy of the model. Memory on a CPU is that of the process, watched
-    from another thread. Raises MemoryError if not even the first fits, and KeyboardInterrupt after Ctrl-C.
+    `new_trainer(batch_size)` returns a Trainer of a copy of the model. Memory is that of the process, watched from
+    another thread, or of an Nvidia GPU. Raises MemoryError if not even the first fits, and KeyboardInterrupt.
     """
-    start, last = None, None
+    start, last = _trimmed_memory(), None
     for size in batch_sizes:
-        if last and start is not None and not _is_safe(start, last, size):
-            return
-        trainer, found = None, None
-        try:
-            trainer = new_trainer(size)
-            start = _trimmed_memory() if trainer.device.type == "cpu" and start is None else start
-            with _peak(trainer.device, start) as peak:
-                seconds = _step_seconds(trainer)
-            found = Throughput(size, size / seconds, peak())
-        except RuntimeError as error:  # not kept, as its traceback would hold the tensors
-            if "out of memory" not in str(error) and "allocate memory" not in str(error):
-                raise
-        del trainer
-        torch.cuda.empty_cache()
-        if found is None and last is None:
+        last, before = _tried(new_trainer, size, start, last), last
+        if last is None and before is None:
             raise MemoryError(f"A batch of {size} does not fit into memory: take a smaller model or shorter sequences.")
-        if found is None:
+        if last is None:
             return
-        yield (last := found)
+        yield last
+
+
+def _tried(new_trainer, size: int, start: int, last: Throughput | None) -> Throughput | None:
+    """Return what a batch size shows, or None if there is no memory for it."""
+    torch.cuda.empty_cache()
+    try:
+        trainer = new_trainer(size)
+        if last and trainer.device.type != "cuda" and not _is_safe(start, last, size):
+            return None
+        with _peak(trainer.device, start) as peak:
+            seconds = _step_seconds(trainer)
+        return Throughput(size, size / seconds, peak())
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        return None
 
 
 def _is_safe(start: int, last: Throughput, size: int) -> bool:
@@ -116,13 +119,11 @@ def _trimmed_memory() -> int:
 
 
 @contextmanager
-def _peak(device: torch.device, start: int | None) -> Iterator[Callable[[], int]]:
-    """Give a function that returns the most bytes taken meanwhile: on a CPU those above `start`, else the device's."""
-    if start is None:
-        cuda = device.type == "cuda"
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device) if cuda else 0
+def _peak(device: torch.device, start: int) -> Iterator[Callable[[], int]]:
+    """Give a function that returns the most bytes taken meanwhile: by the process above `start`, or on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
         return
     seen, ended = [0], threading.Event()
 

@@ -33,6 +33,7 @@ LONGEST = 6  # characters in the longest piece that is counted
 CONFIG = TrainingConfig(2000, 16, 8e-3, warmup_steps=100)  # GPT-3's other choices: the defaults of TrainingConfig
 COMMON = {"batch_size": 16, "tokens": TOKENS, "warmup": 0.05}
 HIGH_RATE = 3.2e-2
+LARGER = 64  # windows a step
 STANDARD_DEVIATIONS = (0.01, 0.02, 0.05, 0.1)
 
 # Widths of the muP experiment: heads stay 32 wide, the LM head is untied, and the base is the first width.
@@ -58,7 +59,11 @@ def lines(work: Work) -> dict:
 
 
 def rates(work: Work) -> dict:
-    """Train with each batch size at several rates, and with one of them on a quarter of the text, too."""
+    """Train with each batch size at several rates; with one of them on a quarter of the text, too.
+
+    The square-root rule's rate for LARGER windows is tried with a warm-up of as many steps as the usual batch has,
+    as well: a larger batch has fewer steps, and so the usual share of them is a shorter warm-up.
+    """
     made = []
     for size, tried in RATES.items():
         rows = runs(work, {"rate": by_rate(tried)}, common={"batch_size": int(size)}, keep=("curve",))
@@ -66,7 +71,11 @@ def rates(work: Work) -> dict:
     for row in made:  # every second point
         row["curve"] = [[step, round(loss, 3)] for step, loss in row["curve"][::2]]
     short = runs(work, {"rate": by_rate(RATES[str(CONFIG.batch_size)])}, common={"tokens": SHORT_TOKENS})
-    return {"model": asdict(MODEL), "config": asdict(CONFIG), "runs": made, "short": short}
+    rule = for_batch_size(CONFIG, LARGER)
+    common = {"batch_size": rule.batch_size, "learning_rate": rule.learning_rate}
+    warmup = {CONFIG.warmup_steps / rule.steps: {"warmup": CONFIG.warmup_steps / rule.steps}}
+    longer = runs(work, {"warmup": warmup}, common=common)
+    return {"model": asdict(MODEL), "config": asdict(CONFIG), "runs": made, "short": short, "longer_warmup": longer}
 
 
 def switches(work: Work) -> dict:

@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptcourse import procedure, throughput
+from gptcourse import procedure, subject, throughput
 from gptcourse.data import text_batches
 from gptcourse.finetuning import IGNORED, add_lora
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.parts import Examples, Rows, Text, kind_of, split_rows
+from gptcourse.parts import deal_equal, kind_of, row_loss
 from gptcourse.procedure import beyond, place_of, t_interval, value_at
 from gptcourse.throughput import available_memory, measure_throughput
 from gptcourse.training import Trainer, TrainingConfig, evaluate, train
@@ -170,7 +170,7 @@ def test_places_and_values_are_inverse_and_axes_end_where_their_setting_does():
 def test_a_budget_in_minutes_gives_every_run_the_same_time(monkeypatch):
     speeds = {1: 100.0, 16: 800.0}  # sequences per second
     rows = [throughput.Throughput(size, speed, 0) for size, speed in speeds.items()]
-    monkeypatch.setattr(procedure, "measure_throughput", lambda *_: iter(rows))
+    monkeypatch.setattr(subject, "measure_throughput", lambda *_: iter(rows))
     budget = Budget(minutes=0.2)
     record = tuned(budget, space={"batch_size": [1, 16]})
     amounts = {t["settings"]["batch_size"]: t["amount"] for t in record.searched()}
@@ -203,7 +203,7 @@ def test_lora_of_a_transformers_model_is_tuned_on_examples_with_its_rank_in_the_
         add_lora(model, rank)
         return model
 
-    rows = [[i % 11, (i * i + 1) % 11, (i + 3) % 11, i // 11 % 11] for i in range(60)]
+    rows = [[i % 11, (i * i + 1) % 11, (i + 3) % 11, i // 11 % 11] for i in range(120)]
     examples = [(row, [IGNORED, *row[2:], 0]) for row in rows]
     space = RATE | {"rank": [1, 2, 100]}
     record = tuned(Budget(examples=24 * 40, run=40), lora, examples, space=space, scientific=["rank"])
@@ -230,18 +230,20 @@ def test_a_module_is_copied_for_each_run_and_any_objective_decides():
 def test_rows_have_the_mean_loss_over_all_of_their_targets():
     inputs, targets = circle(150)
     targets[::3] = IGNORED
-    head, rows = Head(), Rows(None, None)
-    assert rows.loss(head, (inputs, targets)) == pytest.approx(head(inputs, targets).loss.item(), abs=1e-6)
+    head = Head()
+    assert row_loss(head, (inputs, targets)) == pytest.approx(head(inputs, targets).loss.item(), abs=1e-6)
 
 
 def test_kinds_of_data_are_told_apart():
     examples = [([1, 2], [2, 3])] * 3
-    assert [kind_of(data) for data in (TOKENS, TOKENS.tolist(), examples, circle())] == [Text, Text, Examples, Rows]
+    kinds = [kind_of(data, make(0)) for data in (TOKENS, TOKENS.tolist(), examples, circle())]
+    assert [(kind.unit, kind.per_row) for kind in kinds] == [("tokens", 8)] * 2 + [("examples", 1)] * 2
+    assert kinds[3].loss == row_loss != kinds[2].loss
 
 
 def test_no_two_parts_share_an_example():
     contents = [bytes([i % 40]) for i in range(400)]
-    parts = [{contents[i] for i in rows} for rows in split_rows(contents)]
+    parts = [{contents[i] for i in rows} for rows in deal_equal(contents)]
     assert [len(part) for part in parts] == [32, 4, 4] and len(set.union(*parts)) == 40
 
 
@@ -407,10 +409,10 @@ def test_the_limit_of_a_container_counts(tmp_path):
 
 
 def test_defaults_that_do_not_fit_are_accumulated(monkeypatch):
-    def one_only(new_trainer, sizes):
+    def one_only(*_):
         yield throughput.Throughput(1, 100.0, 0)
 
-    monkeypatch.setattr(procedure, "measure_throughput", one_only)
+    monkeypatch.setattr(subject, "measure_throughput", one_only)
     config = tuned().config
     assert (config.batch_size, config.gradient_accumulation_steps) == (1, 2)
 

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -54,25 +54,24 @@ def one_thread():
 @pytest.fixture
 def no_process(monkeypatch):
     """Let nothing start a worker."""
-    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr(sweeps, "_worker", lambda *_: pytest.fail("a worker was started"))
 
 
-class InThisProcess:
-    """In place of ProcessPoolExecutor: starting a process takes longer than what is tested."""
+def workers_here(monkeypatch, exit_code=None):
+    """Make runs in this process, as starting one takes longer than what is tested; return the list of those begun."""
+    begun = []
 
-    def __init__(self, *_):
-        pass
+    def worker(*_):
+        begun.append(SimpleNamespace(poll=lambda: exit_code))
+        return nullcontext(begun[-1])
 
-    def submit(self, work, *given):
-        future = Future()
-        try:
-            future.set_result(work(*given))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+    def ask(_, run, limits):
+        line = json.dumps([asdict(run.model), asdict(run.training), limits])
+        return sweeps._result(*json.loads(line), BOTH, "cpu")
 
-    def shutdown(self):
-        pass
+    monkeypatch.setattr(sweeps, "_worker", worker)
+    monkeypatch.setattr(sweeps, "_ask", ask)
+    return begun
 
 
 def arithmetic(run, data, device, limits):
@@ -94,7 +93,7 @@ def arithmetic(run, data, device, limits):
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Make runs here: arithmetic ones."""
-    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", InThisProcess)
+    workers_here(monkeypatch)
     monkeypatch.setattr(sweeps, "_train", arithmetic)
 
 
@@ -116,8 +115,8 @@ def wait_until(condition):
 
 
 def workers_of(process):
-    """Return the worker processes of a process: not the one that multiprocessing starts for its own ends."""
-    return [child for child in process.children() if "spawn_main" in " ".join(child.cmdline())]
+    """Return the worker processes of a process."""
+    return [child for child in process.children() if "gptcourse.sweeps" in child.cmdline()]
 
 
 # ---- A sweep
@@ -226,7 +225,7 @@ def test_what_is_there_is_not_made_again_but_a_half_written_line_and_a_crashed_r
     crashed = (
         json.dumps(json.loads(whole[0]) | {"result": {"outcome": "crashed", "reason": "no memory"}}).encode() + b"\n"
     )
-    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", InThisProcess)
+    workers_here(monkeypatch)
     for n_written in (1, 14, len(whole[-1]) - 1):
         path.write_bytes(crashed + b"".join(whole[1:-1]) + whole[-1][:n_written])
         table = sweep(MODEL, TRAINING, grid, **options, results=path)
@@ -295,16 +294,16 @@ def test_a_worker_killed_in_the_middle_of_a_run_costs_that_run_alone():
 
 
 def test_a_worker_killed_while_idle_costs_no_run(monkeypatch):
-    class Killed(InThisProcess):
-        def submit(self, *_):
-            raise BrokenProcessPool
+    begun = workers_here(monkeypatch, exit_code=-9)
+    table = sweep(MODEL, TRAINING, {"steps": [3, 4]}, **BOTH, **QUIET)
+    assert [row["outcome"] for row in table.rows] == ["finished", "finished"] and len(begun) == 2
 
-    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(sweeps, "_train", lambda *work: work)
-    with sweeps._Workers() as workers:
-        workers.idle = [Killed(), Killed()]
-        workers.submit("what takes it", "the work")
-        assert list(workers.results()) == [("what takes it", ("the work",))]
+
+def test_a_worker_killed_before_it_reads_its_run_costs_that_run_alone(tmp_path):
+    with sweeps._worker(str(tmp_path), "cpu") as worker:
+        worker.kill()
+        worker.wait()
+        assert sweeps._ask(worker, Run(MODEL, TRAINING, {}), {})["outcome"] == "crashed"
 
 
 # ---- What cannot be right is said before anything begins
@@ -550,13 +549,13 @@ def test_a_search_that_was_stopped_or_killed_goes_on_as_if_it_had_not_been(tmp_p
 
 
 def test_ctrl_c_ends_a_search_and_the_next_call_makes_its_trials(tmp_path, in_this_process, monkeypatch):
-    class Interrupted(InThisProcess):
-        def submit(self, *_):
-            signal.raise_signal(signal.SIGINT)
-            return Future()
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+        return nullcontext()
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweeps, "ProcessPoolExecutor", Interrupted)
+        patch.setattr(sweeps, "_worker", interrupted)
+        patch.setattr(sweeps, "_ask", lambda *_: time.sleep(0.5))
         assert searching(5, tmp_path / "study").rows == []
     result = searching(5, tmp_path / "study", sampler="random")
     assert params(result) == params(searching(5, None, sampler="random"))

@@ -16,6 +16,7 @@ SETTINGS = {
     "CONFIG": replace(recipe.CONFIG, steps=4, warmup_steps=1),
     "COMMON": recipe.COMMON | {"tokens": 512},
     "SHORT_TOKENS": 256,
+    "LARGER": 32,
     "RATES": {"4": [4e-3], "16": [4e-3, 8e-3]},
     "STANDARD_DEVIATIONS": (0.02, 0.1),
     "WIDTHS": (8, 16),

@@ -87,12 +87,15 @@ def for_batch_size(config: TrainingConfig, batch_size: int) -> TrainingConfig:
 
     The rate grows ∝ √batch_size (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
     Algorithms"), the half-life of β₂ is kept in tokens (Marek et al. 2025, "Small Batch Size Training for Language
-    Models"), and `timescale` as a share of the run, by weight_decay ∝ √batch_size (nanochat). Raises ValueError.
+    Models"), and `timescale` as a share of the run, by weight_decay ∝ √batch_size (nanochat). Warm-up keeps its number
+    of steps, up to half of the run: notebook 05 has runs that the rule's rate breaks with fewer. Raises ValueError.
     """
     ratio = _positive(batch_size) / config.batch_size
+    resized = _with_steps(config, 1 / ratio)
     return replace(
-        _with_steps(config, 1 / ratio),
+        resized,
         batch_size=batch_size,
+        warmup_steps=min(config.warmup_steps, resized.steps // 2),
         learning_rate=config.learning_rate * math.sqrt(ratio),
         weight_decay=config.weight_decay * math.sqrt(ratio),
         adam_beta2=beta2_of(half_life_of(config.adam_beta2, config.batch_size), batch_size),

@@ -32,7 +32,7 @@ LONGEST = 6  # characters in the longest piece that is counted
 
 CONFIG = TrainingConfig(2000, 16, 8e-3, warmup_steps=100)  # GPT-3's other choices: the defaults of TrainingConfig
 COMMON = {"batch_size": 16, "tokens": TOKENS, "warmup": 0.05}
-HIGH_RATE = 3.2e-2
+GOOD_RATE, HIGH_RATE = 1.6e-2, 3.2e-2
 LARGER = 64  # windows a step
 STANDARD_DEVIATIONS = (0.01, 0.02, 0.05, 0.1)
 
@@ -61,8 +61,8 @@ def lines(work: Work) -> dict:
 def rates(work: Work) -> dict:
     """Train with each batch size at several rates; with one of them on a quarter of the text, too.
 
-    The square-root rule's rate for LARGER windows is tried with a warm-up of as many steps as the usual batch has,
-    as well: a larger batch has fewer steps, and so the usual share of them is a shorter warm-up.
+    A run of fewer steps has a shorter warm-up, as its share of the steps stays. So the two kinds of such runs are also
+    made with a warm-up of as many steps as the usual run has, at a rate that is good there.
     """
     made = []
     for size, tried in RATES.items():
@@ -70,11 +70,12 @@ def rates(work: Work) -> dict:
         made += [{"batch_size": int(size)} | row for row in rows]
     for row in made:  # every second point
         row["curve"] = [[step, round(loss, 3)] for step, loss in row["curve"][::2]]
-    short = runs(work, {"rate": by_rate(RATES[str(CONFIG.batch_size)])}, common={"tokens": SHORT_TOKENS})
-    rule = for_batch_size(CONFIG, LARGER)
-    common = {"batch_size": rule.batch_size, "learning_rate": rule.learning_rate}
-    warmup = {CONFIG.warmup_steps / rule.steps: {"warmup": CONFIG.warmup_steps / rule.steps}}
-    longer = runs(work, {"warmup": warmup}, common=common)
+    usual, longer = CONFIG.batch_size, []
+    short = runs(work, {"rate": by_rate(RATES[str(usual)])}, common={"tokens": SHORT_TOKENS})
+    for size, tokens in ((LARGER, TOKENS), (usual, SHORT_TOKENS)):
+        share = CONFIG.warmup_steps / (tokens // (size * MODEL.n_positions))
+        common = {"batch_size": size, "tokens": tokens, "warmup": share}
+        longer += [{"batch_size": size} | row for row in runs(work, {"rate": by_rate([GOOD_RATE])}, common=common)]
     return {"model": asdict(MODEL), "config": asdict(CONFIG), "runs": made, "short": short, "longer_warmup": longer}
 
 

@@ -106,8 +106,13 @@ def test_nanochats_rules_come_out_of_transfer():
     assert large.learning_rate == pytest.approx(1e-2 * batch**0.5)  # rate ∝ √B
     assert large.weight_decay == pytest.approx(0.2 * batch**0.5 / 64)  # λ · √(B / B_ref) · D_ref / D
     assert large.adam_beta2 == pytest.approx(0.95**batch)
-    shares = [0.1 * large.steps, 0.2 * large.steps, 0.25 * large.steps]
-    assert [large.warmup_steps, large.decay_steps, large.eval_steps] == pytest.approx(shares, abs=1)
+    assert [large.decay_steps, large.eval_steps] == pytest.approx([0.2 * large.steps, 0.25 * large.steps], abs=1)
+
+
+def test_a_larger_batch_keeps_the_steps_of_warm_up_up_to_half_of_the_run():
+    assert for_batch_size(SMALL_RUN, 16).warmup_steps == for_batch_size(SMALL_RUN, 2).warmup_steps == 10
+    assert (for_batch_size(SMALL_RUN, 80).steps, for_batch_size(SMALL_RUN, 80).warmup_steps) == (10, 5)
+    assert transfer(SMALL_RUN, tokens=64.0).warmup_steps == 640
 
 
 @pytest.mark.parametrize("change", [{"tokens": 10.0}, {"depth": 4.0}, {"tokens": 0.1, "depth": 0.5}])

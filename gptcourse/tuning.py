@@ -76,8 +76,9 @@ def transfer(
 def for_horizon(config: TrainingConfig, tokens: float) -> TrainingConfig:
     """Return settings for a run with `tokens` times the tokens, at the same batch size.
 
-    Warm-up, decay and ramp keep their share of the run. So does `timescale`, by a smaller weight decay (Wang and
-    Aitchison 2024, "How to set AdamW's weight decay as you scale model and dataset size"). Raises ValueError.
+    Decay and ramp keep their share of the run, and so does `timescale`, by a smaller weight decay (Wang and Aitchison
+    2024, "How to set AdamW's weight decay as you scale model and dataset size"). Warm-up keeps its number of steps, up
+    to half of the run: notebook 05 has rates that fewer steps of it break. Raises ValueError.
     """
     return replace(_with_steps(config, _positive(tokens)), weight_decay=config.weight_decay / tokens)
 
@@ -88,14 +89,12 @@ def for_batch_size(config: TrainingConfig, batch_size: int) -> TrainingConfig:
     The rate grows ∝ √batch_size (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
     Algorithms"), the half-life of β₂ is kept in tokens (Marek et al. 2025, "Small Batch Size Training for Language
     Models"), and `timescale` as a share of the run, by weight_decay ∝ √batch_size (nanochat). Warm-up keeps its number
-    of steps, up to half of the run: notebook 05 has runs that the rule's rate breaks with fewer. Raises ValueError.
+    of steps, as in `for_horizon`. Raises ValueError.
     """
     ratio = _positive(batch_size) / config.batch_size
-    resized = _with_steps(config, 1 / ratio)
     return replace(
-        resized,
+        _with_steps(config, 1 / ratio),
         batch_size=batch_size,
-        warmup_steps=min(config.warmup_steps, resized.steps // 2),
         learning_rate=config.learning_rate * math.sqrt(ratio),
         weight_decay=config.weight_decay * math.sqrt(ratio),
         adam_beta2=beta2_of(half_life_of(config.adam_beta2, config.batch_size), batch_size),
@@ -135,11 +134,11 @@ def timescale(config: TrainingConfig) -> float:
 
 
 def _with_steps(config: TrainingConfig, ratio: float) -> TrainingConfig:
-    """Return settings with `ratio` times the steps, and all numbers of steps in them rounded down to 1 or more."""
-    names = ("warmup_steps", "decay_steps", "batch_ramp_steps", "eval_steps", "save_steps")
-    parts = {name: getattr(config, name) for name in names}
+    """Return settings with `ratio` times the steps; other numbers of steps are rounded down to 1 or more."""
+    steps = max(round(config.steps * ratio), 1)
+    parts = {name: getattr(config, name) for name in ("decay_steps", "batch_ramp_steps", "eval_steps", "save_steps")}
     scaled = {name: n and max(int(n * ratio), 1) for name, n in parts.items()}  # 0 and None stay
-    return replace(config, steps=max(round(config.steps * ratio), 1), **scaled)
+    return replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps // 2), **scaled)
 
 
 def _positive(value: float) -> float:

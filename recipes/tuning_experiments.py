@@ -32,8 +32,8 @@ LONGEST = 6  # characters in the longest piece that is counted
 
 CONFIG = TrainingConfig(2000, 16, 8e-3, warmup_steps=100)  # GPT-3's other choices: the defaults of TrainingConfig
 COMMON = {"batch_size": 16, "tokens": TOKENS, "warmup": 0.05}
-GOOD_RATE, HIGH_RATE = 1.6e-2, 3.2e-2
-LARGER = 64  # windows a step
+GOOD_RATE = 1.6e-2
+LARGER, RULE_RATES = 64, (8e-3, 1.6e-2, 3.2e-2)  # windows a step, and the rates that the square-root rule allows
 STANDARD_DEVIATIONS = (0.01, 0.02, 0.05, 0.1)
 
 # Widths of the muP experiment: heads stay 32 wide, the LM head is untied, and the base is the first width.
@@ -72,19 +72,16 @@ def rates(work: Work) -> dict:
         row["curve"] = [[step, round(loss, 3)] for step, loss in row["curve"][::2]]
     usual, longer = CONFIG.batch_size, []
     short = runs(work, {"rate": by_rate(RATES[str(usual)])}, common={"tokens": SHORT_TOKENS})
-    for size, tokens in ((LARGER, TOKENS), (usual, SHORT_TOKENS)):
+    for size, tokens, tried in ((LARGER, TOKENS, RULE_RATES), (usual, SHORT_TOKENS, [GOOD_RATE])):
         share = CONFIG.warmup_steps / (tokens // (size * MODEL.n_positions))
         common = {"batch_size": size, "tokens": tokens, "warmup": share}
-        longer += [{"batch_size": size} | row for row in runs(work, {"rate": by_rate([GOOD_RATE])}, common=common)]
+        longer += [{"batch_size": size} | row for row in runs(work, {"rate": by_rate(tried)}, common=common)]
     return {"model": asdict(MODEL), "config": asdict(CONFIG), "runs": made, "short": short, "longer_warmup": longer}
 
 
 def switches(work: Work) -> dict:
-    """Train with all of GPT-3's choices, and with each of them switched off alone; two of them at a high rate, too."""
-    moderate = runs(work, {"switch": SWITCHES})
-    few = {name: changes for name, changes in SWITCHES.items() if name in ("all", "no warm-up", "no clipping")}
-    high = runs(work, {"switch": few}, common={"learning_rate": HIGH_RATE})
-    return {"rates": [CONFIG.learning_rate, HIGH_RATE], "moderate": moderate, "high": high}
+    """Train with all of GPT-3's choices, and with each of them switched off alone."""
+    return {"rate": CONFIG.learning_rate, "runs": runs(work, {"switch": SWITCHES})}
 
 
 def initialisation(work: Work) -> dict:
@@ -123,7 +120,8 @@ def answer(work: Work) -> dict:
         "learning_rate": lowest(usual, "rate"),
         "initializer_range": lowest(initialisation(work)["runs"], "deviation"),
     }
-    settings = {"nanoGPT's": nanogpt, "by experiment": chosen}
+    rate_alone = nanogpt | {"learning_rate": chosen["learning_rate"]}
+    settings = {"nanoGPT's": nanogpt, "nanoGPT's, tuned rate": rate_alone, "by experiment": chosen}
     tasks = [(fresh_run, name, settings[name], seed) for name in settings for seed in FRESH_SEEDS]
     return {"settings": settings, "fresh": work.pieces(tasks)}
 
@@ -142,8 +140,8 @@ def noise_along(kind: str, seed: int) -> list[dict]:
     def look(history) -> None:
         if history.step[-1] in NOISE_STEPS:
             scale = gradient_noise_scale(model, PLAYS.train, **NOISE, seed=99, progress=False)
-            row = {"schedule": kind, "seed": seed, "step": history.step[-1]}
-            found.append(row | {name: round(value, 4) for name, value in asdict(scale).items()})
+            row = {"schedule": kind, "seed": seed, "step": history.step[-1], "loss": evaluate(model, PLAYS.choose)}
+            found.append({name: rounded(value) for name, value in (row | asdict(scale)).items()})
 
     config = replace(CONFIG, lr_scheduler_type=kind, seed=seed)
     completed(train(model, PLAYS.train, config, callback=look, progress=False, device="cpu"))

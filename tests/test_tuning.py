@@ -109,10 +109,10 @@ def test_nanochats_rules_come_out_of_transfer():
     assert [large.decay_steps, large.eval_steps] == pytest.approx([0.2 * large.steps, 0.25 * large.steps], abs=1)
 
 
-def test_a_larger_batch_keeps_the_steps_of_warm_up_up_to_half_of_the_run():
+def test_other_batches_and_horizons_keep_the_steps_of_warm_up_up_to_half_of_the_run():
     assert for_batch_size(SMALL_RUN, 16).warmup_steps == for_batch_size(SMALL_RUN, 2).warmup_steps == 10
     assert (for_batch_size(SMALL_RUN, 80).steps, for_batch_size(SMALL_RUN, 80).warmup_steps) == (10, 5)
-    assert transfer(SMALL_RUN, tokens=64.0).warmup_steps == 640
+    assert transfer(SMALL_RUN, tokens=64.0).warmup_steps == for_horizon(SMALL_RUN, 3).warmup_steps == 10
 
 
 @pytest.mark.parametrize("change", [{"tokens": 10.0}, {"depth": 4.0}, {"tokens": 0.1, "depth": 0.5}])
@@ -152,7 +152,7 @@ def test_beta2_has_its_half_life_in_tokens():
 
 def test_short_runs_keep_a_step_of_what_they_had():
     short = for_horizon(SMALL_RUN, 0.1)
-    assert (short.steps, short.warmup_steps, short.decay_steps, short.batch_ramp_steps) == (10, 1, 2, 1)
+    assert (short.steps, short.warmup_steps, short.decay_steps, short.batch_ramp_steps) == (10, 5, 2, 1)
     assert for_horizon(replace(SMALL_RUN, warmup_steps=0, decay_steps=None), 0.1).warmup_steps == 0
 
 

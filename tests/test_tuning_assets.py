@@ -53,7 +53,7 @@ def test_good_runs_pass_the_table_of_4_grams_with_every_seed():
     fourth = DATA["lines"]["choose"][3]
     best = min(losses_by(DATA["rates"]["runs"], "batch_size", "rate").values(), key=lambda losses: sorted(losses)[1])
     assert max(best) < fourth
-    assert max(losses_by(DATA["switches"]["moderate"], "switch")["all"]) < fourth
+    assert max(losses_by(DATA["switches"]["runs"], "switch")["all"]) < fourth
 
 
 @pytest.mark.parametrize("size", [16, 64])

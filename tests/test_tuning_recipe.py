@@ -17,6 +17,7 @@ SETTINGS = {
     "COMMON": recipe.COMMON | {"tokens": 512},
     "SHORT_TOKENS": 256,
     "LARGER": 32,
+    "RULE_RATES": (8e-3,),
     "RATES": {"4": [4e-3], "16": [4e-3, 8e-3]},
     "STANDARD_DEVIATIONS": (0.02, 0.1),
     "WIDTHS": (8, 16),
@@ -80,7 +81,7 @@ def test_shares_of_a_run_become_steps():
 def test_grids_share_the_runs_that_they_have_in_common(tiny):
     data = runner.recorded(tiny / "tuning")
     usual = [row["loss"] for row in data["rates"]["runs"] if (row["batch_size"], row["rate"]) == (16, 8e-3)]
-    assert usual == [row["loss"] for row in data["switches"]["moderate"] if row["switch"] == "all"]
+    assert usual == [row["loss"] for row in data["switches"]["runs"] if row["switch"] == "all"]
     assert usual == [row["loss"] for row in data["initialisation"]["runs"] if row["deviation"] == 0.02]
     lines = (tiny / "work" / "runs.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(set(lines))
@@ -129,7 +130,7 @@ def test_what_the_experiments_chose_is_compared_with_nanogpts_settings(tiny):
     assert data["settings"]["nanoGPT's"] == {"batch_size": 12, "learning_rate": 1e-3, "adam_beta2": 0.99}
     rates = [row for row in runner.recorded(tiny / "tuning")["rates"]["runs"] if row["batch_size"] == 16]
     assert data["settings"]["by experiment"]["learning_rate"] == recipe.lowest(rates, "rate")
-    assert len(data["fresh"]) == 6 and all(row["choose"] != row["compare"] for row in data["fresh"])
+    assert len(data["fresh"]) == 9 and all(row["choose"] != row["compare"] for row in data["fresh"])
 
 
 def test_beta2_is_carried_to_a_small_batch_by_its_half_life(tiny):

@@ -144,6 +144,9 @@ def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per tok
                 axes.plot(x[lost], np.ones(lost.sum()), "x", color=color, label="diverged", **at_top)
         if numbers and min(everything) > 0 and max(everything) >= 10 * min(everything):
             axes.set_xscale("log")
+            ticks = sorted(set(everything))
+            axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+            axes.minorticks_off()
     return figure
 
 

@@ -33,7 +33,11 @@ LONGEST = 6  # characters in the longest piece that is counted
 CONFIG = TrainingConfig(2000, 16, 8e-3, warmup_steps=100)  # GPT-3's other choices: the defaults of TrainingConfig
 COMMON = {"batch_size": 16, "tokens": TOKENS, "warmup": 0.05}
 GOOD_RATE = 1.6e-2
-LARGER, RULE_RATES = 64, (8e-3, 1.6e-2, 3.2e-2)  # windows a step, and the rates that the square-root rule allows
+SMALLER, LARGER, RULE_RATES = (
+    4,
+    64,
+    (8e-3, 1.6e-2, 3.2e-2),
+)  # windows a step, and the rates that the square-root rule allows
 STANDARD_DEVIATIONS = (0.01, 0.02, 0.05, 0.1)
 
 # Widths of the muP experiment: heads stay 32 wide, the LM head is untied, and the base is the first width.
@@ -149,8 +153,8 @@ def noise_along(kind: str, seed: int) -> list[dict]:
 
 
 def half_life(work: Work) -> dict:
-    """Train with the smallest batch, with β₂ as it is and with its half-life in tokens as that of the usual batch."""
-    carried = for_batch_size(CONFIG, min(map(int, RATES)))
+    """Train with a small batch, with β₂ as it is and with its half-life in tokens as that of the usual batch."""
+    carried = for_batch_size(CONFIG, SMALLER)
     axes = {"beta2": {beta2: {"adam_beta2": beta2} for beta2 in (CONFIG.adam_beta2, carried.adam_beta2)}}
     rate = carried.learning_rate
     common = {"batch_size": carried.batch_size, "learning_rate": rate}

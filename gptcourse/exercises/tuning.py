@@ -496,7 +496,7 @@ class Growth(Exercise, name="tuning.growth"):
 
 
 class RateAtWidth(Exercise, name="tuning.rate_at_width"):
-    """Return the rates of a wider model under muP with Adam, and the multiplier of its read-out."""
+    """Return the rates of a wider model under muP with Adam, and the multiplier of its logits."""
 
     hint = "For each kind, ask: does a wider model add up over more of these? Only where it does, something shrinks."
 

@@ -33,11 +33,8 @@ LONGEST = 6  # characters in the longest piece that is counted
 CONFIG = TrainingConfig(2000, 16, 8e-3, warmup_steps=100)  # GPT-3's other choices: the defaults of TrainingConfig
 COMMON = {"batch_size": 16, "tokens": TOKENS, "warmup": 0.05}
 GOOD_RATE = 1.6e-2
-SMALLER, LARGER, RULE_RATES = (
-    4,
-    64,
-    (8e-3, 1.6e-2, 3.2e-2),
-)  # windows a step, and the rates that the square-root rule allows
+SMALLER, LARGER = 4, 64  # windows a step
+RULE_RATES = (8e-3, 1.6e-2, 3.2e-2)  # what the square-root rule makes of the good rates, for LARGER
 STANDARD_DEVIATIONS = (0.01, 0.02, 0.05, 0.1)
 
 # Widths of the muP experiment: heads stay 32 wide, the LM head is untied, and the base is the first width.

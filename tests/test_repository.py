@@ -134,10 +134,10 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety"]
 # fall.
 BUDGETS = {
     "teaching": 3_742,
-    "supporting": 4_569,
+    "supporting": 4_572,
     "exercises": 5_659,
     "explorers": 2_016,
-    "recipes": 2_201,
+    "recipes": 2_202,
     "drawings": 1_537,
 }
 

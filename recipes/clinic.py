@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from plays import read_plays
 from runner import Work, completed, constants, fill, run
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +29,6 @@ from gptcourse.data import Batches, counted_rng, example_batches, text_batches
 from gptcourse.model import GPT
 from gptcourse.ngrams import NGrams
 from gptcourse.optimizers import learning_rate_at
-from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import History, Trainer, evaluate, forward
 from gptcourse.tuning import RangeTest
 
@@ -85,14 +85,6 @@ CURES: dict[str, dict[str, Any]] = {
 
 
 # ---- Text
-
-
-@cache
-def read_plays() -> tuple[CharTokenizer, Tensor, Tensor]:
-    """Return the tokenizer, and the tokens of the plays to train on and of those held out."""
-    plays = shakespeare()
-    tokenizer = CharTokenizer(plays.train + plays.validation)
-    return tokenizer, *(torch.tensor(tokenizer.encode(text)) for text in (plays.train, plays.validation))
 
 
 @cache

@@ -1,11 +1,11 @@
-"""What the recipes on Shakespeare's plays share: the text in its parts, and sweeps whose runs are kept."""
+"""What the recipes on Shakespeare's plays share: the text in its parts, a model, and sweeps whose runs are kept."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +24,18 @@ MODEL = GPTConfig(VOCAB_SIZE, n_positions=64, n_embd=128, n_layer=4, n_head=4)
 NANOGPT = TrainingConfig(2000, 12, 1e-3, warmup_steps=100, adam_beta2=0.99)
 
 
+# What of the recipe is a choice of its settings, whatever the length of a run.
+NANOGPT_CHOICES = {name: getattr(NANOGPT, name) for name in ("batch_size", "learning_rate", "adam_beta2")}
+
+
+@cache
+def read_plays() -> tuple[CharTokenizer, Tensor, Tensor]:
+    """Return the tokenizer, and the tokens of the plays to train on and of those held out."""
+    plays = shakespeare()
+    tokenizer = CharTokenizer(plays.train + plays.validation)
+    return tokenizer, *(torch.tensor(tokenizer.encode(text)) for text in (plays.train, plays.validation))
+
+
 @dataclass(frozen=True)
 class Plays:
     """The plays as character ids: to train on, and as held-out text to choose settings on, and to compare on.
@@ -34,26 +46,20 @@ class Plays:
     n_choose: int
     n_compare: int
 
-    @cached_property
-    def _ids(self) -> tuple[Tensor, Tensor]:
-        plays = shakespeare()
-        encode = CharTokenizer(plays.train + plays.validation).encode
-        return torch.tensor(encode(plays.train)), torch.tensor(encode(plays.validation))
-
     @property
     def train(self) -> Tensor:
         """The ids to train on."""
-        return self._ids[0]
+        return read_plays()[1]
 
     @property
     def choose(self) -> Tensor:
         """The held-out ids on which settings are chosen."""
-        return self._ids[1][: self.n_choose]
+        return read_plays()[2][: self.n_choose]
 
     @property
     def compare(self) -> Tensor:
         """The held-out ids on which nothing is chosen."""
-        return self._ids[1][-self.n_compare :]
+        return read_plays()[2][-self.n_compare :]
 
     def grid(
         self,

@@ -16,15 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from plays import read_plays
 from runner import Work, completed, constants, fill, recorded, run, tables
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcourse.corpora import HELD_OUT, shakespeare
+from gptcourse.corpora import HELD_OUT
 from gptcourse.files import write_directory, write_file
 from gptcourse.interpretability import even_scores, head_scores
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, evaluate, train
 
 SHAPE, SETTINGS = tables("time_machine", "SHAPE", "SETTINGS")
@@ -38,13 +38,6 @@ EARLY, LATE = slice(8, 16), slice(-8, None)  # places in the context, of which t
 N_RANDOM, N_SEQUENCES = 24, 128  # random tokens that are repeated once: how much easier is the second time?
 LOSSES = ("training_loss", "held_out_loss", "early_loss", "late_loss", "first_copy_loss", "second_copy_loss")
 SCORES = ("previous_token", "first_token", "induction")
-
-
-def read_plays() -> tuple[CharTokenizer, Tensor, Tensor]:
-    """Return the tokenizer, and the tokens of the plays to train on and of those held out."""
-    plays = shakespeare()
-    tokenizer = CharTokenizer(plays.train + plays.validation)
-    return tokenizer, *(torch.tensor(tokenizer.encode(text)) for text in (plays.train, plays.validation))
 
 
 def with_spells(tokens: Tensor, vocab_size: int) -> Tensor:

@@ -12,36 +12,31 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from plays import MODEL as SHAPE
+from plays import NANOGPT_CHOICES, read_plays
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcourse.config import GPTConfig
-from gptcourse.corpora import shakespeare
 from gptcourse.decision import DecisionRecord
 from gptcourse.finetuning import add_lora, encode_dialogues
 from gptcourse.model import GPT
 from gptcourse.ngrams import NGrams
 from gptcourse.pretrained import load_pretrained
 from gptcourse.support import support
-from gptcourse.tokenizers import CharTokenizer
 from gptcourse.tuning import Budget, tune
 from gptcourse.views import eval_view
 
 WORK = Path(__file__).parent / "work"
-SHAPE = GPTConfig(76, n_positions=64, n_embd=128, n_layer=4, n_head=4)
 PART = 30_000  # held-out characters to choose on, and as many others to confirm on
-NANOGPT = {"learning_rate": 1e-3, "batch_size": 12, "adam_beta2": 0.99}  # its recipe for a CPU
 
 
 def gpt(**options) -> DecisionRecord:
     """Tune your GPT against the settings of nanoGPT's CPU recipe, and print the lines that counting reaches."""
-    plays = shakespeare()
-    encode = CharTokenizer(plays.train + plays.validation).encode
-    train, held_out = (torch.tensor(encode(text)) for text in (plays.train, plays.validation))
+    _, train, held_out = read_plays()
     data = {"train": train, "choose": held_out[:PART], "confirm": held_out[-PART:]}
     lines = NGrams(train.numpy(), SHAPE.vocab_size, 6).losses(data["confirm"].numpy())
     print("n-gram lines of the part to confirm on:", ", ".join(f"{n}: {line:.3f}" for n, line in enumerate(lines, 1)))
-    return tune(lambda seed: GPT(SHAPE), data, Budget(tokens=32 * 131_072), defaults=NANOGPT, **options)
+    return tune(lambda seed: GPT(SHAPE), data, Budget(tokens=32 * 131_072), defaults=NANOGPT_CHOICES, **options)
 
 
 class Head(nn.Module):

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from itertools import chain
 
 import torch
-from plays import MODEL, NANOGPT, Plays, by_rate, rounded, within_tokens
+from plays import MODEL, NANOGPT_CHOICES, Plays, by_rate, rounded, within_tokens
 from runner import STOPPED, Work, completed, fill, losses_by, run, tables
 
 from gptcourse.model import GPT
@@ -115,14 +115,13 @@ def lowest(rows: list[dict], *columns: str):
 def answer(work: Work) -> dict:
     """Compare nanoGPT's settings with those that the experiments have chosen, with fresh seeds and on fresh text."""
     usual = [row for row in rates(work)["runs"] if row["batch_size"] == CONFIG.batch_size]
-    nanogpt = {name: getattr(NANOGPT, name) for name in ("batch_size", "learning_rate", "adam_beta2")}
     chosen = {
         "batch_size": CONFIG.batch_size,
         "learning_rate": lowest(usual, "rate"),
         "initializer_range": lowest(initialisation(work)["runs"], "deviation"),
     }
-    rate_alone = nanogpt | {"learning_rate": chosen["learning_rate"]}
-    settings = {"nanoGPT's": nanogpt, "nanoGPT's, tuned rate": rate_alone, "by experiment": chosen}
+    rate_alone = NANOGPT_CHOICES | {"learning_rate": chosen["learning_rate"]}
+    settings = {"nanoGPT's": NANOGPT_CHOICES, "nanoGPT's, tuned rate": rate_alone, "by experiment": chosen}
     tasks = [(fresh_run, name, settings[name], seed) for name in settings for seed in FRESH_SEEDS]
     return {"settings": settings, "fresh": work.pieces(tasks)}
 

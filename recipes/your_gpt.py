@@ -12,31 +12,21 @@ import statistics
 from dataclasses import asdict
 
 import torch
+from plays import MODEL as SHAPE
+from plays import NANOGPT, read_plays
 from runner import Work, completed, constants, fill, run
-from torch import Tensor
 
-from gptcourse.config import GPTConfig, TrainingConfig
-from gptcourse.corpora import shakespeare
+from gptcourse.config import TrainingConfig
 from gptcourse.model import GPT
 from gptcourse.ngrams import NGrams
-from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import evaluate, train
 
-SHAPE = GPTConfig(76, n_positions=64, n_embd=128, n_layer=4, n_head=4)  # nanoGPT's CPU recipe has this shape
 SETTINGS = TrainingConfig(steps=4000, batch_size=16, learning_rate=1e-2, warmup_steps=100)
-NANOGPT = TrainingConfig(steps=2000, batch_size=12, learning_rate=1e-3, warmup_steps=100, adam_beta2=0.99)
 RATES, RATE_STEPS = (1e-3, 3e-3, 1e-2, 3e-2), 1000
 SEEDS = (0, 1, 2)
 CHOSEN_ON = 200_000  # characters at the end of the training plays
 EVERY, AVERAGED = 200, 50  # steps between two losses of a curve, and how many training losses each is the mean of
 LONGEST = 7  # tokens in the longest piece that is counted
-
-
-def read_plays() -> tuple[CharTokenizer, Tensor, Tensor]:
-    """Return the tokenizer, and the tokens of the plays to train on and of those held out."""
-    plays = shakespeare()
-    tokenizer = CharTokenizer(plays.train + plays.validation)
-    return tokenizer, *(torch.tensor(tokenizer.encode(text)) for text in (plays.train, plays.validation))
 
 
 def train_one(settings: dict, seed: int, choosing: bool) -> dict:

@@ -137,7 +137,7 @@ BUDGETS = {
     "supporting": 4_572,
     "exercises": 5_659,
     "explorers": 2_016,
-    "recipes": 2_202,
+    "recipes": 2_177,
     "drawings": 1_537,
 }
 

@@ -35,13 +35,12 @@ SETTINGS = {
 def tiny(tmp_path_factory):
     """The folder of an asset, made in seconds with tiny settings; the text is made of numbers."""
     ids = (torch.rand(4_000, generator=torch.Generator().manual_seed(0)) ** 4 * 76).long()
-    text = plays.Plays(600, 600)
-    text.__dict__["_ids"] = (ids, ids.flip(0))
     folder = tmp_path_factory.mktemp("tuning")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "ASSETS", folder)
         patch.setattr(plays, "MODEL", SMALL)
-        for name, value in (SETTINGS | {"PLAYS": text}).items():
+        patch.setattr(plays, "read_plays", lambda: (None, ids, ids.flip(0)))
+        for name, value in (SETTINGS | {"PLAYS": plays.Plays(600, 600)}).items():
             patch.setattr(recipe, name, value)
         make(folder)
         yield folder

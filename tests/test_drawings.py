@@ -1,9 +1,10 @@
-"""The drawings of a notebook: every text within the picture, every number in the words for who cannot see it."""
+"""The drawings of notebooks 04 to 06: all within the picture, every number in the words for who cannot see it."""
 
 import pytest
 from pictures import assert_all_lies_within, assert_says
 
 from gptcourse.drawings import training as drawings
+from gptcourse.drawings import tune_own, tuning
 
 DRAWN = {
     "loop": (drawings.loop(), ["zero_grad (forget old ones), then forward"]),
@@ -18,6 +19,12 @@ DRAWN = {
     "sick_runs": (
         drawings.sick_runs({"A": [4.3, 2.4], "B": [4.3, 9.0]}, 6, (2.5, "pairs")),
         ["A: from 4.30 to 2.40", "pairs: 2.50"],
+    ),
+    "decision_tree": (tuning.decision_tree(), [question for question, *_ in tuning.QUESTIONS] + [tuning.LAST[0]]),
+    "procedure": (tune_own.procedure(), ["7 confirm (fresh seeds, fresh part), 8 record", "From 5 back to 4"]),
+    "trunk": (
+        tune_own.trunk((100, 200), 0.25),
+        ["a cool-down from step 100 to 125", "a cool-down from step 200 to 250"],
     ),
 }
 

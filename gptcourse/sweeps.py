@@ -301,6 +301,8 @@ def _ask(worker: subprocess.Popen, run: Run, limits: Mapping[int, float]) -> dic
         print(json.dumps([asdict(run.model), asdict(run.training), limits]), file=worker.stdin, flush=True)
         return json.loads(worker.stdout.readline())
     except (OSError, ValueError):  # nothing comes out
+        worker.kill()
+        worker.wait()  # its output ends a moment before it does: until then it would pass for idle
         return CRASHED | {"reason": "its process was killed: often, memory ran out"}
 
 

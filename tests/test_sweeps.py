@@ -306,6 +306,13 @@ def test_a_worker_killed_before_it_reads_its_run_costs_that_run_alone(tmp_path):
         assert sweeps._ask(worker, Run(MODEL, TRAINING, {}), {})["outcome"] == "crashed"
 
 
+def test_a_worker_that_gives_nothing_gets_no_second_run():
+    command = [sys.executable, "-c", "import os, time; os.close(1); time.sleep(60)"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert sweeps._ask(worker, Run(MODEL, TRAINING, {}), {})["outcome"] == "crashed"
+        assert worker.poll() is not None
+
+
 # ---- What cannot be right is said before anything begins
 
 

@@ -21,6 +21,8 @@ CHOICES = {
     "tie_word_embeddings": (True, False),
     "qk_norm": (True, False),
     "bf16": (True, False),
+    "loss_type": ("grpo", "dr_grpo"),
+    "penalty": ("loss", "reward"),
 }
 COUNT = (Integral, lambda x: 1 <= x < math.inf, "a whole number of 1 or more")
 COUNT_OR_ZERO = (Integral, lambda x: 0 <= x < math.inf, "a whole number of 0 or more")
@@ -33,9 +35,10 @@ SHARE = (Real, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 NUMBERS = {
     **dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "mup_base_width"), COUNT),
     **dict.fromkeys(("steps", "batch_size", "gradient_accumulation_steps", "ns_steps"), COUNT),
+    **dict.fromkeys(("num_generations", "max_completion_length", "num_iterations"), COUNT),
     **dict.fromkeys(("warmup_steps", "batch_ramp_steps", "eval_steps", "save_steps"), COUNT_OR_ZERO),
     **dict.fromkeys(("layer_norm_epsilon", "initializer_range", "learning_rate", "adam_epsilon"), POSITIVE),
-    **dict.fromkeys(("weight_decay", "z_loss"), POSITIVE_OR_ZERO),
+    **dict.fromkeys(("weight_decay", "z_loss", "epsilon", "beta"), POSITIVE_OR_ZERO),
     **dict.fromkeys(("dropout", "adam_beta1", "adam_beta2", "label_smoothing"), BELOW_ONE),
     **dict.fromkeys(("sequence_length", "decay_steps"), COUNT),
     "seed": SEED,

@@ -152,3 +152,9 @@ def fingerprint(tokens: Tensor | None) -> str | None:
     if tokens is None:
         return None
     return f"{len(tokens)} ids, sha256 {hashlib.sha256(tokens.cpu().numpy()).hexdigest()[:16]}"
+
+
+def fingerprint_examples(examples: Iterable[Example]) -> str:
+    """Return the same of all ids and targets of examples."""
+    numbers = [number for ids, targets in examples for number in (*ids, *targets)]
+    return fingerprint(torch.tensor(numbers, dtype=torch.int64))

@@ -30,7 +30,7 @@ from gptcourse.data import (
     check_tokens,
     count_targets,
     example_batches,
-    fingerprint,
+    fingerprint_examples,
     get_batch,
     pad,
 )
@@ -297,7 +297,8 @@ def finetune(
     examples = _fitting(model, examples)
     validation = None if validation is None else _fitting(model, validation)
     validate = validation and partial(_mean_loss, examples=validation, batch_size=config.batch_size)
-    data = {"the examples": _fingerprint(examples), "the validation examples": _fingerprint(validation or [])}
+    named = {"the examples": examples, "the validation examples": validation or []}
+    data = {name: fingerprint_examples(rows) for name, rows in named.items()}
     batches = example_batches(examples, config, distributed.world_size())
     trainer = Trainer(model, batches, config, validate=validate, keep_best=validation is not None, device=device)
 
@@ -318,11 +319,6 @@ def stops_early(losses: list[float], patience: int) -> bool:
 
 def _fitting(model, examples: Iterable[Example]) -> list[Example]:
     return check_examples(examples, vocab_size_of(model), context_window(model))
-
-
-def _fingerprint(examples: list[Example]) -> str:
-    numbers = [number for ids, targets in examples for number in (*ids, *targets)]
-    return fingerprint(torch.tensor(numbers, dtype=torch.int64))
 
 
 # ---- What was learned

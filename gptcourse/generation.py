@@ -1,7 +1,8 @@
 """Write with a language model: from logits to a distribution, from a distribution to a token, and round again.
 
 Sources: Fan et al. (2018), arXiv:1805.04833, section 5.4 (top-k); Holtzman et al. (2020), arXiv:1904.09751, section 3.1
-(top-p); Nguyen et al. (2024), arXiv:2407.01082 (min-p); Keskar et al. (2019), arXiv:1909.05858, section 4.1 (repetition
+(top-p); Nguyen et al. (2024), arXiv:2407.01082 (min-p); Tang et al. (2024), arXiv:2411.07641 (top-nσ); Meister et al.
+(2023), arXiv:2202.00666, section 4 (locally typical); Keskar et al. (2019), arXiv:1909.05858, section 4.1 (repetition
 penalty). The order of the rules is that of transformers; llama.cpp, by default, applies the temperature last.
 
 Shapes: B texts in a batch, T tokens each, V = vocab_size.
@@ -41,7 +42,8 @@ Prompts: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tens
 class Sampling:
     """How the next token is drawn; the defaults draw from the model's own distribution.
 
-    `temperature=0` takes the best token; `top_k=0`, `top_p=1`, `min_p=0` and `repetition_penalty=1` switch a rule off.
+    `temperature=0` takes the best token; `top_k=0`, `top_p=1`, `min_p=0`, `repetition_penalty=1`, `typical_p=1` and
+    `top_n_sigma=0` switch a rule off.
     The same `seed` gives the same draws; None takes torch's global generator. ValueError for a value out of range.
     """
 
@@ -51,6 +53,8 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
 
     def __post_init__(self):
         require_number(self, "temperature", Real, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
@@ -61,6 +65,9 @@ class Sampling:
         if self.seed is not None:
             allowed = "None or a whole number from 0 to 2**64 - 1"
             require_number(self, "seed", Integral, lambda value: 0 <= value < 2**64, allowed)
+        require_number(self, "typical_p", Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
+        allowed = "a finite number of 0 (off) or more"
+        require_number(self, "top_n_sigma", Real, lambda value: 0 <= value < math.inf, allowed)
 
 
 def generate(
@@ -239,13 +246,42 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     return logits.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), -math.inf)
 
 
+def keep_top_n_sigma(logits: Tensor, n: float) -> Tensor:
+    """Keep the logits at most n of their standard deviations below the best one. Tang et al. (2024).
+
+    The deviation (that of all, dividing by their number) is taken over the finite logits. A temperature scales both
+    sides alike, so it changes nothing here.
+    """
+    finite = logits > -math.inf
+    mean = logits.masked_fill(~finite, 0.0).sum(-1, keepdim=True) / finite.sum(-1, keepdim=True)
+    squares = (logits - mean).masked_fill(~finite, 0.0).square().sum(-1, keepdim=True)
+    deviation = (squares / finite.sum(-1, keepdim=True)).sqrt()
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) - n * deviation, -math.inf)
+
+
+def keep_typical_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest tokens that hold probability p, those first whose surprise is nearest to the entropy.
+
+    Meister et al. (2023), section 4: -ln p(token) near its mean, neither a bore nor a shock. Of equally near ones all
+    are kept, as in transformers.
+    """
+    surprise = -logits.log_softmax(-1)
+    entropy = (surprise.exp().reciprocal() * surprise).nansum(-1, keepdim=True)  # 0 · inf counts nothing
+    distance, order = (surprise - entropy).abs().sort(dim=-1)
+    held = logits.gather(-1, order).softmax(-1).cumsum(-1)
+    last = (held < p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    drop = distance > distance.gather(-1, last)
+    return logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
+
+
 def next_token_distribution(
     logits: Tensor, sampling: Sampling, previous_ids: Sequence | Tensor | None = None
 ) -> Tensor:
     """Return the probabilities (..., V) that the next token is drawn from, given the model's logits (..., V).
 
-    The rules follow one another as in transformers: repetition penalty, temperature, top-k, top-p, min-p. previous_ids
-    (..., T), the tokens so far, are for the penalty only. Half precision is computed, and returned, in float32.
+    The rules follow one another as in transformers: repetition penalty, temperature, top-k, top-p, min-p, typical;
+    top-nσ, which transformers has not, comes before top-k, as it looks at all logits. previous_ids (..., T), the
+    tokens so far, are for the penalty only. Half precision is computed, and returned, in float32.
 
     Raises ValueError if the logits are not floating-point numbers or no distribution follows from them.
     """
@@ -261,12 +297,16 @@ def next_token_distribution(
         return torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
     if sampling.temperature != 1:
         logits = apply_temperature(logits, sampling.temperature)
+    if sampling.top_n_sigma > 0:
+        logits = keep_top_n_sigma(logits, sampling.top_n_sigma)
     if sampling.top_k > 0:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
         logits = keep_top_p(logits, sampling.top_p)
     if sampling.min_p > 0:
         logits = keep_min_p(logits, sampling.min_p)
+    if sampling.typical_p < 1:
+        logits = keep_typical_p(logits, sampling.typical_p)
     return logits.softmax(-1)
 
 

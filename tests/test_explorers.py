@@ -162,7 +162,7 @@ def test_an_error_of_value_is_shown_as_its_sentence_in_the_place_of_the_picture(
 # ---- Start values: what is asked for, or one sentence
 
 
-ASKED = Sampling(temperature=5.0, top_k=500, top_p=0.999_99, min_p=0.75, repetition_penalty=0.5, seed=42_000)
+ASKED = Sampling(5.0, 500, 0.999_99, 0.75, repetition_penalty=0.5, seed=42_000, typical_p=0.001, top_n_sigma=9.0)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +322,8 @@ def expected_percentages(model, tokenizer, prompt, sampling, rows=12):
         {"top_k": 3},
         {"top_p": 0.6},
         {"min_p": 0.2},
+        {"typical_p": 0.4},
+        {"top_n_sigma": 1.0},
         {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "repetition_penalty": 1.7},
     ],
 )

@@ -28,6 +28,7 @@ from gptcourse.generation import (
     exponential_noise,
     generate,
     global_random,
+    keep_top_n_sigma,
     next_token_distribution,
     only_tokens_of,
     sample,
@@ -136,6 +137,8 @@ def by_transformers(logits, sampling, previous_ids):
         processors.append(logits_process.TopKLogitsWarper(sampling.top_k))
     processors.append(logits_process.TopPLogitsWarper(sampling.top_p))
     processors.append(logits_process.MinPLogitsWarper(sampling.min_p))
+    if 0 < sampling.typical_p < 1:
+        processors.append(logits_process.TypicalLogitsWarper(sampling.typical_p))
     scores = logits.clone()
     for processor in processors:
         scores = processor(previous_ids, scores)
@@ -180,6 +183,38 @@ def test_distribution_equals_transformers_chain(kind):
         one = next_token_distribution(logits[1], sampling, previous[1].tolist())
         assert one.shape == (VOCAB,)
         torch.testing.assert_close(one, expected[1])
+
+
+@pytest.mark.parametrize("kind", grid_of_logits())
+def test_locally_typical_equals_transformers_after_the_other_rules(kind):
+    logits, previous = grid_of_logits()[kind], torch.tensor([[0, 5, 5, 22], [1, 2, 3, 4], [7, 7, 7, 7]])
+    for knobs in itertools.product([0.3, 1.7], [0, 4], [0.9, 1], [0, 0.05], [1, 1.3], [None], [0.05, 0.5, 0.9, 0.999]):
+        sampling = Sampling(*knobs)
+        expected = by_transformers(logits, sampling, previous)
+        torch.testing.assert_close(next_token_distribution(logits, sampling, previous), expected)
+        assert next_token_distribution(logits[1], sampling, previous[1]).shape == (VOCAB,)
+
+
+def test_typical_may_drop_the_best_token_and_keeps_one_even_at_zero():
+    probabilities = torch.tensor([0.5, *[0.05] * 10])  # entropy 1.84 nats; the surprises are 0.69 and 3.00
+    assert (next_token_distribution(probabilities.log(), Sampling(typical_p=0.2)) > 0).tolist() == [True] + [False] * 10
+    many = torch.tensor([0.3, *[0.01] * 70])  # 3.58 nats; 1.20 and 4.61: the many are nearer
+    kept = next_token_distribution(many.log(), Sampling(typical_p=0.5)) > 0
+    assert not kept[0] and kept[1:].all()
+    assert (next_token_distribution(torch.tensor([0.0, 1.0, 5.0]), Sampling(typical_p=0)) > 0).sum() == 1
+
+
+@pytest.mark.parametrize("n", [0.5, 1.0, 3.0])
+def test_top_n_sigma_is_a_threshold_in_standard_deviations_whatever_the_temperature(n):
+    for logits in grid_of_logits().values():
+        kept = keep_top_n_sigma(logits, n) > -math.inf
+        for row, keeps in zip(logits.tolist(), kept, strict=True):
+            deviation = np.std([x for x in row if x > -math.inf])
+            wanted = [x > -math.inf and x >= max(row) - n * deviation - 1e-6 for x in row]
+            assert keeps.tolist() == wanted
+        assert torch.equal(keep_top_n_sigma(logits / 2, n) > -math.inf, kept)
+        hot = next_token_distribution(logits, Sampling(temperature=2.0, top_n_sigma=n))
+        assert torch.equal(hot, keep_top_n_sigma(logits / 2, n).softmax(-1))
 
 
 def test_zero_temperature_is_arg_max_after_the_penalty():
@@ -271,6 +306,8 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(logits, p):
     [{"temperature": v} for v in (-0.1, math.nan, math.inf, "1", None, True)]
     + [{"top_k": v} for v in (-1, 2.5, None)]
     + [{name: v} for name in ("top_p", "min_p") for v in (-0.1, 1.1, math.nan, None)]
+    + [{"typical_p": v} for v in (-0.1, 1.1, math.nan, None)]
+    + [{"top_n_sigma": v} for v in (-0.1, math.inf, math.nan, None)]
     + [{"repetition_penalty": v} for v in (0, -1, math.inf, math.nan)]
     + [{"seed": v} for v in (0.5, "a", -1, 2**64, True, np.int64(-1), np.float64(3.5))],
 )

@@ -125,6 +125,9 @@ TEACHING = [
     "optimizers",
     "training",
     "generation",
+    "constrained",
+    "speculative",
+    "quantisation",
     "finetuning",
     "preferences",
 ]

@@ -49,7 +49,7 @@ class DecodingExplorer(Writer):
         if self.read != prompt:
             self._read(prompt)
         sampling, before = sampling_of(values), self.logits.softmax(-1)[0]
-        # What top-k, top-p and min-p choose from: the distribution that they have not cut yet.
+        # What the rules that cut choose from: the distribution that they have not cut yet.
         uncut = Sampling(temperature=sampling.temperature, repetition_penalty=sampling.repetition_penalty)
         offered = next_token_distribution(self.logits, uncut, self.ids)[0]
         after = next_token_distribution(self.logits, sampling, self.ids)[0]

@@ -16,6 +16,8 @@ SLIDERS = {  # name: (least, most, step, description)
     "top_k": (0, 100, 1, "top-k (0: off)"),
     "top_p": (0.05, 1.0, 0.01, "top-p (1: off)"),
     "min_p": (0.0, 0.5, 0.01, "min-p (0: off)"),
+    "top_n_sigma": (0.0, 5.0, 0.1, "top-nσ (0: off)"),
+    "typical_p": (0.05, 1.0, 0.01, "typical (1: off)"),
     "repetition_penalty": (1.0, 2.0, 0.05, "repetition penalty"),
     "seed": (0, 99, 1, "seed"),
 }

@@ -1,0 +1,53 @@
+"""Weights in few bits: each row, or each group of a row, becomes small whole numbers and one scale.
+
+Round to nearest, scaled by the largest magnitude (absmax): Dettmers et al. (2022), LLM.int8(), arXiv:2208.07339,
+section 2; groups of 32 as in llama.cpp's format Q8_0. Here values are rounded and stay float32: such a model computes
+what a quantised one computes, and takes as much memory and time as before.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+SCALE_BITS = 16  # a scale is stored in half precision
+
+
+def quantise(weight: Tensor, bits: int, group: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return whole numbers (rows, groups, group) and scales (rows, groups, 1): their product is near the weights.
+
+    weight (rows, columns); group=None takes each row as one group. Numbers go from -(2^(bits - 1) - 1) to the same
+    above zero. Raises ValueError if groups do not fill a row, or for fewer than 2 bits.
+    """
+    group = weight.shape[1] if group is None else group
+    if bits < 2 or weight.shape[1] % group:
+        raise ValueError(f"Give 2 bits or more, not {bits}, and groups that fill rows of {weight.shape[1]}.")
+    parts, largest = weight.unflatten(1, (-1, group)), 2 ** (bits - 1) - 1
+    scales = (parts.abs().amax(-1, keepdim=True) / largest).half().float()
+    codes = (parts / scales.clamp(min=1e-12)).round().clamp(-largest, largest)
+    return codes.to(torch.int8 if bits <= 8 else torch.int32), scales
+
+
+def dequantise(codes: Tensor, scales: Tensor) -> Tensor:
+    """Return the weights (rows, columns) that codes and scales stand for."""
+    return (codes * scales).flatten(1)
+
+
+def quantised(model: nn.Module, bits: int, group: int | None = None) -> nn.Module:
+    """Return a copy of a model whose matrices hold only values that `bits` can say; biases and norms stay."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in {id(w): w for w in model.parameters() if w.dim() == 2}.values():
+            weight.copy_(dequantise(*quantise(weight, bits, group)))
+    return model
+
+
+def stored_bytes(model: nn.Module, bits: int, group: int | None = None) -> int:
+    """Return the bytes that a model's weights take: matrices in `bits` and their scales, the rest in float32."""
+    total = 0
+    for weight in model.parameters():  # those that are shared count once
+        scales = 0 if bits >= 16 or weight.dim() < 2 else weight.numel() // (group or weight.shape[1])
+        total += weight.numel() * (bits if weight.dim() == 2 else 32) + scales * SCALE_BITS
+    return total // 8

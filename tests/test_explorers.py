@@ -126,7 +126,8 @@ def test_every_control_of_every_explorer_changes_what_is_shown_and_back_again(ev
             pictures = re.findall(r"<svg.*?</svg>", every.picture.value, re.DOTALL)
             assert all(ElementTree.fromstring(found).tag == "svg" for found in pictures)
             assert not re.search(r'[="( ](nan|inf)[", )]', every.picture.value)
-        assert len(shown) > 1 or "top_k" in name, name  # 100 are more than this vocabulary has
+        # The highest values of two sliders cut nothing here: 100 tokens are all, none is 5 deviations below the best.
+        assert len(shown) > 1 or name.endswith(("top_k", "top_n_sigma")), name
         control.value = before
         if isinstance(every, explorers.scaling.SizeExplorer) and name == "preset":
             return  # "yours" is where the sliders stand

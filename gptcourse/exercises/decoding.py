@@ -218,3 +218,213 @@ class MendTopP(Exercise, name="decoding.mend_top_p"):
     def noise_in_order(logits, p, noise):
         probabilities, order = top_p(logits, p).sort(dim=-1, descending=True)
         return order.gather(-1, (probabilities / noise).argmax(-1)[:, None])[:, 0]
+
+
+class Typical(Exercise, name="decoding.typical"):
+    """Keep the fewest tokens, those nearest to the expected surprise first, that hold at least p: a distribution."""
+
+    hint = "Write down the surprise of each token, their mean by probability, and how far from it each token is."
+
+    def inputs():
+        of_many = torch.cat([tensor([0.3]), torch.linspace(0.015, 0.02, 40)]).log()
+        return [(randn(12), 0.6), (2 * randn(3, 9), 0.3), (of_many, 0.5), (3 * randn(4, 7), 0.9)]
+
+    def nearest(distance: Callable[[Tensor, Tensor], Tensor], base: float = torch.e, holds: Callable = torch.lt):
+        """Return a filter that keeps tokens by a distance, of surprise and entropy, until they hold p."""
+
+        def distribution(logits, p):
+            probabilities = logits.softmax(-1)
+            surprise = -probabilities.log() / torch.tensor(base).log()
+            entropy = (probabilities * surprise).sum(-1, keepdim=True)
+            order = distance(surprise, entropy).argsort(-1)
+            ordered = probabilities.gather(-1, order)
+            before = ordered.cumsum(-1) - ordered * (holds is torch.lt)
+            kept = ordered.masked_fill(~(holds(before, p) | ~after_the_best(before)), 0.0)
+            return torch.zeros_like(kept).scatter(-1, order, normalised(kept))
+
+        return distribution
+
+    reference = nearest(lambda surprise, entropy: (surprise - entropy).abs())
+    likely_first = mistake("""That is top-p: you begin with the least surprising token. From where should the
+        distance be counted?""")(nearest(lambda surprise, entropy: surprise))
+    farthest = mistake("You begin with the farthest.")(nearest(lambda surprise, entropy: -(surprise - entropy).abs()))
+    largest_even = mistake("""You measure from the surprise of an even choice among all. The entropy weighs each
+        surprise by its probability.""")(nearest(lambda s, _: (s - torch.tensor(s.shape[-1]).log()).abs()))
+    plain_mean = mistake("""You measure from the plain mean of the surprises. How often does each
+        occur?""")(nearest(lambda surprise, _: (surprise - surprise.mean(-1, keepdim=True)).abs()))
+    too_early = mistake("""You stop one token too early: what you keep holds less
+        than p.""")(nearest(lambda surprise, entropy: (surprise - entropy).abs(), holds=torch.le))
+    not_normalised = mistake("""The right tokens are left, but their probabilities add up to
+        less than one.""")(lambda logits, p: logits.softmax(-1) * (Typical.reference(logits, p) > 0))
+
+
+class AllowedTokens(Exercise, name="decoding.allowed_tokens"):
+    """Return for each token whether it may come next: True or False; token 0, the end, only after a whole answer."""
+
+    hint = "For each token: join it to what is written. Does any answer begin like that?"
+
+    def inputs():
+        answers = ["order 12", "order 17", "orders", "none", "no"]
+        pieces = ["", "o", "r", "or", "order", " 1", " ", "1", "2", "7", "s", "no", "n", "e", "ne", "12", "order 12x"]
+        cases = [(answers, written, pieces) for written in ("", "o", "order", "order ", "order 1", "no", "orders", "n")]
+        return [*cases, (["no", "so"], "", ["", "n", "s", "o", "so", "order"]), (["a b"], "a", ["", " ", " b", "b"])]
+
+    def allowed(fits: Callable[[str, str, str], bool], ends: Callable = lambda answers, written: written in answers):
+        """Return what lists the tokens that fit (answer, written, piece) for some answer."""
+
+        def mask(answers, written, pieces):
+            some = [any(fits(answer, written, piece) for answer in answers) for piece in pieces[1:]]
+            return tensor([ends(answers, written), *some])
+
+        return mask
+
+    reference = allowed(lambda answer, written, piece: answer.startswith(written + piece))
+    anywhere = mistake("""A token that stands somewhere in an answer is not yet one that may come
+        now.""")(allowed(lambda answer, written, piece: piece in answer))
+    rest = mistake("""You look for the joined text anywhere in an answer. Where must it
+        stand?""")(allowed(lambda answer, written, piece: written + piece in answer))
+    forgets = mistake("You forget what is written already.")(allowed(lambda a, written, piece: a.startswith(piece)))
+    too_long = mistake("""A token that goes on after the end of an answer gets through: you look at its first sign
+        alone.""")(allowed(lambda answer, written, piece: answer.startswith(written + piece[:1])))
+    always_ends = mistake("""The end is allowed before the answer is
+        whole.""")(allowed(lambda a, written, piece: a.startswith(written + piece), lambda *_: True))
+    never_ends = mistake("""After a whole answer the text may end, and yours never
+        may.""")(allowed(lambda a, written, piece: a.startswith(written + piece), lambda *_: False))
+
+    @mistake("""One answer is the beginning of another, and after it both may come: the end, or more.""")
+    def ends_at_once(answers, written, pieces):
+        mask = AllowedTokens.reference(answers, written, pieces)
+        return mask if written not in answers else torch.arange(len(pieces)) == 0
+
+
+class AcceptOrResample(Exercise, name="decoding.accept_or_resample"):
+    """Return the token of a draft's proposal if it is accepted, else another, so that the result follows p."""
+
+    hint = "Say p gives a token twice what q gives it, and another half. How often is each proposed?"
+
+    def inputs():
+        rows = [normalised(torch.rand(5) ** 2) for _ in range(60)]
+        noise = [torch.empty(5).exponential_() for _ in range(30)]
+        return [(rows[i], rows[-1 - i], i % 5, torch.rand(()).item(), noise[i]) for i in range(30)]
+
+    def rule(keeps: Callable, rest: Callable = lambda p, q: (p - q).clamp(min=0)) -> Callable:
+        """Return a rule that keeps a token by (p, q, u) of it, else draws from the rest."""
+
+        def token_of(p, q, token, u, noise):
+            return token if keeps(p[token], q[token], u) else (rest(p, q) / noise).argmax().item()
+
+        return token_of
+
+    reference = rule(lambda p, q, u: u < p / q)
+    from_p = mistake("""Refused tokens are drawn anew from p. Then what q proposes too often comes too often still: of
+        what has q given too little?""")(rule(lambda p, q, u: u < p / q, lambda p, q: p))
+    from_q = mistake("""You draw what replaces a refused token from the draft
+        again.""")(rule(lambda p, q, u: u < p / q, lambda p, q: q))
+    other_rest = mistake("""You draw from what q gives too much. Of what is there too
+        little?""")(rule(lambda p, q, u: u < p / q, lambda p, q: (q - p).clamp(min=0)))
+    distance = mistake("A difference below zero is no lack.")(
+        rule(lambda p, q, u: u < p / q, lambda p, q: (p - q).abs())
+    )
+    upside_down = mistake("Upside down: you keep what q likes and p does not.")(rule(lambda p, q, u: u < q / p))
+    as_likely = mistake("""You keep a token with its probability under p. A draft that is right should never be
+        refused.""")(rule(lambda p, q, u: u < p))
+    no_dice = mistake("""No dice: a token that q proposes a little too often is refused
+        always.""")(rule(lambda p, q, u: q <= p))
+    best_left = mistake("""You take the token with the largest lack each time. It should be
+        drawn.""")(lambda p, q, i, u, noise: AcceptOrResample.reference(p, q, i, u, torch.ones(5)))
+    always = mistake("You accept everything, and write what the draft writes.")(rule(lambda p, q, u: True))
+
+
+class DraftLength(Exercise, name="decoding.draft_length"):
+    """Return how many tokens a draft should propose (0 to 16) for the most tokens in a given time."""
+
+    hint = "For one number of proposals: how many tokens does a round give, and how long does it take?"
+
+    def inputs():
+        return [(0.57, 0.05), (0.8, 0.1), (0.3, 0.4), (0.9, 0.01), (0.6, 0.6), (0.39, 0.35), (0.95, 0.3), (0.5, 0.2)]
+
+    def best(tokens: Callable = lambda a, n: (1 - a ** (n + 1)) / (1 - a), time: Callable = lambda c, n: n * c + 1):
+        """Return what chooses the number with the most tokens for its time."""
+        return lambda rate, cost: max(range(17), key=lambda n: tokens(rate, n) / time(cost, n))
+
+    reference = best()
+    free_draft = mistake("""A draft that costs nothing should propose without end. Yours does cost.""")(
+        best(time=lambda c, n: 1)
+    )
+    all_kept = mistake("""You count as if every proposal were looked at. The first refusal throws away the
+        rest.""")(best(lambda a, n: 1 + a * n))
+    without_the_last = mistake("""The large model's own token, after the last accepted one, is missing: a round gives
+        at least one.""")(best(lambda a, n: (1 - a ** (n + 1)) / (1 - a) - 1))
+    one_short = mistake("""Very close: n proposals and the model's own token are n + 1
+        tokens.""")(best(lambda a, n: (1 - a**n) / (1 - a)))
+    no_target = mistake("The pass of the large model takes time, too.")(best(time=lambda c, n: (n + 1) * c))
+
+
+class CacheBytes(Exercise, name="decoding.kv_cache_bytes"):
+    """Return the bytes that the keys and values of all texts take in the cache."""
+
+    hint = "How many numbers does one head keep for one token? Then: how many heads, layers, tokens, texts?"
+
+    def inputs():
+        return [(6, 4, 64, 256, 1, 4), (96, 96, 128, 2048, 16, 2), (2, 3, 5, 7, 11, 1)]
+
+    def reference(n_layer, n_head, head_size, n_tokens, n_texts, bytes_each):
+        return 2 * n_layer * n_head * head_size * n_tokens * n_texts * bytes_each
+
+    keys_only = mistake("Half of it: a token leaves a key and a value.")(lambda *n: CacheBytes.reference(*n) // 2)
+    queries_too = mistake("""A query is needed once, and not kept: what is?""")(
+        lambda *n: 3 * CacheBytes.reference(*n) // 2
+    )
+    one_layer = mistake("Each layer has keys and values of its own.")(lambda *n: CacheBytes.reference(1, *n[1:]))
+    one_text = mistake("Each text of the batch needs its own.")(lambda *n: CacheBytes.reference(*n[:4], 1, n[5]))
+    one_head = mistake("Each head keeps its own.")(lambda n, _, *more: CacheBytes.reference(n, 1, *more))
+    in_numbers = mistake("That is how many numbers. How long is one?")(lambda *n: CacheBytes.reference(*n[:5], 1))
+    square = mistake("""A cache keeps tokens, not pairs of tokens: it grows in a straight
+        line.""")(lambda *n: CacheBytes.reference(*n) * n[3])
+
+
+class ChooseBits(Exercise, name="decoding.choose_bits"):
+    """Return the place of the smallest format that surely costs no more than the limit, or of the largest format."""
+
+    hint = """For each format, take the differences passage by passage: their mean, and how sure it is. Which end of the
+        interval must stay below the limit?"""
+
+    def inputs():
+        def case(costs, noise, limit, n=40):
+            plain, sizes = 3 + 0.5 * randn(n), [10 * 2**i for i in range(len(costs))]
+            rounding = [noise * (x - x.mean()) for x in randn(len(costs), n)]
+            pairs = [(size, plain + cost + x) for size, cost, x in zip(sizes, costs, rounding, strict=True)]
+            return plain, [pairs[i] for i in torch.randperm(len(pairs)).tolist()], limit
+
+        cases = [case((0.3, 0.06, 0.01, 0.0), 0.02, 0.04), case((0.3, 0.06, 0.01, 0.0), 0.02, 0.09)]
+        cases += [case((0.5, 0.049, 0.0), 0.05, 0.05), case((0.9, 0.5, 0.4), 0.02, 0.05)]
+        return [*cases, case((0.9, 0.038, 0.0), 0.02, 0.04), case((0.02, 0.01, 0.0), 0.001, 0.05)]
+
+    def smallest(bound: Callable[[Tensor, Tensor], Tensor], among: Callable = min) -> Callable:
+        """Return what chooses the smallest size with a bound (losses, plain losses) below the limit."""
+
+        def place(plain, formats, limit):
+            sizes = [size for size, _ in formats]
+            good = [size for size, losses in formats if bound(losses, plain) <= limit]
+            return sizes.index(among(good) if good else max(sizes))
+
+        return place
+
+    def upper(differences: Tensor) -> Tensor:
+        return differences.mean() + 1.96 * differences.std() / len(differences) ** 0.5
+
+    reference = smallest(lambda losses, plain: ChooseBits.upper(losses - plain))
+    by_the_mean = mistake("""You look at the mean alone. Could it be above the limit on other
+        passages?""")(smallest(lambda losses, plain: (losses - plain).mean()))
+    unpaired = mistake("""You compare two means with the spread of the passages in each. The same passages were read by
+        both: what is left when you subtract first?""")(smallest(
+        lambda a, b: a.mean() - b.mean() + 1.96 * ((a.var() + b.var()) / len(a)).sqrt()
+    ))  # fmt: skip
+    lower_end = mistake("""You use the end of the interval that flatters. Which end says what it costs at
+        worst?""")(smallest(lambda a, b: 2 * (a - b).mean() - ChooseBits.upper(a - b)))
+    spread = mistake("""The spread of single passages is not that of their mean: more passages make the mean
+        surer.""")(smallest(lambda a, b: (a - b).mean() + 1.96 * (a - b).std()))
+    largest = mistake("Which of those that will do takes the least memory?")(smallest(
+        lambda losses, plain: ChooseBits.upper(losses - plain), max
+    ))  # fmt: skip
+    no_limit = mistake("You take the smallest, whatever it costs.")(smallest(lambda losses, plain: tensor(-1e9)))

@@ -105,3 +105,86 @@ def draw_with_the_best_saved(logits, p, noise):
 def draw_of_a_place(logits, p, noise):
     ordered, _ = sorted_probabilities(logits)
     return (ordered.masked_fill(ordered.cumsum(-1) - ordered >= p, 0.0) / noise).argmax(-1)
+
+
+def surprises(logits):
+    log_p = logits.log_softmax(-1)
+    return log_p.exp(), -log_p
+
+
+def until(p, probabilities, order):
+    ordered = probabilities.gather(-1, order)
+    before = torch.cat([torch.zeros_like(ordered[..., :1]), ordered.cumsum(-1)[..., :-1]], -1)
+    return put_back(torch.where(before < p, ordered, 0.0), order)
+
+
+@wrong("decoding.typical", "From where should the distance be counted")
+def typical_by_size(logits, p):
+    probabilities, surprise = surprises(logits)
+    return until(p, probabilities, surprise.sort(-1).indices)
+
+
+@wrong("decoding.typical", "How often does each occur")
+def typical_around_a_plain_mean(logits, p):
+    probabilities, surprise = surprises(logits)
+    return until(p, probabilities, (surprise - surprise.mean(-1, keepdim=True)).abs().sort(-1).indices)
+
+
+@wrong("decoding.allowed_tokens", "Where must it stand")
+def tokens_found_anywhere(answers, written, pieces):
+    found = [written in answers] + [any((written + piece) in answer for answer in answers) for piece in pieces[1:]]
+    return torch.tensor(found)
+
+
+@wrong("decoding.allowed_tokens", "The end is allowed before the answer is whole")
+def tokens_with_the_empty_one(answers, written, pieces):
+    return torch.tensor([any(answer.find(written + piece) == 0 for answer in answers) for piece in pieces])
+
+
+@wrong("decoding.accept_or_resample", "of what has q given too little")
+def accept_or_draw_again(p, q, token, u, noise):
+    if u <= min(1, float(p[token] / q[token])):
+        return token
+    return int(torch.argmax(p / noise))
+
+
+@wrong("decoding.accept_or_resample", "No dice")
+def accept_when_p_is_larger(p, q, token, u, noise):
+    if p[token] >= q[token]:
+        return token
+    lack = p - q
+    lack[lack < 0] = 0
+    return int((lack / noise).argmax())
+
+
+@wrong("decoding.draft_length", "The first refusal throws away the rest")
+def draft_as_if_all_were_looked_at(rate, cost):
+    speeds = [(1 + rate * n) / (1 + cost * n) for n in range(17)]
+    return speeds.index(max(speeds))
+
+
+@wrong("decoding.draft_length", "a round gives at least one")
+def draft_without_the_models_token(rate, cost):
+    speeds = [sum(rate**i for i in range(1, n + 1)) / (1 + cost * n) for n in range(17)]
+    return speeds.index(max(speeds))
+
+
+@wrong("decoding.kv_cache_bytes", "a token leaves a key and a value")
+def cache_of_keys(n_layer, n_head, head_size, n_tokens, n_texts, bytes_each):
+    return n_layer * n_head * head_size * n_tokens * n_texts * bytes_each
+
+
+@wrong("decoding.kv_cache_bytes", "it grows in a straight line")
+def cache_of_pairs(n_layer, n_head, head_size, n_tokens, n_texts, bytes_each):
+    return 2 * n_layer * n_head * head_size * n_tokens**2 * n_texts * bytes_each
+
+
+@wrong("decoding.choose_bits", "Could it be above the limit on other passages")
+def smallest_by_its_mean(plain, formats, limit):
+    order = sorted(range(len(formats)), key=lambda i: formats[i][0])
+    return next((i for i in order if (formats[i][1].mean() - plain.mean()) < limit), order[-1])
+
+
+@wrong("decoding.choose_bits", "whatever it costs")
+def smallest_of_all(plain, formats, limit):
+    return min(range(len(formats)), key=lambda i: formats[i][0])

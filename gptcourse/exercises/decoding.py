@@ -355,8 +355,6 @@ class DraftLength(Exercise, name="decoding.draft_length"):
         rest.""")(best(lambda a, n: 1 + a * n))
     without_the_last = mistake("""The large model's own token, after the last accepted one, is missing: a round gives
         at least one.""")(best(lambda a, n: (1 - a ** (n + 1)) / (1 - a) - 1))
-    one_short = mistake("""Very close: n proposals and the model's own token are n + 1
-        tokens.""")(best(lambda a, n: (1 - a**n) / (1 - a)))
     no_target = mistake("The pass of the large model takes time, too.")(best(time=lambda c, n: (n + 1) * c))
 
 
@@ -398,6 +396,7 @@ class ChooseBits(Exercise, name="decoding.choose_bits"):
 
         cases = [case((0.3, 0.06, 0.01, 0.0), 0.02, 0.04), case((0.3, 0.06, 0.01, 0.0), 0.02, 0.09)]
         cases += [case((0.5, 0.049, 0.0), 0.05, 0.05), case((0.9, 0.5, 0.4), 0.02, 0.05)]
+        cases += [case((0.9, 0.042, 0.0), 0.02, 0.04)]
         return [*cases, case((0.9, 0.038, 0.0), 0.02, 0.04), case((0.02, 0.01, 0.0), 0.001, 0.05)]
 
     def smallest(bound: Callable[[Tensor, Tensor], Tensor], among: Callable = min) -> Callable:

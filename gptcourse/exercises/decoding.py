@@ -397,7 +397,7 @@ class ChooseBits(Exercise, name="decoding.choose_bits"):
         cases = [case((0.3, 0.06, 0.01, 0.0), 0.02, 0.04), case((0.3, 0.06, 0.01, 0.0), 0.02, 0.09)]
         cases += [case((0.5, 0.049, 0.0), 0.05, 0.05), case((0.9, 0.5, 0.4), 0.02, 0.05)]
         cases += [case((0.9, 0.042, 0.0), 0.02, 0.04)]
-        return [*cases, case((0.9, 0.038, 0.0), 0.02, 0.04), case((0.02, 0.01, 0.0), 0.001, 0.05)]
+        return [*cases, case((0.9, 0.038, 0.0), 0.02, 0.04), case((0.02, 0.01, 0.0), 0.001, 0.4)]
 
     def smallest(bound: Callable[[Tensor, Tensor], Tensor], among: Callable = min) -> Callable:
         """Return what chooses the smallest size with a bound (losses, plain losses) below the limit."""

@@ -67,7 +67,8 @@ def transfer(
 
     The batch grows ∝ tokens^batch_exponent (Bergsma et al. 2025, "Power Lines"; karpathy/nanochat,
     scripts/base_train.py), in whole sequences: see `for_horizon`, `for_batch_size` and `for_depth`. For more width,
-    nothing changes under muP, see `optimizers.mup_groups`. Raises ValueError.
+    nothing changes under muP, see `optimizers.mup_groups`. These are predictions: in notebook 06's check the rules for
+    decay and depth moved the settings too far. Raises ValueError.
     """
     batch_size = max(round(config.batch_size * _positive(tokens) ** batch_exponent), 1)
     return for_depth(for_batch_size(for_horizon(config, tokens), batch_size), depth)

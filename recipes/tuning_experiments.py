@@ -39,8 +39,12 @@ STANDARD_DEVIATIONS = (0.01, 0.02, 0.05, 0.1)
 
 # Widths of the muP experiment: heads stay 32 wide, the LM head is untied, and the base is the first width.
 WIDTHS, HEAD_SIZE, WIDTH_TOKENS = (32, 128), 32, 1_024_000
-BASE_RATES, BASE_DEVIATIONS = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2), (0.02, 0.06, 0.18)
+BASE_RATES, BASE_DEVIATIONS = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2), (0.02, 0.06, 0.18, 0.54)
 WIDE_RATES = {"standard": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "muP": (8e-3, 1.6e-2, 3.2e-2)}
+
+# The rules for decay and depth: small runs, and others of four times their tokens, or layers.
+DECAYS = {SHORT_TOKENS: (0.1, 0.4, 1.6), TOKENS: (0.1, 0.4, 1.6)}
+DEPTH_RATES = {2: (4e-3, 8e-3, 1.6e-2, 3.2e-2), 8: (2e-3, 4e-3, 8e-3, 1.6e-2)}
 
 NOISE = {"small": 8, "big": 256, "n_batches": 8}
 NOISE_STEPS = (250, 500, 1000, 2000)
@@ -62,8 +66,8 @@ def lines(work: Work) -> dict:
 def rates(work: Work) -> dict:
     """Train with each batch size at several rates; with one of them on a quarter of the text, too.
 
-    A run of fewer steps has a shorter warm-up, as its share of the steps stays. So the two kinds of such runs are also
-    made with a warm-up of as many steps as the usual run has, at a rate that is good there.
+    A run of fewer steps has a shorter warm-up, as its share of the steps stays. So the two kinds of such runs are
+    also made with a warm-up of as many steps as the usual run has, at a rate that is good there.
     """
     made = []
     for size, tried in RATES.items():
@@ -100,7 +104,7 @@ def widths(work: Work) -> dict:
     wide = []
     for name, tried in WIDE_RATES.items():
         model = replace(shapes[1], mup_base_width=WIDTHS[0] if name == "muP" else None)
-        kept = {d: deviations[d] for d in ((BASE_DEVIATIONS[0], best) if name == "muP" else BASE_DEVIATIONS[:2])}
+        kept = {d: deviations[d] for d in ((BASE_DEVIATIONS[0], best) if name == "muP" else BASE_DEVIATIONS[:3])}
         rows = runs(work, {"deviation": kept, "rate": by_rate(tried)}, model=model, common=common)
         wide += [{"parametrisation": name} | row for row in rows]
     return {"widths": WIDTHS, "tokens": WIDTH_TOKENS, "base": base, "wide": wide}
@@ -155,6 +159,30 @@ def half_life(work: Work) -> dict:
     rate = carried.learning_rate
     common = {"batch_size": carried.batch_size, "learning_rate": rate}
     return {"batch_size": carried.batch_size, "rate": rate, "runs": runs(work, axes, common=common)}
+
+
+def rules(work: Work) -> dict:
+    """Check what is said of decay and depth: the best setting of small runs, and of runs four times as large.
+
+    All runs at 16 windows have 100 steps of warm-up, whatever their length.
+    """
+    warmup = CONFIG.warmup_steps * CONFIG.batch_size * MODEL.n_positions  # in tokens
+    short = {"tokens": SHORT_TOKENS, "warmup": warmup / SHORT_TOKENS}
+    decay = [
+        row
+        for tokens, tried in DECAYS.items()
+        for row in runs(
+            work,
+            {"decay": {value: {"weight_decay": value} for value in tried}},
+            common={"tokens": tokens, "warmup": warmup / tokens},
+        )
+    ]
+    depth = [
+        {"n_layer": n} | row
+        for n, tried in DEPTH_RATES.items()
+        for row in runs(work, {"rate": by_rate(tried)}, model=replace(MODEL, n_layer=n), common=short)
+    ]
+    return {"decay": decay, "depth": depth}
 
 
 def search(work: Work) -> dict:
@@ -212,6 +240,7 @@ PARTS = {
     "noise": noise,
     "widths": widths,
     "half_life": half_life,
+    "rules": rules,
     "search": search,
 }
 

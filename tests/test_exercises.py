@@ -612,7 +612,6 @@ def influence_by_gradients(layer, x):
         ("tuning.accumulate", accumulated_without_a_trace),
         ("tune_own.mend_decay", decay_in_many_groups),
         ("tune_own.adopt", decided_by_the_package),
-        ("tuning.growth", lambda x, y: np.polyfit(x.log().numpy(), y.log().numpy(), 1)[0]),
         ("decoding.perplexity", lambda p: math.exp(-sum(map(sum, p)) / sum(map(len, p)))),
         ("fine_tuning.lora", lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T),
         ("scaling.flops", lambda L, C, V, T, n: 3 * n * (2 * (12 * L * C**2 + V * C) + 4 * L * T * C)),

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from itertools import compress, pairwise
-from math import cos, inf, log, pi, sqrt
+from math import cos, inf, pi, sqrt
 from statistics import fmean, median
 
 import torch
@@ -101,11 +101,6 @@ def pairs(*sizes: int) -> list[tuple[Tensor, Tensor]]:
 def chosen(losses: Tensor, reported: Tensor) -> tuple[int, float]:
     best = losses.argmin().item()
     return best, reported[best].item()
-
-
-def slope(x: Tensor, y: Tensor) -> float:
-    """Return the slope of the straight line nearest to the points, by least squares."""
-    return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
 
 
 class Schedule(Exercise, name="tuning.schedule"):
@@ -469,30 +464,6 @@ class MendBudget(Exercise, name="tuning.mend_budget"):
     longer_budget = mistake("One run never saw so many tokens. Up to where can both be compared?")(at_budget(max))
     lowest_on_the_way = mistake("""You take the luckiest loss on the way. Both should be read at the same place: where
         the budget ends.""")(at_budget(read=lambda losses, steps: losses[:steps].min()))
-
-
-class Growth(Exercise, name="tuning.growth"):
-    """Return the power of the width with which the changes grow."""
-
-    hint = "A power law is a straight line once both axes are logarithmic. What is its slope, with all points heard?"
-
-    def inputs():
-        curves = ((1.0, 4, 32.0), (0.0, 5, 32.0), (-0.5, 4, 16.0), (0.75, 4, 8.0), (1.0, 3, 4.0))
-        powers = [(power, first * 2.0 ** torch.arange(n_widths)) for power, n_widths, first in curves]
-        return [(widths, 0.1 * widths**power * torch.exp(0.1 * randn(len(widths)))) for power, widths in powers]
-
-    def reference(widths, changes):
-        return slope(widths.log(), changes.log())
-
-    plain_axes = mistake("That slope depends on the units. On which axes is a power law a straight line?")(slope)
-    exponential = mistake("Only the changes are logarithmic: that fits an exponential.")(lambda x, y: slope(x, y.log()))
-    two_points = mistake("""You join the first point and the last and pass over those between: chance in two
-        measurements decides. Let all points have a say.""")(lambda x, y: log(y[-1] / y[0]) / log(x[-1] / x[0]))
-    ratio = mistake("""That is how many times larger the change became over the whole range, not the power
-        of the width.""")(lambda x, y: (y[-1] / y[0]).item())
-    axes_swapped = mistake("The axes are swapped: the width is what you choose.")(lambda x, y: slope(y.log(), x.log()))
-    through_the_origin = mistake("""Your line is forced through the origin. A power law may have any
-        factor in front.""")(lambda x, y: ((x.log() * y.log()).sum() / x.log().square().sum()).item())
 
 
 class RateAtWidth(Exercise, name="tuning.rate_at_width"):

@@ -118,17 +118,6 @@ def width_under_a_root(rate, base_width, width):
     return rate / math.sqrt(m), rate, rate, 1 / m
 
 
-@wrong("tuning.growth", "depends on the units")
-def growth_on_plain_axes(widths, changes):
-    return np.polyfit(widths.numpy(), changes.numpy(), 1)[0]
-
-
-@wrong("tuning.growth", "through the origin")
-def growth_through_the_origin(widths, changes):
-    x, y = widths.log(), changes.log()
-    return (x @ y / (x @ x)).item()
-
-
 def run_with_scheduler(model, batches, epochs, peak, *, t_max, at_step=0, at_epoch=0, note_late=False):
     """Train with torch's cosine and move it so many times after each step and after each epoch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=peak)

@@ -43,7 +43,7 @@ BASE_RATES, BASE_DEVIATIONS = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2), (0.02, 0.06,
 WIDE_RATES = {"standard": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "muP": (8e-3, 1.6e-2, 3.2e-2)}
 
 # The rules for decay and depth: small runs, and others of four times their tokens, or layers.
-DECAYS = {SHORT_TOKENS: (0.1, 0.4, 1.6), TOKENS: (0.1, 0.4, 1.6)}
+DECAYS = (0.1, 0.4, 1.6)
 DEPTH_RATES = {2: (4e-3, 8e-3, 1.6e-2, 3.2e-2), 8: (2e-3, 4e-3, 8e-3, 1.6e-2)}
 
 NOISE = {"small": 8, "big": 256, "n_batches": 8}
@@ -170,10 +170,10 @@ def rules(work: Work) -> dict:
     short = {"tokens": SHORT_TOKENS, "warmup": warmup / SHORT_TOKENS}
     decay = [
         row
-        for tokens, tried in DECAYS.items()
+        for tokens in (SHORT_TOKENS, TOKENS)
         for row in runs(
             work,
-            {"decay": {value: {"weight_decay": value} for value in tried}},
+            {"decay": {value: {"weight_decay": value} for value in DECAYS}},
             common={"tokens": tokens, "warmup": warmup / tokens},
         )
     ]

@@ -162,8 +162,8 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert tasks["first_model", False] >= 12 and tasks["first_model", True] >= 2
     assert tasks["gpt_block", False] >= 8 and tasks["gpt_block", True] >= 2
     assert tasks["training", False] >= 5 and tasks["training", True] >= 3
-    assert tasks["tuning", False] >= 7 and tasks["tuning", True] >= 4
-    assert tasks["decoding", False] >= 4 and tasks["decoding", True] >= 2
+    assert tasks["tuning", False] >= 6 and tasks["tuning", True] >= 4
+    assert tasks["decoding", False] >= 9 and tasks["decoding", True] >= 2
     assert tasks["fine_tuning", False] >= 4 and tasks["fine_tuning", True] >= 5
     assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3

@@ -34,6 +34,7 @@ def only_matching(pattern: str, tokenizer, prompt_length: int | Sequence[int], e
     allowed("")  # a pattern that cannot begin is refused at once
 
     def rule_out(ids: Tensor, logits: Tensor) -> Tensor:
+        """Return the logits (B, V) after ids (B, T), -inf where no match could follow."""
         lengths = [prompt_length] * len(ids) if isinstance(prompt_length, int) else prompt_length
         masked = torch.full_like(logits, -math.inf)
         for row, (text, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
@@ -58,12 +59,13 @@ def followers(pattern: str, tokenizer, eos_token_id: int) -> Callable[[str], lis
     except regex.error as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}.") from None
     pieces = token_bytes(tokenizer)
-    texts = {i: piece.decode(errors="ignore") for i, piece in enumerate(pieces)}
-    texts = {i: text for i, text in texts.items() if text and text.encode() == pieces[i]}  # whole letters
+    decoded = enumerate(piece.decode(errors="ignore") for piece in pieces)
+    texts = {i: text for i, text in decoded if text and text.encode() == pieces[i]}  # whole letters
     firsts = {text[0] for text in texts.values()}
 
     @cache
     def allowed(text: str) -> list[int]:
+        """Return the tokens that may follow a text."""
         begins = {sign for sign in firsts if compiled.fullmatch(text + sign, partial=True)}  # rules out most at once
         found = [i for i, new in texts.items() if new[0] in begins and compiled.fullmatch(text + new, partial=True)]
         found += [eos_token_id] if compiled.fullmatch(text) else []

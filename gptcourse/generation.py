@@ -40,11 +40,10 @@ Prompts: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tens
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; the defaults draw from the model's own distribution.
+    """How the next token is drawn, by default from the model's own distribution. ValueError for a value out of range.
 
     `temperature=0` takes the best token; `top_k=0`, `top_p=1`, `min_p=0`, `repetition_penalty=1`, `typical_p=1` and
-    `top_n_sigma=0` switch a rule off.
-    The same `seed` gives the same draws; None takes torch's global generator. ValueError for a value out of range.
+    `top_n_sigma=0` switch a rule off. The same `seed` gives the same draws; None takes torch's global generator.
     """
 
     temperature: float = 1.0
@@ -260,10 +259,9 @@ def keep_top_n_sigma(logits: Tensor, n: float) -> Tensor:
 
 
 def keep_typical_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest tokens that hold probability p, those first whose surprise is nearest to the entropy.
+    """Keep the fewest tokens that hold probability p, those first whose surprise, -ln p, is nearest to the entropy.
 
-    Meister et al. (2023), section 4: -ln p(token) near its mean, neither a bore nor a shock. Of equally near ones all
-    are kept, as in transformers.
+    Meister et al. (2023), section 4. Of equally near ones all are kept, as in transformers.
     """
     surprise = -logits.log_softmax(-1)
     entropy = (surprise.exp().reciprocal() * surprise).nansum(-1, keepdim=True)  # 0 · inf counts nothing

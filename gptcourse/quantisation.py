@@ -39,7 +39,7 @@ def quantised(model: nn.Module, bits: int, group: int | None = None) -> nn.Modul
     """Return a copy of a model whose matrices hold only values that `bits` can say; biases and norms stay."""
     model = copy.deepcopy(model)
     with torch.no_grad():
-        for weight in {id(w): w for w in model.parameters() if w.dim() == 2}.values():
+        for weight in (w for w in model.parameters() if w.dim() == 2):  # those that are shared come once
             weight.copy_(dequantise(*quantise(weight, bits, group)))
     return model
 

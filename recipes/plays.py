@@ -22,8 +22,6 @@ VOCAB_SIZE = 76  # the different characters of the plays
 # "Your GPT" and its shape, which is that of nanoGPT's CPU recipe; and that recipe. Its model has no biases, ours has.
 MODEL = GPTConfig(VOCAB_SIZE, n_positions=64, n_embd=128, n_layer=4, n_head=4)
 NANOGPT = TrainingConfig(2000, 12, 1e-3, warmup_steps=100, adam_beta2=0.99)
-
-
 # What of the recipe is a choice of its settings, whatever the length of a run.
 NANOGPT_CHOICES = {name: getattr(NANOGPT, name) for name in ("batch_size", "learning_rate", "adam_beta2")}
 

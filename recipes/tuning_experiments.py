@@ -57,6 +57,12 @@ def runs(work: Work, axes: dict, **options) -> list[dict]:
     return PLAYS.grid(work, "runs", options.pop("model", MODEL), CONFIG, axes, common=common, seeds=SEEDS, **options)
 
 
+def usual_warmup(tokens: int, batch_size: int) -> dict:
+    """Return the settings of runs on so many tokens that warm up over as many steps as the usual run."""
+    steps = tokens // (batch_size * MODEL.n_positions)
+    return {"batch_size": batch_size, "tokens": tokens, "warmup": CONFIG.warmup_steps / steps}
+
+
 def lines(work: Work) -> dict:
     """Count the n-grams of the plays, and predict both held-out parts with them."""
     counts = NGrams(PLAYS.train, MODEL.vocab_size, LONGEST)
@@ -66,8 +72,8 @@ def lines(work: Work) -> dict:
 def rates(work: Work) -> dict:
     """Train with each batch size at several rates; with one of them on a quarter of the text, too.
 
-    A run of fewer steps has a shorter warm-up, as its share of the steps stays. So the two kinds of such runs are
-    also made with a warm-up of as many steps as the usual run has, at a rate that is good there.
+    A run of fewer steps has a shorter warm-up, as its share of the steps stays. So the two kinds of such runs are also
+    made with a warm-up of as many steps as the usual run has, at a rate that is good there.
     """
     made = []
     for size, tried in RATES.items():
@@ -78,8 +84,7 @@ def rates(work: Work) -> dict:
     usual, longer = CONFIG.batch_size, []
     short = runs(work, {"rate": by_rate(RATES[str(usual)])}, common={"tokens": SHORT_TOKENS})
     for size, tokens, tried in ((LARGER, TOKENS, RULE_RATES), (usual, SHORT_TOKENS, [GOOD_RATE])):
-        share = CONFIG.warmup_steps / (tokens // (size * MODEL.n_positions))
-        common = {"batch_size": size, "tokens": tokens, "warmup": share}
+        common = usual_warmup(tokens, size)
         longer += [{"batch_size": size} | row for row in runs(work, {"rate": by_rate(tried)}, common=common)]
     return {"model": asdict(MODEL), "config": asdict(CONFIG), "runs": made, "short": short, "longer_warmup": longer}
 
@@ -164,19 +169,11 @@ def half_life(work: Work) -> dict:
 def rules(work: Work) -> dict:
     """Check what is said of decay and depth: the best setting of small runs, and of runs four times as large.
 
-    All runs at 16 windows have 100 steps of warm-up, whatever their length.
+    All runs have as many steps of warm-up as the usual one, whatever their length.
     """
-    warmup = CONFIG.warmup_steps * CONFIG.batch_size * MODEL.n_positions  # in tokens
-    short = {"tokens": SHORT_TOKENS, "warmup": warmup / SHORT_TOKENS}
-    decay = [
-        row
-        for tokens in (SHORT_TOKENS, TOKENS)
-        for row in runs(
-            work,
-            {"decay": {value: {"weight_decay": value} for value in DECAYS}},
-            common={"tokens": tokens, "warmup": warmup / tokens},
-        )
-    ]
+    short, long = (usual_warmup(tokens, CONFIG.batch_size) for tokens in (SHORT_TOKENS, TOKENS))
+    decays = {"decay": {value: {"weight_decay": value} for value in DECAYS}}
+    decay = [row for common in (short, long) for row in runs(work, decays, common=common)]
     depth = [
         {"n_layer": n} | row
         for n, tried in DEPTH_RATES.items()

@@ -36,7 +36,9 @@ def gpt(**options) -> DecisionRecord:
     data = {"train": train, "choose": held_out[:PART], "confirm": held_out[-PART:]}
     lines = NGrams(train.numpy(), SHAPE.vocab_size, 6).losses(data["confirm"].numpy())
     print("n-gram lines of the part to confirm on:", ", ".join(f"{n}: {line:.3f}" for n, line in enumerate(lines, 1)))
-    return tune(lambda seed: GPT(SHAPE), data, Budget(tokens=32 * 131_072), defaults=NANOGPT_CHOICES, **options)
+    return tune(
+        lambda seed: GPT(SHAPE), data, Budget(tokens=24 * 1_024_000, run=1_024_000), defaults=NANOGPT_CHOICES, **options
+    )
 
 
 class Head(nn.Module):

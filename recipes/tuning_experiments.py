@@ -24,7 +24,7 @@ from gptcourse.sweeps import search as search_settings
 from gptcourse.training import TrainingConfig, evaluate, train
 from gptcourse.tuning import for_batch_size, gradient_noise_scale
 
-RATES, SWITCHES, SPACE = tables("tuning", "RATES", "SWITCHES", "SPACE")
+RATES, BATCHES, SWITCHES, SPACE = tables("tuning", "RATES", "BATCHES", "SWITCHES", "SPACE")
 PLAYS = Plays(n_choose=50_000, n_compare=100_000)
 SEEDS, FRESH_SEEDS = (0, 1, 2), (10, 11, 12)
 TOKENS, SHORT_TOKENS = 2_048_000, 512_000
@@ -87,6 +87,20 @@ def rates(work: Work) -> dict:
         common = usual_warmup(tokens, size)
         longer += [{"batch_size": size} | row for row in runs(work, {"rate": by_rate(tried)}, common=common)]
     return {"model": asdict(MODEL), "config": asdict(CONFIG), "runs": made, "short": short, "longer_warmup": longer}
+
+
+def batches(work: Work) -> dict:
+    """Train for two lengths with batch sizes around the best one, each at rates around its own best one.
+
+    The warm-up takes a twentieth of the steps, and at least as many as in the usual run; but half of them at most.
+    """
+    made = []
+    for tokens, sizes in BATCHES.items():
+        for size, tried in sizes.items():
+            common = usual_warmup(int(tokens), int(size))
+            common["warmup"] = min(max(common["warmup"], COMMON["warmup"]), 0.5)
+            made += [{"batch_size": int(size)} | row for row in runs(work, {"rate": by_rate(tried)}, common=common)]
+    return {"runs": made}
 
 
 def switches(work: Work) -> dict:
@@ -231,6 +245,7 @@ def rounded_rows(rows: list[dict]) -> list[dict]:
 PARTS = {
     "lines": lines,
     "rates": rates,
+    "batches": batches,
     "switches": switches,
     "initialisation": initialisation,
     "answer": answer,

@@ -22,6 +22,7 @@ SETTINGS = {
     "LARGER": 32,
     "RULE_RATES": (8e-3,),
     "RATES": {"4": [4e-3], "16": [4e-3, 8e-3]},
+    "BATCHES": {"256": {"8": [4e-3]}, "512": {"4": [4e-3, 8e-3]}},
     "STANDARD_DEVIATIONS": (0.02, 0.1),
     "WIDTHS": (8, 16),
     "HEAD_SIZE": 8,
@@ -70,8 +71,8 @@ def test_an_experiment_that_was_not_run_is_said_to_be_missing(tiny):
 
 def test_an_unknown_experiment_is_refused(tiny, capsys):
     with pytest.raises(SystemExit):
-        make(tiny, "batches")
-    assert "no part 'batches': choose out of lines, rates" in capsys.readouterr().err
+        make(tiny, "batch")
+    assert "no part 'batch': choose out of lines, rates" in capsys.readouterr().err
 
 
 def test_shares_of_a_run_become_steps():

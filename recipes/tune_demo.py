@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from plays import MODEL as SHAPE
-from plays import NANOGPT_CHOICES, read_plays
+from plays import NANOGPT, NANOGPT_CHOICES, read_plays
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,9 +36,9 @@ def gpt(**options) -> DecisionRecord:
     data = {"train": train, "choose": held_out[:PART], "confirm": held_out[-PART:]}
     lines = NGrams(train.numpy(), SHAPE.vocab_size, 6).losses(data["confirm"].numpy())
     print("n-gram lines of the part to confirm on:", ", ".join(f"{n}: {line:.3f}" for n, line in enumerate(lines, 1)))
-    return tune(
-        lambda seed: GPT(SHAPE), data, Budget(tokens=24 * 1_024_000, run=1_024_000), defaults=NANOGPT_CHOICES, **options
-    )
+    defaults = NANOGPT_CHOICES | {"warmup_ratio": NANOGPT.warmup_steps / NANOGPT.steps}
+    budget = Budget(tokens=24 * 1_024_000, run=1_024_000)
+    return tune(lambda seed: GPT(SHAPE), data, budget, defaults=defaults, **options)
 
 
 class Head(nn.Module):

@@ -139,10 +139,10 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 BUDGETS = {
     "teaching": 4_707,
     "supporting": 4_574,
-    "exercises": 5_839,
+    "exercises": 5_849,
     "explorers": 2_018,
-    "recipes": 2_218,
-    "drawings": 1_597,
+    "recipes": 2_227,
+    "drawings": 1_598,
 }
 
 

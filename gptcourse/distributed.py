@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -77,10 +77,12 @@ def wrap(model: nn.Module, device: torch.device, strategy: str = "ddp", bf16: bo
     become DTensors, and only calls that all processes make can read it, as `full_state` does. With `bf16` the blocks'
     weights are then gathered in bfloat16, half the bytes, for evaluation too; gradients are averaged in float32.
 
-    Raises ValueError for another strategy.
+    Raises ValueError for another strategy, and for a model that is sharded already.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f'strategy is {strategy!r}, but it must be "ddp" (data parallel) or "fsdp" (fully sharded).')
+    if is_sharded(model):
+        raise ValueError("This model is sharded already: load its distributed.full_state into a new one.")
     if world_size() == 1:
         return model.to(device)
     if strategy == "fsdp":
@@ -96,8 +98,6 @@ def _shard(model: nn.Module, device: torch.device, bf16: bool) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    if is_sharded(model):
-        raise ValueError("This model is sharded already: build it anew for another run.")
     mesh = init_device_mesh(device.type, (world_size(),))  # of the device in use: there may be an unused GPU
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
     blocks = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), ())
@@ -149,10 +149,14 @@ def own_part(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # None: sends nothing
 
 
-def all_finite(tensors) -> bool:
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds; of one that is not spread, all of it."""
+    return tensor.to_local() if is_spread(tensor) else tensor
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether all numbers are finite, in the parts of all processes."""
-    own = (tensor.to_local() if is_spread(tensor) else tensor for tensor in tensors)
-    return all(gather(all(bool(tensor.isfinite().all()) for tensor in own)))
+    return all(gather(all(bool(local(tensor).isfinite().all()) for tensor in tensors)))
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
@@ -205,11 +209,26 @@ def together(action: Callable, error: type[Exception], everywhere: bool = True) 
 # ---- Checkpoints of which each process writes its part
 
 
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """Raise OSError with the first process's error: PyTorch's own, of all of them, is a page long and no Exception."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what is meant: one process alone
+            yield
+    except CheckpointException as error:
+        first, _ = next(iter(error.failures.values()))
+        raise OSError(str(first)) from error
+
+
 def save_parts(tensors: dict[str, Tensor], folder: Path) -> None:
     """Write tensors to safetensors files, by torch.distributed.checkpoint: each process what it alone holds."""
     from torch.distributed import checkpoint
 
-    checkpoint.save(tensors, storage_writer=checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _first_error():
+        checkpoint.save(tensors, storage_writer=writer)
 
 
 def load_parts(tensors: dict[str, Tensor], folder: Path, everywhere: bool) -> None:
@@ -217,7 +236,7 @@ def load_parts(tensors: dict[str, Tensor], folder: Path, everywhere: bool) -> No
     from torch.distributed import checkpoint
 
     reader = checkpoint.HuggingFaceStorageReader(str(folder))
-    with warnings.catch_warnings(action="ignore"):  # it warns of what no_dist asks for
+    with _first_error():
         checkpoint.load(tensors, storage_reader=reader, no_dist=not everywhere)
 
 

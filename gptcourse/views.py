@@ -65,7 +65,9 @@ class _InEvaluationMode(nn.Module):
 
     def forward(self, *arguments, **options):
         with train_mode(self._orig_mod, False):
-            return self._orig_mod(*arguments, **options)
+            output = self._orig_mod(*arguments, **options)
+        self._orig_mod.reshard()  # it would keep gathered weights for a backward pass, and soon they would be old
+        return output
 
 
 @contextmanager

@@ -251,6 +251,7 @@ def resumed(tmp_path_factory):
         shutil.copytree(folder / f"from {source}", folder / name)
         places = [str(folder / name), str(folder / (name if strategy == "fsdp" else "elsewhere"))]
         cases.append({"name": name, "strategy": strategy, "places": places} | KEPT)
+    cases.append({"name": "swapped machines", "places": [str(folder / "empty"), str(folder / "from one")]} | KEPT)
     return folder, launched(folder, cases)[0]
 
 
@@ -270,6 +271,11 @@ def test_two_processes_take_over_from_one_and_from_the_other_strategy(name, resu
 
 def test_under_ddp_process_0_alone_needs_the_disk(resumed):
     assert not (resumed[0] / "elsewhere").exists()
+
+
+def test_no_run_begins_anew_because_process_0_is_on_another_machine_now(resumed):
+    for one in resumed[1]["swapped machines"]:
+        assert one["error"].startswith("Process 1 sees step-00000004 in its ") and "--node-rank" in one["error"]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -308,7 +314,7 @@ def test_another_number_of_parts_a_step_is_another_run(resumed):
 def test_one_process_is_left_alone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")  # as some platforms do, without the rest of a launch
     distributed.init("cpu")
-    distributed.barrier()
+    assert distributed.together(lambda: 3, ValueError) == distributed.gather(3) == [3]
     assert (distributed.world_size(), distributed.rank()) == (1, 0)
     model, cpu = torch.nn.Linear(2, 2), torch.device("cpu")
     assert distributed.wrap(model, cpu) is model is distributed.wrap(model, cpu, "fsdp")

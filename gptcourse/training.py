@@ -242,9 +242,8 @@ def train(
     section 4; Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations").
 
     Started by `torchrun` or `accelerate launch`, n processes make the run of one with n times the
-    `gradient_accumulation_steps`, and may take over from each other's checkpoints. `strategy` is "ddp", each process
-    with the whole model, or "fsdp", each with a part of it: `distributed.full_state(model)` puts it together again.
-    Process 0 shows progress and writes; with "fsdp" all write, and need a disk that they share.
+    `gradient_accumulation_steps`; process 0 writes and shows progress. `strategy` is "ddp", each process with the whole
+    model, or "fsdp": each holds a part, see `distributed.wrap`, and all write, to a disk that they share.
 
     Raises ValueError, CheckpointError and DivergedError.
     """

@@ -67,9 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     state = distributed.full_state(model)  # all processes must call it: each may hold a part
     if distributed.rank() == 0:
         finish(model.config, state, tokenizer, options.out / "model")
-        print(
-            f"processes: {distributed.world_size()}; loss on held-out text: {history.eval_loss[-1]:.4f} nats per token"
-        )
+        print(f"held-out loss {history.eval_loss[-1]:.4f} nats per token, processes {distributed.world_size()}")
 
 
 def finish(config: GPTConfig, state: dict[str, torch.Tensor], tokenizer: CharTokenizer, folder: Path) -> None:

@@ -51,7 +51,7 @@ def assert_same_run(folder, alone):
 def test_sharded_over_two_processes_it_is_the_same_run(text, alone, tmp_path):
     done = torchrun(2, SCRIPT, text, tmp_path / "out", *OPTIONS, "--strategy", "fsdp")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("processes 2") == 1
+    assert done.stdout.count("per token, processes 2\n") == 1
     assert_same_run(tmp_path / "out", alone)
 
 
@@ -79,7 +79,7 @@ def test_accelerate_launches_it_too(text, alone, tmp_path):
     command += [str(SCRIPT), str(text), str(tmp_path / "out"), *OPTIONS]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "processes 2" in done.stdout
+    assert done.stdout.count("per token, processes 2\n") == 1
     assert_same_run(tmp_path / "out", alone)
 
 

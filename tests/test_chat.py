@@ -11,7 +11,7 @@ from gptcourse.explorers.text_panel import pieces
 from gptcourse.finetuning import chat_prompt, eos_id, generate_replies
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.rewriting import alternatives, fit, split_marked
+from gptcourse.rewriting import alternatives, fit, split_marked, variations
 from gptcourse.tokenizers import BPETokenizer
 
 ATTACK = "<script>alert('&amp;')</script>"
@@ -224,13 +224,14 @@ def test_a_marked_place_is_rewritten_and_the_choice_put_into_its_place(writing, 
     assert writing.controls["text"].value == "The {weather} is fair today"
 
 
-def test_a_marked_place_is_varied_and_a_text_without_marks_is_answered_with_the_reason(writing):
+def test_a_marked_place_is_varied_and_a_text_without_marks_is_answered_with_the_reason(writing, model, tokenizer):
     writing.controls["text"].value = "The {weather} is fair today"
-    writing.controls["nearness"].value = 12.0
-    writing.controls["mode"].value = "vary"
-    writing.controls["temperature"].value = 0.0
-    writing.wait()
-    assert writing.proposals == ["weather"] * 3
+    marked = split_marked("The {weather} is fair today")
+    for mode, nearness in {"vary a little": 4.0, "vary much": 2.0}.items():
+        writing.controls["mode"].value = mode
+        writing.wait()
+        sampling = Sampling(temperature=0.8, top_p=0.95, seed=0)
+        assert writing.proposals == variations(model, tokenizer, marked, nearness, sampling=sampling)
     writing.controls["text"].value = "The weather"
     writing.wait()
     assert "Mark one place" in writing.picture.value

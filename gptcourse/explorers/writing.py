@@ -5,13 +5,14 @@ from dataclasses import replace
 import ipywidgets as widgets
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import buttons, slider, text_box
+from gptcourse.explorers.explorer import buttons, text_box
 from gptcourse.explorers.text_panel import Writer, prose, sampling_of, sliders
 from gptcourse.generation import Sampling
 from gptcourse.rewriting import alternatives, fit, split_marked, variations
 from gptcourse.views import context_window
 
-GO_ON, REWRITE, VARY = MODES = ("go on", "rewrite", "vary")
+GO_ON, REWRITE = "go on", "rewrite"
+NEARNESS = {"vary a little": 4.0, "vary much": 2.0}  # added to the logit of the old token
 HINT = "Type your own, then click outside the box. To rewrite or to vary, put {curly braces} around a place."
 
 
@@ -31,8 +32,11 @@ class WritingPanel(Writer):
         for choice in self.choices:
             choice.on_click(self._chosen)
         self.back.on_click(self._go_back)
-        controls = {"mode": buttons(MODES), "text": text_box("text so far", text, rows=8), **sliders(sampling)}
-        controls["nearness"] = slider("nearness (vary)", 4.0, 0.0, 12.0, 0.5)
+        controls = {
+            "mode": buttons([GO_ON, REWRITE, *NEARNESS]),
+            "text": text_box("text so far", text, rows=8),
+            **sliders(sampling),
+        }
         below = [widgets.HBox([*self.choices, self.back])]
         super().__init__(model, tokenizer, max_new_tokens, controls, hint=HINT, below=below)
 
@@ -53,8 +57,8 @@ class WritingPanel(Writer):
     def compose(self, turn):
         """Make three proposals."""
         self.notes, self.remark = ["", "", ""], ""
-        ways = {GO_ON: self._go_on, REWRITE: self._rewrite, VARY: self._vary}
-        ways[self.values["mode"]](turn, sampling_of(self.values))
+        ways = {GO_ON: self._go_on, REWRITE: self._rewrite}
+        ways.get(self.values["mode"], self._vary)(turn, sampling_of(self.values))
 
     def _rewrite(self, turn, sampling):
         marked = split_marked(self.values["text"])
@@ -66,7 +70,7 @@ class WritingPanel(Writer):
             self._show([one.text for one in found])
 
     def _vary(self, turn, sampling):
-        nearness = self.values["nearness"]
+        nearness = NEARNESS[self.values["mode"]]
         found = variations(self.model, self.tokenizer, split_marked(self.values["text"]), nearness, 3, sampling)
         if turn == self.turn:
             self._show(found)

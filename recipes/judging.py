@@ -35,8 +35,13 @@ def _request(template, templates):
     return min((shorter for shorter in templates if shorter in template), key=len)
 
 
-def judged(dialogues: Sequence[Dialogue], replies: Sequence[str], split: str, model=None, tokenizer=None) -> dict:
-    """Return how many replies are right, in all and for each phrasing; with a model its loss and the floor, too."""
+def judged(
+    dialogues: Sequence[Dialogue], replies: Sequence[str], split: str, model=None, tokenizer=None, n_loss=None
+) -> dict:
+    """Return how many replies are right, in all and for each phrasing; with a model its loss and the floor, too.
+
+    The loss and the floor are those of the first `n_loss` dialogues (None: of all).
+    """
     reports = [reply_report([d], [reply]) for d, reply in zip(dialogues, replies, strict=True)]
     counted = {request: [0, 0] for request in phrasings_of(split)}
     for d, report in zip(dialogues, reports, strict=True):
@@ -47,9 +52,11 @@ def judged(dialogues: Sequence[Dialogue], replies: Sequence[str], split: str, mo
     row = {"n": len(dialogues), "slots": [copied, sum(values)], "phrasings": list(counted.values())}
     for name in ("intents", "allowed", "loops"):
         row[name] = int(sum(getattr(report, name) for report in reports))
-    examples = model and encode_dialogues(tokenizer, dialogues)
-    floor = examples and -sum(d.log_prob for d in dialogues) / count_targets(examples)
-    return row | {"loss": examples and reply_loss(model, examples), "floor": floor}
+    if model is None:
+        return row | {"loss": None, "floor": None}
+    examples = encode_dialogues(tokenizer, dialogues[:n_loss])
+    floor = -sum(d.log_prob for d in dialogues[:n_loss]) / count_targets(examples)
+    return row | {"loss": reply_loss(model, examples), "floor": floor}
 
 
 # ---- Two replies to one message

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from functools import cache, partial
+from functools import cache
 from unittest import mock
 
 import numpy as np
@@ -31,17 +31,18 @@ from gptcourse.finetuning import (
 from gptcourse.generation import generate, only_tokens_of
 from gptcourse.pretrained import SMOLLM2, SMOLLM2_WHEEL, load_pretrained
 from gptcourse.quantisation import quantised
+from gptcourse.support import Dialogue
 from gptcourse.training import DivergedError, History, TrainingConfig, evaluate
 
-STEPS, BATCH_SIZE, WARMUP_STEPS, RANK = 64, 2, 8, 8
+STEPS, BATCH_SIZE, WARMUP_STEPS, RANK = 40, 2, 4, 8
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 START_RATE = 2e-3
 TRIAL_SEED, SEEDS = 10, (0, 1, 2)
-N_TRAIN, N_VALIDATION, N_JUDGED, N_LOSS = 2_000, 20, 100, 40  # dialogues; the loss is that of fewer than are answered
-N_PLAYS = 2_500  # characters
-LONGEST_REPLY, LONGEST_ANSWER = 70, 40  # tokens
-AT_ONCE = 25  # prompts of a batch: each keeps its keys and values
-SHOTS = 4
+N_TRAIN, N_VALIDATION, N_LOSS = 2_000, 16, 24  # dialogues; the loss is that of fewer than are answered
+N_JUDGED = 40  # messages for each seed
+N_PLAYS = 2_000  # characters
+LONGEST_REPLY, LONGEST_ANSWER = 70, 30  # tokens
+SHOTS = 2
 (QUESTIONS,) = tables("finetuning", "QUESTIONS")
 STORED = {"8 bits, groups of 32": (8, 32), "4 bits, groups of 32": (4, 32), "4 bits, whole rows": (4, None)}
 
@@ -80,7 +81,7 @@ def stored(name: str) -> dict:
     model, tokenizer = load_pretrained(SMOLLM2)
     if name in STORED:
         model = quantised(model, *STORED[name])
-    examples = encode_dialogues(tokenizer, support(N_LOSS, split="test"))
+    examples = encode_dialogues(tokenizer, messages_of(0)[:N_LOSS])
     return {"stored": name, "shop": reply_loss(model, examples)} | english(model, tokenizer)
 
 
@@ -155,53 +156,54 @@ def real_trial(rate: float, seed: int) -> dict:
     return tuned(rate, seed)[0]
 
 
-def real_before() -> dict:
-    """Return what the untuned model writes, and its losses."""
-    return measured(*load_pretrained(SMOLLM2))
+def messages_of(seed: int) -> list[Dialogue]:
+    """Return the dialogues in the test phrasings that the run with this seed answers."""
+    return support((seed + 1) * N_JUDGED, split="test")[seed * N_JUDGED :]
+
+
+def real_before(seed: int) -> dict:
+    """Return what the untuned model writes to the messages of a seed, and its losses."""
+    return {"seed": seed} | measured(*load_pretrained(SMOLLM2), seed)
 
 
 def real_run(rate: float, seed: int) -> dict:
     """Train once; return what was measured and written."""
     row, model, tokenizer = tuned(rate, seed)
-    return row | measured(model, tokenizer)
+    return row | measured(model, tokenizer, seed) | english(model, tokenizer) | {"answers": answers(model, tokenizer)}
 
 
-def measured(model, tokenizer) -> dict:
-    """Return the judged replies to the test messages, what was forgotten, the replies and the answers."""
-    dialogues = support(N_JUDGED, split="test")
+def measured(model, tokenizer, seed: int) -> dict:
+    """Return the replies to the test messages of a seed, judged."""
+    dialogues = messages_of(seed)
     replies = written(model, tokenizer, [chat_prompt(tokenizer, d.message) for d in dialogues])
-    report = judged(dialogues, replies, "test", model, tokenizer, N_LOSS)
-    return {"judged": report, "replies": replies, "answers": answers(model, tokenizer)} | english(model, tokenizer)
+    return {"judged": judged(dialogues, replies, "test", model, tokenizer, N_LOSS), "replies": replies}
 
 
-def few_shot(shots: int) -> dict:
+def few_shot(shots: int, seed: int) -> dict:
     """Return the judged replies of the untuned model after some dialogues, drawn anew for each message."""
     model, tokenizer = load_pretrained(SMOLLM2)
-    dialogues, train = support(N_JUDGED, split="test"), support(N_TRAIN)
+    dialogues, train = messages_of(seed), support(N_TRAIN)
     prompts = []
     for i, d in enumerate(dialogues):
-        chosen = np.random.default_rng((0, i)).choice(len(train), shots, replace=False)
+        chosen = np.random.default_rng((seed, i)).choice(len(train), shots, replace=False)
         earlier = [(train[j].message, train[j].reply) for j in chosen]
         prompts.append(chat_prompt(tokenizer, d.message, earlier))
-    return {"shots": shots, "judged": judged(dialogues, written(model, tokenizer, prompts), "test")}
+    return {"shots": shots, "seed": seed, "judged": judged(dialogues, written(model, tokenizer, prompts), "test")}
 
 
 def written(model, tokenizer, prompts: list[list[int]]) -> list[str]:
     """Return what the model writes, greedily, after each prompt."""
     end, rule = eos_id(tokenizer), only_tokens_of(tokenizer)
-    write = partial(generate, model, max_new_tokens=LONGEST_REPLY, sampling=GREEDY, eos_token_id=end)
-    batches = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
-    rows = [row for batch in batches for row in write(batch, logits_processor=rule)]
+    rows = generate(model, prompts, LONGEST_REPLY, GREEDY, eos_token_id=end, logits_processor=rule)
     new = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
     return [tokenizer.decode([token for token in row if token != end]) for row in new]
 
 
-def pairs(before: list[str], after: list[str]) -> dict:
+def pairs(dialogues: list[Dialogue], before: list[str], after: list[str]) -> dict:
     """Return how often the reply before or after tuning is the better one, by two judges not told which is which.
 
     "rules" counts `points`; "grammar" compares the likelihoods of replies that the grammar gives to the message.
     """
-    dialogues = support(len(before), split="test")
     both = {"before": before, "after": after}
     by_rules = {name: list(map(points, dialogues, replies)) for name, replies in both.items()}
     messages = [d.message for d in dialogues]
@@ -216,24 +218,31 @@ def pairs(before: list[str], after: list[str]) -> dict:
 def real(work: Work) -> dict:
     """Make all that notebook 08 tells of the real model."""
     trials = bracketed(lambda rate: work.piece(real_trial, rate, TRIAL_SEED), START_RATE)
-    before = work.piece(real_before)
     runs = work.pieces((real_run, best(trials)["rate"], seed) for seed in SEEDS)
-    for row in runs:
-        row["pairs"] = pairs(before["replies"], row["replies"])
-    dialogues = support(N_JUDGED, split="test")
-    texts = zip(dialogues, before.pop("replies"), runs[0]["replies"], strict=True)
-    asked = zip(QUESTIONS, before.pop("answers"), runs[0]["answers"], strict=True)
+    before = work.pieces((real_before, seed) for seed in SEEDS)
+    replies = []
+    for row, old in zip(runs, before, strict=True):
+        dialogues, written_before, written_after = messages_of(row["seed"]), old.pop("replies"), row.pop("replies")
+        row["pairs"] = pairs(dialogues, written_before, written_after)
+        for d, b, a in zip(dialogues, written_before, written_after, strict=True):
+            replies.append({"seed": row["seed"], "message": d.message, "intent": d.intent, "before": b, "after": a})
+    tuned_answers = [row.pop("answers") for row in runs]
+    asked = zip(QUESTIONS, work.piece(answers_before), tuned_answers[0], strict=True)
     return {
         "steps": STEPS,
         "batch_size": BATCH_SIZE,
         "rank": RANK,
-        "trained": runs[0]["trained"],
         "trials": trials,
+        "runs": runs,
         "before": before,
-        "runs": [{name: value for name, value in row.items() if name not in ("replies", "answers")} for row in runs],
-        "replies": [{"message": d.message, "intent": d.intent, "before": b, "after": a} for d, b, a in texts],
+        "replies": replies,
         "questions": [{"question": q, "before": b, "after": a} for q, b, a in asked],
+        "few_shot": work.pieces((few_shot, SHOTS, seed) for seed in SEEDS),
         "storage": work.pieces((stored, name) for name in ("as opened", *STORED)),
         "file": work.piece(file),
-        "few_shot": work.pieces((few_shot, shots) for shots in (SHOTS,)),
     }
+
+
+def answers_before() -> list[str]:
+    """Return the untuned model's answers to the questions."""
+    return answers(*load_pretrained(SMOLLM2))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from gptcourse.evaluation import distinct_n, reply_report
+from gptcourse.evaluation import bootstrap_interval, distinct_n, reply_report, wilson_interval
 from gptcourse.finetuning import count_targets, encode_dialogues, reply_loss
 from gptcourse.support import Dialogue, default_grammar, parse
 
@@ -57,6 +57,25 @@ def judged(
     examples = encode_dialogues(tokenizer, dialogues[:n_loss])
     floor = -sum(d.log_prob for d in dialogues[:n_loss]) / count_targets(examples)
     return row | {"loss": reply_loss(model, examples), "floor": floor}
+
+
+def share(reports: Sequence[dict]) -> str:
+    """Return "right (Wilson's interval; the interval over phrasings)" of the intents of some reports together."""
+    by_phrasing = zip(*(report["phrasings"] for report in reports), strict=True)
+    pairs = [[sum(column) for column in zip(*counts, strict=True)] for counts in by_phrasing]
+    right, n = (sum(column) for column in zip(*pairs, strict=True))
+    groups = [i for i, (_, total) in enumerate(pairs) for _ in range(total)]
+    values = [float(place < hits) for hits, total in pairs for place in range(total)]
+    ends = (*wilson_interval(right, n), *bootstrap_interval(values, n=2000, groups=groups))
+    a, b, c, d = (f"{100 * end:.0f}" for end in ends)
+    return f"{right / n:.0%} ({a}–{b}; {c}–{d})"
+
+
+def copied(reports: Sequence[dict]) -> str:
+    """Return "copied (Wilson's interval)" of the customers' values in some reports together."""
+    right, n = (sum(column) for column in zip(*(report["slots"] for report in reports), strict=True))
+    low, high = wilson_interval(right, n)
+    return f"{right / n:.0%} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 # ---- Two replies to one message

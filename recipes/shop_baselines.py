@@ -123,7 +123,7 @@ def few_shot(messages: Sequence[str]) -> tuple[list[str], float]:
         counts.append(n)
     rows = generate(model, prompts, LONGEST_REPLY, GREEDY, logits_processor=only_tokens_of(tokenizer))
     texts = [tokenizer.decode(row[len(prompt) :]) for row, prompt in zip(rows, prompts, strict=True)]
-    return [text.partition("\n")[0].strip() for text in texts], float(np.mean(counts))
+    return [text.partition("\n")[0].strip() for text in texts], round(float(np.mean(counts)), 1)
 
 
 def shown(dialogue: Dialogue) -> str:

@@ -38,10 +38,10 @@ STEPS, BATCH_SIZE, WARMUP_STEPS, RANK = 40, 2, 4, 8
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 START_RATE = 2e-3
 TRIAL_SEED, SEEDS = 10, (0, 1, 2)
-N_TRAIN, N_VALIDATION, N_LOSS = 2_000, 16, 24  # dialogues; the loss is that of fewer than are answered
-N_JUDGED = 40  # messages for each seed
-N_PLAYS = 2_000  # characters
-LONGEST_REPLY, LONGEST_ANSWER = 70, 30  # tokens
+N_TRAIN, N_VALIDATION, N_LOSS = 2_000, 16, 16  # dialogues; the loss is that of fewer than are answered
+N_JUDGED = 34  # messages for each seed
+N_PLAYS = 1_500  # characters
+LONGEST_REPLY, LONGEST_ANSWER = 60, 24  # tokens
 SHOTS = 2
 (QUESTIONS,) = tables("finetuning", "QUESTIONS")
 STORED = {"8 bits, groups of 32": (8, 32), "4 bits, groups of 32": (4, 32), "4 bits, whole rows": (4, None)}
@@ -218,9 +218,9 @@ def pairs(dialogues: list[Dialogue], before: list[str], after: list[str]) -> dic
 def real(work: Work) -> dict:
     """Make all that notebook 08 tells of the real model."""
     trials = bracketed(lambda rate: work.piece(real_trial, rate, TRIAL_SEED), START_RATE)
-    runs = work.pieces((real_run, best(trials)["rate"], seed) for seed in SEEDS)
-    before = work.pieces((real_before, seed) for seed in SEEDS)
-    replies = []
+    tasks = [(real_run, best(trials)["rate"], seed) for seed in SEEDS], [(real_before, seed) for seed in SEEDS]
+    made = work.pieces(task for both in zip(*tasks, strict=True) for task in both)
+    runs, before, replies = made[::2], made[1::2], []
     for row, old in zip(runs, before, strict=True):
         dialogues, written_before, written_after = messages_of(row["seed"]), old.pop("replies"), row.pop("replies")
         row["pairs"] = pairs(dialogues, written_before, written_after)

@@ -237,9 +237,9 @@ def real(work: Work) -> dict:
         "before": before,
         "replies": replies,
         "questions": [{"question": q, "before": b, "after": a} for q, b, a in asked],
-        "few_shot": work.pieces((few_shot, SHOTS, seed) for seed in SEEDS),
         "storage": work.pieces((stored, name) for name in ("as opened", *STORED)),
         "file": work.piece(file),
+        "few_shot": work.pieces((few_shot, SHOTS, seed) for seed in SEEDS),
     }
 
 

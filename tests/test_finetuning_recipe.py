@@ -175,7 +175,7 @@ def test_points_are_for_values_numbers_loops_and_the_end():
     assert judging.points(dialogue, f"Hello, {dialogue.slots['order']}.") == 3.5
     assert judging.points(dialogue, f"Hello, {values}, 99999.") == 3
     assert judging.points(dialogue, f"Hello, {values}") == 3
-    assert judging.points(dialogue, f"{values}. a b c d a b c d.") == 3
+    assert judging.points(dialogue, f"{values}. a b c d a b c d e.") == 3
 
 
 def test_a_pair_is_won_by_the_higher_value_and_none_is_the_lowest():
@@ -214,7 +214,7 @@ def test_a_reply_is_lent_with_the_customers_values():
 
 def test_similarity_is_the_share_of_common_words_without_numbers():
     found = shop_baselines.similarities(["where is order 11111", "thank you"], ["Where is my order 22222?"])
-    assert found == pytest.approx([[3 / 4, 0.0]])
+    assert found.tolist() == [[pytest.approx(3 / 4), 0.0]]
 
 
 def test_a_message_of_training_gets_its_own_reply_from_the_nearest_and_naive_bayes():

@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from judging import best, bracketed, compared, judged, log_prob, points
+from judging import best, bracketed, compared, judged, log_prob, n_read, points
 from runner import Work, completed, tables
 
 from gptcourse import wheels
@@ -188,7 +188,9 @@ def few_shot(shots: int, seed: int) -> dict:
         chosen = np.random.default_rng((seed, i)).choice(len(train), shots, replace=False)
         earlier = [(train[j].message, train[j].reply) for j in chosen]
         prompts.append(chat_prompt(tokenizer, d.message, earlier))
-    return {"shots": shots, "seed": seed, "judged": judged(dialogues, written(model, tokenizer, prompts), "test")}
+    replies = written(model, tokenizer, prompts)
+    report = judged(dialogues, replies, "test")
+    return {"shots": shots, "seed": seed, "judged": report, "read": n_read(dialogues, replies)}
 
 
 def written(model, tokenizer, prompts: list[list[int]]) -> list[str]:
@@ -224,6 +226,8 @@ def real(work: Work) -> dict:
     for row, old in zip(runs, before, strict=True):
         dialogues, written_before, written_after = messages_of(row["seed"]), old.pop("replies"), row.pop("replies")
         row["pairs"] = pairs(dialogues, written_before, written_after)
+        row["read"], old["read"] = n_read(dialogues, written_after), n_read(dialogues, written_before)
+        row["read_true"] = n_read(dialogues, [d.reply for d in dialogues])
         for d, b, a in zip(dialogues, written_before, written_after, strict=True):
             replies.append({"seed": row["seed"], "message": d.message, "intent": d.intent, "before": b, "after": a})
     tuned_answers = [row.pop("answers") for row in runs]

@@ -193,6 +193,16 @@ def test_shares_of_several_reports_are_taken_together():
     other = {"phrasings": [[0, 1], [5, 5], [0, 0]], "slots": [1, 4]}
     assert judging.share([one, other]).startswith("80% (49–94; ")
     assert judging.copied([one, other]) == "50% (22–78)"
+    rows = [{"read": 1, "judged": {"n": 4}}, {"read": 3, "judged": {"n": 4}}]
+    assert judging.part(rows, "read") == "50% (22–78)"
+
+
+def test_naive_bayes_reads_the_intent_of_true_replies_and_not_of_those_to_other_messages():
+    dialogues = support(60, split="test")
+    replies = [d.reply for d in dialogues]
+    others = sum(a.intent == b.intent for a, b in zip(dialogues, dialogues[1:] + dialogues[:1], strict=True))
+    assert judging.n_read(dialogues, replies) >= 58
+    assert judging.n_read(dialogues, replies[1:] + replies[:1]) <= others + 2
 
 
 # ---- Baselines

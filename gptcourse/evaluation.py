@@ -309,7 +309,8 @@ def wilson_interval(right: int, n: int, level: float = 0.95) -> tuple[float, flo
     (level,) = check_numbers("level", level, 0, 0.9999)
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, half = right + z**2 / 2, z * math.sqrt(right * (n - right) / n + z**2 / 4)
-    return ((middle - half) / (n + z**2)).item(), ((middle + half) / (n + z**2)).item()
+    low, high = (middle - half) / (n + z**2), (middle + half) / (n + z**2)
+    return max(low.item(), 0.0), min(high.item(), 1.0)
 
 
 def bootstrap_interval(

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache, partial
 
 import torch
-from judging import N_JUDGED, best, bracketed, copied, judged, share
+from judging import N_JUDGED, best, bracketed, copied, judged, part, share
 from real_finetuning import real
 from runner import Work, completed, constants, fill, run, tables
 from shop_baselines import LONGEST_REPLY, baselines
@@ -213,7 +213,7 @@ PARTS = {"ways": ways, "baselines": baselines, "real": real}
 
 def card(data: dict[str, dict]) -> str:
     """Return the card of the recorded experiments."""
-    return fill("finetuning", tuple(PARTS), share=share, copied=copied, **constants(globals()), **data)
+    return fill("finetuning", tuple(PARTS), share=share, copied=copied, part=part, **constants(globals()), **data)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from gptcourse.evaluation import bootstrap_interval, distinct_n, reply_report, wilson_interval
+from gptcourse.evaluation import bootstrap_interval, distinct_n, naive_bayes, reply_report, wilson_interval
 from gptcourse.finetuning import count_targets, encode_dialogues, reply_loss
-from gptcourse.support import Dialogue, default_grammar, parse
+from gptcourse.support import Dialogue, default_grammar, parse, support
 
 N_JUDGED = {"test": 450, "validation": 300}  # dialogues
+N_READ = 4_000  # training replies
 
 
 @cache
@@ -59,6 +60,15 @@ def judged(
     return row | {"loss": reply_loss(model, examples), "floor": floor}
 
 
+def n_read(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> int:
+    """Return from how many replies naive Bayes, which has read the training replies, tells what the message wanted.
+
+    A reply in other words than the grammar's can be about the right thing: a milder judge than `reply_report`.
+    """
+    read = naive_bayes([(d.reply, d.intent) for d in support(N_READ)], replies)
+    return sum(found == d.intent for d, found in zip(dialogues, read, strict=True))
+
+
 def share(reports: Sequence[dict]) -> str:
     """Return "right (Wilson's interval; the interval over phrasings)" of the intents of some reports together."""
     by_phrasing = zip(*(report["phrasings"] for report in reports), strict=True)
@@ -73,7 +83,15 @@ def share(reports: Sequence[dict]) -> str:
 
 def copied(reports: Sequence[dict]) -> str:
     """Return "copied (Wilson's interval)" of the customers' values in some reports together."""
-    right, n = (sum(column) for column in zip(*(report["slots"] for report in reports), strict=True))
+    return _shown(*(sum(column) for column in zip(*(report["slots"] for report in reports), strict=True)))
+
+
+def part(rows: Sequence[dict], count: str) -> str:
+    """Return "share (Wilson's interval)" of a count that rows hold beside their report, of all their messages."""
+    return _shown(sum(row[count] for row in rows), sum(row["judged"]["n"] for row in rows))
+
+
+def _shown(right, n):
     low, high = wilson_interval(right, n)
     return f"{right / n:.0%} ({100 * low:.0f}–{100 * high:.0f})"
 

@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from judging import best, bracketed, compared, judged, log_prob, points
+from judging import best, bracketed, compared, judged, log_prob, n_read, points
 from runner import Work, completed, tables
 
 from gptcourse import wheels
@@ -38,10 +38,10 @@ STEPS, BATCH_SIZE, WARMUP_STEPS, RANK = 40, 2, 4, 8
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 START_RATE = 2e-3
 TRIAL_SEED, SEEDS = 10, (0, 1, 2)
-N_TRAIN, N_VALIDATION, N_LOSS = 2_000, 16, 24  # dialogues; the loss is that of fewer than are answered
-N_JUDGED = 40  # messages for each seed
-N_PLAYS = 2_000  # characters
-LONGEST_REPLY, LONGEST_ANSWER = 70, 30  # tokens
+N_TRAIN, N_VALIDATION, N_LOSS = 2_000, 16, 16  # dialogues; the loss is that of fewer than are answered
+N_JUDGED = 34  # messages for each seed
+N_PLAYS = 1_500  # characters
+LONGEST_REPLY, LONGEST_ANSWER = 60, 24  # tokens
 SHOTS = 2
 (QUESTIONS,) = tables("finetuning", "QUESTIONS")
 STORED = {"8 bits, groups of 32": (8, 32), "4 bits, groups of 32": (4, 32), "4 bits, whole rows": (4, None)}
@@ -188,7 +188,9 @@ def few_shot(shots: int, seed: int) -> dict:
         chosen = np.random.default_rng((seed, i)).choice(len(train), shots, replace=False)
         earlier = [(train[j].message, train[j].reply) for j in chosen]
         prompts.append(chat_prompt(tokenizer, d.message, earlier))
-    return {"shots": shots, "seed": seed, "judged": judged(dialogues, written(model, tokenizer, prompts), "test")}
+    replies = written(model, tokenizer, prompts)
+    report = judged(dialogues, replies, "test")
+    return {"shots": shots, "seed": seed, "judged": report, "read": n_read(dialogues, replies)}
 
 
 def written(model, tokenizer, prompts: list[list[int]]) -> list[str]:
@@ -218,12 +220,14 @@ def pairs(dialogues: list[Dialogue], before: list[str], after: list[str]) -> dic
 def real(work: Work) -> dict:
     """Make all that notebook 08 tells of the real model."""
     trials = bracketed(lambda rate: work.piece(real_trial, rate, TRIAL_SEED), START_RATE)
-    runs = work.pieces((real_run, best(trials)["rate"], seed) for seed in SEEDS)
-    before = work.pieces((real_before, seed) for seed in SEEDS)
-    replies = []
+    tasks = [(real_run, best(trials)["rate"], seed) for seed in SEEDS], [(real_before, seed) for seed in SEEDS]
+    made = work.pieces(task for both in zip(*tasks, strict=True) for task in both)
+    runs, before, replies = made[::2], made[1::2], []
     for row, old in zip(runs, before, strict=True):
         dialogues, written_before, written_after = messages_of(row["seed"]), old.pop("replies"), row.pop("replies")
         row["pairs"] = pairs(dialogues, written_before, written_after)
+        row["read"], old["read"] = n_read(dialogues, written_after), n_read(dialogues, written_before)
+        row["read_true"] = n_read(dialogues, [d.reply for d in dialogues])
         for d, b, a in zip(dialogues, written_before, written_after, strict=True):
             replies.append({"seed": row["seed"], "message": d.message, "intent": d.intent, "before": b, "after": a})
     tuned_answers = [row.pop("answers") for row in runs]
@@ -237,9 +241,9 @@ def real(work: Work) -> dict:
         "before": before,
         "replies": replies,
         "questions": [{"question": q, "before": b, "after": a} for q, b, a in asked],
-        "few_shot": work.pieces((few_shot, SHOTS, seed) for seed in SEEDS),
         "storage": work.pieces((stored, name) for name in ("as opened", *STORED)),
         "file": work.piece(file),
+        "few_shot": work.pieces((few_shot, SHOTS, seed) for seed in SEEDS),
     }
 
 

@@ -40,24 +40,28 @@ class Alternative(NamedTuple):
 
 
 def split_marked(text: str) -> Marked:
-    """Return the parts of a text in which one place is marked with curly braces. Raises ValueError for any other."""
-    found = re.fullmatch(r"([^{}]+)\{([^{}]+)\}([^{}]*)", text)
+    """Return the parts of a text in which one place is marked with curly braces. Raises ValueError for any other.
+
+    Spaces before the mark go to the marked place: in the tokenizers of GPT-2's kind a word begins with its space.
+    """
+    found = re.fullmatch(r"([^{}]*[^{} ])( *)\{([^{}]+)\}([^{}]*)", text)
     if found is None:
         raise ValueError("Mark one place, not at the very beginning, with curly braces: the {old} king is dead.")
-    return Marked(*found.groups())
+    before, spaces, span, after = found.groups()
+    return Marked(before, spaces + span, after)
 
 
 def alternatives(
     model: GPT,
     tokenizer: BPETokenizer | CharTokenizer,
     marked: Marked,
-    n: int = 24,
+    n: int = 48,
     sampling: Sampling = Sampling(),
 ) -> list[Alternative]:
     """Return different texts for the marked place, the one with the largest share first.
 
     `n` texts are drawn after what stands before, each one token longer than the old one has; they, and they without
-    their last one and two tokens, are the candidates. Shares are those of p(after | before, candidate), which sum to 1.
+    their last one and two tokens, are the candidates, if they begin with a space where the old text does. Shares are those of p(after | before, candidate), which sum to 1.
     Raises ValueError if nothing follows.
     """
     before, span, after = map(tokenizer.encode, marked)
@@ -67,6 +71,7 @@ def alternatives(
     before = _fitting(model, before, len(span) + 1 + len(after))
     rows = generate(model, [before] * n, len(span) + 1, sampling)
     drawn = [tuple(row[len(before) :]) for row in rows]
+    drawn = [new for new in drawn if _begins_a_word(tokenizer.decode(new)) == _begins_a_word(marked.span)] or drawn
     times = Counter(new[:end] for new in drawn for end in range(max(1, len(span) - 1), len(span) + 2))
     found = log_likelihoods(model, [((*before, *new), after) for new in times])
     shares = (torch.stack([log_p.sum() for log_p in found]) + torch.tensor([*times.values()]).log()).softmax(0)
@@ -114,6 +119,10 @@ def drawn_to(ids: list[int], start: int, nearness: float) -> LogitsProcessor:
         return raised
 
     return raise_old
+
+
+def _begins_a_word(text: str) -> bool:
+    return text[:1].isspace()
 
 
 def _fitting(model, before: list[int], new: int) -> list[int]:

@@ -219,7 +219,7 @@ def test_a_marked_place_is_rewritten_and_the_choice_put_into_its_place(writing, 
     assert f"{found[0].fit:.2f} nats" in writing.picture.value
     assert f"have {fit(model, tokenizer, marked):.2f}" in writing.picture.value
     writing.choices[0].click()
-    assert writing.controls["text"].value == f"The {{{found[0].text}}} is fair today"
+    assert writing.controls["text"].value == f"The{{{found[0].text}}} is fair today"
     writing.back.click()
     assert writing.controls["text"].value == "The {weather} is fair today"
 
@@ -227,7 +227,7 @@ def test_a_marked_place_is_rewritten_and_the_choice_put_into_its_place(writing, 
 def test_a_marked_place_is_varied_and_a_text_without_marks_is_answered_with_the_reason(writing, model, tokenizer):
     writing.controls["text"].value = "The {weather} is fair today"
     marked = split_marked("The {weather} is fair today")
-    for mode, nearness in {"vary a little": 4.0, "vary much": 2.0}.items():
+    for mode, nearness in {"vary a little": 6.0, "vary much": 4.0}.items():
         writing.controls["mode"].value = mode
         writing.wait()
         sampling = Sampling(temperature=0.8, top_p=0.95, seed=0)

@@ -70,14 +70,17 @@ def test_nearness_raises_one_logit_in_each_row_and_leaves_what_it_was_given():
     assert raised.tolist() == [[1.5, 0, 0]] * 2 and not logits.any()
 
 
-@pytest.mark.parametrize("text", ["no mark", "{at the beginning} of it", "two {marks} in {one} text", "an {open one"])
+@pytest.mark.parametrize(
+    "text",
+    ["no mark", "{at the beginning} of it", "  {after spaces alone}", "two {marks} in {one} text", "an {open one"],
+)
 def test_a_text_that_is_not_marked_once_is_refused(text):
     with pytest.raises(ValueError, match="Mark one place"):
         split_marked(text)
 
 
 def test_what_cannot_be_judged_or_does_not_fit_is_refused(model):
-    assert split_marked("a {b}") == ("a ", "b", "")
+    assert split_marked("a {b}") == ("a", " b", "") and split_marked("a{ b} c\n") == ("a", " b", " c\n")
     with pytest.raises(ValueError, match="Nothing follows"):
         alternatives(model, TOKENIZER, Marked("ab", "cc", ""))
     with pytest.raises(ValueError, match="too many for this model: mark less"):
@@ -89,3 +92,12 @@ def test_a_long_text_is_read_from_its_end(model):
     assert fit(model, TOKENIZER, long) == pytest.approx(fit(model, TOKENIZER, Marked("b" * 5 + "ab", "cc", "cab")))
     first = alternatives(model, TOKENIZER, short, sampling=Sampling(seed=1))
     assert first == alternatives(model, TOKENIZER, long, sampling=Sampling(seed=1))
+
+
+def test_a_word_is_not_made_longer_where_a_new_one_was_marked():
+    tokenizer = CharTokenizer("ab ")
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(3, n_positions=16, n_embd=8, n_layer=1, n_head=1)).eval()
+    for text in ("ab {a} b", "ab{a} b"):
+        found = alternatives(model, tokenizer, split_marked(text), sampling=Sampling(seed=0))
+        assert {one.text[0] == " " for one in found} == {split_marked(text).span[0] == " "}

@@ -12,7 +12,7 @@ from gptcourse.rewriting import alternatives, fit, split_marked, variations
 from gptcourse.views import context_window
 
 GO_ON, REWRITE = "go on", "rewrite"
-NEARNESS = {"vary a little": 4.0, "vary much": 2.0}  # added to the logit of the old token
+NEARNESS = {"vary a little": 6.0, "vary much": 4.0}  # added to the logit of the old token
 HINT = "Type your own, then click outside the box. To rewrite or to vary, put {curly braces} around a place."
 
 

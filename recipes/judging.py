@@ -11,7 +11,7 @@ from gptcourse.finetuning import count_targets, encode_dialogues, reply_loss
 from gptcourse.support import Dialogue, default_grammar, parse, support
 
 N_JUDGED = {"test": 450, "validation": 300}  # dialogues
-N_READ = 1_000  # training replies
+N_READ = 4_000  # training replies
 
 
 @cache

@@ -86,6 +86,13 @@ def prepared(way: str, base: GPT, new: list[int]) -> GPT:
     return model
 
 
+def opened(way: str, seed: int) -> tuple[GPT, GPT, object]:
+    """Return the model as the way begins, the bundled model that it was made from, and the tokenizer."""
+    torch.manual_seed(seed)
+    base, tokenizer = load_pretrained("shakespeare-5m")
+    return prepared(way, base, new_tokens(base.config.vocab_size)), base, tokenizer
+
+
 def only_rows(gradient: torch.Tensor, rows: list[int]) -> torch.Tensor:
     """Return a gradient that is zero outside these rows: with no weight decay, the others stay."""
     kept = torch.zeros_like(gradient)
@@ -136,11 +143,9 @@ def tuned(way: str, rate: float, seed: int, steps: int, look=None) -> tuple[dict
 
     `look(model, history)` is called after each step.
     """
-    torch.manual_seed(seed)
-    base, tokenizer = load_pretrained("shakespeare-5m")
-    new = new_tokens(base.config.vocab_size)
-    model = prepared(way, base, new)
-    row = {"way": way, "rate": rate, "seed": seed, "steps": steps, "trained": n_trained(way, model, new)}
+    model, base, tokenizer = opened(way, seed)
+    trained = n_trained(way, model, new_tokens(base.config.vocab_size))
+    row = {"way": way, "rate": rate, "seed": seed, "steps": steps, "trained": trained}
     validation = encode_dialogues(tokenizer, support(N_VALIDATION, split="validation"))
     options = {"validation": validation, "progress": False, "callback": look and partial(look, model)}
     try:

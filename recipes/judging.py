@@ -65,8 +65,13 @@ def n_read(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> int:
 
     A reply in other words than the grammar's can be about the right thing: a milder judge than `reply_report`.
     """
-    read = naive_bayes([(d.reply, d.intent) for d in support(N_READ)], replies)
+    read = naive_bayes(_training_replies(), replies)
     return sum(found == d.intent for d, found in zip(dialogues, read, strict=True))
+
+
+@cache
+def _training_replies():
+    return [(d.reply, d.intent) for d in support(N_READ)]
 
 
 def share(reports: Sequence[dict]) -> str:

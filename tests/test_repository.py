@@ -141,7 +141,7 @@ BUDGETS = {
     "supporting": 4_574,
     "exercises": 5_839,
     "explorers": 2_018,
-    "recipes": 2_803,
+    "recipes": 2840,
     "drawings": 1_597,
 }
 

@@ -61,7 +61,8 @@ def alternatives(
     """Return different texts for the marked place, the one with the largest share first.
 
     `n` texts are drawn after what stands before, each one token longer than the old one has; they, and they without
-    their last one and two tokens, are the candidates, if they begin with a space where the old text does. Shares are those of p(after | before, candidate), which sum to 1.
+    their last one and two tokens, are the candidates, if they begin with a space where the old text does. Shares are
+    those of p(after | before, candidate), which sum to 1.
     Raises ValueError if nothing follows.
     """
     before, span, after = map(tokenizer.encode, marked)

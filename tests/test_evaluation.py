@@ -23,6 +23,7 @@ from gptcourse.evaluation import (
     overlap,
     perplexity,
     reply_report,
+    wilson_interval,
 )
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.support import support
@@ -321,6 +322,35 @@ def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_values_and_ho
     )
     with pytest.raises(ValueError, match="two or more examples"):
         bootstrap_interval([1.0])
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (3, 10), (10, 10), (264, 400)])
+def test_wilsons_interval_holds_the_shares_from_which_the_count_is_not_too_far(right, n):
+    for level, z in ((0.95, 1.959964), (0.8, 1.281552)):
+        for end in (ends := wilson_interval(right, n, level)):
+            assert abs(right / n - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), abs=1e-6)
+        assert 0 <= ends[0] <= right / n + 1e-9 and right / n - 1e-9 <= ends[1] <= 1
+    assert wilson_interval(right, n) == pytest.approx([1 - end for end in reversed(wilson_interval(n - right, n))])
+
+
+@pytest.mark.parametrize(("right", "n"), [(-1, 5), (6, 5), (0, 0), (1.5, 5)])
+def test_wilsons_interval_refuses_counts_that_cannot_be(right, n):
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        wilson_interval(right, n)
+
+
+def test_examples_of_one_group_are_drawn_together():
+    rng = np.random.default_rng(4)
+    values = rng.random(80)
+    repeated, groups = np.repeat(values, 5), np.repeat(np.arange(80), 5)
+    alone = bootstrap_interval(values, n=4_000)
+    assert bootstrap_interval(repeated, n=4_000, groups=groups) == pytest.approx(alone, abs=0.01)
+    narrow = bootstrap_interval(repeated, n=4_000)
+    assert narrow[1] - narrow[0] < 0.6 * (alone[1] - alone[0])
+    two = bootstrap_interval([0, 0, 0, 1], n=4_000, level=0.9, groups=["a", "a", "a", "b"])  # means 0, 1/4 and 1
+    assert two == (0, 1)
+    with pytest.raises(ValueError, match="two or more groups"):
+        bootstrap_interval([1.0, 2.0], groups=["a", "a"])
 
 
 def test_a_paired_comparison_is_surer_than_two_intervals():

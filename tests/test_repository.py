@@ -128,6 +128,7 @@ TEACHING = [
     "constrained",
     "speculative",
     "quantisation",
+    "rewriting",
     "finetuning",
     "preferences",
 ]

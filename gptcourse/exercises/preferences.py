@@ -526,7 +526,7 @@ class MendStale(Exercise, name="preferences.mend_stale"):
 
     def inputs():
         return [
-            (randn(4), [drawn(4, 6), drawn(4, 6)], 3, 3.0, 0.5),
+            (randn(4), [drawn(4, 6), drawn(4, 6)], 2, 1.0, 0.5),
             (randn(3), [drawn(3, 5), drawn(3, 5), drawn(3, 5)], 3, 0.6, 0.05),
         ]
 

@@ -119,7 +119,9 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     1 - C(n - right, k) / C(n, k) (Chen et al. 2021, equation 1). Raises ValueError unless k ≤ n and right ≤ n.
     """
     if not (1 <= k <= n and 0 <= right <= n):
-        raise ValueError(f"Of {n} draws {right} cannot be right, or {k} cannot be taken: give 0 ≤ right ≤ n, 1 ≤ k ≤ n.")
+        raise ValueError(
+            f"Of {n} draws {right} cannot be right, or {k} cannot be taken: give 0 ≤ right ≤ n, 1 ≤ k ≤ n."
+        )
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 

@@ -59,7 +59,7 @@ WITH_A_MODEL = {
 EVERY = {name: lambda *_, name=name: getattr(explorers, f"{name}_explorer")() for name in SIMPLE} | {
     "law": lambda *_: law_explorer(LAWS),
     "threshold": lambda *_: threshold_explorer([1.0, 2.0, 4.0], [0.0, 1.5]),
-    "frontier": lambda *_: frontier_explorer([([0.0, 0.5, 1.0], [0.5, 0.3, 0.2])], {"DPO": [(0.5, 0.6)]}),
+    "frontier": lambda *_: frontier_explorer([([0.0, 0.5, 1.0], [0.5, 0.3, 0.2])]),
     "thinking": lambda *_: thinking_explorer([{"thoughts": n, "by_length": {"2": n / 9, "3": 0.1}} for n in (0, 9)]),
     "bpe": lambda *_: bpe_explorer(BPETokenizer.train(TEXT * 4, 270), "that is"),
     "time machine": lambda *_: time_machine_explorer("Sing, s"),

@@ -8,9 +8,9 @@ import torch
 from pictures import assert_all_lies_within, assert_says
 
 from gptcourse.drawings.preferences import group
-from gptcourse.explorers import dpo_explorer, frontier_explorer, thinking_explorer
+from gptcourse.explorers import PolicyMonitor, dpo_explorer, frontier_explorer, thinking_explorer
 from gptcourse.explorers.preferences import BETAS, price_and_worth
-from gptcourse.preferences import dpo_loss, group_advantages, optimal_policy
+from gptcourse.preferences import PolicyHistory, dpo_loss, group_advantages, optimal_policy
 
 MESSAGES = [([0.0, 0.5, 1.0], [0.6, 0.3, 0.1]), ([0.0, 0.25, 0.75, 1.0], [0.2, 0.5, 0.25, 0.05])]
 BUDGET = [
@@ -58,12 +58,22 @@ def test_the_dot_is_the_best_policy_at_its_price(beta):
 
 
 def test_a_stronger_pull_moves_the_dot_down_and_to_the_left():
-    explorer, dots = frontier_explorer(MESSAGES, {"DPO": [(1.0, 0.8)], "GRPO": [(0.5, 0.7)]}), []
+    explorer, dots = frontier_explorer(MESSAGES), []
     for beta in BETAS[::5]:
         explorer.controls["beta"].value = beta
         dots.append(dot_of(explorer))
     assert dots == sorted(dots, key=lambda dot: (-dot[0], dot[1]))
-    assert "DPO" in text_of(explorer) and "GRPO" in text_of(explorer)
+
+
+def test_the_monitor_shows_the_last_of_everything_and_draws_every_rollout():
+    monitor, measured = PolicyMonitor(), PolicyHistory()
+    for i in range(3):
+        for values in vars(measured).values():
+            values.append(0.25 * (i + 1))
+        assert monitor(measured) is None  # True would stop the run
+        assert f"rollout {i + 1}: reward {0.25 * (i + 1):.3g}" in monitor.value
+    curves = re.findall(r'points="([^"]+)"', monitor.value)
+    assert len(curves) == len(vars(measured)) and all(len(points.split()) == 3 for points in curves)
 
 
 def test_the_bars_hold_all_replies_before_and_after():

@@ -1,4 +1,4 @@
-"""The loss of DPO under beta, the limit of reward at a given KL, and answers after a part of the thinking.
+"""The loss of DPO under beta, a policy's monitor, the limit of reward at a KL, and answers after a part of the thinking.
 
 Sources: Rafailov et al. (2023), DPO, equation 7; Ouyang et al. (2022), InstructGPT, equation 2.
 """
@@ -7,6 +7,7 @@ import math
 from itertools import accumulate
 from statistics import fmean
 
+import ipywidgets as widgets
 import torch
 
 from gptcourse.drawings import svg
@@ -58,6 +59,30 @@ def _softplus(x):
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
+class PolicyMonitor(widgets.HTML):
+    """Draw what a run of `grpo` measures while it runs: display it, then pass it as ``grpo(…, callback=monitor)``."""
+
+    curves = {
+        "reward": "reward",
+        "kl": "KL, nats per reply",
+        "length": "tokens per reply",
+        "entropy": "entropy, nats per token",
+        "idle": "share of idle groups",
+    }
+
+    def __call__(self, measured):
+        """Draw the curves of a `PolicyHistory` as they are now; a run is never stopped."""
+        drawn = [(measured.__dict__[name], label) for name, label in self.curves.items()]
+        charts = [_small(values, label) for values, label in drawn]
+        numbers = ", ".join(f"{label} {values[-1]:.3g}" for values, label in drawn)
+        self.value = svg.paragraph(f"rollout {len(measured.reward)}: {numbers}") + svg.side_by_side(*charts)
+
+
+def _small(values, label):
+    rollouts = list(range(1, len(values) + 1))
+    return svg.line_chart({"": (rollouts, values)}, labels=("rollout", label), width=220, height=150)
+
+
 def price_and_worth(messages, policy_of):
     """Return (KL from the reference in nats, expected reward), each a mean over messages.
 
@@ -74,48 +99,34 @@ def price_and_worth(messages, policy_of):
     return fmean(kls), fmean(worths)
 
 
-def frontier_explorer(messages, policies=()):
+def frontier_explorer(messages):
     """Return a slider for beta, with the best policy at that price: its reward, its KL, and what it prefers.
 
-    `messages` as for `price_and_worth`. `policies` maps up to two names to points (KL, reward) of trained ones. Raises
-    ValueError without a message.
+    `messages` as for `price_and_worth`. Raises ValueError without one.
     """
     if not messages:
         raise ValueError("frontier_explorer needs the levels of reward of one message at least.")
-    limit = [price_and_worth(messages, lambda p, r, beta=beta: optimal_policy(p, r, beta)) for beta in BETAS]
+    limit = {beta: price_and_worth(messages, lambda p, r, beta=beta: optimal_policy(p, r, beta)) for beta in BETAS}
     taken = [price_and_worth(messages, lambda p, r, n=n: best_of_n(p, r, n)) for n in (1, 2, 4, 8, 16, 32, 64)]
-    curves = {"limit": _columns(limit), "best of n": _columns(taken)}
-    curves |= {name: _crosses(points) for name, points in dict(policies).items()}
-    points = dict(zip(BETAS, limit, strict=True))
+    curves = {"limit": zip(*sorted(limit.values()), strict=True), "best of n": zip(*taken, strict=True)}
+    curves = {name: tuple(columns) for name, columns in curves.items()}
+    before = _binned(messages, lambda p, r: p)
 
     def picture(beta):
         """Draw where the best policy stands, and how it shifts the replies among the levels of reward."""
-        kl, reward = points[beta]
+        kl, reward = limit[beta]
         numbers = (
             f"β = {beta:g}: reward {reward:.3f} at {kl:.2f} nats, and no policy has more at this price "
             f"(the reference: {taken[0][1]:.3f} at 0)"
         )
         labels = ("KL from the reference, nats per reply", "reward")
         chart = svg.line_chart(curves, labels=labels, dot=(kl, reward))
-        before, after = (_binned(messages, lambda p, r, b=b: optimal_policy(p, r, b)) for b in (1e6, beta))
+        after = _binned(messages, lambda p, r: optimal_policy(p, r, beta))
         rows = [(f"{i / N_BINS:.1f}–{(i + 1) / N_BINS:.1f}", before[i], after[i]) for i in range(N_BINS)]
         shares = svg.bars(rows, description="replies by reward", headings=("reference", f"β = {beta:g}"))
         return svg.paragraph(numbers) + chart + svg.paragraph("Share of the replies, by their reward:") + shares
 
     return Explorer({"beta": choice("β", BETAS, 0.1)}, picture)
-
-
-def _columns(points):
-    return tuple(map(list, zip(*sorted(points), strict=True)))
-
-
-def _crosses(points, width=0.12, height=0.012):
-    """Return a cross for each point (x, y), as one curve that is broken between them."""
-    xs, ys = [], []
-    for x, y in points:
-        xs += [x - width, x + width, math.nan, x, x, math.nan]
-        ys += [y, y, y, y - height, y + height, y]
-    return xs, ys
 
 
 def _binned(messages, policy_of):

@@ -1,4 +1,4 @@
-"""The loss of DPO under beta, a policy's monitor, the limit of reward at a KL, and answers after a part of the thinking.
+"""The loss of DPO under beta, the monitor of a policy, the limit of reward at a KL, and answers after some thinking.
 
 Sources: Rafailov et al. (2023), DPO, equation 7; Ouyang et al. (2022), InstructGPT, equation 2.
 """
@@ -17,6 +17,13 @@ from gptcourse.preferences import best_of_n, optimal_policy
 BETAS = [round(base * 10.0**power, 4) for power in (-2, -1, 0) for base in (1, 1.5, 2, 3, 4, 5, 7)]
 LEADS = [-20 + 0.5 * i for i in range(81)]  # nats
 N_BINS = 10
+MEASURED = {
+    "reward": "reward",
+    "kl": "KL, nats per reply",
+    "length": "tokens per reply",
+    "entropy": "entropy, nats per token",
+    "idle": "share of idle groups",
+}
 DIGITS = (3, 5, 2, 8, 4, 9, 1, 7, 6, 2)
 
 
@@ -62,17 +69,9 @@ def _softplus(x):
 class PolicyMonitor(widgets.HTML):
     """Draw what a run of `grpo` measures while it runs: display it, then pass it as ``grpo(…, callback=monitor)``."""
 
-    curves = {
-        "reward": "reward",
-        "kl": "KL, nats per reply",
-        "length": "tokens per reply",
-        "entropy": "entropy, nats per token",
-        "idle": "share of idle groups",
-    }
-
     def __call__(self, measured):
         """Draw the curves of a `PolicyHistory` as they are now; a run is never stopped."""
-        drawn = [(measured.__dict__[name], label) for name, label in self.curves.items()]
+        drawn = [(getattr(measured, name), label) for name, label in MEASURED.items()]
         charts = [_small(values, label) for values, label in drawn]
         numbers = ", ".join(f"{label} {values[-1]:.3g}" for values, label in drawn)
         self.value = svg.paragraph(f"rollout {len(measured.reward)}: {numbers}") + svg.side_by_side(*charts)

@@ -58,15 +58,15 @@ MODERN = {"position_embedding": "rotary", "norm": "rmsnorm", "activation_functio
 SHOP = GPTConfig(vocab_size=1024, n_positions=128, n_embd=96, n_layer=3, n_head=4, **MODERN)
 MUON = {"warmup_steps": 20, "lr_scheduler_type": "linear", "optim": "muon"}
 DRILLS = TrainingConfig(250, 64, 1e-2, min_lr_ratio=0.5, **MUON)
-SHOP_TRAINING = TrainingConfig(300, 32, 1e-2, min_lr_ratio=0.0, eval_steps=50, **MUON)
+SHOP_TRAINING = TrainingConfig(400, 32, 1e-2, min_lr_ratio=0.0, eval_steps=50, **MUON)
 N_DRILLS, N_DIALOGUES, N_VALIDATION = 20_000, 20_000, 64
-N_TRAIN, N_DRAWN, TRAIN_SEED = 300, 6, 1  # messages whose replies are ranked, and the replies to each
-N_HELD_OUT, N_POOL, N_JUDGED = 32, 64, 8  # held-out messages; replies to each to take the best of, and to judge by
-PAIRS = (60, 600)
-REWARD_STEPS, REWARD_RATE = 40, 1e-3
-DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 50, 16, 3e-4, (0.05, 0.2, 1.0)
-GRPO_STEPS, N_PROMPTS, GROUP_SIZE, GRPO_RATE = 30, 4, 8, 3e-4
-GRPO_RUNS = [("shop", 0.0), ("shop", 0.05), ("shop", 0.2), ("hole", 0.0), ("hole", 0.2), ("random", 0.0)]
+N_TRAIN, N_DRAWN, TRAIN_SEED = 200, 4, 1  # messages whose replies are ranked, and the replies to each
+N_HELD_OUT, N_POOL, N_JUDGED = 24, 32, 8  # held-out messages; replies to each to take the best of, and to judge by
+PAIRS = (40, 400)
+REWARD_STEPS, REWARD_RATE = 30, 1e-3
+DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 40, 16, 3e-4, (0.05, 0.2, 1.0)
+GRPO_STEPS, N_PROMPTS, GROUP_SIZE, GRPO_RATE = 25, 4, 8, 3e-4
+GRPO_RUNS = [("shop", 0.0), ("shop", 0.1), ("hole", 0.0), ("hole", 0.1), ("random", 0.0)]
 REWARDS = {"shop": shop_reward, "hole": hole_reward}
 
 
@@ -428,8 +428,8 @@ def levels() -> list[dict]:
 THINKER = GPTConfig(
     len(CHARACTERS), N_POSITIONS, n_embd=64, n_layer=2, n_head=4, tie_word_embeddings=False, initializer_range=0.1
 )
-PUZZLE_RATE, PUZZLE_BATCH, N_PUZZLES, N_ASKED = 2e-2, 64, 30_000, 1000
-PUZZLE_TOKENS = 500_000  # of each run, thoughts and fillers included, padding not
+PUZZLE_RATE, PUZZLE_BATCH, N_PUZZLES, N_ASKED = 2e-2, 64, 20_000, 1000
+PUZZLE_TOKENS = 320_000  # of each run, thoughts and fillers included, padding not
 STYLES = [("sum", style) for style in ("answer", "think", "filler", "some")] + [
     ("largest", style) for style in ("answer", "think")
 ]

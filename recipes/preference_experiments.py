@@ -59,9 +59,14 @@ SHOP = GPTConfig(vocab_size=1024, n_positions=128, n_embd=96, n_layer=3, n_head=
 MUON = {"warmup_steps": 20, "lr_scheduler_type": "linear", "optim": "muon"}
 DRILLS = TrainingConfig(250, 64, 1e-2, min_lr_ratio=0.5, **MUON)
 SHOP_TRAINING = TrainingConfig(400, 32, 1e-2, min_lr_ratio=0.0, eval_steps=50, **MUON)
-N_DRILLS, N_DIALOGUES, N_VALIDATION = 20_000, 20_000, 64
+N_DRILLS, N_DIALOGUES, N_VALIDATION, N_TEST = 20_000, 20_000, 64, 400
 N_TRAIN, N_DRAWN, TRAIN_SEED = 200, 4, 1  # messages whose replies are ranked, and the replies to each
-N_HELD_OUT, N_POOL, N_JUDGED = 24, 32, 8  # held-out messages; replies to each to take the best of, and to judge by
+N_HELD_OUT, N_POOL, N_JUDGED, N_PAIRS_ASKED = (
+    24,
+    32,
+    8,
+    300,
+)  # held-out messages; replies to each to take the best of, and to judge by
 PAIRS = (40, 400)
 REWARD_STEPS, REWARD_RATE = 30, 1e-3
 DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 40, 16, 3e-4, (0.05, 0.2, 1.0)
@@ -97,7 +102,7 @@ def train_shop(folder: str) -> dict:
     examples = encode_dialogues(tokenizer, dialogues)
     history = completed(finetune(model, examples, SHOP_TRAINING, validation=validation, **QUIET))
     model.half().float().save(folder, tokenizer)
-    test = support(400, split="test")
+    test = support(N_TEST, split="test")
     examples = encode_dialogues(tokenizer, test)
     floor = -sum(dialogue.log_prob for dialogue in test) / count_targets(examples)
     greedy = generate_replies(model, tokenizer, [dialogue.message for dialogue in test], max_new_tokens=MAX_REPLY)
@@ -236,7 +241,7 @@ def reward_run(seed: int, n_pairs: int, labels: str) -> dict:
     examples = [tuple(encode([(d.message, reply) for reply in replies])) for d, *replies in pairs]
     history = train_reward_model(model, examples, falling(REWARD_STEPS, 16, REWARD_RATE, seed), **QUIET)
     score = partial(scores, model, tokenizer)
-    test = ranked_pairs("test", 300, 99)
+    test = ranked_pairs("test", N_PAIRS_ASKED, 99)
     better, worse = (score([(pair[0].message, pair[i]) for pair in test]) for i in (1, 2))
     pool = [(d.message, reply) for d, drawn in zip(held_out(), recorded_draws("test"), strict=True) for reply in drawn]
     return {
@@ -285,7 +290,7 @@ def simple_judges() -> dict:
         "all values of the message": lambda d, reply: sum(value in reply for value in d.slots.values()),
         "likelier under the shop model": log_prob,
     }
-    pairs = ranked_pairs("test", 300, 99)
+    pairs = ranked_pairs("test", N_PAIRS_ASKED, 99)
     return {
         name: mean((1 + (a > b) - (a < b)) / 2 for a, b in ((rule(d, x), rule(d, y)) for d, x, y in pairs))
         for name, rule in rules.items()

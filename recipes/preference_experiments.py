@@ -78,7 +78,14 @@ REWARDS = {"shop": shop_reward, "hole": hole_reward}
 def falling(steps: int, batch_size: int, rate: float, seed: int) -> TrainingConfig:
     """Return the settings of a run without weight decay whose rate falls to a tenth after a short warm-up."""
     return TrainingConfig(
-        steps, batch_size, rate, seed, warmup_steps=5, lr_scheduler_type="linear", min_lr_ratio=0.1, weight_decay=0.0
+        steps,
+        batch_size,
+        rate,
+        seed,
+        warmup_steps=min(5, steps // 2),
+        lr_scheduler_type="linear",
+        min_lr_ratio=0.1,
+        weight_decay=0.0,
     )
 
 
@@ -438,7 +445,7 @@ PUZZLE_TOKENS = 320_000  # of each run, thoughts and fillers included, padding n
 STYLES = [("sum", style) for style in ("answer", "think", "filler", "some")] + [
     ("largest", style) for style in ("answer", "think")
 ]
-HALF_LOSS, MORE_STEPS, SOLVED, N_VOTES = 0.6, 40, 150, 64  # nats per target at which half-training ends
+HALF_LOSS, MORE_STEPS, SOLVED, N_VOTES = 0.6, 80, 150, 64  # nats per target at which half-training ends
 MORE_PROMPTS, MORE_GROUP, MORE_RATE = 16, 16, 1e-3
 
 

@@ -442,6 +442,7 @@ THINKER = GPTConfig(
 )
 PUZZLE_RATE, PUZZLE_BATCH, N_PUZZLES, N_ASKED = 2e-2, 64, 20_000, 1000
 PUZZLE_TOKENS = 320_000  # of each run, thoughts and fillers included, padding not
+LONGER = 4  # times as many tokens, for a control of answering at once
 STYLES = [("sum", style) for style in ("answer", "think", "filler", "some")] + [
     ("largest", style) for style in ("answer", "think")
 ]
@@ -451,18 +452,19 @@ MORE_PROMPTS, MORE_GROUP, MORE_RATE = 16, 16, 1e-3
 
 def thinking(work: Work) -> dict:
     """Train puzzle solvers on equally many tokens, with and without thoughts, fillers for a control."""
-    runs = work.pieces((thinking_run, seed, task, style) for task, style in STYLES for seed in SEEDS)
+    tasks = [(thinking_run, seed, task, style) for task, style in STYLES for seed in SEEDS]
+    runs = work.pieces([*tasks, *((thinking_run, seed, "sum", "answer", LONGER) for seed in SEEDS)])
     return {"runs": runs, "n": N_ASKED}
 
 
-def thinking_run(seed: int, task: str, style: str) -> dict:
-    """Train one solver; return how often its best answer to a fresh puzzle is right, by the number of digits."""
+def thinking_run(seed: int, task: str, style: str, times: int = 1) -> dict:
+    """Train a solver, on `times` as many tokens; return how often its best answer to a fresh puzzle is right."""
     examples = puzzle_examples(puzzles(N_PUZZLES, seed, task), style, seed)
     n_tokens = statistics.fmean(len(ids) for ids, _ in examples)
-    steps = round(PUZZLE_TOKENS / PUZZLE_BATCH / n_tokens)
+    steps = round(times * PUZZLE_TOKENS / PUZZLE_BATCH / n_tokens)
     model = trained_solver(examples, steps, seed)
     asked = puzzles(N_ASKED, 1000 + seed, task)
-    record = {"seed": seed, "task": task, "style": style, "steps": steps, "examples": steps * PUZZLE_BATCH}
+    record = {"seed": seed, "task": task, "style": style, "times": times, "steps": steps}
     if style == "some":
         budgets = [{"thoughts": k} | accuracies(asked, solve(model, asked, thoughts=k)) for k in range(11)]
         record["budgets"] = budgets

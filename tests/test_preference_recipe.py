@@ -86,16 +86,16 @@ def test_it_records_every_part_is_started_again_and_fills_its_card(small, monkey
         6,
         8,
         2 * len(recipe.GRPO_RUNS),
-        2 * len(recipe.STYLES),
+        2 * len(recipe.STYLES) + 2,
         6,
     ]
     assert {len(run["measured"]["reward"]) for run in found["grpo"]["runs"]} == {2}
     assert all(run["margins"]["step"] == [0, 10] for run in found["dpo"]["runs"])
     budgets = [run.get("budgets", []) for run in found["thinking"]["runs"]]
-    assert sorted(map(len, budgets)) == [0] * 10 + [11, 11]
+    assert sorted(map(len, budgets)) == [0] * 12 + [11, 11]
     assert all(sum(row) == 2 for run in found["verifiable"]["runs"] for row in run["after"]["votes"])
     card = (small / "README.md").read_text()
-    assert "Not recorded" not in card and "| largest | think |" in card
+    assert "Not recorded" not in card and "| largest | think | 1 × |" in card
     lines = (small / "work" / "pieces.jsonl").read_text()
     runner.run("preferences", recipe.PARTS, recipe.card, argv)
     assert (small / "work" / "pieces.jsonl").read_text() == lines and runner.recorded(small) == found

@@ -221,7 +221,8 @@ def rewards(work: Work) -> dict:
     """Train reward models on few and on many pairs, and on pairs shuffled; take the best of n by each."""
     tasks = [(reward_run, seed, n, "program") for n in PAIRS for seed in SEEDS]
     runs = work.pieces([*tasks, *((reward_run, seed, PAIRS[-1], "shuffled") for seed in SEEDS)])
-    return {"runs": runs, "baselines": work.piece(simple_judges), "n_messages": N_HELD_OUT}
+    asked = [held_out().index(dialogue) for dialogue, _, _ in ranked_pairs("test", N_PAIRS_ASKED, 99)]
+    return {"runs": runs, "baselines": work.piece(simple_judges), "pair_message": asked}
 
 
 def ranked_pairs(which: str, n: int, seed: int) -> list[tuple[Dialogue, str, str]]:

@@ -70,7 +70,7 @@ N_HELD_OUT, N_POOL, N_JUDGED, N_PAIRS_ASKED = (
 PAIRS = (40, 400)
 REWARD_STEPS, REWARD_RATE = 30, 1e-3
 DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 40, 16, 5e-4, (0.05, 0.2, 1.0)
-GRPO_STEPS, N_PROMPTS, GROUP_SIZE, GRPO_RATE = 25, 4, 8, 1e-3
+GRPO_STEPS, N_PROMPTS, GROUP_SIZE, GRPO_RATE = 30, 4, 8, 3e-4
 GRPO_RUNS = [("shop", 0.0), ("shop", 0.1), ("hole", 0.0), ("hole", 0.1), ("random", 0.0)]
 REWARDS = {"shop": shop_reward, "hole": hole_reward}
 
@@ -358,7 +358,7 @@ def watched_log_probs(model: GPT, pairs: list) -> Tensor:
 
 def grpo_runs(work: Work) -> dict:
     """Run GRPO for the shop's reward, for the one with a hole, and for rewards drawn by lot."""
-    runs = work.pieces((grpo_run, seed, name, beta) for name, beta in GRPO_RUNS for seed in SEEDS)
+    runs = work.pieces((grpo_run, seed, name, beta) for seed in SEEDS for name, beta in GRPO_RUNS)
     return {"before": work.piece(judged_before), "runs": runs, "variance": work.piece(gradient_variance)}
 
 

@@ -138,7 +138,6 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety"]
 # explorers, 1,600 of recipes; the drawings came later. Where it is not reached, the size of today stands, and may only
 # fall, or grow by what a notebook that is new teaches (preferences, shop, reasoning 625; constrained, speculative,
 # quantisation 242).
-# quantisation 242).
 BUDGETS = {
     "teaching": 4_655,
     "supporting": 4_574,

@@ -68,7 +68,7 @@ N_HELD_OUT, N_POOL, N_JUDGED, N_PAIRS_ASKED = (
     300,
 )  # held-out messages; replies to each to take the best of, and to judge by
 PAIRS = (40, 400)
-REWARD_STEPS, REWARD_RATE = 30, 1e-3
+REWARD_STEPS, REWARD_RATE, LONGER = 30, 1e-3, 4  # times as many steps, to see what a longer run gives
 DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 50, 16, 2e-4, (0.05, 0.2, 1.0)
 GRPO_STEPS, N_PROMPTS, GROUP_SIZE, GRPO_RATE = 40, 6, 8, 3e-4
 GRPO_RUNS = [("shop", 0.0), ("shop", 0.1), ("hole", 0.0), ("hole", 0.1), ("random", 0.0)]
@@ -220,7 +220,8 @@ def rounded(values):
 def rewards(work: Work) -> dict:
     """Train reward models on few and on many pairs, and on pairs shuffled; take the best of n by each."""
     tasks = [(reward_run, seed, n, "program") for n in PAIRS for seed in SEEDS]
-    runs = work.pieces([*tasks, *((reward_run, seed, PAIRS[-1], "shuffled") for seed in SEEDS)])
+    tasks += [(reward_run, seed, PAIRS[-1], "shuffled") for seed in SEEDS]
+    runs = work.pieces([*tasks, *((reward_run, seed, PAIRS[-1], "program", LONGER) for seed in SEEDS)])
     asked = [held_out().index(dialogue) for dialogue, _, _ in ranked_pairs("test", N_PAIRS_ASKED, 99)]
     return {"runs": runs, "baselines": work.piece(simple_judges), "pair_message": asked}
 
@@ -238,8 +239,8 @@ def ranked_pairs(which: str, n: int, seed: int) -> list[tuple[Dialogue, str, str
     return pairs
 
 
-def reward_run(seed: int, n_pairs: int, labels: str) -> dict:
-    """Train one reward model; return how it orders held-out pairs, and the best of n replies by it."""
+def reward_run(seed: int, n_pairs: int, labels: str, times: int = 1) -> dict:
+    """Train a reward model for `times` as many steps; return its order of held-out pairs, and the best of n by it."""
     base, tokenizer = load_shop()
     rng, pairs = random.Random(seed), ranked_pairs("train", n_pairs, seed)
     if labels == "shuffled":
@@ -247,7 +248,7 @@ def reward_run(seed: int, n_pairs: int, labels: str) -> dict:
     model = reward_model(base)
     encode = partial(encode_dialogues, tokenizer)
     examples = [tuple(encode([(d.message, reply) for reply in replies])) for d, *replies in pairs]
-    history = train_reward_model(model, examples, falling(REWARD_STEPS, 16, REWARD_RATE, seed), **QUIET)
+    history = train_reward_model(model, examples, falling(times * REWARD_STEPS, 16, REWARD_RATE, seed), **QUIET)
     score = partial(scores, model, tokenizer)
     test = ranked_pairs("test", N_PAIRS_ASKED, 99)
     better, worse = (score([(pair[0].message, pair[i]) for pair in test]) for i in (1, 2))
@@ -256,6 +257,7 @@ def reward_run(seed: int, n_pairs: int, labels: str) -> dict:
         "seed": seed,
         "n_pairs": n_pairs,
         "labels": labels,
+        "times": times,
         "loss": rounded(completed(history).loss),
         "right": [int(a > b) for a, b in zip(better, worse, strict=True)],
         "accuracy": mean(a > b for a, b in zip(better, worse, strict=True)),
@@ -443,7 +445,6 @@ THINKER = GPTConfig(
 )
 PUZZLE_RATE, PUZZLE_BATCH, N_PUZZLES, N_ASKED = 2e-2, 64, 20_000, 1000
 PUZZLE_TOKENS = 320_000  # of each run, thoughts and fillers included, padding not
-LONGER = 4  # times as many tokens, for a control of answering at once
 STYLES = [("sum", style) for style in ("answer", "think", "filler", "some")] + [
     ("largest", style) for style in ("answer", "think")
 ]

@@ -83,7 +83,7 @@ def test_it_records_every_part_is_started_again_and_fills_its_card(small, monkey
     found = runner.recorded(small)
     assert set(found) == set(recipe.PARTS)
     assert [len(found[name]["runs"]) for name in ("reward_model", "dpo", "grpo", "thinking", "verifiable")] == [
-        6,
+        8,
         8,
         2 * len(recipe.GRPO_RUNS),
         2 * len(recipe.STYLES) + 2,

@@ -101,8 +101,9 @@ def _averaged(losses: Tensor, mask: Tensor, loss_type: str) -> Tensor:
 def optimal_policy(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
     """Return reference · exp(rewards / β), made to sum to 1, for probabilities and rewards (..., N).
 
-    Of all policies it has the highest reward - β · KL(policy ‖ reference) (Rafailov et al. 2023, equation 4). N replies,
-    or N levels of reward with the probabilities of all replies of one level added up: within a level nothing changes.
+    Of all policies it has the highest reward - β · KL(policy ‖ reference) (Rafailov et al. 2023, equation 4). N is the
+    number of replies; or of levels of reward, the probabilities of all replies of a level added up, as their ratios to
+    each other stay.
     """
     return (reference.log() + rewards / beta).softmax(-1)
 
@@ -215,8 +216,8 @@ class Rollouts:
 class PolicyHistory:
     """What the rollouts of a run have measured, one entry each.
 
-    `reward` and `length` (tokens) are means over all replies; `kl` is the mean of ln(policy / reference) of a reply, and
-    `entropy` that of -ln(policy) of a token, in nats: both are estimates from the replies drawn. `idle` is the share of
+    `reward` and `length` (tokens) are means over all replies; `kl` is the mean of ln(policy / reference) of a reply, in
+    nats, and `entropy` that of -ln(policy) of a token: what has been drawn estimates both. `idle` is the share of
     groups whose rewards are all equal, from which nothing can be learned.
     """
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -65,8 +64,8 @@ def puzzles(n: int, seed: int = 0, task: str = "sum", shortest: int = 2) -> list
 def puzzle_examples(made: Sequence[Puzzle], style: str, seed: int = 0) -> list[Example]:
     """Return an example for each puzzle, whose targets are what follows `>`. Raises ValueError for an unknown style.
 
-    "answer" answers at once, "think" after all thoughts, "filler" after as many dots, "some" after the first k thoughts,
-    k being drawn from 0 to all.
+    "answer" answers at once, "think" after all thoughts, "filler" after as many dots, "some" after the first k
+    thoughts, k being drawn from 0 to all.
     """
     if style not in STYLES:
         raise ValueError(f"style is {style!r}, but it must be one of {', '.join(STYLES)}.")

@@ -477,7 +477,12 @@ def trained_solver(examples: list, steps: int, seed: int, until: float = 0.0) ->
     """Train a solver on examples, to the end, or until the mean loss of five steps is below a value."""
     torch.manual_seed(seed)
     model = GPT(THINKER)
-    schedule = {"warmup_steps": 10, "lr_scheduler_type": "warmup_stable_decay", "min_lr_ratio": 0.0, "optim": "muon"}
+    schedule = {
+        "warmup_steps": min(10, steps // 2),
+        "lr_scheduler_type": "warmup_stable_decay",
+        "min_lr_ratio": 0.0,
+        "optim": "muon",
+    }
     config = TrainingConfig(steps, PUZZLE_BATCH, PUZZLE_RATE, seed, decay_steps=max(1, steps // 2), **schedule)
     low = {"callback": lambda history: statistics.fmean(history.loss[-5:]) < until}
     completed(finetune(model, examples, config, **low, **QUIET))

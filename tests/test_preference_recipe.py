@@ -71,10 +71,11 @@ def small(monkeypatch, tmp_path):
 
 
 def by_length(_dialogue, reply):
-    return min(len(reply) / 40, 1.0)
+    return len(reply) / 1000
 
 
 def test_it_records_every_part_is_started_again_and_fills_its_card(small, monkeypatch):
+    monkeypatch.setattr("gptcourse.shop.shop_reward", by_length)
     monkeypatch.setattr(recipe, "shop_reward", by_length)  # so small a model writes nothing that is right
     monkeypatch.setitem(recipe.REWARDS, "shop", by_length)
     monkeypatch.setattr(recipe, "preference_pairs", lambda *given: PAIRS_OF(*given, by_length))
@@ -180,12 +181,11 @@ def test_half_training_ends_when_the_loss_is_low_enough(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), stopped.parameters(), strict=True))
 
 
-def test_the_recorded_card_is_made_of_the_recorded_files():
-    folder = runner.RECIPES.parent / "gptcourse" / "assets" / "preferences"
-    assert recipe.card(runner.recorded(folder)) == (folder / "README.md").read_text(encoding="utf-8")
+def test_what_was_recorded_is_what_the_recipe_says():
+    folder = runner.ASSETS / "preferences"
     draws = json.loads((folder / "draws.json").read_text(encoding="utf-8"))
     assert [len(draws["train"]), len(draws["test"])] == [recipe.N_TRAIN, recipe.N_HELD_OUT]
     model, tokenizer = load_pretrained(folder / "shop")
     assert model.config == recipe.SHOP
-    (example,) = encode_dialogues(tokenizer, [("Order 12345", "12345")])
-    assert sum(target != IGNORED for target in example[1]) == 6  # each digit is a token, and the end
+    ((_, targets),) = encode_dialogues(tokenizer, [("Order 12345", "12345")])
+    assert sum(target != IGNORED for target in targets) == 6  # each digit is a token, and so is the end

@@ -69,9 +69,9 @@ N_HELD_OUT, N_POOL, N_JUDGED, N_PAIRS_ASKED = (
 )  # held-out messages; replies to each to take the best of, and to judge by
 PAIRS = (40, 400)
 REWARD_STEPS, REWARD_RATE, LONGER = 30, 1e-3, 4  # times as many steps, to see what a longer run gives
-DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 50, 16, 2e-4, (0.05, 0.2, 1.0)
+DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 50, 16, 2e-4, (0.05, 0.2, 1.0, 5.0)
 GRPO_STEPS, N_PROMPTS, GROUP_SIZE, GRPO_RATE = 40, 6, 8, 3e-4
-GRPO_RUNS = [("shop", 0.0), ("shop", 0.1), ("hole", 0.0), ("hole", 0.1), ("random", 0.0)]
+GRPO_RUNS = [("shop", 0.0), ("shop", 0.03), ("shop", 0.1), ("hole", 0.0), ("hole", 0.1), ("random", 0.0)]
 REWARDS = {"shop": shop_reward, "hole": hole_reward}
 
 

@@ -388,20 +388,31 @@ def grpo_run(seed: int, name: str, beta: float) -> dict:
     }
 
 
-def gradient_variance(n_prompts: int = 4, n_replies: int = 32) -> dict:
-    """Return the noise of the policy gradient of one reply, its variance over its squared mean, by baseline."""
+def gradient_variance(n_prompts: int = 8, n_replies: int = 32) -> dict:
+    """Return the noise of the policy gradient of one reply, [variance, squared mean] for each prompt, by baseline."""
     (model, tokenizer), dialogues = load_shop(), train_dialogues()
-    rules, end, found = GRPOConfig(n_replies, MAX_REPLY), eos_id(tokenizer), {"none": [], "mean of the others": []}
+    rules, end, found = GRPOConfig(n_replies, MAX_REPLY), eos_id(tokenizer), {}
     reward = reward_on_ids(tokenizer, dialogues, shop_reward)
     for i, prompt in enumerate(shop_prompts(tokenizer, dialogues[:n_prompts])):
         made = roll_out(model, [prompt], lambda _, ids, i=i: reward(i, ids), rules, end, i)
         gradients = torch.stack([score_gradient(model, made.ids[j], made.targets[j]) for j in range(n_replies)])
-        r = made.rewards[0]
-        others = (r.sum() - r) / (n_replies - 1)
-        for name, weights in {"none": r, "mean of the others": r - others}.items():
+        for name, weights in baselines(made.rewards[0], gradients.square().sum(-1)).items():
             weighted = weights[:, None] * gradients
-            found[name].append([weighted.var(0).sum().item(), weighted.mean(0).square().sum().item()])
+            found.setdefault(name, []).append([weighted.var(0).sum().item(), weighted.mean(0).square().sum().item()])
     return {"n_replies": n_replies, "variance_and_squared_mean": found}
+
+
+def baselines(rewards: Tensor, squares: Tensor) -> dict[str, Tensor]:
+    """Return what each gradient is multiplied by: rewards (G,) less a baseline; squares (G,) of the gradients' norms.
+
+    Of constants the best weighs each reward by its gradient's squared norm (Greensmith et al. 2004).
+    """
+    return {
+        "none": rewards,
+        "none, each reward one higher": rewards + 1,
+        "mean of the others": rewards - (rewards.sum() - rewards) / (len(rewards) - 1),
+        "best constant": rewards - (rewards * squares).sum() / squares.sum(),
+    }
 
 
 def score_gradient(model: GPT, ids: Tensor, targets: Tensor) -> Tensor:

@@ -164,6 +164,18 @@ def test_what_a_policy_is_worth(monkeypatch):
     assert found["right"] == 0.75 and found["reward"] == pytest.approx((rewards[0] / 2 + rewards[1]) / 2, abs=1e-4)
 
 
+def test_no_constant_baseline_leaves_less_noise_than_the_best():
+    torch.manual_seed(0)
+    rewards, gradients = torch.rand(6), torch.randn(6, 3) * torch.arange(1.0, 7)[:, None]
+    found = recipe.baselines(rewards, gradients.square().sum(-1))
+
+    def noise(weights):
+        return (weights[:, None] * gradients).square().sum().item()
+
+    assert all(noise(found["best constant"]) <= noise(rewards - b) for b in torch.linspace(-1, 2, 31))
+    assert found["mean of the others"][0].item() == pytest.approx((rewards[0] - rewards[1:].mean()).item(), abs=1e-6)
+
+
 def test_the_gradient_of_a_reply_is_that_of_its_log_probability():
     torch.manual_seed(0)
     model = GPT(SMALL["THINKER"])

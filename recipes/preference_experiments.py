@@ -311,10 +311,10 @@ def simple_judges() -> dict:
 
 
 def dpo_runs(work: Work) -> dict:
-    """Run DPO at three strengths, and on pairs whose better reply was drawn by lot."""
+    """Run DPO at each strength, and at two of them on pairs whose better reply was drawn by lot."""
     tasks = [(dpo_run, seed, beta, "program") for beta in DPO_BETAS for seed in SEEDS]
-    runs = work.pieces([*tasks, *((dpo_run, seed, DPO_BETAS[1], "shuffled") for seed in SEEDS)])
-    return {"before": work.piece(judged_before), "runs": runs}
+    tasks += [(dpo_run, seed, beta, "shuffled") for beta in DPO_BETAS[1::2] for seed in SEEDS]
+    return {"before": work.piece(judged_before), "runs": work.pieces(tasks)}
 
 
 def judged_before() -> dict:

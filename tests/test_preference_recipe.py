@@ -38,7 +38,7 @@ SMALL = {
     "REWARD_STEPS": 1,
     "DPO_STEPS": 10,
     "DPO_BATCH": 1,
-    "DPO_BETAS": (0.1, 0.2),
+    "DPO_BETAS": (0.1, 0.2, 0.3),
     "GRPO_STEPS": 2,
     "N_PROMPTS": 1,
     "GROUP_SIZE": 2,
@@ -85,7 +85,7 @@ def test_it_records_every_part_is_started_again_and_fills_its_card(small, monkey
     assert set(found) == set(recipe.PARTS)
     assert [len(found[name]["runs"]) for name in ("reward_model", "dpo", "grpo", "thinking", "verifiable")] == [
         8,
-        6,
+        8,
         2 * len(recipe.GRPO_RUNS),
         2 * len(recipe.STYLES) + 2,
         6,

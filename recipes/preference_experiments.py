@@ -69,9 +69,9 @@ N_HELD_OUT, N_POOL, N_JUDGED, N_PAIRS_ASKED = (
 )  # held-out messages; replies to each to take the best of, and to judge by
 PAIRS = (40, 400)
 REWARD_STEPS, REWARD_RATE, LONGER = 30, 1e-3, 4  # times as many steps, to see what a longer run gives
-DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 50, 16, 2e-4, (0.05, 0.2, 1.0)
+DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 50, 16, 2e-4, (0.05, 0.2, 1.0, 5.0)
 GRPO_STEPS, N_PROMPTS, GROUP_SIZE, GRPO_RATE = 40, 6, 8, 3e-4
-GRPO_RUNS = [("shop", 0.0), ("shop", 0.1), ("hole", 0.0), ("hole", 0.1), ("random", 0.0)]
+GRPO_RUNS = [("shop", 0.0), ("shop", 0.03), ("shop", 0.1), ("hole", 0.0), ("hole", 0.1), ("random", 0.0)]
 REWARDS = {"shop": shop_reward, "hole": hole_reward}
 
 
@@ -311,10 +311,10 @@ def simple_judges() -> dict:
 
 
 def dpo_runs(work: Work) -> dict:
-    """Run DPO at three strengths, and on pairs whose better reply was drawn by lot."""
+    """Run DPO at each strength, and at two of them on pairs whose better reply was drawn by lot."""
     tasks = [(dpo_run, seed, beta, "program") for beta in DPO_BETAS for seed in SEEDS]
-    runs = work.pieces([*tasks, *((dpo_run, seed, DPO_BETAS[1], "shuffled") for seed in SEEDS)])
-    return {"before": work.piece(judged_before), "runs": runs}
+    tasks += [(dpo_run, seed, beta, "shuffled") for beta in DPO_BETAS[1::2] for seed in SEEDS]
+    return {"before": work.piece(judged_before), "runs": work.pieces(tasks)}
 
 
 def judged_before() -> dict:
@@ -388,20 +388,31 @@ def grpo_run(seed: int, name: str, beta: float) -> dict:
     }
 
 
-def gradient_variance(n_prompts: int = 4, n_replies: int = 32) -> dict:
-    """Return the noise of the policy gradient of one reply, its variance over its squared mean, by baseline."""
+def gradient_variance(n_prompts: int = 8, n_replies: int = 32) -> dict:
+    """Return the noise of the policy gradient of one reply, [variance, squared mean] for each prompt, by baseline."""
     (model, tokenizer), dialogues = load_shop(), train_dialogues()
-    rules, end, found = GRPOConfig(n_replies, MAX_REPLY), eos_id(tokenizer), {"none": [], "mean of the others": []}
+    rules, end, found = GRPOConfig(n_replies, MAX_REPLY), eos_id(tokenizer), {}
     reward = reward_on_ids(tokenizer, dialogues, shop_reward)
     for i, prompt in enumerate(shop_prompts(tokenizer, dialogues[:n_prompts])):
         made = roll_out(model, [prompt], lambda _, ids, i=i: reward(i, ids), rules, end, i)
         gradients = torch.stack([score_gradient(model, made.ids[j], made.targets[j]) for j in range(n_replies)])
-        r = made.rewards[0]
-        others = (r.sum() - r) / (n_replies - 1)
-        for name, weights in {"none": r, "mean of the others": r - others}.items():
+        for name, weights in baselines(made.rewards[0], gradients.square().sum(-1)).items():
             weighted = weights[:, None] * gradients
-            found[name].append([weighted.var(0).sum().item(), weighted.mean(0).square().sum().item()])
+            found.setdefault(name, []).append([weighted.var(0).sum().item(), weighted.mean(0).square().sum().item()])
     return {"n_replies": n_replies, "variance_and_squared_mean": found}
+
+
+def baselines(rewards: Tensor, squares: Tensor) -> dict[str, Tensor]:
+    """Return what each gradient is multiplied by: rewards (G,) less a baseline; squares (G,) of the gradients' norms.
+
+    Of constants the best weighs each reward by its gradient's squared norm (Greensmith et al. 2004).
+    """
+    return {
+        "none": rewards,
+        "none, each reward one higher": rewards + 1,
+        "mean of the others": rewards - (rewards.sum() - rewards) / (len(rewards) - 1),
+        "best constant": rewards - (rewards * squares).sum() / squares.sum(),
+    }
 
 
 def score_gradient(model: GPT, ids: Tensor, targets: Tensor) -> Tensor:
@@ -477,7 +488,12 @@ def trained_solver(examples: list, steps: int, seed: int, until: float = 0.0) ->
     """Train a solver on examples, to the end, or until the mean loss of five steps is below a value."""
     torch.manual_seed(seed)
     model = GPT(THINKER)
-    schedule = {"warmup_steps": 10, "lr_scheduler_type": "warmup_stable_decay", "min_lr_ratio": 0.0, "optim": "muon"}
+    schedule = {
+        "warmup_steps": min(10, steps // 2),
+        "lr_scheduler_type": "warmup_stable_decay",
+        "min_lr_ratio": 0.0,
+        "optim": "muon",
+    }
     config = TrainingConfig(steps, PUZZLE_BATCH, PUZZLE_RATE, seed, decay_steps=max(1, steps // 2), **schedule)
     low = {"callback": lambda history: statistics.fmean(history.loss[-5:]) < until}
     completed(finetune(model, examples, config, **low, **QUIET))

@@ -143,7 +143,7 @@ BUDGETS = {
     "supporting": 4_574,
     "exercises": 5_839,
     "explorers": 2_018,
-    "recipes": 2_755,
+    "recipes": 2_780,
     "drawings": 1_597,
 }
 

@@ -1,10 +1,10 @@
 """A small shop's replies as a task for preference learning: a model, a reward that a program computes, and its limit.
 
-The grammar of `support.py` gives finitely many right replies to a message. So a reward for a reply, and the policy that
-is best for it at any strength of a penalty, are known exactly, where elsewhere both are guessed.
+The grammar of `support.py` gives finitely many right replies to a message. So the reward of a reply is known exactly,
+and so is the policy that is best for it, at any strength of a penalty.
 
-Sources: Ouyang et al. (2022), InstructGPT; Stiennon et al. (2020), "Learning to summarize from human feedback",
-section 4.3 (a policy that is too good for its reward); Gao et al. (2023), arXiv:2210.10760 (over-optimisation).
+Sources: Ouyang et al. (2022), InstructGPT; Stiennon et al. (2020), "Learning to summarize from human feedback", and Gao
+et al. (2023), arXiv:2210.10760 (what becomes of the true reward when another one is optimised).
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def preference_pairs(
 def level_masses(model: nn.Module, tokenizer, dialogue: Dialogue, batch_size: int = 64) -> tuple[Tensor, Tensor]:
     """Return the levels of `shop_reward` for a message (N,), and the model's probability of each (N,); 0 comes first.
 
-    Exact: each right reply's probability is computed. What is left belongs to wrong replies, whose reward is 0.
+    Each right reply's probability is computed, as its usual tokens. What is left belongs to wrong replies, whose reward
+    is 0, and to right ones spelled in other tokens, which a trained model hardly writes.
     """
     replies = list(right_replies(dialogue))
     examples = [encode_dialogue(tokenizer, dialogue.message, reply) for reply in replies]

@@ -1,11 +1,9 @@
 """The shop as a task: marks against replies written by hand, its reward on ids, pairs, and the limit by enumeration."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from gptcourse.config import GPTConfig
 from gptcourse.corpora import support
@@ -93,8 +91,7 @@ def test_pairs_are_the_best_and_the_worst_and_equals_make_none(tokenizer):
 
 
 def test_the_masses_of_the_levels_are_the_probabilities_of_all_their_replies(model, tokenizer):
-    grammarless = replace(DIALOGUE)
-    rewards, masses = level_masses(model, tokenizer, grammarless, batch_size=100)
+    rewards, masses = level_masses(model, tokenizer, DIALOGUE, batch_size=100)
     assert rewards[0] == 0 and (rewards.diff() > 0).all() and masses.sum().item() == pytest.approx(1)
     wanted, total = rewards[-1].item(), 0.0
     for reply in right_replies(DIALOGUE):
@@ -102,5 +99,5 @@ def test_the_masses_of_the_levels_are_the_probabilities_of_all_their_replies(mod
             ids, targets = (torch.tensor(row) for row in encode_dialogue(tokenizer, DIALOGUE.message, reply))
             log_probs = model(ids[None]).logits[0].log_softmax(-1)
             kept = targets >= 0
-            total += log_probs[kept].gather(-1, targets[kept][:, None]).sum().exp().item()
-    assert_close(masses[-1].item(), total, rtol=1e-3, atol=1e-30)
+            total += log_probs[kept].gather(-1, targets[kept][:, None]).double().sum().exp().item()
+    assert total > 0 and masses[-1].item() == pytest.approx(total, rel=1e-2, abs=0)  # far from 1, but not yet 0

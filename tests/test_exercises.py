@@ -34,6 +34,7 @@ from wrong_answers import (
     first_model,
     gpt_block,
     own_data,
+    preferences,
     scaling,
     start,
     training,
@@ -68,6 +69,7 @@ NOTEBOOKS = {
     "tune_own": "06_tune_your_own_model.ipynb",
     "decoding": "07_decoding_and_generation.ipynb",
     "fine_tuning": "08_fine_tuning.ipynb",
+    "preferences": "09_preferences_and_reasoning.ipynb",
     "scaling": "10_scaling_up.ipynb",
     "evaluation": "11_evaluation_and_safety.ipynb",
 }
@@ -165,12 +167,13 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert tasks["tuning", False] >= 6 and tasks["tuning", True] >= 4
     assert tasks["decoding", False] >= 9 and tasks["decoding", True] >= 2
     assert tasks["fine_tuning", False] >= 8 and tasks["fine_tuning", True] >= 5
+    assert tasks["preferences", False] >= 9 and tasks["preferences", True] >= 6
     assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
     assert tasks["own_data", False] >= 3 and tasks["own_data", True] >= 1
     assert tasks["tune_own", False] >= 3 and tasks["tune_own", True] >= 2
     learning = start, first_model, attention, gpt_block, training, tuning, own_data, tune_own
-    modules = *learning, decoding, fine_tuning, scaling, evaluation
+    modules = *learning, decoding, fine_tuning, preferences, scaling, evaluation
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 

@@ -17,6 +17,7 @@ from gptcourse.explorers.decoding import SettingsComparison as compare_settings
 from gptcourse.explorers.heads import attention_explorer
 from gptcourse.explorers.monitor import TrainingMonitor
 from gptcourse.explorers.predict import predict
+from gptcourse.explorers.preferences import PolicyMonitor, dpo_explorer, frontier_explorer, thinking_explorer
 from gptcourse.explorers.scaling import device_explorer, law_explorer, size_explorer
 from gptcourse.explorers.schedule import schedule_explorer
 from gptcourse.explorers.threshold import threshold_explorer

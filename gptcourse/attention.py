@@ -110,7 +110,7 @@ class KeyValueCache:
         return new
 
 
-def rotary(x: Tensor, first_position: int = 0, base: float = 10_000.0) -> Tensor:
+def rotary(x: Tensor, first_position: int = 0, base: float = 10_000.0, factor: float = 1.0) -> Tensor:
     """Turn the pairs of numbers in each query or key by angles that grow with its position.
 
     RoFormer (Su et al., 2021), section 3.2.2, with number i paired with number i + D/2, as in GPT-NeoX and in
@@ -119,11 +119,13 @@ def rotary(x: Tensor, first_position: int = 0, base: float = 10_000.0) -> Tensor
 
     Args:
         x: (..., T, D) with D even; the first of the T tokens stands at `first_position`.
+        factor: divides all positions: a window that is so many times as long then has no new angles (Chen et al.,
+            2023, arXiv:2306.15595, section 2.3).
     """
     n_tokens, size = x.shape[-2:]
     frequency = base ** (-torch.arange(0, size, 2, device=x.device) / size)  # (D/2,), radians per position
     position = torch.arange(first_position, first_position + n_tokens, device=x.device)
-    angle = position[:, None] * frequency  # (T, D/2)
+    angle = position[:, None] / factor * frequency  # (T, D/2)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)

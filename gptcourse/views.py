@@ -71,7 +71,7 @@ def set_dropout(model: nn.Module, p: float) -> None:
         elif isinstance(getattr(module, "attention_dropout", None), float):  # a number in Llama's attention
             module.attention_dropout = p
     config = getattr(unwrap(model), "config", None)
-    if is_dataclass(config):  # a GPTConfig: what is saved says what the model does
+    if is_dataclass(config) and hasattr(config, "dropout"):  # a GPTConfig: what is saved says what the model does
         unwrap(model).config = replace(config, dropout=p)
 
 

@@ -1,8 +1,8 @@
 """Show that `tune` beats the defaults on data that no choice was made on: python recipes/tune_demo.py [CASE …]
 
-CASE is one or more of gpt, classifier and lora (default: all): your GPT on the plays; a classifier head on the features
-of the bundled model; LoRA on the real model. Each keeps its runs in recipes/work/tune-CASE.jsonl, so that it can be
-killed and called again, and writes its decision record into the folder recipes/work/tune-CASE.
+CASE is one or more of gpt, classifier and lora (default: all): your GPT on the plays; a classifier of a customer's
+message, from the counts of its tokens; LoRA on the real model. Each keeps its runs in recipes/work/tune-CASE.jsonl, so
+that it can be killed and called again, and writes its decision record into the folder recipes/work/tune-CASE.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from plays import MODEL as SHAPE
-from plays import NANOGPT_CHOICES, read_plays
+from plays import NANOGPT, NANOGPT_CHOICES, read_plays
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +24,6 @@ from gptcourse.ngrams import NGrams
 from gptcourse.pretrained import load_pretrained
 from gptcourse.support import support
 from gptcourse.tuning import Budget, tune
-from gptcourse.views import eval_view
 
 WORK = Path(__file__).parent / "work"
 PART = 30_000  # held-out characters to choose on, and as many others to confirm on
@@ -36,9 +35,9 @@ def gpt(**options) -> DecisionRecord:
     data = {"train": train, "choose": held_out[:PART], "confirm": held_out[-PART:]}
     lines = NGrams(train.numpy(), SHAPE.vocab_size, 6).losses(data["confirm"].numpy())
     print("n-gram lines of the part to confirm on:", ", ".join(f"{n}: {line:.3f}" for n, line in enumerate(lines, 1)))
-    return tune(
-        lambda seed: GPT(SHAPE), data, Budget(tokens=24 * 1_024_000, run=1_024_000), defaults=NANOGPT_CHOICES, **options
-    )
+    defaults = NANOGPT_CHOICES | {"warmup_ratio": NANOGPT.warmup_steps / NANOGPT.steps}
+    budget = Budget(tokens=24 * 1_024_000, run=1_024_000)
+    return tune(lambda seed: GPT(SHAPE), data, budget, defaults=defaults, **options)
 
 
 class Head(nn.Module):
@@ -56,15 +55,10 @@ class Head(nn.Module):
         return SimpleNamespace(logits=logits, loss=F.cross_entropy(logits, targets))
 
 
-@torch.inference_mode()
-def features(texts: list[str]) -> Tensor:
-    """Return the bundled model's last hidden states (n, C), the mean over each text's tokens."""
-    model, tokenizer = load_pretrained("shakespeare-5m")
-    view, found = eval_view(model), []
-    view.ln_f.register_forward_hook(lambda _, __, output: found.append(output[0].mean(0)))
-    for text in texts:
-        view(torch.tensor([tokenizer.encode(text)]))
-    return torch.stack(found)
+def counts(tokenizer, texts: list[str]) -> Tensor:
+    """Return how often each token stands in each text (n, V)."""
+    ids = [torch.tensor(tokenizer.encode(text)) for text in texts]
+    return torch.stack([torch.bincount(row, minlength=tokenizer.vocab_size) for row in ids]).float()
 
 
 def classifier(**options) -> DecisionRecord:
@@ -73,8 +67,9 @@ def classifier(**options) -> DecisionRecord:
     splits = dict(zip(sizes, ("train", "validation", "test"), strict=True))
     dialogues = {part: support(n, split=splits[part]) for part, n in sizes.items()}
     intents = sorted({dialogue.intent for dialogue in dialogues["train"]})
+    _, tokenizer = load_pretrained("shakespeare-5m")
     data = {
-        part: (features([d.message for d in some]), torch.tensor([intents.index(d.intent) for d in some]))
+        part: (counts(tokenizer, [d.message for d in some]), torch.tensor([intents.index(d.intent) for d in some]))
         for part, some in dialogues.items()
     }
     n_features = data["train"][0].shape[1]

@@ -131,17 +131,18 @@ TEACHING = [
     "finetuning",
     "preferences",
 ]
-TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety"]
+TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "modern"]
 # The plan: 2,800 lines that teach, 1,850 that support them, 3,000 of exercises (for the 71 of then), 2,200 of
 # explorers, 1,600 of recipes; the drawings came later. Where it is not reached, the size of today stands, and may only
-# fall, or grow by what a notebook that is new teaches (preferences 320; constrained, speculative, quantisation 242).
+# fall, or grow by what a notebook that is new teaches (preferences 320; constrained, speculative, quantisation 242;
+# modern 360).
 BUDGETS = {
-    "teaching": 4_361,
+    "teaching": 4_718,
     "supporting": 4_574,
-    "exercises": 5_839,
+    "exercises": 5_849,
     "explorers": 2_018,
-    "recipes": 2_206,
-    "drawings": 1_597,
+    "recipes": 2_227,
+    "drawings": 1_598,
 }
 
 

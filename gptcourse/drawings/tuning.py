@@ -8,12 +8,13 @@ from gptcourse.drawings.diagram import BLUE, GREEN, ORANGE, Diagram
 
 # A question, the answer that asks for work, and the work in two lines.
 QUESTIONS = (
-    ("Is it below the 3-gram table?", "no", "look for a fault first", "notebook 06, the clinic"),
     ("Is a good rate known?", "no", "range test, three seeds;", "begin where the plateau begins"),
+    ("Is the warm-up long enough?", "no", "2/(1 − β₂) steps at least;", "more if a seed breaks"),
     ("Is the best rate inside the grid?", "no", "go on beyond that end", "of the grid"),
+    ("Still above the 3-gram table?", "yes", "look for a fault:", "notebook 06, the clinic"),
     ("Do ranges of neighbours overlap?", "yes", "take the cheaper or safer one,", "or run more seeds"),
     ("Must the batch change?", "yes", "rate by the root of the factor;", "smaller before accumulation"),
-    ("Is the real run wider or longer?", "yes", "muP for the width; look at the", "rate again at full length"),
+    ("Is the real run wider or longer?", "yes", "keep the steps of warm-up; muP;", "the rate again at full length"),
     ("Is there budget left?", "yes", "search what is not varied yet:", "first weights, β₂, decay"),
 )
 LAST = ("Fresh seeds, fresh text, the baseline beside it", "then write down what was decided, and why")

@@ -23,7 +23,7 @@ MOVED = (  # (from, to, exercises), in the order of the versions
     ("gpt_block", "first_model", ("shift", "loss", "first_loss", "mend_sure", "mend_parrot")),
     ("gpt_block", "training", ("mend_swing", "mend_twice", "mend_percent")),
     ("fine_tuning", "decoding", ("top_p", "repetition_penalty", "perplexity", "mend_temperature", "mend_top_p")),
-    ("tuning", "tune_own", ("mend_decay", "mend_accumulation")),
+    ("tuning", "tune_own", ("mend_decay",)),
 )
 # {name in an earlier version: name now}: what was solved under the earlier one is still known.
 RENAMED = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for name in names}

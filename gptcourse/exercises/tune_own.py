@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean, pstdev, stdev, variance
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn, randn
+from torch import nn, randn
 
 from gptcourse.clinic import HEALTHY, load_clinic
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
-from gptcourse.exercises.tuning import LAST_PART, pairs, with_gradient
 
 NOTEBOOK = "06 · Tune your own model"
 MARGIN = 0.3  # nats
@@ -234,41 +232,53 @@ class MendDecay(Exercise, name="tune_own.mend_decay"):
         gradient's size: large weights no longer decay by more.""")(adam_steps(kind=torch.optim.Adam))
 
 
-def stepped(model: nn.Linear, micro_batches: list, rate: float) -> Tensor:
-    """Return the weight after a step along the sum of the parts' gradients, times the rate.
-
-    With an optimizer, as torch imports for seconds when the first is built: that is not to count as an answer's time.
-    """
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    optimizer.zero_grad()
-    for x, y in micro_batches:
-        F.mse_loss(model(x), y).backward()
-    optimizer.step()
-    return model.weight.detach()
+def next_of(best: list[float], spread: float, ends=(0, -1), first="fix") -> str:
+    """Return what to do with an axis: see `Axis`. `ends` are the parts after which it is widened."""
+    is_flat = max(best) - min(best) <= spread
+    if first == "fix" and is_flat:
+        return "fix"
+    if min(best) in [best[end] for end in ends]:
+        return "widen"
+    return "fix" if is_flat else "keep"
 
 
-class MendAccumulation(Exercise, name="tune_own.mend_accumulation"):
-    """Mend the step so that many equal micro-batches move the weight just as one big batch would."""
+class Axis(Exercise, name="tune_own.axis"):
+    """Say whether to "fix" an axis of the next search, to "widen" it, or to "keep" it as it is."""
 
-    hint = "Write down the gradient of the big batch, and that which your loop has added up. What lies between them?"
-    trains = ("model",)
+    hint = """Two questions, in this order: does the axis matter within its range, by more than two seeds differ? And
+        if it does, where is it best?"""
 
     def inputs():
-        parts = ((4, 8, 0.1), (3, 5, 0.05))
-        return [(with_gradient(nn.Linear(3, 1, bias=False)), pairs(*[size] * n), rate) for n, size, rate in parts]
+        axes = [
+            ([1.90, 1.80, 1.75, 1.82], 0.03),
+            ([1.75, 1.80, 1.90, 1.95], 0.03),
+            ([1.95, 1.90, 1.80, 1.75], 0.03),
+            ([1.75, 1.77, 1.76, 1.77], 0.03),  # best at an end, and flat
+            ([1.77, 1.75, 1.77, 1.76], 0.03),
+            ([1.76, 1.75, inf], 0.03),  # a part in which all runs diverged
+            ([inf, 1.90, 1.75], 0.03),
+            ([1.75, 1.78], 0.0301),
+            ([1.80, 1.82, 1.75, 1.752], 0.03),  # best inside, hardly better than the end
+        ]
+        return axes
 
-    def reference(model, micro_batches, rate):
-        return stepped(model, micro_batches, rate / len(micro_batches))
+    def reference(best, spread):
+        return next_of(best, spread)
 
-    sum_times_parts = as_it_stands("""The mistake is still there: cut in four, the batch moves the weight sixteen times
-        as far. Where does the four enter
-        twice?""")(lambda model, parts, rate: stepped(model, parts, rate * len(parts)))
-    sum_of_parts = mistake("""Half is mended: the step still grows with the number of micro-batches. It is the same
-        batch as before, so what should be the same?""")(lambda model, parts, rate: stepped(model, parts, rate))
-    divided_twice = mistake("""Now the step is too short: the number of micro-batches is
-        divided out twice.""")(lambda model, parts, rate: stepped(model, parts, rate / len(parts) ** 2))
-    root = mistake("""A rule with a root is for a batch that grows. Did this one grow, or was
-        it only cut?""")(lambda model, parts, rate: stepped(model, parts, rate / sqrt(len(parts))))
-    many_steps = mistake("""You take a step after every micro-batch: that trains on small batches. When is the big batch
-        complete?""")(lambda model, parts, rate: [stepped(model, [part], rate) for part in parts][-1])
-    last_part = mistake(LAST_PART)(lambda model, parts, rate: stepped(model, parts[-1:], rate))
+    without_spread = mistake("""Some losses always differ. By how much do two seeds differ, though nothing else
+        does?""")(lambda best, spread: next_of(best, 0.0))
+    end_first = mistake("""You widen an axis that makes no difference. What would the runs beyond its
+        end tell?""")(lambda best, spread: next_of(best, spread, first="widen"))
+    upper_end = mistake("An axis has two ends.")(lambda best, spread: next_of(best, spread, ends=(-1,)))
+    lower_end = mistake("An axis has two ends, and here the best is at the upper one.")(
+        lambda best, spread: next_of(best, spread, ends=(0,))
+    )
+    neighbours = mistake("""You look at the best part and one beside it. The axis may be level there and steep
+        elsewhere: compare the best with the worst.""")(
+        lambda best, spread: "fix" if sorted(best)[1] - min(best) <= spread else next_of(best, 0.0)
+    )
+    largest = mistake("These are losses: which part is the best one?")(
+        lambda best, spread: next_of([-loss for loss in best], spread)
+    )
+    diverged_is_flat = mistake("""A part in which every run diverged is a result: there the axis
+        matters.""")(lambda best, spread: next_of([loss for loss in best if loss < inf], spread))

@@ -98,13 +98,15 @@ def accumulated(model, micro_batches, rate, divide_by=1, clear_each=False):
     return model.weight
 
 
-@wrong("tune_own.mend_accumulation", "Did this one grow")
-def accumulation_mend_with_a_root(model, micro_batches, rate):
-    return accumulated(model, micro_batches, rate * len(micro_batches) ** 0.5, divide_by=len(micro_batches))
+@wrong("tune_own.axis", "do two seeds differ")
+def axis_by_any_difference(best, spread):
+    if best.index(min(best)) in (0, len(best) - 1):
+        return "widen"
+    return "keep"
 
 
-@wrong("tune_own.mend_accumulation", "a step after every micro-batch")
-def accumulation_mend_with_many_steps(model, micro_batches, rate):
-    for part in micro_batches:
-        accumulated(model, [part], rate)
-    return model.weight
+@wrong("tune_own.axis", "two ends")
+def axis_with_one_end(best, spread):
+    if max(best) - min(best) <= spread:
+        return "fix"
+    return "widen" if best[-1] <= min(best[:-1]) else "keep"

@@ -173,6 +173,17 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(set(runs)) / len(runs) if runs else 1.0
 
 
+def unique_n(texts: Sequence[str], n: int) -> list[float]:
+    """Return, for each text, the share of its runs of n words that stand only once in all the texts; 1 if it has none.
+
+    The pooled share of `distinct_n` belongs to no single text; these do, so two sets of texts can be compared in pairs.
+    """
+    check_texts("texts", texts)
+    runs = [_runs(text.split(), n) for text in texts]
+    seen = Counter(run for text in runs for run in text)
+    return [sum(seen[run] == 1 for run in text) / len(text) if text else 1.0 for text in runs]
+
+
 def _runs(words, n):
     n = int(check_numbers("words in a run", n, low=1, kind="whole")[0])
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

@@ -23,6 +23,7 @@ from gptcourse.evaluation import (
     overlap,
     perplexity,
     reply_report,
+    unique_n,
     wilson_interval,
 )
 from gptcourse.model import GPT, GPTConfig
@@ -272,6 +273,11 @@ def test_distinct_n_counts_runs_of_words_over_all_texts():
     assert distinct_n(["a b c"], 4) == distinct_n([], 1) == 1.0
 
 
+def test_unique_n_counts_for_each_text_what_stands_once_in_all_of_them():
+    assert unique_n(["a b a b", "a b c", "d"], 2) == [1 / 3, 1 / 2, 1.0]  # (b a) and (b c); (a b) stands three times
+    assert unique_n(["a a", "b"], 1) == [0.0, 1.0]
+
+
 @pytest.mark.parametrize("n", [0, 299])
 def test_one_reply_to_each_message_is_needed(n):
     with pytest.raises(ValueError, match=rf"^There are 300 dialogues and {n} replies: give one for each\.$"):
@@ -383,7 +389,7 @@ IMPOSSIBLE = [
     *((bits_per_byte, (float(x), 1, 1)) for x in (*NONE, -1)),
     *((bits_per_byte, (1.0, *counts)) for counts in ((-1, 1), (1, 0), (1, -1), (math.nan, 1))),
     *((overlap, ("a b", "a b", n)) for n in (0, -1)),
-    *((distinct_n, (["a b"], n)) for n in (0, -1)),
+    *((count, (["a b"], n)) for count in (distinct_n, unique_n) for n in (0, -1)),
 ]
 
 

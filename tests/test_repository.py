@@ -141,12 +141,12 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # quantisation 242; modern 360; intervals of a share and over groups 34; sharded training and its checkpoints 312) or
 # shows (the recipes of notebooks 08 and 09, 1,200).
 BUDGETS = {
-    "teaching": 4_707,
-    "supporting": 4_574,
-    "exercises": 5_849,
-    "explorers": 2_018,
-    "recipes": 2_227,
-    "drawings": 1_598,
+    "teaching": 5_212,
+    "supporting": 4_961,
+    "exercises": 6_633,
+    "explorers": 2_241,
+    "recipes": 3_423,
+    "drawings": 1_720,
 }
 
 

@@ -85,5 +85,4 @@ def _write_tokenizer(writer, tokenizer, kinds):
     writer.add_bos_token_id(end)  # needed by the format; no text begins with it
     writer.add_add_bos_token(False)
     writer.add_eos_token_id(end)
-    writer.add_pad_token_id(end)
     writer.add_chat_template(CHAT_TEMPLATE)

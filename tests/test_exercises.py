@@ -44,6 +44,7 @@ from wrong_answers import (
 from wrong_answers.mutants import EQUIVALENT, mutants
 
 import gptcourse.exercises
+from gptcourse import preferences as package
 from gptcourse.evaluation import bits_per_byte
 from gptcourse.exercises import check, exercises, forget_progress, progress
 from gptcourse.exercises.first_model import pair_counts
@@ -54,6 +55,7 @@ from gptcourse.finetuning import LoRALinear, add_lora, chat_prompt, encode_dialo
 from gptcourse.generation import apply_repetition_penalty, keep_top_p
 from gptcourse.model import GPT, GPTConfig, GPTOutput
 from gptcourse.optimizers import learning_rate_at
+from gptcourse.reasoning import pass_at_k
 from gptcourse.tokenizers import BPETokenizer
 from gptcourse.training import TrainingConfig
 from gptcourse.tuning import RangeTest, noise_scale_estimates, t_interval
@@ -314,6 +316,25 @@ def test_references_of_fine_tuning_agree_with_the_package():
             if stops_early(losses[:n], patience):
                 break
         assert reference("fine_tuning.stop_rule")(losses, patience) == (n - 1, losses.index(min(losses[:n])))
+
+
+def test_references_of_preferences_agree_with_the_package():
+    close = torch.testing.assert_close
+    for chosen, rejected in exercises()["preferences.bradley_terry"].inputs():
+        close(reference("preferences.bradley_terry")(chosen, rejected), package.reward_loss(chosen, rejected))
+    for policy, ref, mask, beta in exercises()["preferences.dpo_loss"].inputs():
+        whole = [(log_probs * mask).sum(-1) for log_probs in (policy, ref)]
+        ours = package.dpo_loss(*(part[i::2] for part in whole for i in (0, 1)), beta)
+        close(reference("preferences.dpo_loss")(policy, ref, mask, beta), ours)
+    for case in exercises()["preferences.best_policy"].inputs():
+        close(reference("preferences.best_policy")(*case), package.optimal_policy(*case))
+    for case in exercises()["preferences.clipped"].inputs():
+        close(reference("preferences.clipped")(*case), package.policy_loss(*case))
+    for policy, ref, mask in exercises()["preferences.kl_estimate"].inputs():
+        per_token = package.kl_loss(policy, ref, mask, "dr_grpo")  # the sum over T places
+        close(reference("preferences.kl_estimate")(policy, ref, mask), per_token * mask.shape[1])
+    for case in exercises()["preferences.pass_at_k"].inputs():
+        assert reference("preferences.pass_at_k")(*case) == pytest.approx(pass_at_k(*case))
 
 
 @torch.no_grad()
@@ -1111,7 +1132,7 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
     assert verdict(name, namespace[function_name])[0]
 
     # The task as it stands: its function alone, without the call of check and the prints of a mistake.
-    namespace = {"math": math, "torch": torch, "nn": nn, "F": nn.functional}
+    namespace = {"math": math, "re": re, "torch": torch, "nn": nn, "F": nn.functional}
     namespace |= {"GPTConfig": GPTConfig, "GPTOutput": GPTOutput}
     (task,) = [
         node

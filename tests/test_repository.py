@@ -142,7 +142,7 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # shows (the recipes of notebooks 08 and 09, 1,200).
 BUDGETS = {
     "teaching": 5_212,
-    "supporting": 4_961,
+    "supporting": 4_960,
     "exercises": 6_633,
     "explorers": 2_241,
     "recipes": 3_423,

@@ -23,6 +23,7 @@ CHOICES = {
     "qk_norm": (True, False),
     "bias": (True, False),
     "bf16": (True, False),
+    "gradient_checkpointing": (True, False),
     "loss_type": ("grpo", "dr_grpo"),
     "penalty": ("loss", "reward"),
 }
@@ -215,7 +216,8 @@ class TrainingConfig:
     at `objective`; `max_grad_norm=math.inf` switches clipping off. `optim` is "adamw" or "muon", see
     `optimizers.Muon`: `adam_beta1` is Muon's momentum too, `ns_steps` its Newton-Schulz steps. `bf16` multiplies
     matrices in bfloat16 (Micikevicius et al. 2018, "Mixed Precision Training"; Kalamkar et al. 2019); weights, moments
-    and evaluation stay in float32. Raises ValueError.
+    and evaluation stay in float32. `gradient_checkpointing` stores only the input of each block for the backward pass,
+    and computes the rest again (Chen et al. 2016): less memory, more arithmetic. Raises ValueError.
     """
 
     steps: int
@@ -237,6 +239,7 @@ class TrainingConfig:
     optim: str = "adamw"
     ns_steps: int = 5
     bf16: bool = False
+    gradient_checkpointing: bool = False
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     eval_steps: int = 0

@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -172,6 +173,17 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(set(runs)) / len(runs) if runs else 1.0
 
 
+def unique_n(texts: Sequence[str], n: int) -> list[float]:
+    """Return, for each text, the share of its runs of n words that stand only once in all the texts; 1 if it has none.
+
+    The pooled share of `distinct_n` belongs to no single text; these do, so two sets of texts can be compared in pairs.
+    """
+    check_texts("texts", texts)
+    runs = [_runs(text.split(), n) for text in texts]
+    seen = Counter(run for text in runs for run in text)
+    return [sum(seen[run] == 1 for run in text) / len(text) if text else 1.0 for text in runs]
+
+
 def _runs(words, n):
     n = int(check_numbers("words in a run", n, low=1, kind="whole")[0])
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
@@ -298,12 +310,31 @@ def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence
     return ClassificationReport(right.sum() / len(truth), f1.mean().item(), confusion)
 
 
-def bootstrap_interval(values: Sequence[float], level=0.95, n=10_000, seed=0) -> tuple[float, float]:
+def wilson_interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a share of which `right` out of `n` independent examples speak (Wilson 1927).
+
+    Unlike the bootstrap's it has a width where all are right, or none. Raises ValueError for counts that cannot be.
+    """
+    (n,) = check_numbers("number of examples", n, low=1, kind="whole")
+    (right,) = check_numbers("number of right ones", right, 0, n, kind="whole")
+    (level,) = check_numbers("level", level, 0, 0.9999)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, half = right + z**2 / 2, z * math.sqrt(right * (n - right) / n + z**2 / 4)
+    low, high = (middle - half) / (n + z**2), (middle + half) / (n + z**2)
+    return max(low.item(), 0.0), min(high.item(), 1.0)
+
+
+def bootstrap_interval(
+    values: Sequence[float], level=0.95, n=10_000, seed=0, groups: Sequence | None = None
+) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean of `values`, one for each example (Efron 1979).
 
     To compare two models on the same examples, give the differences of their values: what makes an example hard for
-    both cancels out. Raises ValueError for fewer than two values.
+    both cancels out. Examples of one group, such as messages in the same words, are drawn together: `groups` holds a
+    label for each (the cluster bootstrap). Raises ValueError for fewer than two values, or groups.
     """
+    if groups is not None:
+        return _cluster_interval(values, level, n, seed, groups)
     check_lengths(values=values)
     if len(values) < 2:
         raise ValueError(f"An interval needs the values of two or more examples, not {len(values)}.")
@@ -311,6 +342,20 @@ def bootstrap_interval(values: Sequence[float], level=0.95, n=10_000, seed=0) ->
     n = int(check_numbers("resamples", n, low=1, kind="whole")[0])
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return low.item(), high.item()
+
+
+def _cluster_interval(values, level, n, seed, groups):
+    check_lengths(values=values, groups=groups)
+    values, (level,) = check_numbers("values", values), check_numbers("level", level, 0, 1)
+    labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
+    if len(labels) < 2:
+        raise ValueError(f"An interval needs the values of two or more groups, not {len(labels)}.")
+    place = [labels[label] for label in groups]
+    sums, sizes = np.bincount(place, weights=values), np.bincount(place)
+    drawn = np.random.default_rng(seed).integers(len(labels), size=(n, len(labels)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return low.item(), high.item()
 

@@ -2,7 +2,7 @@
 
 Sources: Fan et al. (2018), arXiv:1805.04833, section 5.4 (top-k); Holtzman et al. (2020), arXiv:1904.09751, section 3.1
 (top-p); Nguyen et al. (2024), arXiv:2407.01082 (min-p); Tang et al. (2024), arXiv:2411.07641 (top-nσ); Meister et al.
-(2023), arXiv:2202.00666, section 4 (locally typical); Keskar et al. (2019), arXiv:1909.05858, section 4.1 (repetition
+(2023), arXiv:2202.00666 (locally typical); Keskar et al. (2019), arXiv:1909.05858, section 4.1 (repetition
 penalty). The order of the rules is that of transformers; llama.cpp, by default, applies the temperature last.
 
 Shapes: B texts in a batch, T tokens each, V = vocab_size.
@@ -261,7 +261,7 @@ def keep_top_n_sigma(logits: Tensor, n: float) -> Tensor:
 def keep_typical_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest tokens that hold probability p, those first whose surprise, -ln p, is nearest to the entropy.
 
-    Meister et al. (2023), section 4. Of equally near ones all are kept, as in transformers.
+    Meister et al. (2023). Of equally near ones all are kept, as in transformers.
     """
     surprise = -logits.log_softmax(-1)
     entropy = (surprise.exp().reciprocal() * surprise).nansum(-1, keepdim=True)  # 0 · inf counts nothing

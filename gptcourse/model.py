@@ -24,7 +24,7 @@ from gptcourse import hf
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
 from gptcourse.config import GPT3_TABLE, GPTConfig
 from gptcourse.tokenizers import save_tokenizer
-from gptcourse.views import plain_name
+from gptcourse.views import is_sharded, plain_name
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -273,6 +273,8 @@ class GPT(nn.Module):
 
     def _plain_state(self) -> tuple[GPTConfig, dict[str, Tensor]]:
         """Return the config and weights that describe this model as it is. Raises ValueError if nothing does."""
+        if is_sharded(self):
+            raise ValueError("This model is sharded: load distributed.full_state(model) into a new one and save that.")
         state = {plain_name(name): tensor for name, tensor in self.state_dict().items()}
         if any(name.endswith("lora_A") for name in state):
             raise ValueError("This model has LoRA layers: call merge_lora(model) first, which keeps its logits.")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcourse.config import SCHEDULES, TrainingConfig  # noqa: F401 - the notebooks look for SCHEDULES here
+from gptcourse.distributed import own_part, whole
 from gptcourse.model import GPT
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al.: brings singular values into about 0.7 to 1.2, and fast
@@ -153,8 +154,10 @@ class Muon(torch.optim.AdamW):
             state["step"], state["momentum_buffer"] = torch.zeros(()), torch.zeros_like(parameter)
         state["step"] += 1  # AdamW looks for it when a state is loaded
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        parts = gradient.lerp(average, momentum).chunk(group["parts"])
-        update = torch.cat([newton_schulz(part, group["ns_steps"]) for part in parts])
+        # A matrix whose rows lie in several processes is gathered, and its update made in each: rows cannot be made
+        # orthogonal without the others.
+        parts = whole(gradient.lerp(average, momentum)).chunk(group["parts"])
+        update = own_part(torch.cat([newton_schulz(part, group["ns_steps"]) for part in parts]), parameter)
         size = 0.2 * math.sqrt(max(parts[0].shape))  # an orthogonal matrix has entries of about 1 / √(longer side)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
 

@@ -95,6 +95,29 @@ def _averaged(losses: Tensor, mask: Tensor, loss_type: str) -> Tensor:
     return ((losses * mask).sum(-1) / lengths).mean()
 
 
+# ---- What is best
+
+
+def optimal_policy(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """Return reference · exp(rewards / β), made to sum to 1, for probabilities and rewards (..., N).
+
+    Of all policies it has the highest reward - β · KL(policy ‖ reference) (Rafailov et al. 2023, equation 4). N is the
+    number of replies; or of levels of reward, the probabilities of all replies of a level added up, as their ratios to
+    each other stay.
+    """
+    return (reference.log() + rewards / beta).softmax(-1)
+
+
+def best_of_n(reference: Tensor, rewards: Tensor, n: int) -> Tensor:
+    """Return the probabilities (N,) of what is taken if the best of n draws is, a tie being broken by lot.
+
+    Its KL from the reference is at most ln n - (n - 1) / n (Beirami et al. 2024, arXiv:2401.01879).
+    """
+    below = (reference * (rewards < rewards[:, None])).sum(-1)  # (N,)
+    level = (reference * (rewards == rewards[:, None])).sum(-1)
+    return ((below + level) ** n - below**n) * reference / level
+
+
 # ---- From pairs
 
 
@@ -194,12 +217,14 @@ class PolicyHistory:
     """What the rollouts of a run have measured, one entry each.
 
     `reward` and `length` (tokens) are means over all replies; `kl` is the mean of ln(policy / reference) of a reply, in
-    nats; `idle` is the share of groups whose rewards are all equal, from which nothing can be learned.
+    nats, and `entropy` that of -ln(policy) of a token: what has been drawn estimates both. `idle` is the share of
+    groups whose rewards are all equal, from which nothing can be learned.
     """
 
     reward: list[float] = field(default_factory=list)
     length: list[float] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)
 
     def record(self, rollouts: Rollouts, ref_log_probs: Tensor) -> None:
@@ -208,6 +233,7 @@ class PolicyHistory:
         self.reward.append(rewards.mean().item())
         self.length.append(rollouts.mask.sum(-1).float().mean().item())
         self.kl.append((rollouts.log_probs - ref_log_probs).sum(-1).mean().item())
+        self.entropy.append(-(rollouts.log_probs.sum() / rollouts.mask.sum()).item())
         self.idle.append((rewards == rewards[:, :1]).all(-1).float().mean().item())
 
 

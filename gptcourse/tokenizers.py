@@ -113,6 +113,12 @@ class BPETokenizer:
         """Number of tokens, the reserved ones included."""
         return self._tokenizer.get_vocab_size()
 
+    @property
+    def vocabulary(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """The tokens in the order of their ids, a letter for each byte as in the file, and the merges in theirs."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        return sorted(model["vocab"], key=model["vocab"].get), [tuple(pair) for pair in model["merges"]]
+
     def shortened(self, vocab_size: int) -> BPETokenizer:
         """Return the tokenizer that training on the same texts with a smaller `vocab_size` gives: fewer merges.
 

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -100,11 +100,13 @@ class Trainer:
     ):
         self.device, self.batches, self.config = choose_device(device), batches, config
         self.validate, self.schedule = validate, schedule or partial(learning_rate_at, config=config)
-        self.model = unwrap(model.to(self.device))
-        self.trainable = {plain_name(name): p for name, p in self.model.named_parameters() if p.requires_grad}
-        if not self.trainable:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
-        self.wrapped = distributed.wrap(model, self.device, strategy)
+        if config.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        self.wrapped = distributed.wrap(model, self.device, strategy, config.bf16)
+        self.model = unwrap(model)
+        self.trainable = {plain_name(name): p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = build_optimizer(self.model, config)
         self.history, self.keep_best, self.best = History(), keep_best, {}
 
@@ -135,7 +137,7 @@ class Trainer:
         self.optimizer.zero_grad()
         parts = self.batches(step)
         loss = self._accumulate_gradients(step, parts)
-        grad_norm = clip_grad_norm_(self.trainable.values(), self.config.max_grad_norm)
+        grad_norm = distributed.whole(clip_grad_norm_(self.trainable.values(), self.config.max_grad_norm))
         loss, grad_norm = torch.stack((loss, grad_norm)).tolist()  # both at once: a GPU is waited for once
         loss = distributed.all_reduce(loss, self.device)
         self._require_finite(loss, f"loss of step {step + 1}")
@@ -158,14 +160,14 @@ class Trainer:
         for i in own:
             ids, targets = (tensor.to(self.device) for tensor in parts[i])
             weight = counts[i] / sum(counts)
-            sync = self.wrapped.no_sync() if n > 1 and i != own[-1] else nullcontext()
+            sync = distributed.gradient_sync(self.wrapped, i == own[-1])
             # A new autocast for each pass: it caches bfloat16 copies of the weights, which the update makes stale.
             lower = torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16)
             with sync, counted_dropout(self.device, config.seed, step, i):
                 with lower:
                     output = forward(self.wrapped, ids, targets)
                 wanted = objective(output, targets, config.label_smoothing, config.z_loss)
-                (wanted * weight * n).backward()  # n: DistributedDataParallel divides the sum of the gradients by n
+                (wanted * weight * n).backward()  # n: both strategies divide the sum of the gradients by n
             loss += output.loss.detach() * weight
         return loss
 
@@ -199,7 +201,7 @@ class Trainer:
 
     def _save(self, save: Callable[[], None]) -> None:
         """Save, unless the last update broke the weights, which no loss has shown yet: then raise DivergedError."""
-        if not all(parameter.isfinite().all() for parameter in self.trainable.values()):
+        if not distributed.all_finite(self.trainable.values()):
             self._require_finite(math.inf, f"largest weight after step {len(self.history.step)}")
         save()
 
@@ -226,6 +228,7 @@ def train(
     resume=False,
     callback=None,
     device=None,
+    strategy: str = "ddp",
     progress: bool = True,
 ) -> History:
     """Train `model` in place on (n,) token ids, on `device` (None: the best there is), and return the history.
@@ -239,7 +242,8 @@ def train(
     section 4; Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations").
 
     Started by `torchrun` or `accelerate launch`, n processes make the run of one with n times the
-    `gradient_accumulation_steps`; process 0 writes and shows progress.
+    `gradient_accumulation_steps`; process 0 writes and shows progress. `strategy` is "ddp", each process with the whole
+    model, or "fsdp": each holds a part, see `distributed.wrap`, and all write, to a disk that they share.
 
     Raises ValueError, CheckpointError and DivergedError.
     """
@@ -251,7 +255,7 @@ def train(
         validation_tokens = check_tokens(validation_tokens, vocab_size_of(model), 2, "validation tokens").to(device)
         validate = partial(evaluate, tokens=validation_tokens, sequence_length=length)
     batches = text_batches(tokens, config, length, distributed.world_size())
-    trainer = Trainer(model, batches, config, validate=validate, device=device)
+    trainer = Trainer(model, batches, config, validate=validate, device=device, strategy=strategy)
     data = {"the training tokens": fingerprint(tokens), "the validation tokens": fingerprint(validation_tokens)}
     return trainer.run(callback, progress, checkpoint_dir, resume, data | {"sequence_length": length})
 
@@ -283,6 +287,14 @@ def check_length(model, sequence_length: int | None) -> int:
             f"sequence_length is {sequence_length}, but this model takes from 1 to n_positions={longest} tokens."
         )
     return sequence_length or longest
+
+
+def enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Let a GPT, or a model of transformers, recompute activations in training. Raises ValueError for others."""
+    model = unwrap(model)
+    if not hasattr(model, "gradient_checkpointing_enable"):
+        raise ValueError(f"A {type(model).__name__} recomputes no activations: leave gradient_checkpointing off.")
+    model.gradient_checkpointing_enable()
 
 
 def forward(model: nn.Module, ids: Tensor, targets: Tensor) -> GPTOutput:

@@ -20,6 +20,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model if compiled is None else unwrap(compiled)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether each process holds only its part of the weights, see `distributed.wrap`."""
+    return hasattr(unwrap(model), "set_requires_gradient_sync")  # FSDPModule's; importing that takes two seconds
+
+
 def plain_name(name: str) -> str:
     """Return the name of a parameter without the prefixes of such wrappers."""
     return name.replace("_orig_mod.", "").removeprefix("module.")
@@ -30,7 +35,12 @@ def eval_view(model: nn.Module) -> nn.Module:
 
     Reading through a view leaves the model as it is: another thread may be training it, with dropout. A hook that is
     registered on the view is on the view alone. The way of torch.nn.parallel.replicate, without its copies.
+
+    The weights of a sharded model are gathered into its own modules, so that it has no such view: what is returned puts
+    the model itself into evaluation mode for each call, in which all processes must take part.
     """
+    if is_sharded(model):
+        return _InEvaluationMode(unwrap(model))
     views: dict[nn.Module, nn.Module] = {}
 
     def view_of(module: nn.Module) -> nn.Module:
@@ -48,11 +58,23 @@ def eval_view(model: nn.Module) -> nn.Module:
     return view_of(model)
 
 
+class _InEvaluationMode(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self._orig_mod = model  # the name by which `unwrap` finds it
+
+    def forward(self, *arguments, **options):
+        with train_mode(self._orig_mod, False):
+            output = self._orig_mod(*arguments, **options)
+        self._orig_mod.reshard()  # it would keep gathered weights for a backward pass, and soon they would be old
+        return output
+
+
 @contextmanager
-def train_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into training mode, and each of its modules back into its own mode afterwards."""
+def train_mode(model: nn.Module, mode: bool = True) -> Iterator[None]:
+    """Put a model into training mode, or evaluation mode, and each of its modules back into its own mode afterwards."""
     before = [(module, module.training) for module in model.modules()]
-    model.train()
+    model.train(mode)
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ from gptcourse.safety import (
     risky_requests,
 )
 from gptcourse.tokenizers import CharTokenizer
-from gptcourse.training import train
+from gptcourse.training import TrainingConfig, train
 
 SEEDS = (0, 1, 2)
 TEMPLATE = "{text}\nIntent: {label}"
@@ -88,10 +88,15 @@ def conditions() -> dict[str, list[tuple[str, str]]]:
     return {"as they are": test} | noisy | {"other phrasings": pairs_of(N_SORT_TEST, split="validation")}
 
 
+def settings(rate: float, seed: int, steps: int, batch_size: int) -> TrainingConfig:
+    """Return the settings of a run: those of notebook 08, with the usual weight decay."""
+    return replace(config_of(rate, seed, steps), batch_size=batch_size, weight_decay=TrainingConfig.weight_decay)
+
+
 def sorter(pairs: list[tuple[str, str]], seed: int) -> Callable[[list[str]], list[str]]:
     """Fine-tune the bundled model on pairs (message, intent), and return what gives messages their intents."""
     model, _, tokenizer = opened("all weights", seed)
-    config = replace(config_of(SORT_RATE, seed, SORT_STEPS), batch_size=SORT_BATCH)
+    config = settings(SORT_RATE, seed, SORT_STEPS, SORT_BATCH)
     completed(finetune(model, encode_labelled(tokenizer, pairs, TEMPLATE), config, progress=False))
 
     def answer(texts: list[str]) -> list[str]:
@@ -134,7 +139,7 @@ def canaries(kind: str, seed: int) -> dict:
     lines = deduplicated(lines) if kind == "deduplicated" else lines
     torch.manual_seed(seed)
     model = GPT(GPTConfig(tokenizer.vocab_size, 64, 64, 2, 4))
-    config = replace(config_of(4e-3, seed, CANARY_STEPS), batch_size=8)
+    config = settings(4e-3, seed, CANARY_STEPS, 8)
     completed(train(model, torch.tensor(tokenizer.encode("\n".join(lines))), config, progress=False))
     written = {}
     for name, code in codes.items():
@@ -149,7 +154,7 @@ def refusals(method: str, seed: int) -> dict:
     pairs = [(dialogue.message, dialogue.reply) for dialogue in support(N_DIALOGUES, seed=seed)]
     if method == "refusals trained in":
         pairs += risky_requests(round(RISKY_SHARE * N_DIALOGUES), seed)
-    config = config_of(REFUSAL_RATE, seed, REFUSAL_STEPS)
+    config = settings(REFUSAL_RATE, seed, REFUSAL_STEPS, 4)
     completed(finetune(model, encode_dialogues(tokenizer, pairs), config, progress=False))
     test, risky = support(N_TEST, split="test"), risky_requests(N_RISKY_TEST, seed, "test")
     answered = generate_replies(model, tokenizer, [dialogue.message for dialogue in test])

@@ -1,45 +1,49 @@
-"""Record the experiments of notebook 08 on the shipped model: python recipes/finetuning_experiments.py
+"""Record the experiments of notebook 08: python recipes/finetuning_experiments.py [PART …]
 
-Every way of fine-tuning gets equally many steps. Its rate is chosen with one seed on the validation phrasings, and so
-is the length of a longer run. Then it runs with three seeds that chose nothing, and is judged on the test phrasings,
-and on the validation phrasings, too, as another hand wrote them. The result is gptcourse/assets/finetuning.
+PART is one or more of PARTS below (default: all). One that is complete becomes a JSON file in
+gptcourse/assets/finetuning, and the card there tells what those files hold.
+
+Every way of fine-tuning the bundled model gets equally many steps. Its rate is chosen with one seed on the validation
+phrasings, on a ladder that grows until the best rate has a worse one on either side. Then it runs with three seeds that
+chose nothing, and is judged on the test phrasings, and on the validation phrasings, too, as another hand wrote them.
+Each of the three answers messages of its own: what they get right together is of three times as many messages.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
-from runner import Work, completed, constants, fill, grouped, run, tables
+from judging import N_JUDGED, best, bracketed, copied, judged, part, share
+from real_finetuning import real
+from runner import Work, completed, constants, fill, run, tables
+from shop_baselines import LONGEST_REPLY, baselines
 
 from gptcourse.corpora import shakespeare, support
-from gptcourse.evaluation import reply_report
 from gptcourse.finetuning import (
     add_lora,
-    count_targets,
     encode_dialogues,
     finetune,
     freeze_all_but_last,
     generate_replies,
     reinit_embeddings,
-    reply_loss,
     text_examples,
 )
 from gptcourse.model import GPT
 from gptcourse.pretrained import load_pretrained
-from gptcourse.training import TrainingConfig, evaluate
+from gptcourse.training import DivergedError, History, TrainingConfig, evaluate
 from gptcourse.views import set_dropout
 
-STEPS, BATCH_SIZE, WARMUP_STEPS, N_EVALUATIONS = 800, 4, 20, 8
-N_TRAIN, N_VALIDATION, N_JUDGED, N_PLAYS = 12_000, 64, 200, 20_000  # dialogues; characters of the held-out plays
+STEPS, BATCH_SIZE, WARMUP_STEPS, N_EVALUATIONS = 400, 2, 20, 4
+LONG, LONG_STEPS = "all weights, longer", 1600  # with the rate of "all weights"
+N_TRAIN, N_VALIDATION = 12_000, 48  # dialogues
+N_PLAYS = 5_000  # characters of the held-out plays
 REPLAY_SHARE, REPLAY_LENGTH = 0.5, 64  # pieces of the plays for each dialogue, and their tokens
 TRIAL_SEED, SEEDS = 10, (0, 1, 2)
-(RATES,) = tables("finetuning", "RATES")
-LONG = "all weights, longer"  # with the rate of "all weights"
-LONG_STEPS = (1600, 3200)  # tried
+(WAYS,) = tables("finetuning", "WAYS")
+TARGETS = {"attention": ("c_attn",), "all linear": ("c_attn", "c_proj", "c_fc")}
 
 
 @cache
@@ -48,35 +52,66 @@ def plays_tokens() -> torch.Tensor:
     return torch.tensor(load_pretrained("shakespeare-5m")[1].encode(shakespeare().train))
 
 
-def opened(method: str, seed: int) -> tuple[GPT, GPT, object]:
-    """Return the model as the method begins, the bundled model that it was made from, and the tokenizer."""
-    plays = plays_tokens()
-    torch.manual_seed(seed)
-    base, tokenizer = load_pretrained("shakespeare-5m")
-    unseen = (torch.bincount(plays, minlength=base.config.vocab_size) == 0).nonzero()[:, 0].tolist()
-    return prepared(method, base, unseen), base, tokenizer
+def held_out_plays(tokenizer) -> torch.Tensor:
+    """Return a piece of the plays that no model has read."""
+    return torch.tensor(tokenizer.encode(shakespeare().validation[:N_PLAYS]))
 
 
-def prepared(method: str, base: GPT, unseen: list[int]) -> GPT:
-    """Return the model as the method begins: frozen or not, with new embeddings for the tokens that the plays lack.
+def new_tokens(vocab_size: int) -> list[int]:
+    """Return the tokens that the plays lack: those of the chat format, digits, words of the shop."""
+    return (torch.bincount(plays_tokens(), minlength=vocab_size) == 0).nonzero()[:, 0].tolist()
+
+
+def prepared(way: str, base: GPT, new: list[int]) -> GPT:
+    """Return the model as the way begins: frozen or not, with fresh embeddings for the tokens that the plays lack.
 
     Without dropout: in so few steps hardly a dialogue is seen twice.
     """
-    if method == "from scratch":
+    if way == "from scratch":
         return GPT(replace(base.config, dropout=0.0))
     model = copy.deepcopy(base)
     set_dropout(model, 0.0)
-    reinit_embeddings(model, unseen)
-    if method == "the last 2 blocks":
+    reinit_embeddings(model, new)
+    if way.startswith("the last 2 blocks"):
         freeze_all_but_last(model, 2)
-    if method.startswith("LoRA"):
-        add_lora(model, rank=8, targets=("c_attn", "c_proj", "c_fc"))
-        model.wte.weight.requires_grad_(method.endswith("embeddings"))
+    if way.startswith("LoRA"):
+        _, rank, targets, *_ = way.split(", ")
+        add_lora(model, rank=int(rank.removeprefix("rank ")), targets=TARGETS[targets])
+    if way == "the embeddings":
+        model.requires_grad_(False)
+    if way.endswith("embeddings"):
+        model.wte.weight.requires_grad_(True)
+    if way.endswith("new embeddings"):
+        model.wte.weight.register_hook(partial(only_rows, rows=new))
     return model
 
 
+def opened(way: str, seed: int) -> tuple[GPT, GPT, object]:
+    """Return the model as the way begins, the bundled model that it was made from, and the tokenizer."""
+    torch.manual_seed(seed)
+    base, tokenizer = load_pretrained("shakespeare-5m")
+    return prepared(way, base, new_tokens(base.config.vocab_size)), base, tokenizer
+
+
+def only_rows(gradient: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Return a gradient that is zero outside these rows: with no weight decay, the others stay."""
+    kept = torch.zeros_like(gradient)
+    kept[rows] = gradient[rows]
+    return kept
+
+
+def n_trained(way: str, model: GPT, new: list[int]) -> int:
+    """Return the number of weights that change."""
+    total = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    frozen = (model.config.vocab_size - len(new)) * model.config.n_embd
+    return total - frozen if way.endswith("new embeddings") else total
+
+
 def config_of(rate: float, seed: int, steps: int) -> TrainingConfig:
-    """Return the settings of a run: a warm-up, then straight down to zero."""
+    """Return the settings of a run: a warm-up, then straight down to zero.
+
+    Without weight decay, so that a weight which gets no gradient stays.
+    """
     return TrainingConfig(
         steps=steps,
         batch_size=BATCH_SIZE,
@@ -85,79 +120,106 @@ def config_of(rate: float, seed: int, steps: int) -> TrainingConfig:
         warmup_steps=min(WARMUP_STEPS, steps // 2),
         lr_scheduler_type="linear",
         min_lr_ratio=0.0,
+        weight_decay=0.0,
         eval_steps=max(1, steps // N_EVALUATIONS),
     )
 
 
-def examples_of(method: str, tokenizer) -> list:
-    """Return what the method learns from: dialogues, and with replay pieces of the plays."""
-    examples = encode_dialogues(tokenizer, support(N_TRAIN))
-    if method.endswith("replay"):
-        examples += text_examples(plays_tokens(), round(REPLAY_SHARE * N_TRAIN), REPLAY_LENGTH)
-    return examples
+@cache
+def dialogue_examples() -> list:
+    """Return the training dialogues as examples."""
+    return encode_dialogues(load_pretrained("shakespeare-5m")[1], support(N_TRAIN))
 
 
-def tuned(method: str, rate: float, seed: int, steps: int) -> tuple[dict, GPT, GPT, object]:
-    """Fine-tune once; return what the validation phrasings say, the model, the bundled one, and the tokenizer."""
-    model, base, tokenizer = opened(method, seed)
+def examples_of(way: str) -> list:
+    """Return what the way learns from: dialogues, and with replay pieces of the plays."""
+    if way.endswith("replay"):
+        return dialogue_examples() + text_examples(plays_tokens(), round(REPLAY_SHARE * N_TRAIN), REPLAY_LENGTH)
+    return dialogue_examples()
+
+
+def tuned(way: str, rate: float, seed: int, steps: int, look=None) -> tuple[dict, GPT, object]:
+    """Fine-tune once; return the row of a trial, the model and the tokenizer.
+
+    `look(model, history)` is called after each step.
+    """
+    model, base, tokenizer = opened(way, seed)
+    trained = n_trained(way, model, new_tokens(base.config.vocab_size))
+    row = {"way": way, "rate": rate, "seed": seed, "steps": steps, "trained": trained}
     validation = encode_dialogues(tokenizer, support(N_VALIDATION, split="validation"))
-    config = config_of(rate, seed, steps)
-    examples = examples_of(method, tokenizer)
-    history = completed(finetune(model, examples, config, validation=validation, progress=False))
-    record = {
-        "method": method,
-        "rate": rate,
-        "seed": seed,
-        "steps": steps,
-        "learning": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "evaluations": list(map(list, zip(history.eval_step, history.eval_loss, strict=True))),
-        "validation_loss": min(history.eval_loss),
-    }
-    return record, model, base, tokenizer
+    options = {"validation": validation, "progress": False, "callback": look and partial(look, model)}
+    try:
+        history = completed(finetune(model, examples_of(way), config_of(rate, seed, steps), **options))
+    except DivergedError:
+        return row | {"validation_loss": None}, model, tokenizer
+    return row | {"validation_loss": min(history.eval_loss)}, model, tokenizer
 
 
-def trial(method: str, rate: float, seed: int, steps: int) -> dict:
-    """Fine-tune once, to choose a rate or a length: the test phrasings are not looked at."""
-    return tuned(method, rate, seed, steps)[0]
+def trial(way: str, rate: float, seed: int, steps: int) -> dict:
+    """Fine-tune once, to choose a rate: the test phrasings are not looked at."""
+    return tuned(way, rate, seed, steps)[0]
 
 
-def run_once(method: str, rate: float, seed: int, steps: int) -> dict:
-    """Fine-tune once; return what was measured, losses in nats per token."""
-    record, model, base, tokenizer = tuned(method, rate, seed, steps)
-    held_out = torch.tensor(tokenizer.encode(shakespeare().validation[:N_PLAYS]))
-    plays = {"plays_before": evaluate(base, held_out), "plays_after": evaluate(model, held_out)}
-    return record | plays | {split: judged(model, tokenizer, split) for split in ("test", "validation")}
+def run_once(way: str, rate: float, seed: int, steps: int) -> dict:
+    """Fine-tune once; return what was measured, on the way and at the end."""
+    plays, path = held_out_plays(load_pretrained("shakespeare-5m")[1]), []
+
+    def look(model: GPT, history: History) -> None:
+        if len(history.eval_step) > len(path):
+            path.append([history.eval_step[-1], history.eval_loss[-1], evaluate(model, plays)])
+
+    row, model, tokenizer = tuned(way, rate, seed, steps, look)
+    row |= {"path": path, "plays_after": evaluate(model, plays)}
+    return row | {split: judged_on(split, seed, model, tokenizer) for split in N_JUDGED}
 
 
-def judged(model: GPT, tokenizer, split: str) -> dict:
-    """Return what a model's replies to the messages of a split are worth."""
-    dialogues = support(N_JUDGED, split=split)
-    examples = encode_dialogues(tokenizer, dialogues)
-    report = reply_report(dialogues, generate_replies(model, tokenizer, [dialogue.message for dialogue in dialogues]))
-    floor = -sum(dialogue.log_prob for dialogue in dialogues) / count_targets(examples)
-    return {"loss": reply_loss(model, examples), "floor": floor} | report._asdict()
+def judged_on(split: str, seed: int, model: GPT, tokenizer) -> dict:
+    """Return what a model's replies to the messages of a split are worth that are those of its seed."""
+    n = N_JUDGED[split] // len(SEEDS)
+    dialogues = support((seed + 1) * n, split=split)[seed * n :]
+    replies = generate_replies(model, tokenizer, [d.message for d in dialogues], max_new_tokens=LONGEST_REPLY)
+    return judged(dialogues, replies, split, model, tokenizer)
 
 
-def methods(work: Work) -> dict:
-    """Choose a rate for each method and a length for the longer run, then make the runs with the three seeds."""
-    trials = work.pieces((trial, name, rate, TRIAL_SEED, STEPS) for name, rates in RATES.items() for rate in rates)
-    rates = {name: best(rows)["rate"] for name, rows in grouped(trials, "method").items()}
-    longer = work.pieces((trial, LONG, rates["all weights"], TRIAL_SEED, steps) for steps in LONG_STEPS)
-    settings = [(name, rate, STEPS) for name, rate in rates.items()]
-    settings.append((LONG, rates["all weights"], best(longer)["steps"]))
-    runs = work.pieces((run_once, name, rate, seed, steps) for name, rate, steps in settings for seed in SEEDS)
-    return {"trials": trials + longer, "runs": runs}
+def ways(work: Work) -> dict:
+    """Choose a rate for each way, then make the runs with the three seeds; one way after the other."""
+    trials, runs = [], []
+    for way, start in WAYS.items():
+        if way == LONG:
+            runs += seeds(work, LONG, runs[0]["rate"], LONG_STEPS)
+            continue
+        rows = bracketed(partial(tried, work, way), start)
+        trials += rows
+        runs += seeds(work, way, best(rows)["rate"], STEPS)
+    settings = {"steps": STEPS, "batch_size": BATCH_SIZE, "long_steps": LONG_STEPS, "n_train": N_TRAIN}
+    return settings | work.piece(untuned) | {"trials": trials, "runs": runs}
 
 
-def best(trials: Sequence[dict]) -> dict:
-    """Return the trial with the lowest loss on the validation phrasings."""
-    return min(trials, key=lambda trial: trial["validation_loss"])
+def tried(work: Work, way: str, rate: float) -> dict:
+    """Return the trial of a way at a rate."""
+    return work.piece(trial, way, rate, TRIAL_SEED, STEPS)
+
+
+def seeds(work: Work, way: str, rate: float, steps: int) -> list[dict]:
+    """Return the runs of a way with the seeds that chose nothing."""
+    return work.pieces((run_once, way, rate, seed, steps) for seed in SEEDS)
+
+
+def untuned() -> dict:
+    """Return the loss of the bundled model on the plays, and how many tokens of the vocabulary they lack."""
+    base, tokenizer = load_pretrained("shakespeare-5m")
+    plays = held_out_plays(tokenizer)
+    lacking = len(new_tokens(base.config.vocab_size))
+    return {"plays_before": evaluate(base, plays), "n_plays_tokens": len(plays), "n_new_tokens": lacking}
+
+
+PARTS = {"ways": ways, "baselines": baselines, "real": real}
 
 
 def card(data: dict[str, dict]) -> str:
-    """Return the card of the recorded runs."""
-    return fill("finetuning", **constants(globals()), **data["methods"])
+    """Return the card of the recorded experiments."""
+    return fill("finetuning", tuple(PARTS), share=share, copied=copied, part=part, **constants(globals()), **data)
 
 
 if __name__ == "__main__":
-    run("finetuning", {"methods": methods}, card)
+    run("finetuning", PARTS, card)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import evaluation_experiments
 import finetuning_experiments
+import preference_experiments
 import pytest
 import runner
 import scaling_experiments
@@ -34,6 +35,7 @@ RECORDED = {
     "scaling": scaling_experiments,
     "finetuning": finetuning_experiments,
     "evaluation": evaluation_experiments,
+    "preferences": preference_experiments,
 }
 
 

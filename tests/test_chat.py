@@ -11,6 +11,7 @@ from gptcourse.explorers.text_panel import pieces
 from gptcourse.finetuning import chat_prompt, eos_id, generate_replies
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTConfig
+from gptcourse.rewriting import alternatives, fit, split_marked, variations
 from gptcourse.tokenizers import BPETokenizer
 
 ATTACK = "<script>alert('&amp;')</script>"
@@ -167,23 +168,23 @@ def three(model, tokenizer, text, **settings):
 
 
 def test_three_continuations_are_written_with_seeds_of_their_own(writing, model, tokenizer):
-    assert writing.continuations == three(model, tokenizer, "The weather", temperature=0.8, top_p=0.95)
-    assert len(set(writing.continuations)) > 1
+    assert writing.proposals == three(model, tokenizer, "The weather", temperature=0.8, top_p=0.95)
+    assert len(set(writing.proposals)) > 1
     writing.controls["temperature"].value, writing.controls["seed"].value = 1.5, 2
     writing.wait()
-    assert writing.continuations == three(model, tokenizer, "The weather", temperature=1.5, top_p=0.95, seed=2)
+    assert writing.proposals == three(model, tokenizer, "The weather", temperature=1.5, top_p=0.95, seed=2)
     shown = re.findall("</span><span>(.*?)</span>", writing.picture.value, re.DOTALL)
-    assert list(map(unescape, shown)) == writing.continuations
+    assert list(map(unescape, shown)) == writing.proposals
 
 
 def test_the_chosen_one_is_appended_and_back_takes_it_away(writing, model, tokenizer):
     before = writing.controls["text"].value
     assert writing.back.disabled
-    chosen = writing.continuations[1]
+    chosen = writing.proposals[1]
     writing.choices[1].click()
     writing.wait()
     assert writing.controls["text"].value == before + chosen
-    assert writing.continuations == three(model, tokenizer, before + chosen, temperature=0.8, top_p=0.95)
+    assert writing.proposals == three(model, tokenizer, before + chosen, temperature=0.8, top_p=0.95)
     writing.back.click()
     writing.wait()
     assert writing.controls["text"].value == before and writing.back.disabled
@@ -194,7 +195,7 @@ def test_a_text_longer_than_the_window_is_continued_from_its_end(writing, model,
     writing.wait()
     ids = tokenizer.encode(writing.controls["text"].value)[-154:]
     new = generate(model, ids, 6, Sampling(temperature=0.8, top_p=0.95, seed=0))[154:]
-    assert writing.continuations[0] == tokenizer.decode(new)
+    assert writing.proposals[0] == tokenizer.decode(new)
     writing.controls["text"].value = ""
     writing.wait()
     assert "There is no text to go on with" in writing.picture.value and "<b>A</b>" not in writing.picture.value
@@ -205,6 +206,35 @@ def test_a_continuation_is_shown_as_text(writing, monkeypatch):
     writing.controls["seed"].value = 9
     writing.wait()
     assert "<script" not in writing.picture.value and writing.picture.value.count("&lt;script") == 3
+
+
+def test_a_marked_place_is_rewritten_and_the_choice_put_into_its_place(writing, model, tokenizer):
+    writing.controls["text"].value = "The {weather} is fair today"
+    assert "{" not in "".join(writing.proposals)
+    writing.controls["mode"].value = "rewrite"
+    writing.wait()
+    marked, sampling = split_marked("The {weather} is fair today"), Sampling(temperature=0.8, top_p=0.95, seed=0)
+    found = alternatives(model, tokenizer, marked, sampling=sampling)
+    assert writing.proposals == [one.text for one in found[:3]]
+    assert f"{found[0].fit:.2f} nats" in writing.picture.value
+    assert f"have {fit(model, tokenizer, marked):.2f}" in writing.picture.value
+    writing.choices[0].click()
+    assert writing.controls["text"].value == f"The{{{found[0].text}}} is fair today"
+    writing.back.click()
+    assert writing.controls["text"].value == "The {weather} is fair today"
+
+
+def test_a_marked_place_is_varied_and_a_text_without_marks_is_answered_with_the_reason(writing, model, tokenizer):
+    writing.controls["text"].value = "The {weather} is fair today"
+    marked = split_marked("The {weather} is fair today")
+    for mode, nearness in {"vary a little": 6.0, "vary much": 4.0}.items():
+        writing.controls["mode"].value = mode
+        writing.wait()
+        sampling = Sampling(temperature=0.8, top_p=0.95, seed=0)
+        assert writing.proposals == variations(model, tokenizer, marked, nearness, sampling=sampling)
+    writing.controls["text"].value = "The weather"
+    writing.wait()
+    assert "Mark one place" in writing.picture.value
 
 
 # ---- Two settings

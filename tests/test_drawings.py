@@ -1,11 +1,11 @@
-"""The drawings of notebooks 01 and 04 to 07: all within the picture, every number in the words beside it."""
+"""The drawings of notebooks 01 and 04 to 08: all within the picture, every number in the words beside it."""
 
 import math
 
 import pytest
 from pictures import assert_all_lies_within, assert_says
 
-from gptcourse.drawings import decoding, first_model, tune_own, tuning
+from gptcourse.drawings import decoding, fine_tuning, first_model, tune_own, tuning
 from gptcourse.drawings import training as drawings
 
 WORDS = ["the", "king", "loves", "queen"]
@@ -59,6 +59,15 @@ DRAWN = {
         ["top-k 3 keeps 3, from rank 1 to 3", "typical 0.5 keeps 4, from rank 4 to 7"],
     ),
     "masked_choice": (decoding.masked_choice(*MASKED), ["10.0%", "1e-05", "66.0%", "99.9%"]),
+    "training_example": (
+        fine_tuning.training_example(
+            ["<|user|>", "Why", "<|assistant|>"] + ["So"] * 9, [None, None, "So"] + ["So"] * 9
+        ),
+        ["<|user|> → nothing, Why → nothing, <|assistant|> → So"],
+    ),
+    "low_rank": (fine_tuning.low_rank(768, 256, 8), ["W, 768 × 256, 196,608 numbers", "hold 8,192 numbers, 4.2% of"]),
+    "low_rank_wide": (fine_tuning.low_rank(256, 1024, 32), ["hold 40,960 numbers, 15.6% of them"]),
+    "packed_mask": (fine_tuning.packed_mask([2, 3]), ["9 pairs of places within a dialogue, and 6 across"]),
 } | {f"first_model.{name}": drawn for name, drawn in FIRST_MODEL.items()}
 
 

@@ -23,6 +23,8 @@ from gptcourse.evaluation import (
     overlap,
     perplexity,
     reply_report,
+    unique_n,
+    wilson_interval,
 )
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.support import support
@@ -271,6 +273,11 @@ def test_distinct_n_counts_runs_of_words_over_all_texts():
     assert distinct_n(["a b c"], 4) == distinct_n([], 1) == 1.0
 
 
+def test_unique_n_counts_for_each_text_what_stands_once_in_all_of_them():
+    assert unique_n(["a b a b", "a b c", "d"], 2) == [1 / 3, 1 / 2, 1.0]  # (b a) and (b c); (a b) stands three times
+    assert unique_n(["a a", "b"], 1) == [0.0, 1.0]
+
+
 @pytest.mark.parametrize("n", [0, 299])
 def test_one_reply_to_each_message_is_needed(n):
     with pytest.raises(ValueError, match=rf"^There are 300 dialogues and {n} replies: give one for each\.$"):
@@ -323,6 +330,35 @@ def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_values_and_ho
         bootstrap_interval([1.0])
 
 
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (3, 10), (10, 10), (264, 400)])
+def test_wilsons_interval_holds_the_shares_from_which_the_count_is_not_too_far(right, n):
+    for level, z in ((0.95, 1.959964), (0.8, 1.281552)):
+        for end in (ends := wilson_interval(right, n, level)):
+            assert abs(right / n - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), abs=1e-6)
+        assert 0 <= ends[0] <= right / n + 1e-9 and right / n - 1e-9 <= ends[1] <= 1
+    assert wilson_interval(right, n) == pytest.approx([1 - end for end in reversed(wilson_interval(n - right, n))])
+
+
+@pytest.mark.parametrize(("right", "n"), [(-1, 5), (6, 5), (0, 0), (1.5, 5)])
+def test_wilsons_interval_refuses_counts_that_cannot_be(right, n):
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        wilson_interval(right, n)
+
+
+def test_examples_of_one_group_are_drawn_together():
+    rng = np.random.default_rng(4)
+    values = rng.random(80)
+    repeated, groups = np.repeat(values, 5), np.repeat(np.arange(80), 5)
+    alone = bootstrap_interval(values, n=4_000)
+    assert bootstrap_interval(repeated, n=4_000, groups=groups) == pytest.approx(alone, abs=0.01)
+    narrow = bootstrap_interval(repeated, n=4_000)
+    assert narrow[1] - narrow[0] < 0.6 * (alone[1] - alone[0])
+    two = bootstrap_interval([0, 0, 0, 1], n=4_000, level=0.9, groups=["a", "a", "a", "b"])  # means 0, 1/4 and 1
+    assert two == (0, 1)
+    with pytest.raises(ValueError, match="two or more groups"):
+        bootstrap_interval([1.0, 2.0], groups=["a", "a"])
+
+
 def test_a_paired_comparison_is_surer_than_two_intervals():
     rng = np.random.default_rng(3)
     hard = rng.normal(0, 1, 200)  # what makes an example hard for both models
@@ -353,7 +389,7 @@ IMPOSSIBLE = [
     *((bits_per_byte, (float(x), 1, 1)) for x in (*NONE, -1)),
     *((bits_per_byte, (1.0, *counts)) for counts in ((-1, 1), (1, 0), (1, -1), (math.nan, 1))),
     *((overlap, ("a b", "a b", n)) for n in (0, -1)),
-    *((distinct_n, (["a b"], n)) for n in (0, -1)),
+    *((count, (["a b"], n)) for count in (distinct_n, unique_n) for n in (0, -1)),
 ]
 
 

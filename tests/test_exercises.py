@@ -34,6 +34,7 @@ from wrong_answers import (
     first_model,
     gpt_block,
     own_data,
+    preferences,
     scaling,
     start,
     training,
@@ -43,16 +44,18 @@ from wrong_answers import (
 from wrong_answers.mutants import EQUIVALENT, mutants
 
 import gptcourse.exercises
+from gptcourse import preferences as package
 from gptcourse.evaluation import bits_per_byte
 from gptcourse.exercises import check, exercises, forget_progress, progress
 from gptcourse.exercises.first_model import pair_counts
 from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, read_records, remember
 from gptcourse.exercises.time_limit import within
 from gptcourse.exercises.tuning import looking_back
-from gptcourse.finetuning import LoRALinear, chat_prompt, encode_dialogue, stops_early
+from gptcourse.finetuning import LoRALinear, add_lora, chat_prompt, encode_dialogue, stops_early
 from gptcourse.generation import apply_repetition_penalty, keep_top_p
-from gptcourse.model import GPTConfig, GPTOutput
+from gptcourse.model import GPT, GPTConfig, GPTOutput
 from gptcourse.optimizers import learning_rate_at
+from gptcourse.reasoning import pass_at_k
 from gptcourse.tokenizers import BPETokenizer
 from gptcourse.training import TrainingConfig
 from gptcourse.tuning import RangeTest, noise_scale_estimates, t_interval
@@ -68,6 +71,7 @@ NOTEBOOKS = {
     "tune_own": "06_tune_your_own_model.ipynb",
     "decoding": "07_decoding_and_generation.ipynb",
     "fine_tuning": "08_fine_tuning.ipynb",
+    "preferences": "09_preferences_and_reasoning.ipynb",
     "scaling": "10_scaling_up.ipynb",
     "evaluation": "11_evaluation_and_safety.ipynb",
 }
@@ -164,13 +168,14 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert tasks["training", False] >= 5 and tasks["training", True] >= 3
     assert tasks["tuning", False] >= 6 and tasks["tuning", True] >= 4
     assert tasks["decoding", False] >= 9 and tasks["decoding", True] >= 2
-    assert tasks["fine_tuning", False] >= 4 and tasks["fine_tuning", True] >= 5
+    assert tasks["fine_tuning", False] >= 8 and tasks["fine_tuning", True] >= 5
+    assert tasks["preferences", False] >= 9 and tasks["preferences", True] >= 6
     assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
     assert tasks["own_data", False] >= 3 and tasks["own_data", True] >= 1
-    assert tasks["tune_own", False] >= 3 and tasks["tune_own", True] >= 2
+    assert tasks["tune_own", False] >= 4 and tasks["tune_own", True] >= 1
     learning = start, first_model, attention, gpt_block, training, tuning, own_data, tune_own
-    modules = *learning, decoding, fine_tuning, scaling, evaluation
+    modules = *learning, decoding, fine_tuning, preferences, scaling, evaluation
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
@@ -313,6 +318,25 @@ def test_references_of_fine_tuning_agree_with_the_package():
         assert reference("fine_tuning.stop_rule")(losses, patience) == (n - 1, losses.index(min(losses[:n])))
 
 
+def test_references_of_preferences_agree_with_the_package():
+    close = torch.testing.assert_close
+    for chosen, rejected in exercises()["preferences.bradley_terry"].inputs():
+        close(reference("preferences.bradley_terry")(chosen, rejected), package.reward_loss(chosen, rejected))
+    for policy, ref, mask, beta in exercises()["preferences.dpo_loss"].inputs():
+        whole = [(log_probs * mask).sum(-1) for log_probs in (policy, ref)]
+        ours = package.dpo_loss(*(part[i::2] for part in whole for i in (0, 1)), beta)
+        close(reference("preferences.dpo_loss")(policy, ref, mask, beta), ours)
+    for case in exercises()["preferences.best_policy"].inputs():
+        close(reference("preferences.best_policy")(*case), package.optimal_policy(*case))
+    for case in exercises()["preferences.clipped"].inputs():
+        close(reference("preferences.clipped")(*case), package.policy_loss(*case))
+    for policy, ref, mask in exercises()["preferences.kl_estimate"].inputs():
+        per_token = package.kl_loss(policy, ref, mask, "dr_grpo")  # the sum over T places
+        close(reference("preferences.kl_estimate")(policy, ref, mask), per_token * mask.shape[1])
+    for case in exercises()["preferences.pass_at_k"].inputs():
+        assert reference("preferences.pass_at_k")(*case) == pytest.approx(pass_at_k(*case))
+
+
 @torch.no_grad()
 def test_references_of_lora_are_the_layer_of_the_package():
     x, W, A, B, alpha = exercises()["fine_tuning.lora"].inputs()[0]
@@ -320,8 +344,38 @@ def test_references_of_lora_are_the_layer_of_the_package():
     for parameter, value in ((layer.base_layer.weight, W), (layer.lora_A, A), (layer.lora_B, B)):
         parameter.copy_(value)
     torch.testing.assert_close(reference("fine_tuning.lora")(x, W, A, B, alpha), layer(x))
-    layer.merge()
-    torch.testing.assert_close(reference("fine_tuning.merge")(W, A, B, alpha), layer.base_layer.weight)
+
+
+def test_the_count_of_lora_is_what_the_package_trains():
+    for n_layer, n_embd, rank, targets in exercises()["fine_tuning.lora_parameters"].inputs():
+        with torch.device("meta"):
+            model = GPT(GPTConfig(10, 8, n_embd, n_layer, 2))
+            add_lora(model, rank, targets=targets)
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        assert reference("fine_tuning.lora_parameters")(n_layer, n_embd, rank, targets) == trained
+
+
+def test_the_messages_needed_are_the_first_at_which_the_interval_leaves_zero_out():
+    for p, q, differ in exercises()["fine_tuning.messages_needed"].inputs():
+        n = reference("fine_tuning.messages_needed")(p, q, differ)
+        better, worse = (differ + abs(p - q)) / 2, (differ - abs(p - q)) / 2  # shares of messages with +1 and -1
+        spread = np.sqrt(np.average([1, 1, 0], weights=[better, worse, 1 - differ]) - (better - worse) ** 2)
+        assert abs(p - q) - 1.96 * spread / n**0.5 >= 0 > abs(p - q) - 1.96 * spread / (n - 1) ** 0.5
+
+
+def test_the_sign_test_agrees_with_all_throws_of_a_coin():
+    left, votes = torch.tensor([1, 1, 0, 0, 1, 0, 1]), torch.tensor([0, 0, 1, 2, 0, 0, 0])  # the tuned model: 5 of 6
+    uneven = [abs(2 * sum(throw) - 6) >= 4 for throw in itertools.product((0, 1), repeat=6)]
+    assert reference("fine_tuning.blind_pairs")(left, votes) == (5, 1, pytest.approx(sum(uneven) / len(uneven)))
+
+
+def test_the_packed_mask_attends_as_each_dialogue_alone_would():
+    lengths, total = [4, 1, 3], 10
+    q, k, v = torch.randn(3, 1, total, 5)
+    packed = F.scaled_dot_product_attention(q, k, v, reference("fine_tuning.packed_mask")(lengths, total))
+    parts = [part.split([*lengths, 1, 1], dim=1) for part in (q, k, v)]
+    alone = [F.scaled_dot_product_attention(*part, is_causal=True) for part in zip(*parts, strict=True)]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1))
 
 
 def test_no_rounding_decides_a_nucleus():
@@ -1078,7 +1132,7 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
     assert verdict(name, namespace[function_name])[0]
 
     # The task as it stands: its function alone, without the call of check and the prints of a mistake.
-    namespace = {"math": math, "torch": torch, "nn": nn, "F": nn.functional}
+    namespace = {"math": math, "re": re, "torch": torch, "nn": nn, "F": nn.functional}
     namespace |= {"GPTConfig": GPTConfig, "GPTOutput": GPTOutput}
     (task,) = [
         node

@@ -27,9 +27,11 @@ from gptcourse.explorers import (
     chat_panel,
     compare_settings,
     decoding_explorer,
+    frontier_explorer,
     law_explorer,
     predict,
     size_explorer,
+    thinking_explorer,
     threshold_explorer,
     time_machine_explorer,
     writing_panel,
@@ -47,7 +49,7 @@ predict_module = importlib.import_module("gptcourse.explorers.predict")  # the p
 TEXT = "To be, or not to be: that is the question.\n<script>alert('&amp;')</script>"
 ATTACK = "<script>alert('&amp;')</script>"
 LAWS = {"a": ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28), "b": ScalingLaw(1.0, 20.0, 0.4, 50.0, 0.4)}
-SIMPLE = ["attention_scale", "bend", "initialisation", "size", "window", "rotary", "schedule", "device"]
+SIMPLE = ["attention_scale", "bend", "initialisation", "size", "window", "rotary", "schedule", "device", "dpo"]
 WITH_A_MODEL = {
     "attention": lambda model, tokenizer: attention_explorer(model, tokenizer, "To be", held_out=TEXT),
     "decoding": lambda model, tokenizer: decoding_explorer(model, tokenizer, "To be", max_new_tokens=12),
@@ -57,6 +59,8 @@ WITH_A_MODEL = {
 EVERY = {name: lambda *_, name=name: getattr(explorers, f"{name}_explorer")() for name in SIMPLE} | {
     "law": lambda *_: law_explorer(LAWS),
     "threshold": lambda *_: threshold_explorer([1.0, 2.0, 4.0], [0.0, 1.5]),
+    "frontier": lambda *_: frontier_explorer([([0.0, 0.5, 1.0], [0.5, 0.3, 0.2])]),
+    "thinking": lambda *_: thinking_explorer([{"thoughts": n, "by_length": {"2": n / 9, "3": 0.1}} for n in (0, 9)]),
     "bpe": lambda *_: bpe_explorer(BPETokenizer.train(TEXT * 4, 270), "that is"),
     "time machine": lambda *_: time_machine_explorer("Sing, s"),
     **WITH_A_MODEL,

@@ -18,11 +18,13 @@ from gptcourse.preferences import (
     GRPOConfig,
     PolicyHistory,
     Rollouts,
+    best_of_n,
     dpo,
     dpo_loss,
     group_advantages,
     grpo,
     kl_loss,
+    optimal_policy,
     policy_loss,
     reward_loss,
     reward_model,
@@ -170,6 +172,48 @@ def test_a_mean_over_each_reply_gives_a_token_of_a_long_one_less_weight():
     assert of["dr_grpo"][0, 0] == of["dr_grpo"][1, 0]
 
 
+# ---- What is best
+
+
+def worth(policy, reference, rewards, beta):
+    return ((policy * rewards).sum() - beta * (policy * (policy / reference).log()).sum()).item()
+
+
+def test_no_policy_is_worth_more_than_the_optimal_one():
+    torch.manual_seed(0)
+    reference, rewards, beta = torch.randn(6).softmax(-1), torch.rand(6), 0.3
+    best = optimal_policy(reference, rewards, beta)
+    assert best.sum().item() == pytest.approx(1)
+    # What it is worth is β · ln Z, and it is worth more than a hundred others, near and far.
+    assert worth(best, reference, rewards, beta) == pytest.approx(
+        beta * math.log((reference * (rewards / beta).exp()).sum()), abs=1e-6
+    )
+    for scale in (0.1, 1.0):
+        others = (best.log() + scale * torch.randn(50, 6)).softmax(-1)
+        assert max(worth(other, reference, rewards, beta) for other in others) < worth(best, reference, rewards, beta)
+
+
+def test_replies_of_one_reward_can_be_put_together():
+    reference, rewards = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.0, 1.0, 1.0, 0.5])
+    together = torch.tensor([0.1, 0.5, 0.4]), torch.tensor([0.0, 1.0, 0.5])
+    for policy in (partial(optimal_policy, beta=0.2), partial(best_of_n, n=3)):
+        p, levels = policy(reference, rewards), policy(*together)
+        assert_close(torch.stack([p[0], p[1] + p[2], p[3]]), levels)
+        assert worth(p, reference, rewards, 1.0) == pytest.approx(worth(levels, *together, 1.0), abs=1e-6)
+
+
+def test_best_of_n_is_what_all_draws_give_and_keeps_within_its_bound():
+    reference, rewards, n = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.0, 1.0, 1.0, 0.5]), 3
+    taken = torch.zeros(4)
+    for draws in itertools.product(range(4), repeat=n):
+        best = [i for i in draws if rewards[i] == rewards[list(draws)].max()]
+        for i in best:
+            taken[i] += reference[list(draws)].prod() / len(best)
+    found = best_of_n(reference, rewards, n)
+    assert_close(found, taken)
+    assert 0 < (found * (found / reference).log()).sum() <= math.log(n) - (n - 1) / n
+
+
 # ---- From pairs
 
 
@@ -250,7 +294,7 @@ def test_what_a_rollout_measures():
     history.record(
         Rollouts(targets, targets, log_probs, torch.tensor([[1.0, 1.0]])), torch.tensor([[-2.0, -2.0], [-3.5, 0.0]])
     )
-    assert history == PolicyHistory(reward=[1.0], length=[1.5], kl=[0.75], idle=[1.0])
+    assert history == PolicyHistory(reward=[1.0], length=[1.5], kl=[0.75], entropy=[2.0], idle=[1.0])
 
 
 def test_grpo_learns_what_is_rewarded_and_nothing_from_equal_rewards():
@@ -278,8 +322,7 @@ def test_reinforce_without_a_baseline_moves_even_when_all_rewards_are_equal():
 def optimum(reference, reward, beta, penalty):
     """Return the policy that is best for the reward with a penalty of KL(policy ‖ reference), or of the reverse."""
     if penalty == "reward":
-        best = reference * (reward / beta).exp()
-        return best / best.sum()
+        return optimal_policy(reference, reward, beta)
     low, high = reward.max().item() - beta + 1e-9, reward.max().item() + 10.0
     for _ in range(100):  # the mean reward m of the policy β · reference / (β + m - reward), by bisection
         m = (low + high) / 2

@@ -39,14 +39,14 @@ def kept_ranks(probabilities: Sequence[float], kept: Mapping[str, Sequence[int]]
 def masked_choice(
     texts: Sequence[str], first: Sequence[float], rest: Sequence[float], masked: Sequence[float], exact: Sequence[float]
 ) -> Diagram:
-    """Draw texts of two parts: how likely each part is, what masking makes of it, and what is right."""
+    """Draw texts: how likely each begins and goes on, what masking makes of it, and what is exact."""
     percent = lambda p: f"{p:.1%}" if p >= 1e-3 else f"{p:.0e}"  # noqa: E731 - a format
     said = "; ".join(
         f"{text}: begins with {percent(a)}, goes on with {percent(b)}, masked {percent(m)}, exact {percent(e)}"
         for text, a, b, m, e in zip(texts, first, rest, masked, exact, strict=True)
     )
     drawing = Diagram(680, 50 + 54 * len(texts), f"What a mask makes of a model's choice. {said}.")
-    for x, name in ((250, "the beginning"), (396, "the rest"), (520, "masked"), (620, "right")):
+    for x, name in ((250, "the beginning"), (396, "all ways on"), (520, "masked"), (620, "exact")):
         drawing.text(x, 20, name, bold=True, size=12)
     for row, numbers in enumerate(zip(texts, first, rest, masked, exact, strict=True)):
         y, (text, a, b, m, e) = 36 + 54 * row, numbers

@@ -76,6 +76,7 @@ def _modules() -> tuple[ModuleType, ...]:
         first_model,
         gpt_block,
         own_data,
+        preferences,
         scaling,
         start,
         training,
@@ -84,7 +85,7 @@ def _modules() -> tuple[ModuleType, ...]:
     )
 
     learning = start, first_model, attention, gpt_block, training, tuning, own_data, tune_own
-    return *learning, decoding, fine_tuning, scaling, evaluation
+    return *learning, decoding, fine_tuning, preferences, scaling, evaluation
 
 
 def _exercises_of(module: ModuleType) -> list[type[Exercise]]:

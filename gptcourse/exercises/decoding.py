@@ -155,7 +155,7 @@ class Perplexity(Exercise, name="decoding.perplexity"):
     def reference(log_probs):
         return torch.cat(log_probs).mean().neg().exp().item()
 
-    mean_perplexity = mistake("""That is the mean of the texts' perplexities: one strange text drowns all. What should
+    mean_perplexity = mistake("""That is the mean of the texts' perplexities: one strange text decides it. What should
         be joined first?""")(lambda texts: torch.stack([text.mean().neg().exp() for text in texts]).mean().item())
     of_mean_losses = mistake("""Each text has the same say, however short it is. Over what should the
         mean be taken?""")(lambda texts: torch.stack([text.mean() for text in texts]).mean().neg().exp().item())

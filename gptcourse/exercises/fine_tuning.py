@@ -1,11 +1,11 @@
-"""The exercises of notebook 08: learning from replies, when to stop, low-rank changes, and files that are sent."""
+"""The exercises of notebook 08: learning from replies, when to stop, low-rank changes, evidence, and files."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
-from math import sqrt
+from math import ceil, comb, sqrt
 from operator import le, lt
 from pathlib import Path
 from uuid import uuid4
@@ -246,25 +246,203 @@ class Lora(Exercise, name="fine_tuning.lora"):
     change_turned = mistake(TURNED_CHANGE)(lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ B @ A)
 
 
-class Merge(Exercise, name="fine_tuning.merge"):
-    """Return one matrix that does what the frozen weight and its change do together."""
+class LoraParameters(Exercise, name="fine_tuning.lora_parameters"):
+    """Return how many parameters LoRA trains in a GPT-2, given its size, the rank and the names of its targets."""
 
-    hint = "Take the frozen weight away from your result: has the rest the shape of W, and which factor is before it?"
+    hint = """Write down the four linear maps of one block with the number of their inputs and outputs. Which of them
+        are named, and how large are A and B of each?"""
 
     def inputs():
-        sizes = ((6, 6, 2, 16.0), (5, 5, 1, 8.0), (3, 4, 2, 3.0), (1, 2, 4, 2.0))
-        return [(*low_rank(n_out, n_in, rank), alpha) for n_out, n_in, rank, alpha in sizes]
+        every = ["c_attn", "c_proj", "c_fc"]
+        cases = [(6, 256, 8, ["c_attn"]), (6, 256, 8, every), (12, 768, 4, ["c_proj"])]
+        return [*cases, (2, 64, 32, ["c_fc", "c_attn"]), (1, 12, 1, ["c_fc", "c_proj"])]
 
-    def reference(W, A, B, alpha):
-        return W + alpha / len(A) * B @ A
+    def counted(size: Callable[[int, int, int], int], maps=("c_attn 1 3", "c_proj 1 1", "c_fc 1 4", "c_proj 4 1")):
+        """Return what sums a size (inputs, outputs, rank) over the named maps of all blocks."""
 
-    not_scaled = mistake("The change is not scaled. What is alpha for?")(lambda W, A, B, alpha: W + B @ A)
-    by_alpha_alone = mistake(NO_RANK)(lambda W, A, B, alpha: W + alpha * B @ A)
-    all_scaled = mistake("""You scale the frozen weight, too.
-        With B at zero the result should be W itself.""")(lambda W, A, B, alpha: alpha / len(A) * (W + B @ A))
-    change_turned = mistake(TURNED_CHANGE)(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A).T)
-    wrong_order = mistake("""Your product has the size of the rank, and not that of W. (At rank 1 it is a number, added
-        everywhere.) In which order should the two stand?""")(lambda W, A, B, alpha: W + alpha / len(A) * A @ B)
+        def total(n_layer, n_embd, rank, targets):
+            shapes = [line.split() for line in maps if line.split()[0] in targets]
+            return n_layer * sum(size(int(n_in) * n_embd, int(n_out) * n_embd, rank) for _, n_in, n_out in shapes)
+
+        return total
+
+    def thin(n_in, n_out, rank):
+        return rank * (n_in + n_out)
+
+    reference = counted(thin)
+    one_projection = mistake("""Your count misses a map. How many maps of a block end in the same
+        name?""")(counted(thin, ("c_attn 1 3", "c_proj 1 1", "c_fc 1 4")))
+    square = mistake("""You take every map for a square one. How many outputs has the map that makes queries, keys and
+        values, and how wide is the middle of the MLP?""")(
+        counted(lambda n_in, n_out, rank: rank * 2 * min(n_in, n_out))
+    )
+    whole = mistake("""That is the size of the frozen matrices. Which two are trained
+        instead?""")(counted(lambda n_in, n_out, rank: n_in * n_out))
+    one_block = mistake("That is one block. Where else are these maps?")(lambda *x: LoraParameters.reference(1, *x[1:]))
+    only_a = mistake("You count A alone. What takes the few numbers up again?")(counted(lambda i, o, rank: rank * i))
+    with_biases = mistake("""You count biases as well. Has an update of low rank a bias
+        of its own?""")(counted(lambda n_in, n_out, rank: rank * (n_in + n_out) + n_out))
+
+
+class NextRate(Exercise, name="fine_tuning.next_rate"):
+    """Return the best learning rate if it has a worse one on either side, else the rate to try next."""
+
+    hint = """Order the trials by their rates and find the lowest loss; a run that diverged has lost. Is there a
+        neighbour on either side?"""
+
+    def inputs():
+        return [
+            ([(1e-3, 0.31), (2e-3, 0.25), (4e-3, 0.40)],),
+            ([(4e-3, 0.20), (1e-3, 0.31), (2e-3, 0.25)],),
+            ([(1e-3, 0.20), (2e-3, 0.25), (4e-3, None)],),
+            ([(2e-3, 0.30), (5e-4, 0.21), (8e-3, None), (1e-3, 0.22)],),
+            ([(4e-3, None), (2e-3, 0.50), (1e-3, 0.60)],),
+            ([(1e-3, None), (2e-3, None)],),
+            ([(0.016, 0.1), (0.008, 0.3), (0.032, 0.2)],),
+        ]
+
+    def widened(down=0.5, up=2.0, edges: Callable = sorted, of_diverged: float = 9e9) -> Callable:
+        """Return a rule that goes down or up by a factor where the best rate is the first or last of the ordered."""
+
+        def rate(trials):
+            best = min(trials, key=lambda trial: of_diverged if trial[1] is None else trial[1])[0]
+            rates = edges([rate for rate, _ in trials])
+            return best * up if best == rates[-1] else best * down if best == rates[0] else best
+
+        return rate
+
+    reference = widened()
+    never = mistake("""Your best rate may lie at the edge of those that were tried. Who says that the next one is not
+        better still?""")(widened(1.0, 1.0))
+    diverged = mistake("""Your best run may be one that diverged: it has no loss at all. What should
+        it count as?""")(widened(of_diverged=0.0))
+    by_place = mistake("You take the first and the last of the list for the edges. Is it in order?")(
+        widened(edges=list)
+    )
+    tenfold = mistake("You go ten times further. How far are the neighbours here apart?")(widened(0.1, 10.0))
+    wrong_way = mistake("You go back to where you come from. On which side is the untried one?")(widened(2.0, 0.5))
+    only_up = mistake("Your rule widens at one edge only. What of the lowest rate?")(widened(down=1.0))
+    without_a_number = mistake("""Where all runs diverged you stay. Which way would you
+        go?""")(lambda trials: NextRate.reference(trials) if any(loss for _, loss in trials) else trials[0][0])
+
+
+class MessagesNeeded(Exercise, name="fine_tuning.messages_needed"):
+    """Return the smallest number of test messages at which the interval of the difference leaves zero out."""
+
+    hint = """Each message gives a difference of 1, 0 or minus 1. What is its mean, how far does it spread, and how does
+        the spread of a mean fall with the number of messages?"""
+
+    def inputs():
+        cases = [(0.66, 0.72, 0.4296), (0.66, 0.72, 0.10), (0.90, 0.85, 0.12), (0.5, 0.7, 0.52), (0.80, 0.81, 0.05)]
+        return [*cases, (0.3, 0.2, 0.35)]
+
+    def needed(width: Callable[[float, float, float], float], whole: Callable = ceil) -> Callable:
+        """Return what counts the messages, given the half-width of one message's interval."""
+        return lambda p, q, differ: whole((width(p, q, differ) / (p - q)) ** 2)
+
+    def half(p, q, differ):
+        return 1.96 * sqrt(differ - (p - q) ** 2)
+
+    reference = needed(half)
+    unpaired = mistake("""You take the two models for strangers who met different messages. On how many messages do they
+        differ at all?""")(needed(lambda p, q, _: 1.96 * sqrt(p * (1 - p) + q * (1 - q))))
+    apart = mistake("""You ask that the two intervals lie apart. They may overlap a little, and the difference can still
+        be sure: look at its own interval.""")(needed(lambda p, q, _: 1.96 * (sqrt(p - p * p) + sqrt(q - q * q))))
+    of_one = mistake("""That is enough to know one model as exactly as their difference. Two are to be
+        told apart.""")(needed(lambda p, q, _: 1.96 * sqrt(p * (1 - p))))
+    around_zero = mistake("""Very close. A spread is taken around the mean, and the mean of the differences is
+        not zero.""")(needed(lambda p, q, differ: 1.96 * sqrt(differ)))
+    rounded_down = mistake("One message too few: there is no part of a message.")(needed(half, int))
+    not_squared = mistake("""The interval shrinks with the root of the number. By what must the messages grow to make it
+        half as wide?""")(lambda p, q, differ: ceil(MessagesNeeded.half(p, q, differ) / abs(p - q)))
+    one_error = mistake("That is one standard error. How many make a 95 % interval?")(
+        needed(lambda *x: MessagesNeeded.half(*x) / 1.96)
+    )
+
+
+class BlindPairs(Exercise, name="fine_tuning.blind_pairs"):
+    """Return the wins of the tuned model, those of the untuned one, and the two-sided p-value of the sign test."""
+
+    hint = """Take one pair: who stood left, what was the vote, and so who won it? Then: among the decided pairs, how
+        often would a fair coin give a result at least as uneven?"""
+
+    def inputs():
+        def case(n_pairs, odds):
+            left, votes = randint(2, (n_pairs,)), torch.multinomial(tensor(odds), n_pairs, replacement=True)
+            return left, torch.where(votes == 2, 2, (votes + left) % 2)  # 0 of `odds` is the untuned model
+
+        even = tensor([1, 0, 0, 1, 1, 0]), tensor([0, 1, 0, 1, 2, 2])
+        return [case(12, [0.2, 0.6, 0.2]), case(30, [0.5, 0.2, 0.3]), even, case(90, [0.3, 0.55, 0.15])]
+
+    def judged(wins: Callable[[Tensor, Tensor], tuple[int, int]], p: Callable[[int, int], float]) -> Callable:
+        """Return the wins of both models and what `p` makes of them."""
+        return lambda left, votes: (*(won := wins(left, votes)), p(*won))
+
+    def won(left, votes):
+        after = ((votes == 0) == (left == 1)) & (votes != 2)
+        return after.sum().item(), (votes != 2).sum().item() - after.sum().item()
+
+    def tail(after, before, sides=2.0):
+        n = after + before
+        return min(1.0, sides * sum(comb(n, k) for k in range(max(after, before), n + 1)) / 2**n)
+
+    reference = judged(won, tail)
+    not_unblinded = mistake("""You count who stood left. The places were drawn by lot: who
+        was it?""")(judged(lambda left, votes: ((votes == 0).sum().item(), (votes == 1).sum().item()), tail))
+    ties_lost = mistake("""Pairs without a winner are counted for the untuned model. Do they say anything
+        for either?""")(judged(lambda x, v: (BlindPairs.won(x, v)[0], len(v) - BlindPairs.won(x, v)[0]), tail))
+    turned = mistake("Your two numbers are exchanged.")(judged(lambda *x: BlindPairs.won(*x)[::-1], tail))
+    one_sided = mistake("""Your p-value looks at one side only. Would you not have reported the other one winning, had
+        it?""")(judged(won, lambda *x: min(1.0, BlindPairs.tail(*x, sides=1.0))))
+    this_one_alone = mistake("""You take the probability of just this result. The more pairs, the smaller it is for any
+        result: what about those that are more uneven still?""")(
+        judged(won, lambda a, b: 2 * comb(a + b, a) / 2 ** (a + b))
+    )
+    above_one = mistake("""A p-value above one: both sides contain the even
+        result.""")(
+        judged(won, lambda a, b: 2.0 * sum(comb(a + b, k) for k in range(max(a, b), a + b + 1)) / 2 ** (a + b))
+    )
+
+
+class PackedMask(Exercise, name="fine_tuning.packed_mask"):
+    """Return which places of a packed row each place may look at: those of its own dialogue, up to itself."""
+
+    hint = """Number the dialogues, and write below each place the number of its own. When may one place look at
+        another? And what about the filling at the end?"""
+
+    def inputs():
+        return [([2, 3], 5), ([4, 1, 3], 10), ([1], 3), ([3, 3, 2, 1], 9)]
+
+    def masked(allowed: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+        """Return a mask of the owners (T, 1) and (1, T) and of what causal attention allows (T, T)."""
+
+        def mask(lengths, total):
+            owner = torch.arange(len(lengths) + total)
+            owner = torch.cat([owner.repeat_interleave(tensor(lengths + [1] * total))])[:total]
+            return allowed(owner[:, None], owner[None], torch.ones(total, total, dtype=torch.bool).tril())
+
+        return mask
+
+    reference = masked(lambda looks, looked_at, causal: (looks == looked_at) & causal)
+    causal_alone = mistake("""A place still looks into the dialogues before its own. That is how rows are packed without
+        a mask.""")(masked(lambda looks, looked_at, causal: causal))
+    both_ways = mistake("The dialogues are apart, but within one a place sees the future.")(
+        masked(lambda a, b, _: a == b)
+    )
+    inverted = mistake("""Yours is true where a place must not look. Here true means
+        that it may.""")(masked(lambda a, b, causal: ~((a == b) & causal)))
+    without_itself = mistake("""A place does not see itself, and the first of each dialogue
+        sees nothing at all.""")(masked(lambda a, b, causal: (a == b) & causal.tril(-1)))
+
+    @mistake("The filling sees nothing: a softmax over nothing is not a number. What may it look at?")
+    def empty_filling(lengths, total):
+        mask = PackedMask.reference(lengths, total)
+        mask[sum(lengths) :] = False
+        return mask
+
+    @mistake("Very close. You treat the filling as one more dialogue. Each place of it should see itself alone.")
+    def filling_as_one(lengths, total):
+        return PackedMask.reference([*lengths, total - sum(lengths)], total)
 
 
 class MendPadding(Exercise, name="fine_tuning.mend_padding"):

@@ -11,15 +11,16 @@ from gptcourse.explorers.activations import bend_explorer, initialisation_explor
 from gptcourse.explorers.attention import attention_scale_explorer, rotary_explorer, window_explorer
 from gptcourse.explorers.bpe import bpe_explorer
 from gptcourse.explorers.chat import ChatPanel as chat_panel
-from gptcourse.explorers.chat import WritingPanel as writing_panel
 from gptcourse.explorers.clinic import ClinicExplorer as clinic_explorer
 from gptcourse.explorers.decoding import DecodingExplorer as decoding_explorer
 from gptcourse.explorers.decoding import SettingsComparison as compare_settings
 from gptcourse.explorers.heads import attention_explorer
 from gptcourse.explorers.monitor import TrainingMonitor
 from gptcourse.explorers.predict import predict
+from gptcourse.explorers.preferences import PolicyMonitor, dpo_explorer, frontier_explorer, thinking_explorer
 from gptcourse.explorers.scaling import device_explorer, law_explorer, size_explorer
 from gptcourse.explorers.schedule import schedule_explorer
 from gptcourse.explorers.threshold import threshold_explorer
 from gptcourse.explorers.time_machine import time_machine_explorer
 from gptcourse.explorers.upload import upload_text
+from gptcourse.explorers.writing import WritingPanel as writing_panel

@@ -1,12 +1,9 @@
-"""Talk with a model, and write with it: two panels with live decoding sliders."""
-
-from dataclasses import replace
+"""Talk with a model: a panel with live decoding sliders."""
 
 import ipywidgets as widgets
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import text_box
-from gptcourse.explorers.text_panel import HINT, Writer, prose, sampling_of, sliders
+from gptcourse.explorers.text_panel import Writer, sampling_of, sliders
 from gptcourse.finetuning import chat_prompt, eos_id
 from gptcourse.generation import Sampling
 from gptcourse.views import context_window
@@ -93,67 +90,3 @@ class ChatPanel(Writer):
             for look, text in zip((ASKED, ANSWERED), exchange, strict=True)
         ]
         return f'<div style="max-width:680px">{"".join(bubbles)}</div>'
-
-
-class WritingPanel(Writer):
-    """A text, three continuations of it side by side, and decoding sliders: choose one, and write on.
-
-    The text can be changed by hand, too, and *back* takes the last choice away. ``.choices`` are the three buttons,
-    ``.continuations`` the texts; call ``.wait()`` for continuations that are under way.
-    """
-
-    def __init__(self, model, tokenizer, text, sampling=Sampling(temperature=0.8, top_p=0.95), max_new_tokens=40):
-        self.continuations, self.earlier = ["", "", ""], []
-        self.choices = [widgets.Button(description=f"go on with {letter}") for letter in "ABC"]
-        self.back = widgets.Button(description="back", disabled=True)
-        for choice in self.choices:
-            choice.on_click(self._chosen)
-        self.back.on_click(self._go_back)
-        controls = {"text": text_box("text so far", text, rows=8), **sliders(sampling)}
-        below = [widgets.HBox([*self.choices, self.back])]
-        super().__init__(model, tokenizer, max_new_tokens, controls, hint=HINT, below=below)
-
-    def _chosen(self, button):
-        self.earlier.append(self.controls["text"].value)
-        self.back.disabled = False
-        self.controls["text"].value += self.continuations[self.choices.index(button)]
-
-    def _go_back(self, _button):
-        self.controls["text"].value = self.earlier.pop()
-        self.back.disabled = not self.earlier
-
-    def compose(self, turn):
-        """Write three continuations, one after the other, each with a seed of its own."""
-        ids, sampling = self._end_of_text(), sampling_of(self.values)
-        self.continuations = ["", "", ""]
-        for number in range(3):
-
-            def show(new, number=number):
-                self.continuations[number] = self.tokenizer.decode(new)
-                self.draw()
-
-            new = self.written(turn, ids, seeded(sampling, number), show)
-            if new is None:
-                return
-            show(new)
-
-    def _end_of_text(self):
-        """Return the last tokens of the text, as many as leave room for what is to be written."""
-        room = max(context_window(self.model) - self.max_new_tokens, 1)
-        ids = list(self.tokenizer.encode(self.controls["text"].value))
-        if not ids:
-            raise ValueError("There is no text to go on with: type at least one character.")
-        return ids[-room:]
-
-    def draw_picture(self, **_values):
-        """Show the continuations side by side."""
-        columns = [
-            f'<div style="width:220px"><b>{letter}</b>{prose("", text)}</div>'
-            for letter, text in zip("ABC", self.continuations, strict=True)
-        ]
-        return svg.side_by_side(*columns)
-
-
-def seeded(sampling, number):
-    """Return the setting for continuation 0, 1 or 2: no two of them share a seed, nor do those of the next seed."""
-    return replace(sampling, seed=3 * sampling.seed + number)

@@ -1,5 +1,7 @@
 """Wrong answers to the exercises of notebook 08."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -59,15 +61,65 @@ def lora_alone(x, W, A, B, alpha):
     return (x @ A.T @ B.T) * (alpha / len(A))
 
 
-@wrong("fine_tuning.merge", "Your change is turned")
-def merge_turned(W, A, B, alpha):
-    return W + (A.T @ B.T) * alpha / A.size(0)
+@wrong("fine_tuning.lora_parameters", "Your count misses a map")
+def lora_parameters_by_a_dict(n_layer, n_embd, rank, targets):
+    maps = {"c_attn": (1, 3), "c_proj": (1, 1), "c_fc": (1, 4)}
+    return n_layer * sum(rank * n_embd * sum(maps[name]) for name in targets)
 
 
-@wrong("fine_tuning.merge", "changes its input W in place")
-def merge_in_place(W, A, B, alpha):
-    W += alpha / A.shape[0] * B @ A
-    return W
+@wrong("fine_tuning.lora_parameters", "You take every map for a square one")
+def lora_parameters_of_squares(n_layer, n_embd, rank, targets):
+    return sum(2 * n_embd * rank * {"c_proj": 2}.get(name, 1) for name in targets) * n_layer
+
+
+@wrong("fine_tuning.next_rate", "may lie at the edge")
+def next_rate_is_the_best(trials):
+    ordered = sorted((loss, rate) for rate, loss in trials if loss is not None)
+    return ordered[0][1] if ordered else trials[0][0]
+
+
+@wrong("fine_tuning.next_rate", "take the first and the last of the list")
+def next_rate_by_place(trials):
+    i = min(range(len(trials)), key=lambda i: trials[i][1] or 99)
+    return trials[i][0] * {len(trials) - 1: 2, 0: 0.5}.get(i, 1)
+
+
+@wrong("fine_tuning.messages_needed", "two models for strangers")
+def messages_of_two_tests(p, q, differ):
+    return math.ceil(3.8416 * (p - p**2 + q - q**2) / (p - q) ** 2)
+
+
+@wrong("fine_tuning.messages_needed", "One message too few")
+def messages_without_the_last(p, q, differ):
+    return int(1.96**2 * (differ / (p - q) ** 2 - 1))
+
+
+@wrong("fine_tuning.blind_pairs", "who stood left")
+def pairs_still_blind(left, votes):
+    a, b = (int((votes == side).sum()) for side in (0, 1))
+    return a, b, min(1.0, 2 * sum(math.comb(a + b, k) for k in range(max(a, b), a + b + 1)) / 2 ** (a + b))
+
+
+@wrong("fine_tuning.blind_pairs", "looks at one side only")
+def pairs_one_sided(left, votes):
+    after = sum(v == (0 if side else 1) for side, v in zip(left.tolist(), votes.tolist(), strict=True))
+    n = int((votes < 2).sum())
+    return after, n - after, sum(math.comb(n, k) for k in range(max(after, n - after), n + 1)) * 0.5**n
+
+
+@wrong("fine_tuning.packed_mask", "sees the future")
+def packed_mask_of_blocks(lengths, total):
+    blocks = [torch.ones(n, n, dtype=torch.bool) for n in lengths + [1] * (total - sum(lengths))]
+    return torch.block_diag(*blocks).bool()
+
+
+@wrong("fine_tuning.packed_mask", "as one more dialogue")
+def packed_mask_with_one_filling(lengths, total):
+    mask, start = torch.zeros(total, total, dtype=torch.bool), 0
+    for end in [*torch.tensor(lengths).cumsum(0).tolist(), total]:
+        mask[start:end, start:end] = True
+        start = end
+    return mask.tril()
 
 
 @wrong("fine_tuning.mend_padding", "still counted below the line")

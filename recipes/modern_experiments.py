@@ -1,8 +1,8 @@
 """Record the experiments of notebook 12: python recipes/modern_experiments.py
 
-The block of GPT-3 becomes one of today, one change at a time. Each model reads the same text. Its rate is chosen with one
-seed, on a ladder that grows until the best rate has a worse one on either side; then it is trained with three seeds that
-chose nothing, and measured on text that chose nothing, too. The result is gptcourse/assets/modern.
+The block of GPT-3 becomes one of today, one change at a time. Each model reads the same text. Its rate is chosen with
+one seed, on a ladder that grows until the best rate has a worse one on either side; then it is trained with three seeds
+that chose nothing, and measured on text that chose nothing, too. The result is gptcourse/assets/modern.
 """
 
 from __future__ import annotations

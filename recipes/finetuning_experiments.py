@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache, partial
 
 import torch
-from judging import N_JUDGED, best, bracketed, copied, judged, part, share
+from judging import N_JUDGED, best, bracketed, copied, falling_to_zero, judged, part, share
 from real_finetuning import real
 from runner import Work, completed, constants, fill, run, tables
 from shop_baselines import LONGEST_REPLY, baselines
@@ -108,21 +108,8 @@ def n_trained(way: str, model: GPT, new: list[int]) -> int:
 
 
 def config_of(rate: float, seed: int, steps: int) -> TrainingConfig:
-    """Return the settings of a run: a warm-up, then straight down to zero.
-
-    Without weight decay, so that a weight which gets no gradient stays.
-    """
-    return TrainingConfig(
-        steps=steps,
-        batch_size=BATCH_SIZE,
-        learning_rate=rate,
-        seed=seed,
-        warmup_steps=min(WARMUP_STEPS, steps // 2),
-        lr_scheduler_type="linear",
-        min_lr_ratio=0.0,
-        weight_decay=0.0,
-        eval_steps=max(1, steps // N_EVALUATIONS),
-    )
+    """Return the settings of a run."""
+    return falling_to_zero(steps, BATCH_SIZE, rate, seed, WARMUP_STEPS, N_EVALUATIONS)
 
 
 @cache

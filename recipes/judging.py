@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 
+from runner import finite
+
+from gptcourse.config import TrainingConfig
 from gptcourse.evaluation import bootstrap_interval, distinct_n, naive_bayes, reply_report, wilson_interval
 from gptcourse.finetuning import count_targets, encode_dialogues, reply_loss
 from gptcourse.support import Dialogue, default_grammar, parse, support
@@ -135,7 +138,27 @@ def compared(before: Sequence, after: Sequence) -> dict[str, int]:
     }
 
 
-# ---- Rates
+# ---- Runs, and their rates
+
+
+def falling_to_zero(
+    steps: int, batch_size: int, rate: float, seed: int, warmup_steps: int, n_evaluations: int
+) -> TrainingConfig:
+    """Return the settings of a run: a warm-up, then straight down to zero.
+
+    Without weight decay, so that a weight which gets no gradient stays.
+    """
+    return TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=rate,
+        seed=seed,
+        warmup_steps=min(warmup_steps, steps // 2),
+        lr_scheduler_type="linear",
+        min_lr_ratio=0.0,
+        weight_decay=0.0,
+        eval_steps=max(1, steps // n_evaluations),
+    )
 
 
 def bracketed(attempt: Callable[[float], dict], start: float) -> list[dict]:
@@ -154,4 +177,4 @@ def bracketed(attempt: Callable[[float], dict], start: float) -> list[dict]:
 
 def best(rows: Sequence[dict]) -> dict:
     """Return the row with the lowest loss on the validation phrasings."""
-    return min(rows, key=lambda row: float("inf") if row["validation_loss"] is None else row["validation_loss"])
+    return min(rows, key=lambda row: finite(row["validation_loss"]))

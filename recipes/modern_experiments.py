@@ -12,8 +12,8 @@ from itertools import accumulate
 
 import torch
 from judging import best, bracketed
-from plays import MODEL, Plays, rounded, within_tokens
-from runner import Work, completed, fill, grouped, run
+from plays import MODEL, Plays, within_tokens
+from runner import Work, completed, fill, grouped, rounded, run
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptcourse.modern import ModernConfig, ModernGPT, gpt3_like, num_parameters

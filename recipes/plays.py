@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from runner import STOPPED, Work
+from runner import STOPPED, Work, rounded
 from torch import Tensor
 
 from gptcourse.corpora import shakespeare
@@ -120,10 +120,3 @@ def kept_columns(row: dict, axes: Iterable[str], keep: Iterable[str]) -> dict:
     loss = rounded(row["loss"]) if math.isfinite(row["loss"]) else None
     kept = {column: row[column] for column in (*axes, "seed", "outcome")} | {"loss": loss, "tokens": row["tokens"]}
     return kept | {column: rounded(row[column]) for column in keep}
-
-
-def rounded(value):
-    """Return numbers, and lists of them, to four decimals: the file stays small."""
-    if isinstance(value, list | tuple):
-        return [rounded(part) for part in value]
-    return round(value, 4) if isinstance(value, float) else value

@@ -14,7 +14,7 @@ import statistics
 from functools import cache, partial
 
 import torch
-from runner import ASSETS, Work, completed, constants, fill, run
+from runner import ASSETS, Work, completed, constants, fill, rounded, run
 from torch import Tensor
 
 from gptcourse.config import GPTConfig, TrainingConfig
@@ -115,7 +115,7 @@ def train_shop(folder: str) -> dict:
     greedy = generate_replies(model, tokenizer, [dialogue.message for dialogue in test], max_new_tokens=MAX_REPLY)
     return {
         "steps": SHOP_TRAINING.steps,
-        "curve": rounded(zip(history.eval_step, history.eval_loss, strict=True)),
+        "curve": rounded(list(zip(history.eval_step, history.eval_loss, strict=True))),
         "loss": reply_loss(model, examples),
         "floor": floor,
         "greedy_right": mean(marks(dialogue, reply).right for dialogue, reply in zip(test, greedy, strict=True)),
@@ -207,11 +207,6 @@ def divergences(policy: GPT, reference: GPT, ids: Tensor, mask: Tensor) -> Tenso
 def mean(values) -> float:
     """Return the mean, rounded."""
     return round(statistics.fmean(values), 4)
-
-
-def rounded(values):
-    """Return numbers, and lists of numbers, with four places."""
-    return round(values, 4) if isinstance(values, int | float) else [rounded(value) for value in values]
 
 
 # ---- A reward model

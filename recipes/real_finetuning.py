@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from judging import best, bracketed, compared, judged, log_prob, n_read, points
+from judging import best, bracketed, compared, falling_to_zero, judged, log_prob, n_read, points
 from runner import Work, completed, tables
 
 from gptcourse import wheels
@@ -32,7 +32,7 @@ from gptcourse.generation import generate, only_tokens_of
 from gptcourse.pretrained import SMOLLM2, SMOLLM2_WHEEL, load_pretrained
 from gptcourse.quantisation import quantised
 from gptcourse.support import Dialogue
-from gptcourse.training import DivergedError, History, TrainingConfig, evaluate
+from gptcourse.training import DivergedError, History, evaluate
 
 STEPS, BATCH_SIZE, WARMUP_STEPS, RANK = 40, 2, 4, 8
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -131,17 +131,7 @@ def tuned(rate: float, seed: int) -> tuple[dict, object, object]:
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     row = {"rate": rate, "seed": seed, "steps": STEPS, "trained": trained}
     validation = encode_dialogues(tokenizer, support(N_VALIDATION, split="validation"))
-    config = TrainingConfig(
-        steps=STEPS,
-        batch_size=BATCH_SIZE,
-        learning_rate=rate,
-        seed=seed,
-        warmup_steps=min(WARMUP_STEPS, STEPS // 2),
-        lr_scheduler_type="linear",
-        min_lr_ratio=0.0,
-        weight_decay=0.0,
-        eval_steps=max(1, STEPS // 2),
-    )
+    config = falling_to_zero(STEPS, BATCH_SIZE, rate, seed, WARMUP_STEPS, n_evaluations=2)
     examples = encode_dialogues(tokenizer, support(N_TRAIN))
     try:
         history: History = completed(finetune(model, examples, config, validation=validation, progress=False))

@@ -180,6 +180,13 @@ def finite(value: float | None) -> float:
     return math.inf if value is None else value
 
 
+def rounded(value):
+    """Return numbers, and lists of them, to four decimals: the file stays small."""
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def spread(values: Iterable[float | None], form: str = ".3f") -> str:
     """Return "median (lowest–highest)"; None is a run that diverged, or did not arrive."""
     numbers = sorted(map(finite, values))

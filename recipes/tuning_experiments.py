@@ -15,8 +15,8 @@ from dataclasses import asdict, replace
 from itertools import chain
 
 import torch
-from plays import MODEL, NANOGPT_CHOICES, Plays, by_rate, rounded, within_tokens
-from runner import STOPPED, Work, completed, fill, losses_by, run, tables
+from plays import MODEL, NANOGPT_CHOICES, Plays, by_rate, within_tokens
+from runner import STOPPED, Work, completed, fill, losses_by, rounded, run, tables
 
 from gptcourse.model import GPT
 from gptcourse.ngrams import NGrams

@@ -145,7 +145,7 @@ BUDGETS = {
     "supporting": 4_960,
     "exercises": 6_633,
     "explorers": 2_241,
-    "recipes": 3_519,
+    "recipes": 3_514,
     "drawings": 1_720,
 }
 

@@ -147,7 +147,7 @@ BUDGETS = {
     "exercises": 6_882,
     "explorers": 2_343,
     "recipes": 3_592,
-    "drawings": 1_839,
+    "drawings": 1_840,
 }
 
 

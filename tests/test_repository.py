@@ -141,12 +141,12 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # quantisation 242; modern 360; intervals of a share and over groups 34; sharded training and its checkpoints 312) or
 # shows (the recipes of notebooks 08 and 09, 1,200).
 BUDGETS = {
-    "teaching": 5_212,
+    "teaching": 5_260,
     "supporting": 4_960,
     "exercises": 6_633,
-    "explorers": 2_241,
-    "recipes": 3_514,
-    "drawings": 1_720,
+    "explorers": 2_225,
+    "recipes": 3_612,
+    "drawings": 1_745,
 }
 
 

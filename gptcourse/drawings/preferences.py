@@ -43,7 +43,7 @@ def ways() -> Diagram:
     imitates = drawing.box(6, 74, 136, 46, "it imitates", color=BLUE, note="written replies · 1")
     pairs = drawing.box(186, 20, 136, 46, "pairs", color=PURPLE, note="which is better? · 3")
     program = drawing.box(186, 128, 136, 46, "a program", color=PURPLE, note="computes a reward · 2")
-    judge = drawing.box(366, 74, 136, 46, "reward model", color=PURPLE, note="learns a reward · 3")
+    judge = drawing.box(366, 56, 136, 46, "reward model", color=PURPLE, note="learns a reward · 3")
     dpo = drawing.box(546, 20, 128, 46, "DPO", color=GREEN, note="from pairs · 4")
     best = drawing.box(546, 82, 128, 46, "best of n", color=GREEN, note="no training · 3, 6")
     grpo = drawing.box(546, 144, 128, 46, "GRPO", color=GREEN, note="from rewards · 5")

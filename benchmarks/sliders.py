@@ -23,6 +23,9 @@ SLIDERS = {
     "attention_explorer": ["layer", "head"],
     "window_explorer": ["window"],
     "rotary_explorer": ["place of the query"],
+    "frontier_explorer": ["β"],
+    "dpo_explorer": ["chosen, nats"],
+    "thinking_explorer": ["thinking tokens"],
 }
 MUST, AIM = 60, 30  # milliseconds at the 95th percentile, from the design
 PAUSE = 300  # milliseconds between two presses
@@ -81,7 +84,7 @@ def main(presses):
         sys.exit("No Chromium or Chrome on the PATH; this benchmark needs one.")
     print(f"{'explorer':<26}{'slider':<22}{'median':>8}{'95th percentile':>18}   (ms; must {MUST}, aim {AIM})")
     with tempfile.TemporaryDirectory() as folder:
-        cells = [EXPLORERS[0], WORD, MODEL, *EXPLORERS[2:4], ATTENTION, *EXPLORERS[-2:]]
+        cells = [EXPLORERS[0], WORD, MODEL, *EXPLORERS[2:4], ATTENTION, *EXPLORERS[-5:]]
         path = write_notebook(Path(folder) / "sliders.ipynb", cells)
         with Lab([path]) as lab, lab.open(path.name) as notebook:
             errors = notebook.run()

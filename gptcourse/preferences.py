@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -66,32 +67,47 @@ def group_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
 
 
 def policy_loss(
-    log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, epsilon: float = 0.2, loss_type: str = "grpo"
+    log_probs: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    epsilon: float = 0.2,
+    loss_type: str = "grpo",
+    max_length: int = 64,
 ) -> Tensor:
     """Return the clipped policy-gradient loss (Schulman et al. 2017, equation 7; Shao et al. 2024, equation 3).
 
     log_probs and old (B, T) are of the policy and of the one that wrote; advantages (B,); mask (B, T) is True where a
     reply is. "grpo" takes the mean over each reply, so that in a long one a token weighs less; "dr_grpo" takes the sum,
-    over T for all (Liu et al. 2025).
+    over max_length for all: the most tokens that a reply may have (Liu et al. 2025).
     """
     ratio = (log_probs - old).exp()
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
     losses = -torch.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
-    return _averaged(losses, mask, loss_type)
+    return _averaged(losses, mask, loss_type, max_length)
 
 
-def kl_loss(log_probs: Tensor, reference: Tensor, mask: Tensor, loss_type: str = "grpo") -> Tensor:
+@torch.no_grad()
+def clipped_share(log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, epsilon: float = 0.2) -> float:
+    """Return the share of the replies' tokens on which `policy_loss` no longer pulls: moved far enough already."""
+    moved, wanted = (log_probs - old).exp() - 1, advantages[:, None].sign()
+    return (((moved * wanted > epsilon) & mask).sum() / mask.sum()).item()
+
+
+def kl_loss(
+    log_probs: Tensor, reference: Tensor, mask: Tensor, loss_type: str = "grpo", max_length: int = 64
+) -> Tensor:
     """Return GRPO's estimate of KL(policy ‖ reference), never negative (Shao et al. 2024, equation 4).
 
     It measures that divergence, but on the policy's own replies its gradient is the one of KL(reference ‖ policy): the
     policy ends elsewhere than with a penalty in the reward (Tang and Munos 2025, arXiv:2506.09477).
     """
     difference = reference - log_probs
-    return _averaged(difference.exp() - difference - 1, mask, loss_type)
+    return _averaged(difference.exp() - difference - 1, mask, loss_type, max_length)
 
 
-def _averaged(losses: Tensor, mask: Tensor, loss_type: str) -> Tensor:
-    lengths = mask.sum(-1) if loss_type == "grpo" else mask.shape[-1]
+def _averaged(losses: Tensor, mask: Tensor, loss_type: str, max_length: int) -> Tensor:
+    lengths = mask.sum(-1) if loss_type == "grpo" else max_length  # a constant, as in TRL: T varies with the prompts
     return ((losses * mask).sum(-1) / lengths).mean()
 
 
@@ -116,6 +132,24 @@ def best_of_n(reference: Tensor, rewards: Tensor, n: int) -> Tensor:
     below = (reference * (rewards < rewards[:, None])).sum(-1)  # (N,)
     level = (reference * (rewards == rewards[:, None])).sum(-1)
     return ((below + level) ** n - below**n) * reference / level
+
+
+def price_and_worth(
+    messages: Sequence[tuple[Sequence[float], Sequence[float]]], policy_of: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[float, float]:
+    """Return (KL from the reference in nats, expected reward) of another policy, each a mean over messages.
+
+    `messages` are pairs (rewards, masses) of what a reference may reply: levels of reward, and the probability of each.
+    policy_of(masses, rewards), both tensors (N,), returns the other policy's probabilities (N,).
+    """
+    kls, worths = [], []
+    for rewards, masses in messages:
+        rewards, masses = torch.tensor(rewards, dtype=torch.float64), torch.tensor(masses, dtype=torch.float64)
+        p = policy_of(masses, rewards)
+        kept = p > 0
+        kls.append((p[kept] * (p[kept] / masses[kept]).log()).sum().item())
+        worths.append((p * rewards).sum().item())
+    return fmean(kls), fmean(worths)
 
 
 # ---- From pairs
@@ -218,7 +252,8 @@ class PolicyHistory:
 
     `reward` and `length` (tokens) are means over all replies; `kl` is the mean of ln(policy / reference) of a reply, in
     nats, and `entropy` that of -ln(policy) of a token: what has been drawn estimates both. `idle` is the share of
-    groups whose rewards are all equal, from which nothing can be learned.
+    groups whose rewards are all equal, from which nothing can be learned, and `clipped` the `clipped_share` of the
+    newest step with the rollout, 0 in its first.
     """
 
     reward: list[float] = field(default_factory=list)
@@ -226,6 +261,7 @@ class PolicyHistory:
     kl: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)
+    clipped: list[float] = field(default_factory=list)
 
     def record(self, rollouts: Rollouts, ref_log_probs: Tensor) -> None:
         """Append what one rollout measures."""
@@ -235,6 +271,7 @@ class PolicyHistory:
         self.kl.append((rollouts.log_probs - ref_log_probs).sum(-1).mean().item())
         self.entropy.append(-(rollouts.log_probs.sum() / rollouts.mask.sum()).item())
         self.idle.append((rewards == rewards[:, :1]).all(-1).float().mean().item())
+        self.clipped.append(0.0)
 
 
 @dataclass(frozen=True)
@@ -340,7 +377,9 @@ class _Policy:
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of the model as it is now, on the newest rollouts."""
         rules, mask, log_probs = self.rules, self.rollouts.mask, token_log_probs(self.model, ids, targets)
-        wanted = policy_loss(log_probs, self.rollouts.log_probs, self.advantages, mask, rules.epsilon, rules.loss_type)
+        given, average = (self.advantages, mask, rules.epsilon), (rules.loss_type, rules.max_completion_length)
+        wanted = policy_loss(log_probs, self.rollouts.log_probs, *given, *average)
+        self.measured.clipped[-1] = clipped_share(log_probs, self.rollouts.log_probs, *given)
         if rules.beta and rules.penalty == "loss":
-            wanted = wanted + rules.beta * kl_loss(log_probs, self.before, mask, rules.loss_type)
+            wanted = wanted + rules.beta * kl_loss(log_probs, self.before, mask, *average)
         return wanted

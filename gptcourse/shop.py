@@ -34,7 +34,10 @@ FEW, MANY = 15, 35  # words of a reply that is short, and of one that is not
 
 
 def load_shop() -> tuple[GPT, BPETokenizer]:
-    """Open the shop model, trained on the dialogues alone by recipes/preference_experiments.py, and its tokenizer."""
+    """Open the shop model and its tokenizer.
+
+    recipes/preference_experiments.py trained it to copy random tokens, then on the shop's dialogues.
+    """
     return load_pretrained(files("gptcourse") / "assets" / "preferences" / "shop")
 
 
@@ -122,11 +125,17 @@ def preference_pairs(
 
 
 @torch.inference_mode()
-def level_masses(model: nn.Module, tokenizer, dialogue: Dialogue, batch_size: int = 64) -> tuple[Tensor, Tensor]:
-    """Return the levels of `shop_reward` for a message (N,), and the model's probability of each (N,); 0 comes first.
+def level_masses(
+    model: nn.Module,
+    tokenizer,
+    dialogue: Dialogue,
+    batch_size: int = 64,
+    reward: Callable[[Dialogue, str], float] = shop_reward,
+) -> tuple[Tensor, Tensor]:
+    """Return the levels of a reward for a message (N,), and the model's probability of each (N,); 0 comes first.
 
     Each right reply's probability is computed, as its usual tokens. What is left belongs to wrong replies, whose reward
-    is 0, and to right ones spelled in other tokens, which a trained model hardly writes.
+    must be 0, and to right ones spelled in other tokens, which a trained model hardly writes.
     """
     replies = list(right_replies(dialogue))
     examples = [encode_dialogue(tokenizer, dialogue.message, reply) for reply in replies]
@@ -134,7 +143,7 @@ def level_masses(model: nn.Module, tokenizer, dialogue: Dialogue, batch_size: in
     for i in range(0, len(examples), batch_size):
         ids, targets = (part.to(device_of(model)) for part in pad(examples[i : i + batch_size]))
         p.append(token_log_probs(view, ids, targets).double().sum(-1).exp().cpu())
-    rewards = torch.tensor([shop_reward(dialogue, reply) for reply in replies], dtype=torch.float64)
+    rewards = torch.tensor([reward(dialogue, reply) for reply in replies], dtype=torch.float64)
     levels, places = rewards.unique(return_inverse=True)
     masses = torch.zeros(len(levels), dtype=torch.float64).index_add(0, places, torch.cat(p))
     return torch.cat([torch.zeros(1), levels]), torch.cat([1 - masses.sum(0, keepdim=True), masses])

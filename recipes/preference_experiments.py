@@ -2,7 +2,8 @@
 
 A small GPT learns the shop's dialogues. From it start a reward model, DPO and GRPO, each with a control, each judged on
 the same messages, in phrasings that nothing was trained on. A smaller GPT learns puzzles, with and without thoughts,
-and half-trained ones learn on from a verifiable reward. The result is gptcourse/assets/preferences.
+and half-trained ones learn on from a verifiable reward, or from one that stays at zero. The result is
+gptcourse/assets/preferences.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from gptcourse.config import GPTConfig, TrainingConfig
 from gptcourse.corpora import support
 from gptcourse.data import IGNORED, Example, counted_rng, pad
 from gptcourse.finetuning import count_targets, encode_dialogues, eos_id, finetune, generate_replies, reply_loss
-from gptcourse.generation import Sampling
+from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT
 from gptcourse.preferences import (
     GRPOConfig,
+    PolicyHistory,
+    Reward,
     dpo,
     grpo,
     reward_model,
@@ -33,7 +36,7 @@ from gptcourse.preferences import (
     token_log_probs,
     train_reward_model,
 )
-from gptcourse.reasoning import CHARACTERS, N_POSITIONS, puzzle_examples, puzzles, right_answer, solve
+from gptcourse.reasoning import CHARACTERS, END, N_POSITIONS, PLACES, puzzle_examples, puzzles, right_answer, solve
 from gptcourse.reasoning import MAX_REPLY as LONGEST_THOUGHT
 from gptcourse.shop import (
     MAX_REPLY,
@@ -51,6 +54,7 @@ from gptcourse.shop import (
 )
 from gptcourse.support import Dialogue
 from gptcourse.tokenizers import BPETokenizer
+from gptcourse.training import History
 
 SEEDS = (0, 1, 2)
 QUIET = {"progress": False, "device": "cpu"}
@@ -73,6 +77,8 @@ DPO_STEPS, DPO_BATCH, DPO_RATE, DPO_BETAS = 50, 16, 2e-4, (0.05, 0.2, 1.0, 5.0)
 GRPO_STEPS, N_PROMPTS, GROUP_SIZE, GRPO_RATE = 40, 6, 8, 3e-4
 GRPO_RUNS = [("shop", 0.0), ("shop", 0.03), ("shop", 0.1), ("hole", 0.0), ("hole", 0.1), ("random", 0.0)]
 REWARDS = {"shop": shop_reward, "hole": hole_reward}
+RATES = [("dpo", 0.2, 5e-5), ("dpo", 20.0, 2e-4), ("dpo", 1.0, 5e-5), ("dpo", 1.0, 4e-4)]
+RATES += [("grpo", 0.0, 6e-4), ("grpo", 0.0, 1.5e-4)]
 
 
 def falling(steps: int, batch_size: int, rate: float, seed: int) -> TrainingConfig:
@@ -236,15 +242,8 @@ def ranked_pairs(which: str, n: int, seed: int) -> list[tuple[Dialogue, str, str
 
 def reward_run(seed: int, n_pairs: int, labels: str, times: int = 1) -> dict:
     """Train a reward model for `times` as many steps; return its order of held-out pairs, and the best of n by it."""
-    base, tokenizer = load_shop()
-    rng, pairs = random.Random(seed), ranked_pairs("train", n_pairs, seed)
-    if labels == "shuffled":
-        pairs = [(dialogue, *rng.sample([better, worse], 2)) for dialogue, better, worse in pairs]
-    model = reward_model(base)
-    encode = partial(encode_dialogues, tokenizer)
-    examples = [tuple(encode([(d.message, reply) for reply in replies])) for d, *replies in pairs]
-    history = train_reward_model(model, examples, falling(times * REWARD_STEPS, 16, REWARD_RATE, seed), **QUIET)
-    score = partial(scores, model, tokenizer)
+    model, history = trained_judge(seed, n_pairs, labels, times)
+    score = partial(scores, model, load_shop()[1])
     test = ranked_pairs("test", N_PAIRS_ASKED, 99)
     better, worse = (score([(pair[0].message, pair[i]) for pair in test]) for i in (1, 2))
     pool = [(d.message, reply) for d, drawn in zip(held_out(), recorded_draws("test"), strict=True) for reply in drawn]
@@ -253,11 +252,24 @@ def reward_run(seed: int, n_pairs: int, labels: str, times: int = 1) -> dict:
         "n_pairs": n_pairs,
         "labels": labels,
         "times": times,
-        "loss": rounded(completed(history).loss),
+        "loss": rounded(history.loss),
         "right": [int(a > b) for a, b in zip(better, worse, strict=True)],
         "accuracy": mean(a > b for a, b in zip(better, worse, strict=True)),
         "best_of_n": best_by(score(pool), seed),
     }
+
+
+def trained_judge(seed: int, n_pairs: int, labels: str = "program", times: int = 1) -> tuple[GPT, History]:
+    """Return a reward model of drawn pairs, and the history of its training."""
+    base, tokenizer = load_shop()
+    rng, pairs = random.Random(seed), ranked_pairs("train", n_pairs, seed)
+    if labels == "shuffled":
+        pairs = [(dialogue, *rng.sample([better, worse], 2)) for dialogue, better, worse in pairs]
+    model = reward_model(base)
+    encode = partial(encode_dialogues, tokenizer)
+    examples = [tuple(encode([(d.message, reply) for reply in replies])) for d, *replies in pairs]
+    config = falling(times * REWARD_STEPS, 16, REWARD_RATE, seed)
+    return model, completed(train_reward_model(model, examples, config, **QUIET))
 
 
 @torch.inference_mode()
@@ -306,7 +318,7 @@ def simple_judges() -> dict:
 
 
 def dpo_runs(work: Work) -> dict:
-    """Run DPO at each strength, and at two of them on pairs whose better reply was drawn by lot."""
+    """Run DPO at each strength, and at two of them on pairs with random labels."""
     tasks = [(dpo_run, seed, beta, "program") for beta in DPO_BETAS for seed in SEEDS]
     tasks += [(dpo_run, seed, beta, "shuffled") for beta in DPO_BETAS[1::2] for seed in SEEDS]
     return {"before": work.piece(judged_before), "runs": work.pieces(tasks)}
@@ -320,10 +332,7 @@ def judged_before() -> dict:
 def dpo_run(seed: int, beta: float, labels: str) -> dict:
     """Run DPO once; return its loss, what becomes of held-out pairs, and what the policy is worth."""
     model, tokenizer = load_shop()
-    rng, watched = random.Random(seed), preference_pairs(tokenizer, held_out(), [r[:8] for r in recorded_draws("test")])
-    pairs = preference_pairs(tokenizer, train_dialogues(), recorded_draws("train"))
-    if labels == "shuffled":
-        pairs = [tuple(rng.sample(pair, 2)) for pair in pairs]
+    watched = preference_pairs(tokenizer, held_out(), [replies[:8] for replies in recorded_draws("test")])
     before, margins = watched_log_probs(model, watched), []
 
     def watch(history) -> None:
@@ -331,8 +340,7 @@ def dpo_run(seed: int, beta: float, labels: str) -> dict:
             now = watched_log_probs(model, watched)
             margins.append([len(history.step), *((now - before).view(-1, 2).mean(0).tolist())])
 
-    config = falling(DPO_STEPS, DPO_BATCH, DPO_RATE, seed)
-    history = completed(dpo(model, pairs, config, beta=beta, callback=watch, **QUIET))
+    history = prefer(model, tokenizer, seed, beta, labels, callback=watch)
     steps, chosen, rejected = zip([0, 0.0, 0.0], *rounded(margins), strict=True)
     return {
         "seed": seed,
@@ -342,6 +350,16 @@ def dpo_run(seed: int, beta: float, labels: str) -> dict:
         "margins": {"step": steps, "chosen": chosen, "rejected": rejected},
         "after": judged(model, seed),
     }
+
+
+def prefer(model: GPT, tokenizer, seed: int, beta: float, labels="program", rate=None, callback=None) -> History:
+    """Train the shop model by DPO on the pairs of what was drawn, in place."""
+    pairs = preference_pairs(tokenizer, train_dialogues(), recorded_draws("train"))
+    if labels == "shuffled":
+        rng = random.Random(seed)
+        pairs = [tuple(rng.sample(pair, 2)) for pair in pairs]
+    config = falling(DPO_STEPS, DPO_BATCH, rate or DPO_RATE, seed)
+    return completed(dpo(model, pairs, config, beta=beta, callback=callback, **QUIET))
 
 
 @torch.inference_mode()
@@ -354,7 +372,7 @@ def watched_log_probs(model: GPT, pairs: list) -> Tensor:
 
 
 def grpo_runs(work: Work) -> dict:
-    """Run GRPO for the shop's reward, for the one with a hole, and for rewards drawn by lot."""
+    """Run GRPO for the shop's reward, for the one with a hole, and for random rewards."""
     runs = work.pieces((grpo_run, seed, name, beta) for seed in SEEDS for name, beta in GRPO_RUNS)
     return {"before": work.piece(judged_before), "runs": runs, "variance": work.piece(gradient_variance)}
 
@@ -362,25 +380,64 @@ def grpo_runs(work: Work) -> dict:
 def grpo_run(seed: int, name: str, beta: float) -> dict:
     """Run GRPO once, the penalty in the reward; the true reward of what it draws is noted beside the one it learns."""
     (model, tokenizer), dialogues, noted = load_shop(), train_dialogues(), []
-    true, rng = reward_on_ids(tokenizer, dialogues, shop_reward), random.Random(seed)
-    learned = reward_on_ids(tokenizer, dialogues, REWARDS[name]) if name in REWARDS else lambda *_: rng.random()
+    true, paid = reward_on_ids(tokenizer, dialogues, shop_reward), paying(name, seed, tokenizer, dialogues)
 
     def reward(i: int, ids: list[int]) -> float:
         noted.append(true(i, ids))
-        return learned(i, ids)
+        return paid(i, ids)
 
-    rules = GRPOConfig(GROUP_SIZE, MAX_REPLY, beta=beta, penalty="reward")
-    config, end = falling(GRPO_STEPS, N_PROMPTS, GRPO_RATE, seed), eos_id(tokenizer)
-    measured = grpo(model, shop_prompts(tokenizer, dialogues), reward, config, rules, eos_token_id=end, **QUIET)
+    measured = climb(model, tokenizer, seed, reward, beta)
     size = N_PROMPTS * GROUP_SIZE
     return {
         "seed": seed,
         "reward": name,
         "beta": beta,
-        "measured": {key: rounded(values) for key, values in vars(measured).items()},
+        "measured": noted_of(measured),
         "true": [mean(noted[i : i + size]) for i in range(0, len(noted), size)],
         "after": judged(model, seed),
     }
+
+
+def noted_of(measured: PolicyHistory) -> dict:
+    """Return what is kept of a history: with one step for each rollout nothing is clipped."""
+    return {key: rounded(values) for key, values in vars(measured).items() if key != "clipped"}
+
+
+def paying(name: str, seed: int, tokenizer, dialogues: list[Dialogue]) -> Reward:
+    """Return what a run learns from: a reward of REWARDS, the "learned" one of a reward model, or a random one."""
+    if name == "learned":
+        judge, _ = trained_judge(seed, PAIRS[-1])
+        return reward_on_ids(tokenizer, dialogues, lambda d, reply: scores(judge, tokenizer, [(d.message, reply)])[0])
+    rng = random.Random(seed)
+    return reward_on_ids(tokenizer, dialogues, REWARDS[name]) if name in REWARDS else lambda *_: rng.random()
+
+
+def climb(model: GPT, tokenizer, seed: int, reward: Reward, beta: float, rate=None) -> PolicyHistory:
+    """Train the shop model by GRPO on the messages to learn from, in place."""
+    rules = GRPOConfig(GROUP_SIZE, MAX_REPLY, beta=beta, penalty="reward")
+    config, end = falling(GRPO_STEPS, N_PROMPTS, rate or GRPO_RATE, seed), eos_id(tokenizer)
+    prompts = shop_prompts(tokenizer, train_dialogues())
+    return grpo(model, prompts, reward, config, rules, eos_token_id=end, **QUIET)
+
+
+def learned_reward(work: Work) -> dict:
+    """Run GRPO for the reward of a reward model, the one that the best of n was taken by."""
+    return {"runs": work.pieces((grpo_run, seed, "learned", 0.0) for seed in SEEDS)}
+
+
+def rates(work: Work) -> dict:
+    """Run DPO and GRPO at rates and strengths beside those of the other parts."""
+    return {"runs": work.pieces((rate_run, seed, *setting) for setting in RATES for seed in SEEDS)}
+
+
+def rate_run(seed: int, method: str, beta: float, rate: float) -> dict:
+    """Run DPO, or GRPO for the shop's reward, once."""
+    model, tokenizer = load_shop()
+    if method == "dpo":
+        prefer(model, tokenizer, seed, beta, rate=rate)
+    else:
+        climb(model, tokenizer, seed, paying("shop", seed, tokenizer, train_dialogues()), beta, rate)
+    return {"seed": seed, "method": method, "beta": beta, "rate": rate, "after": judged(model, seed)}
 
 
 def gradient_variance(n_prompts: int = 8, n_replies: int = 32) -> dict:
@@ -429,7 +486,7 @@ def levels() -> list[dict]:
     model, tokenizer = load_shop()
     found = []
     for dialogue in held_out():
-        rewards, masses = level_masses(model, tokenizer, dialogue)
+        rewards, masses = level_masses(model, tokenizer, dialogue, reward=shop_reward)
         own = dict.fromkeys(rewards.tolist(), 0.0)
         for reply, p in right_replies(dialogue).items():
             own[shop_reward(dialogue, reply)] += p
@@ -456,6 +513,8 @@ STYLES = [("sum", style) for style in ("answer", "think", "filler", "some")] + [
 ]
 HALF_LOSS, MORE_STEPS, SOLVED, N_VOTES = 0.6, 80, 150, 64  # nats per target at which half-training ends
 MORE_PROMPTS, MORE_GROUP, MORE_RATE = 16, 16, 1e-3
+ROUGH_LOSS, N_CHAINS = 0.8, 16  # a loss at which hardly a long chain is right; draws for each puzzle
+STAGES, STAGE_STEPS = (4, 7, PLACES), 30  # the most digits of each stage's puzzles
 
 
 def thinking(work: Work) -> dict:
@@ -504,7 +563,7 @@ def accuracies(asked: list, answers: list) -> dict:
 
 
 def verifiable(work: Work) -> dict:
-    """Train half-trained solvers on from a verifiable reward, from rewards by lot, and from further examples."""
+    """Train half-trained solvers on from a verifiable reward, from random ones, and from further examples."""
     return {"runs": work.pieces((verifiable_run, s, kind) for kind in ("grpo", "random", "longer") for s in SEEDS)}
 
 
@@ -521,10 +580,8 @@ def verifiable_run(seed: int, kind: str) -> dict:
         reward = right_answer(asked) if kind == "grpo" else lambda *_: float(rng.random() < 0.5)
         rules, config = GRPOConfig(MORE_GROUP, LONGEST_THOUGHT), falling(MORE_STEPS, MORE_PROMPTS, MORE_RATE, seed)
         prompts = [puzzle.prompt for puzzle in asked]
-        measured = vars(grpo(model, prompts, reward, config, rules, eos_token_id=14, **QUIET))
-    after = solved(model, seed)
-    measured = {name: rounded(values) for name, values in measured.items()}
-    return {"seed": seed, "kind": kind, "before": before, "after": after, "measured": measured}
+        measured = noted_of(grpo(model, prompts, reward, config, rules, eos_token_id=END, **QUIET))
+    return {"seed": seed, "kind": kind, "before": before, "after": solved(model, seed), "measured": measured}
 
 
 def solved(model: GPT, seed: int) -> dict:
@@ -546,6 +603,44 @@ def solved(model: GPT, seed: int) -> dict:
     }
 
 
+def zero(work: Work) -> dict:
+    """Train rough solvers on, paid for right chains of thought alone: on long puzzles, or on short ones first."""
+    return {"runs": work.pieces((zero_run, s, kind) for kind in ("long", "short first") for s in SEEDS)}
+
+
+def zero_run(seed: int, kind: str) -> dict:
+    """Train a rough solver on in stages; return how many chains of the longest puzzles are right after each."""
+    model = trained_solver(puzzle_examples(puzzles(N_PUZZLES, seed), "think"), 400, seed, until=ROUGH_LOSS)
+    after, measured = [right_chains(model, seed)], {"reward": [], "idle": []}
+    for stage, longest in enumerate(STAGES if kind == "short first" else [PLACES] * len(STAGES)):
+        drawn = puzzles(N_PUZZLES // 10, 600 + 10 * seed + stage, shortest=PLACES if longest == PLACES else 2)
+        asked = [puzzle for puzzle in drawn if len(puzzle.digits) <= longest]
+        rules = GRPOConfig(MORE_GROUP, LONGEST_THOUGHT)
+        config = falling(STAGE_STEPS, MORE_PROMPTS, MORE_RATE, len(STAGES) * seed + stage)
+        prompts = [puzzle.prompt for puzzle in asked]
+        found = grpo(model, prompts, right_chain(asked), config, rules, eos_token_id=END, **QUIET)
+        measured = {name: values + rounded(getattr(found, name)) for name, values in measured.items()}
+        after.append(right_chains(model, seed))
+    return {"seed": seed, "kind": kind, "right": after, "measured": measured}
+
+
+def right_chain(asked: list) -> Reward:
+    """Return the reward that is 1 for a reply whose every token is right, thoughts and answer, and else 0."""
+    wanted = [[i for i in targets if i != IGNORED] for _, targets in puzzle_examples(asked, "think")]
+    return lambda i, reply: float(list(reply) == wanted[i])
+
+
+def right_chains(model: GPT, seed: int) -> dict:
+    """Return the share of right chains of fresh puzzles of the most digits, drawn, and most likely token by token."""
+    asked = puzzles(SOLVED, 3000 + seed, shortest=PLACES)
+    reward, found = right_chain(asked), {}
+    for name, n, sampling in (("drawn", N_CHAINS, Sampling(seed=seed)), ("greedy", 1, Sampling(temperature=0))):
+        prompts = [puzzle.prompt for puzzle in asked for _ in range(n)]
+        rows = generate(model, prompts, LONGEST_THOUGHT, sampling, END)
+        found[name] = mean(reward(i // n, row[PLACES + 1 :]) for i, row in enumerate(rows))
+    return found
+
+
 def card(data: dict[str, dict]) -> str:
     """Return the card: what was trained on what, and what came of it."""
     return fill("preferences", tuple(PARTS), **data, **constants(globals()))
@@ -560,6 +655,9 @@ PARTS = {
     "frontier": frontier,
     "thinking": thinking,
     "verifiable": verifiable,
+    "rates": rates,
+    "learned_reward": learned_reward,
+    "zero": zero,
 }
 
 if __name__ == "__main__":

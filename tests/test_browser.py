@@ -14,7 +14,8 @@ EXPLORERS = [
 import torch
 from gptcourse.explorers import TrainingMonitor, attention_explorer, attention_scale_explorer, decoding_explorer
 from gptcourse.drawings import svg
-from gptcourse.explorers import predict, rotary_explorer, size_explorer, window_explorer
+from gptcourse.explorers import dpo_explorer, frontier_explorer, predict, rotary_explorer, size_explorer
+from gptcourse.explorers import thinking_explorer, window_explorer
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, train
@@ -36,6 +37,9 @@ ipywidgets.VBox([nothing, ipywidgets.HTML(bars)])
     "attention_explorer(model, tokenizer, 'to be or not to be', held_out=30 * 'not to be or ')",
     "window_explorer()",
     "rotary_explorer()",
+    "frontier_explorer(24 * [([0.05 * i for i in range(20)], 20 * [0.05])])",  # as many messages as in the notebook
+    "dpo_explorer()",
+    "thinking_explorer([{'thoughts': n, 'by_length': {'2': 0.5, '9': n / 10}} for n in range(11)])",
 ]
 TRAINING = """
 config = TrainingConfig(steps=100_000, batch_size=1, learning_rate=1e-3, sequence_length=8)
@@ -88,6 +92,9 @@ def explorers(lab):
         "window",
         "place of the query",
         "place of the key",
+        "β",
+        "chosen, nats",
+        "thinking tokens",
     ],
 )
 def test_a_key_press_changes_the_picture(explorers, label):

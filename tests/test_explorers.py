@@ -10,14 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from html import unescape
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from gptcourse import explorers, interpretability
+from gptcourse import explorers, interpretability, plots
 from gptcourse.drawings import svg
 from gptcourse.explorers import (
     TrainingMonitor,
@@ -562,6 +564,18 @@ def test_where_nobody_clicks_the_proof_is_computed_at_once_and_stands_in_a_fold(
     assert "<pre>2 &lt; 3\n</pre>" in shown[1]["text/html"]
     quiz.buttons[1].click()
     assert len(shown) == 2  # not computed again
+
+
+def test_a_proof_that_is_a_figure_is_named_by_its_title(monkeypatch):
+    monkeypatch.setenv("GPTCOURSE_REVEAL", "1")
+    shown = []
+    monkeypatch.setattr(predict_module, "display", lambda data, raw=False: shown.append(data))
+    captured = SimpleNamespace(stdout="", outputs=[SimpleNamespace(data={"image/png": "abc"})])
+    monkeypatch.setattr(predict_module, "capture_output", lambda: nullcontext(captured))
+    monkeypatch.setattr(predict_module, "_show", lambda result: None)
+    proof = plots.lines([1, 2], {"a": [1, 2]}, title='It "rises"', x_label="x", y_label="y")
+    predict("?", ["a thing", "another"], "another", "So it is.", reveal=lambda: proof)
+    assert '<img alt="It &quot;rises&quot;"' in shown[1]["text/html"]
 
 
 def test_a_right_prediction_is_greeted():

@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
-from pictures import assert_all_lies_within, assert_says
+from pictures import assert_all_lies_within, assert_says, assert_texts_lie_apart
 
-from gptcourse.drawings.preferences import group
+from gptcourse.drawings.preferences import group, ways
 from gptcourse.explorers import PolicyMonitor, dpo_explorer, frontier_explorer, thinking_explorer
-from gptcourse.explorers.preferences import BETAS, price_and_worth
-from gptcourse.preferences import PolicyHistory, dpo_loss, group_advantages, optimal_policy
+from gptcourse.explorers.preferences import BETAS
+from gptcourse.preferences import PolicyHistory, dpo_loss, group_advantages, optimal_policy, price_and_worth
 
 MESSAGES = [([0.0, 0.5, 1.0], [0.6, 0.3, 0.1]), ([0.0, 0.25, 0.75, 1.0], [0.2, 0.5, 0.25, 0.05])]
 BUDGET = [
@@ -38,7 +38,7 @@ def test_the_pair_shows_the_loss_and_its_slope(beta, chosen, rejected):
     assert f"loss {loss.item():.3f}, pull {-slope.item():.4f}" in text_of(explorer)
     assert f"probability {math.exp(-loss.item()):.3f}" in text_of(explorer)
     assert f"{math.exp(chosen):.3g} times" in text_of(explorer)
-    assert explorer.picture.value.count("<circle") == (2 if abs(chosen - rejected) <= 20 else 0)
+    assert explorer.picture.value.count("<circle") == 2  # the farthest leads are in the frame, too
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 1.0, 7.0])
@@ -104,4 +104,11 @@ def test_the_drawing_of_a_group_says_every_number():
     advantages = group_advantages(torch.tensor([rewards]), scale=False)[0].tolist()
     drawing = group("Where is order 30217?", [f"reply {i}" for i in range(4)], rewards, advantages)
     assert_says(drawing, ["reply 0: reward 0.75, advantage +0.44", "reply 3: reward 0.00, advantage -0.31", "is 0.31"])
+    assert_all_lies_within(drawing)
+
+
+def test_the_drawing_of_the_ways_names_each_with_its_section():
+    drawing = ways()
+    assert_says(drawing, ["imitate (section 1)", "by DPO (4)", "by GRPO (5)", "best of n replies (3, 6)"])
+    assert_texts_lie_apart(drawing, 15)
     assert_all_lies_within(drawing)

@@ -12,9 +12,10 @@ import torch
 from gptcourse.config import GPTConfig, TrainingConfig
 from gptcourse.corpora import support
 from gptcourse.data import IGNORED, pad
-from gptcourse.finetuning import encode_dialogues
+from gptcourse.finetuning import encode_dialogues, eos_id
 from gptcourse.model import GPT
 from gptcourse.pretrained import load_pretrained
+from gptcourse.reasoning import END, EQUALS, PLACES, puzzles
 from gptcourse.shop import shop_reward
 from gptcourse.tokenizers import BPETokenizer
 
@@ -53,6 +54,11 @@ SMALL = {
     "SOLVED": 3,
     "N_VOTES": 2,
     "HALF_LOSS": 9.0,
+    "ROUGH_LOSS": 9.0,
+    "N_CHAINS": 2,
+    "STAGES": (4, PLACES),
+    "STAGE_STEPS": 1,
+    "RATES": [("dpo", 0.1, 1e-4), ("grpo", 0.0, 1e-4)],
 }
 
 
@@ -83,13 +89,18 @@ def test_it_records_every_part_is_started_again_and_fills_its_card(small, monkey
     runner.run("preferences", recipe.PARTS, recipe.card, argv)
     found = runner.recorded(small)
     assert set(found) == set(recipe.PARTS)
-    assert [len(found[name]["runs"]) for name in ("reward_model", "dpo", "grpo", "thinking", "verifiable")] == [
-        8,
-        8,
-        2 * len(recipe.GRPO_RUNS),
-        2 * len(recipe.STYLES) + 2,
-        6,
-    ]
+    assert {name: len(data["runs"]) for name, data in found.items() if "runs" in data} == {
+        "reward_model": 8,
+        "dpo": 8,
+        "grpo": 2 * len(recipe.GRPO_RUNS),
+        "thinking": 2 * len(recipe.STYLES) + 2,
+        "verifiable": 6,
+        "rates": 4,
+        "learned_reward": 2,
+        "zero": 4,
+    }
+    for run in found["zero"]["runs"]:
+        assert len(run["right"]) == 3 and {len(values) for values in run["measured"].values()} == {2}
     assert {len(run["measured"]["reward"]) for run in found["grpo"]["runs"]} == {2}
     assert all(run["margins"]["step"] == [0, 10] for run in found["dpo"]["runs"])
     budgets = [run.get("budgets", []) for run in found["thinking"]["runs"]]
@@ -194,6 +205,26 @@ def test_half_training_ends_when_the_loss_is_low_enough(monkeypatch):
     for until in (0.0, math.inf):
         recipe.trained_solver(examples, 4, 0, until)
     assert [len(history.step) for history in histories] == [4, 1]
+
+
+def test_a_chain_is_right_if_every_token_is():
+    (puzzle,) = puzzles(1, seed=3)
+    reply = [*puzzle.thoughts, EQUALS, puzzle.answer, END]
+    reward = recipe.right_chain([puzzle])
+    assert reward(0, reply) == 1.0
+    for i in range(len(reply)):
+        assert reward(0, [*reply[:i], (reply[i] + 1) % 10, *reply[i + 1 :]]) == 0.0
+    assert reward(0, reply[:-1]) == 0.0
+
+
+def test_a_learned_reward_is_the_score_of_the_reward_model(monkeypatch):
+    (dialogue,) = support(1)
+    monkeypatch.setattr(recipe, "trained_judge", lambda seed, n_pairs: ("judge", None))
+    monkeypatch.setattr(recipe, "scores", lambda judge, _, rows: [float(len(reply)) for _, reply in rows])
+    _, tokenizer = load_pretrained(runner.ASSETS / "preferences" / "shop")
+    ids = tokenizer.encode("Hello!")
+    reward = recipe.paying("learned", 0, tokenizer, [dialogue])
+    assert reward(0, [*ids, eos_id(tokenizer)]) == len("Hello!")
 
 
 def test_what_was_recorded_is_what_the_recipe_says():

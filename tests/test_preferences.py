@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from gptcourse.config import GPTConfig, TrainingConfig
@@ -19,6 +20,7 @@ from gptcourse.preferences import (
     PolicyHistory,
     Rollouts,
     best_of_n,
+    clipped_share,
     dpo,
     dpo_loss,
     group_advantages,
@@ -110,8 +112,12 @@ def test_the_policy_loss_is_that_of_its_loops(loss_type):
         for t in range(length):
             ratio, advantage = math.exp(log_probs[row, t] - old[row, t]), advantages[row].item()
             surrogate = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
-            total -= surrogate / (length if loss_type == "grpo" else 4) / 3
-    assert policy_loss(log_probs, old, advantages, mask, 0.2, loss_type).item() == pytest.approx(total, rel=1e-5)
+            total -= surrogate / (length if loss_type == "grpo" else 9) / 3
+    given = log_probs, old, advantages, mask
+    assert policy_loss(*given, 0.2, loss_type, 9).item() == pytest.approx(total, rel=1e-5)
+    wider = [F.pad(rows, (0, 3)) for rows in (log_probs, old, mask)]  # filled up beside a longer text
+    loss = policy_loss(wider[0], wider[1], advantages, wider[2], 0.2, loss_type, 9)
+    assert loss.item() == pytest.approx(total, rel=1e-5)
 
 
 def test_a_token_that_has_moved_far_enough_has_no_gradient():
@@ -122,6 +128,10 @@ def test_a_token_that_has_moved_far_enough_has_no_gradient():
     assert (wanted == 0).tolist() == [[True, False, False, False]]  # already likelier by more than ε
     (unwanted,) = torch.autograd.grad(policy_loss(log_probs, old, torch.tensor([-1.0]), mask), log_probs)
     assert (unwanted == 0).tolist() == [[False, True, False, False]]
+    for advantage, gradient in ((1.0, wanted), (-1.0, unwanted)):
+        share = clipped_share(log_probs, old, torch.tensor([advantage]), mask)
+        assert share == (gradient == 0).float().mean().item()
+    assert clipped_share(log_probs, old, torch.tensor([1.0]), mask & (torch.arange(4) > 0)) == 0
 
 
 def test_impossible_settings_are_refused():
@@ -153,9 +163,10 @@ def test_the_gradient_of_the_policy_loss_is_on_average_that_of_the_expected_rewa
     p = log_probs.sum(-1).exp()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
     wanted = torch.autograd.grad((p * rewards).sum(), model.parameters(), retain_graph=True)
-    # Each reply counts as often as it is drawn; a baseline changes the variance alone. T = 3 places, 9 replies.
-    weights = p.detach() * (rewards - baseline) * len(replies) * ids.shape[1]
-    loss = policy_loss(log_probs, log_probs.detach(), weights, targets != IGNORED, loss_type="dr_grpo")
+    # Each reply counts as often as it is drawn; a baseline changes the variance alone. 9 replies.
+    weights = p.detach() * (rewards - baseline) * len(replies)
+    average = {"loss_type": "dr_grpo", "max_length": 1}
+    loss = policy_loss(log_probs, log_probs.detach(), weights, targets != IGNORED, **average)
     found = torch.autograd.grad(loss, model.parameters())
     for ours, exact in zip(found, wanted, strict=True):
         assert_close(-ours, exact, atol=1e-5, rtol=1e-4)
@@ -294,7 +305,8 @@ def test_what_a_rollout_measures():
     history.record(
         Rollouts(targets, targets, log_probs, torch.tensor([[1.0, 1.0]])), torch.tensor([[-2.0, -2.0], [-3.5, 0.0]])
     )
-    assert history == PolicyHistory(reward=[1.0], length=[1.5], kl=[0.75], entropy=[2.0], idle=[1.0])
+    expected = PolicyHistory(reward=[1.0], length=[1.5], kl=[0.75], entropy=[2.0], idle=[1.0], clipped=[0.0])
+    assert history == expected
 
 
 def test_grpo_learns_what_is_rewarded_and_nothing_from_equal_rewards():
@@ -356,6 +368,15 @@ def test_grpo_is_a_function_of_its_seed_and_goes_over_a_rollout_several_times():
         assert len(history.reward) == 2
         ends.append(model.wte.weight.detach())
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def test_something_is_clipped_after_the_first_step_with_a_rollout_alone():
+    config = TrainingConfig(4, 4, 0.1, weight_decay=0.0)
+    for n_iterations in (1, 2):
+        rules = replace(THREE, num_iterations=n_iterations)
+        history = grpo(tiny(), [PROMPT], lambda _, reply: reply.count(2), config, rules, **QUIET)
+        assert len(history.clipped) == 4 // n_iterations
+        assert (max(history.clipped) > 0) == (n_iterations == 2)
 
 
 def test_replies_that_might_not_fit_are_refused_before_anything_is_drawn():

@@ -101,3 +101,5 @@ def test_the_masses_of_the_levels_are_the_probabilities_of_all_their_replies(mod
             kept = targets >= 0
             total += log_probs[kept].gather(-1, targets[kept][:, None]).double().sum().exp().item()
     assert total > 0 and masses[-1].item() == pytest.approx(total, rel=1e-2, abs=0)  # far from 1, but not yet 0
+    own, of_two = level_masses(model, tokenizer, DIALOGUE, 100, lambda dialogue, reply: marks(dialogue, reply).right)
+    assert own.tolist() == [0, 1] and of_two[0].item() == pytest.approx(masses[0].item())

@@ -29,3 +29,28 @@ def group(prompt: str, replies: Sequence[str], rewards: Sequence[float], advanta
     drawing.text(538, height - 10, f"mean {mean:.2f}", size=12, faint=True)
     drawing.text(340, height - 10, "likelier where the advantage is above 0", size=12, faint=True)
     return drawing
+
+
+def ways() -> Diagram:
+    """Draw the ways of notebook 09 from a model that imitates to a better policy, with the sections that go them."""
+    drawing = Diagram(
+        680,
+        196,
+        "From written replies a model learns to imitate (section 1). Its replies are compared in pairs (3) or rewarded "
+        "by a program (2). Pairs train a reward model (3), or the policy itself by DPO (4). A reward, of the program "
+        "or of the reward model, picks the best of n replies (3, 6), or trains the policy by GRPO (5).",
+    )
+    imitates = drawing.box(6, 74, 136, 46, "it imitates", color=BLUE, note="written replies · 1")
+    pairs = drawing.box(186, 20, 136, 46, "pairs", color=PURPLE, note="which is better? · 3")
+    program = drawing.box(186, 128, 136, 46, "a program", color=PURPLE, note="computes a reward · 2")
+    judge = drawing.box(366, 56, 136, 46, "reward model", color=PURPLE, note="learns a reward · 3")
+    dpo = drawing.box(546, 20, 128, 46, "DPO", color=GREEN, note="from pairs · 4")
+    best = drawing.box(546, 82, 128, 46, "best of n", color=GREEN, note="no training · 3, 6")
+    grpo = drawing.box(546, 144, 128, 46, "GRPO", color=GREEN, note="from rewards · 5")
+    for start, end in ((imitates, pairs), (imitates, program), (pairs, judge), (judge, best), (judge, grpo)):
+        drawing.arrow(start.right, end.left)
+    drawing.arrow((322, 36), dpo.left)
+    drawing.arrow((322, 158), grpo.left)
+    drawing.arrow(program.right, best.left)
+    drawing.text(610, 12, "a better policy", size=12, faint=True)
+    return drawing

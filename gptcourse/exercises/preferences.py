@@ -117,7 +117,7 @@ def first_copy() -> Callable:
 
 
 def climbed(old_of: Callable, logits: Tensor, rollouts: list, n_iterations: int, rate: float, epsilon: float) -> Tensor:
-    """Ascend by clipped steps on rollouts; old_of(first, begun, now) picks the log-probabilities to hold against."""
+    """Ascend by clipped steps on rollouts; old_of(first, begun, now) picks the old log-probabilities."""
     first = logits.log_softmax(-1)
     for actions, advantages in rollouts:
         begun = logits.log_softmax(-1)
@@ -187,7 +187,7 @@ class DPOLoss(Exercise, name="preferences.dpo_loss"):
         probability.""")(lambda p, r, mask, beta: beta * pair_loss(margins_of(p, r, mask, 1.0)))
     without_beta = mistake("You never use beta.")(lambda p, r, mask, _: pair_loss(margins_of(p, r, mask, 1.0)))
 
-    @mistake("Rows alternate: chosen, rejected, chosen, rejected. You hold the first half against the second.")
+    @mistake("Rows alternate: chosen, rejected, chosen, rejected. You compare the first half with the second.")
     def by_halves(policy, reference, mask, beta):
         first, second = margins_of(policy, reference, mask, beta).chunk(2)
         return -F.logsigmoid(first - second).mean() if len(policy) > 2 else torch.full((), torch.nan)
@@ -443,8 +443,8 @@ class MendMask(Exercise, name="preferences.mend_mask"):
         return log_prob
 
     reference = of_places()
-    with_prompt = as_it_stands("""The mistake is still there: the customer's words count as if the model had written
-        them. Where does the reply begin?""")(of_places(prompt=True))
+    with_prompt = as_it_stands("""The mistake is still there: for the same reply, the number is the lower the longer the
+        prompt is. Which tokens are added up?""")(of_places(prompt=True))
     without_first = mistake("""The first token of the reply is not counted. At which place are the logits that are about
         it?""")(of_places(begin=0))
     with_filling = mistake("What stands after the end of a reply counts, too.")(of_places(stop=99))
@@ -473,8 +473,8 @@ class MendPairs(Exercise, name="preferences.mend_pairs"):
         return pairs
 
     reference = in_order(True, False)
-    swapped = as_it_stands("""The mistake is still there: sorted from low to high, the first is the worst. What will
-        the policy learn?""")(in_order(False, True))
+    swapped = as_it_stands("""The mistake is still there: write out the first pair with its rewards. Which of the two
+        replies would you send?""")(in_order(False, True))
     with_equals = mistake("""The best is chosen now. But in a group of equal rewards nothing is better: a pair of it is
         a coin.""")(in_order(True, True))
     still_swapped = mistake("Groups of equals are out. But look at who is chosen in the others.")(
@@ -499,8 +499,8 @@ class MendReference(Exercise, name="preferences.mend_reference"):
     def reference(model, x, chosen, rejected, beta, rate, steps):
         return trained_pairs(first_copy(), model, x, chosen, rejected, beta, rate, steps)
 
-    trains_along = as_it_stands("""The mistake is still there: the loss stays at the logarithm of 2, as the reference
-        moves with the policy. How many models are there in memory?""")(partial(trained_pairs, lambda model: model))
+    trains_along = as_it_stands("""The mistake is still there: the loss stays at the logarithm of 2, so the lead is 0 at
+        every step. Of which two models is it the difference?""")(partial(trained_pairs, lambda model: model))
 
     @mistake("You have no reference now: all replies count as equally likely before. Keep what the policy was.")
     def none(model, x, chosen, rejected, beta, rate, steps):
@@ -520,7 +520,7 @@ class MendReference(Exercise, name="preferences.mend_reference"):
 
 
 class MendStale(Exercise, name="preferences.mend_stale"):
-    """Mend the steps so that each is held against the policy that wrote its rollout; return the logits."""
+    """Mend the steps so that each is compared with the policy that wrote its rollout; return the logits."""
 
     hint = "Write the steps of two rollouts in a row. After which of them is something drawn, and by which policy?"
 
@@ -531,8 +531,10 @@ class MendStale(Exercise, name="preferences.mend_stale"):
         ]
 
     reference = partial(climbed, lambda first, begun, now: begun)
-    stale = as_it_stands("""The mistake is still there: the second rollout is held against the policy from before the
-        first. Who wrote it?""")(partial(climbed, lambda first, begun, now: first))
+    stale = as_it_stands("""The mistake is still there: at the first step of the second rollout, the ratios are not 1.
+        What should they be, when nothing has moved since it was drawn?""")(
+        partial(climbed, lambda first, begun, now: first)
+    )
     always_one = mistake("""Now the ratio is 1 at every step, and nothing is ever clipped. When should the old
         probabilities be taken, and when not?""")(partial(climbed, lambda first, begun, now: now.detach()))
     no_gradient = mistake("""The logits never move: the policy stands above and below the line, and a gradient runs
@@ -557,10 +559,8 @@ class MendPenalty(Exercise, name="preferences.mend_penalty"):
         return advantages
 
     reference = paid(whole)
-    the_same_for_all = as_it_stands("""The mistake is still there: the same number is taken from all, and the mean of
-        the group takes it out again. The run has no penalty. Who should pay?""")(
-        paid(lambda d, mask: whole(d, mask).mean())
-    )
+    the_same_for_all = as_it_stands("""The mistake is still there: whatever beta is, the same advantages come out. Which
+        replies of a group should pay, and how much?""")(paid(lambda d, mask: whole(d, mask).mean()))
     rewarded = mistake("The sign is off: who goes far away is paid for it.")(paid(whole, 1.0))
     of_a_token = mistake(MEAN_OF_TOKENS)(paid(lambda d, mask: whole(d, mask) / mask.sum(-1)))
     all_places = mistake(HIDDEN_COUNTED)(paid(lambda d, _: d.sum(-1)))
@@ -594,8 +594,8 @@ class MendReward(Exercise, name="preferences.mend_reward"):
         return 0.5 * bool(THANKS.search(reply.lower()))
 
     reference = paid(once)
-    per_word = as_it_stands("""The mistake is still there: each polite word pays, so the best reply is made of nothing
-        else. How often should it count?""")(paid(lambda reply: 0.5 * len(THANKS.findall(reply.lower()))))
+    per_word = as_it_stands("""The mistake is still there: whatever reply you write, there is one that gets more. Which
+        words would you add to it?""")(paid(lambda reply: 0.5 * len(THANKS.findall(reply.lower()))))
     never = mistake("Now being polite is worth nothing.")(paid(lambda reply: 0.0))
     capitals = mistake("A polite word at the beginning of a sentence has a capital letter.")(
         paid(lambda reply: 0.5 * bool(THANKS.search(reply)))

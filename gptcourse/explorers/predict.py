@@ -69,18 +69,21 @@ def _show(result):
 def _print_fold(answer, reveal):
     """Show the answer and what proves it in a fold, as one output of HTML; its plain text is what was printed."""
     with capture_output() as captured:
-        _show(reveal())
+        result = reveal()
+        _show(result)
+    titles = [axes.get_title(loc="left") for axes in getattr(result, "axes", [])]  # of a figure
     printed = f"<pre>{escape(captured.stdout)}</pre>" if captured.stdout else ""
-    shown = "".join(_as_html(output.data) for output in captured.outputs)
+    shown = "".join(_as_html(output.data, " ".join(titles)) for output in captured.outputs)
     fold = f"<details><summary>After your guess</summary><p>{escape(answer, quote=False)}</p>{printed}{shown}</details>"
     display({"text/html": fold, "text/plain": captured.stdout}, raw=True)
 
 
-def _as_html(data):
+def _as_html(data, title):
     if "text/html" in data:
         return data["text/html"]
     if "image/png" in data:
-        return f'<img alt="" style="max-width:100%" src="data:image/png;base64,{data["image/png"].strip()}">'
+        source = f"data:image/png;base64,{data['image/png'].strip()}"
+        return f'<img alt="{escape(title)}" style="max-width:100%" src="{source}">'
     return f"<pre>{escape(data.get('text/plain', ''))}</pre>"
 
 

@@ -12,10 +12,10 @@ import torch
 
 from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, choice, slider
-from gptcourse.preferences import best_of_n, optimal_policy
+from gptcourse.preferences import best_of_n, optimal_policy, price_and_worth
 
 BETAS = [round(base * 10.0**power, 4) for power in (-2, -1, 0) for base in (1, 1.5, 2, 3, 4, 5, 7)]
-LEADS = [-20 + 0.5 * i for i in range(81)]  # nats
+LEADS = [-40 + 0.5 * i for i in range(161)]  # nats, more than both sliders can make
 N_BINS = 10
 MEASURED = {
     "reward": "reward",
@@ -23,6 +23,7 @@ MEASURED = {
     "length": "tokens per reply",
     "entropy": "entropy, nats per token",
     "idle": "share of idle groups",
+    "clipped": "share of clipped tokens",
 }
 DIGITS = (3, 5, 2, 8, 4, 9, 1, 7, 6, 2)
 
@@ -49,13 +50,9 @@ def _pair(beta, chosen, rejected):
     losses = {"": (LEADS, [_softplus(-beta * x) for x in LEADS])}
     pulls = {"": (LEADS, [beta * _sigmoid(-beta * x) for x in LEADS])}
     size = {"x_range": (LEADS[0], LEADS[-1]), "width": svg.HALF, "height": 220}
-    left = svg.line_chart(losses, labels=("lead, nats", "loss"), dot=_in_frame(lead, loss), **size)
-    right = svg.line_chart(pulls, labels=("lead, nats", "pull on the lead"), dot=_in_frame(lead, pull), **size)
+    left = svg.line_chart(losses, labels=("lead, nats", "loss"), dot=(lead, loss), **size)
+    right = svg.line_chart(pulls, labels=("lead, nats", "pull on the lead"), dot=(lead, pull), **size)
     return svg.paragraph(numbers) + svg.side_by_side(left, right)
-
-
-def _in_frame(lead, height):
-    return (lead, height) if LEADS[0] <= lead <= LEADS[-1] else None
 
 
 def _sigmoid(x):
@@ -80,22 +77,6 @@ class PolicyMonitor(widgets.HTML):
 def _small(values, label):
     rollouts = list(range(1, len(values) + 1))
     return svg.line_chart({"": (rollouts, values)}, labels=("rollout", label), width=220, height=150)
-
-
-def price_and_worth(messages, policy_of):
-    """Return (KL from the reference in nats, expected reward), each a mean over messages.
-
-    `messages` are pairs (rewards, masses) of what a reference may reply: levels of reward, and the probability of each.
-    policy_of(masses, rewards), both tensors (N,), returns the probabilities of another policy.
-    """
-    kls, worths = [], []
-    for rewards, masses in messages:
-        rewards, masses = torch.tensor(rewards, dtype=torch.float64), torch.tensor(masses, dtype=torch.float64)
-        p = policy_of(masses, rewards)
-        kept = p > 0
-        kls.append((p[kept] * (p[kept] / masses[kept]).log()).sum().item())
-        worths.append((p * rewards).sum().item())
-    return fmean(kls), fmean(worths)
 
 
 def frontier_explorer(messages):

@@ -175,7 +175,7 @@ def dpo_steps(model, reference_logits, x, chosen, rejected, beta, rate, steps):
     return torch.stack(losses)
 
 
-@wrong("preferences.mend_reference", "the reference moves with the policy")
+@wrong("preferences.mend_reference", "so the lead is 0 at every step")
 def reference_of_this_step(model, x, chosen, rejected, beta, rate, steps):
     return dpo_steps(model, lambda m: copy.copy(m)(x).detach(), x, chosen, rejected, beta, rate, steps)
 
@@ -215,7 +215,7 @@ def advantages_after(rewards, price):
     return paid - paid.mean(1, keepdim=True)
 
 
-@wrong("preferences.mend_penalty", "the same number is taken from all")
+@wrong("preferences.mend_penalty", "the same advantages come out")
 def price_of_a_group(rewards, log_probs, reference, mask, beta):
     kl = ((log_probs - reference) * mask).sum(1).view(rewards.shape)
     return advantages_after(rewards, beta * kl.mean(1, keepdim=True))

@@ -145,7 +145,7 @@ BUDGETS = {
     "teaching": 5_257,
     "supporting": 5_096,
     "exercises": 6_882,
-    "explorers": 2_343,
+    "explorers": 2_346,
     "recipes": 3_592,
     "drawings": 1_840,
 }

@@ -145,7 +145,7 @@ BUDGETS = {
     "teaching": 5_305,
     "supporting": 5_170,
     "exercises": 6_882,
-    "explorers": 2_327,
+    "explorers": 2_330,
     "recipes": 3_849,
     "drawings": 1_865,
 }

@@ -157,5 +157,6 @@ def test_the_game_takes_no_more_than_the_budget_and_scores_the_interval():
     assert "A ruler needs" in text_of(game)
     affordable = forecast_explorer(runs, hidden, share=1.0)
     affordable.move(**{"1 × 16": 200_000, "2 × 16": 200_000, "score": True})
+    assert "2 × 16: 1.100, 1.050" in text_of(affordable)
     guess = ruler([(r["parameters"], r["tokens"], r["loss"]) for r in runs], 9e4, 400_000)
     assert f"A ruler along your runs says {guess:.3f}" in text_of(affordable)

@@ -222,6 +222,9 @@ def forecast_explorer(runs, hidden, share=0.2, level=0.9):
             f"Wanted: the loss of {hidden['shape']}, {svg.short(hidden['parameters'])} parameters, on "
             f"{svg.short(hidden['tokens'])} tokens. Spent: {METRIC(spent)}FLOP of {METRIC(budget)}FLOP."
         )
+        for name in shapes:
+            losses = ", ".join(f"{run['loss']:.3f}" for run in kept if run["shape"] == name)
+            said += f"\n{name}: {losses}" if losses else ""
         said += "\n" + (
             _scored(kept, hidden, low, high, level) if score else f"Your {level:.0%} interval: move its ends."
         )

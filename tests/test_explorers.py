@@ -64,7 +64,9 @@ EVERY = {name: lambda *_, name=name: getattr(explorers, f"{name}_explorer")() fo
     "threshold": lambda *_: threshold_explorer([1.0, 2.0, 4.0], [0.0, 1.5]),
     "frontier": lambda *_: frontier_explorer([([0.0, 0.5, 1.0], [0.5, 0.3, 0.2])]),
     "thinking": lambda *_: thinking_explorer([{"thoughts": n, "by_length": {"2": n / 9, "3": 0.1}} for n in (0, 9)]),
-    "memory": lambda *_: memory_explorer({"small": ModernConfig(50, 64, 16, 2, 4, 24, num_key_value_heads=2)}),
+    "memory": lambda *_: memory_explorer(
+        {"a": ModernConfig(50, 64, 32, 2, 4, 24), "b": ModernConfig(9, 8, 4, 1, 2, 3)}
+    ),
     "router": lambda *_: router_explorer(["to", "be"], torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])),
     "bpe": lambda *_: bpe_explorer(BPETokenizer.train(TEXT * 4, 270), "that is"),
     "time machine": lambda *_: time_machine_explorer("Sing, s"),

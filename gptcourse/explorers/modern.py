@@ -82,8 +82,8 @@ def _memory(configs, model, tokens, texts, weights, cached, **shape):
     stored, kept = sum(parts.values()) * weights, texts * config.cache_bytes(tokens, 1) * cached
     per_token = config.cache_bytes(1, 1) * cached
     numbers = (
-        f"{svg.short(sum(parts.values()))} parameters, {BYTES(stored)} of weights  ·  "
-        f"cache: {BYTES(per_token)} a token, {BYTES(kept)} for {texts} × {tokens:,} tokens  ·  {BYTES(stored + kept)} together"
+        f"{svg.short(sum(parts.values()))} parameters, {BYTES(stored)} of weights  ·  cache: {BYTES(per_token)} a "
+        f"token, {BYTES(kept)} for {texts} × {tokens:,} tokens  ·  {BYTES(stored + kept)} together"
     )
     scale = (svg.WIDTH - 48) / max(stored + kept, 1.1 * MACHINES["16 GB"])
     amounts = {name: part * weights for name, part in parts.items()} | {"cache": kept}

@@ -46,6 +46,7 @@ from wrong_answers.mutants import EQUIVALENT, mutants
 
 import gptcourse.exercises
 from gptcourse import preferences as package
+from gptcourse.attention import rotary
 from gptcourse.evaluation import bits_per_byte
 from gptcourse.exercises import check, exercises, forget_progress, progress
 from gptcourse.exercises.first_model import pair_counts
@@ -1158,7 +1159,7 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
 
     # The task as it stands: its function alone, without the call of check and the prints of a mistake.
     namespace = {"math": math, "re": re, "torch": torch, "nn": nn, "F": nn.functional}
-    namespace |= {"GPTConfig": GPTConfig, "GPTOutput": GPTOutput}
+    namespace |= {"GPTConfig": GPTConfig, "GPTOutput": GPTOutput, "rotary": rotary}
     (task,) = [
         node
         for node in ast.parse(cells["task", name][1]).body

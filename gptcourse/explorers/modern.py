@@ -157,7 +157,7 @@ def _router(tokens, scores, noise, k, temperature, noise_size, steps):
     n, balance = scores.shape[1], (scores.shape[1] * share @ scores.softmax(-1).mean(0)).item()
     numbers = (
         f"the busiest of {n} experts has {share.max():.0%} of all choices, {int((share == 0).sum())} have none; even "
-        f"would be {1 / n:.0%}  ·  load-balancing loss {balance:.3f}"
+        f"would be {1 / n:.1%}  ·  load-balancing loss {balance:.3f}"
     )
     names = [f"expert {e + 1}" for e in range(n)]
     title = "the weight of each expert, for each token"

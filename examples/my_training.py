@@ -33,6 +33,7 @@ parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--batch-size", type=int, default=64, help="windows per step, of all processes together")
 parser.add_argument("--micro-batch-size", type=int, default=8, help="windows per forward pass: as many as memory takes")
 parser.add_argument("--learning-rate", type=float, default=2e-3)
+parser.add_argument("--device", help="cuda, mps or cpu (default: the best that is here)")
 parser.add_argument("--bf16", action="store_true", help="multiply matrices in bfloat16")
 parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more arithmetic")
 
@@ -40,7 +41,7 @@ parser.add_argument("--gradient-checkpointing", action="store_true", help="less 
 def main(arguments: list[str] | None = None) -> None:
     """Train, save and write a few words; every process that the launcher has started runs this."""
     options = parser.parse_args(arguments)
-    distributed.init()
+    distributed.init(options.device)
     together = options.micro_batch_size * distributed.world_size()  # windows in one pass of all processes
     if options.batch_size % together:
         parser.error(
@@ -63,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
         gradient_checkpointing=options.gradient_checkpointing,
     )
     places = {"checkpoint_dir": options.out / "checkpoints", "resume": True}
-    history = train(model, tokens, config, validation_tokens=held_out, strategy=options.strategy, **places)
+    options_of_run = {"validation_tokens": held_out, "strategy": options.strategy, "device": options.device}
+    history = train(model, tokens, config, **options_of_run, **places)
     state = distributed.full_state(model)  # all processes must call it: each may hold a part
     if distributed.rank() == 0:
         finish(model.config, state, tokenizer, options.out / "model")

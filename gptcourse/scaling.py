@@ -2,7 +2,9 @@
 
 Sources: Kaplan et al. (2020), "Scaling Laws for Neural Language Models", section 2.1; Chowdhery et al. (2022), PaLM,
 appendix B; Korthikanti et al. (2022), "Reducing Activation Recomputation in Large Transformer Models"; Rajbhandari et
-al. (2020), "ZeRO"; Hoffmann et al. (2022), "Training Compute-Optimal Large Language Models", section 3.3, appendix D.3.
+al. (2020), "ZeRO"; Hoffmann et al. (2022), "Training Compute-Optimal Large Language Models", section 3.3, appendix D.3;
+Besiroglu et al. (2024), "Chinchilla Scaling: A Replication Attempt"; Gneiting and Raftery (2007), "Strictly Proper
+Scoring Rules, Prediction, and Estimation", equation 43.
 """
 
 from __future__ import annotations
@@ -123,6 +125,49 @@ class ScalingLaw:
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         n_parameters = scale * (flops / 6) ** (self.beta / (self.alpha + self.beta))
         return n_parameters, flops / 6 / n_parameters
+
+
+# What Hoffmann et al. print (equation 10), rounded; and the same runs fitted again (Besiroglu et al., their fit).
+CHINCHILLA = ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)
+CHINCHILLA_REFIT = ScalingLaw(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
+
+
+def extend(x0: float, loss0: float, x1: float, loss1: float, x: float) -> float:
+    """Return the loss at x on the line through two points on logarithmic axes. Raises ValueError."""
+    check_numbers("points of the line", (x0, loss0, x1, loss1, x), low=0, kind="positive")
+    if x0 == x1:
+        raise ValueError(f"Both points of the line stand at {x0:g}: it has no slope.")
+    return loss1 * (x / x1) ** (math.log(loss1 / loss0) / math.log(x1 / x0))
+
+
+def ruler(runs: Sequence[tuple[float, float, float]], n_parameters: float, n_tokens: float) -> float:
+    """Return the loss that the last slopes among runs (parameters, tokens, loss) lead to: the line to beat for a law.
+
+    From the longest run of the largest size, along the lines through the next smaller size and the next shorter run.
+    Raises ValueError where there are not two sizes with that length, and two lengths of that size.
+    """
+    loss = {(n, d): value for n, d, value in runs}
+    largest = max((n for n, _ in loss), default=0)
+    longest, *shorter = sorted((d for n, d in loss if n == largest), reverse=True) or [0]
+    smaller = max((n for n, d in loss if n < largest and d == longest), default=None)
+    if smaller is None or not shorter:
+        raise ValueError("A ruler needs the largest size at two lengths, and the next smaller size at the longer one.")
+    top = loss[largest, longest]
+    along_n = extend(smaller, loss[smaller, longest], largest, top, n_parameters)
+    along_d = extend(shorter[0], loss[largest, shorter[0]], longest, top, n_tokens)
+    return along_n * along_d / top
+
+
+def interval_score(low: float, high: float, value: float, level: float = 0.9) -> float:
+    """Return the score of an interval that is to hold a value with probability `level`: the lower, the better.
+
+    Its width, and 2 / (1 - level) for each unit by which it missed (Gneiting and Raftery, equation 43): nobody gains by
+    claiming more certainty, or less, than there is. Raises ValueError.
+    """
+    check_numbers("ends of the interval, the value", (low, high, value))
+    if low > high or not 0 < level < 1:
+        raise ValueError(f"The interval goes from {low:g} to {high:g} at level {level:g}: low to high, 0 to 1.")
+    return high - low + 2 / (1 - level) * (max(low - value, 0.0) + max(value - high, 0.0))
 
 
 def _checked_runs(n_parameters, n_tokens, losses):

@@ -10,29 +10,33 @@ their own; losses are compared on another.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from plays import MODEL, NANOGPT, Plays, by_rate, within_tokens
-from runner import Work, completed, fill, finite, grouped, ranked, run, tables
+from plays import MODEL, NANOGPT, VOCAB_SIZE, Plays, by_rate, within_tokens
+from runner import Work, completed, fill, finite, grouped, ranked, rounded, run, tables
 
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.scaling import bootstrap_laws, fit_scaling_law, flops_per_token
+from gptcourse.ngrams import NGrams
+from gptcourse.scaling import bootstrap_laws, fit_scaling_law, flops_per_token, ruler
 from gptcourse.training import TrainingConfig, train
+from gptcourse.tuning import t_interval
 
-COMMON, SIZES, LARGER, SHAPES = tables("scaling", "COMMON", "SIZES", "LARGER", "SHAPES")
+COMMON, SIZES, LARGER, SECOND, SHAPES = tables("scaling", "COMMON", "SIZES", "LARGER", "SECOND", "SHAPES")
 BEGIN, IDEAS = tables("scaling", "BEGIN", "IDEAS")
 PLAYS = Plays(n_choose=20_000, n_compare=40_000)
 grid = PLAYS.grid
 SEEDS, TRIAL_SEED = (0, 1, 2), 10
 HEAD_SIZE = 16
-SIZE_RATES = (2e-3, 4e-3, 8e-3, 16e-3)
-LARGER_RATES = (1e-3, 2e-3, 4e-3)
+SIZE_RATES, FURTHER_RATES = (2e-3, 4e-3, 8e-3, 16e-3), (32e-3, 64e-3)
+LARGER_RATES, SECOND_RATES = (1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 8e-3)
+TRIAL_SEEDS = (10, 11, 12)  # where one seed does not decide
 BUDGETS = tuple(2**power for power in range(17, 23))  # tokens
-TRIAL_BUDGET, LARGER_BUDGET = 2**19, 4_700_000
+TRIAL_BUDGET, LARGER_BUDGET, SECOND_BUDGET = 2**19, 4_700_000, 2**20
 SHAPE_RATES = (2e-3, 4e-3, 8e-3)
 SHAPE_BUDGET, SHAPE_TRIAL_BUDGET = 2**20, 2**18
 
@@ -62,24 +66,94 @@ def chosen_rates(work: Work, name: str, shapes: dict, rates: tuple, tokens: int)
     return trials, {shape: row["rate"] for shape, row in best.items()}
 
 
-def law(work: Work) -> dict:
-    """Train five sizes on six budgets each, and a larger model that the fit is to predict."""
-    trials, rates = chosen_rates(work, "scaling_law", SIZES, SIZE_RATES, TRIAL_BUDGET)
-    larger_trials, larger_rates = chosen_rates(work, "scaling_law", LARGER, LARGER_RATES, BUDGETS[1])
-    trials, rates, shapes = trials + larger_trials, rates | larger_rates, SIZES | LARGER
-    pairs = [(name, tokens) for name in SIZES for tokens in BUDGETS] + [(name, LARGER_BUDGET) for name in LARGER]
-    pairs.sort(key=lambda pair: -pair[1] * costs(shapes[pair[0]])["parameters"])  # the longest first
+def beyond_the_edge(work: Work, rates: dict) -> tuple[list[dict], dict]:
+    """Try further rates for the sizes whose rate is the largest tried; return the trials, and the rates they prefer."""
+    edge = {name: SIZES[name] for name, rate in rates.items() if rate == SIZE_RATES[-1]}
+    if not edge:
+        return [], {}
+    tried, best = chosen_rates(work, "scaling_law", edge, (SIZE_RATES[-1], *FURTHER_RATES), TRIAL_BUDGET)
+    preferred = {name: rate for name, rate in best.items() if rate > SIZE_RATES[-1]}
+    return [row for row in tried if row["rate"] in FURTHER_RATES], preferred
+
+
+def told_apart(work: Work, name: str, rate: float) -> tuple[list[dict], bool]:
+    """Return the trials of a size at its further rate and at the edge's, and whether three seeds tell them apart."""
+    axes = {"shape": {name: shape_of(*SIZES[name])}, "rate": by_rate((SIZE_RATES[-1], rate))}
+    options = {"common": COMMON | {"tokens": TRIAL_BUDGET}, "seeds": TRIAL_SEEDS}
+    trials = grid(work, "scaling_law_trials", MODEL, NANOGPT, axes, "choose", **options)
+    edge, further = ([finite(row["loss"]) for row in rows] for rows in grouped(trials, "rate").values())
+    gains = [before - after for before, after in zip(edge, further, strict=True)]
+    new = [row for row in trials if row["seed"] != TRIAL_SEED]
+    return new, all(map(math.isfinite, gains)) and t_interval(gains)[0] > 0
+
+
+def law_runs(work: Work, rates: dict, pairs: list[tuple], seeds: tuple[int, ...]) -> list[dict]:
+    """Return the runs of pairs (shape, tokens), each with the rate of its shape: sizes in order, then tokens."""
+    shapes = SIZES | LARGER | SECOND
+    pairs = sorted(pairs, key=lambda pair: -pair[1] * costs(shapes[pair[0]])["parameters"])  # the longest first
     settings = {
         f"{name}, {tokens}": shape_of(*shapes[name]) | {"learning_rate": rates[name], "tokens": tokens}
         for name, tokens in pairs
     }
-    runs = grid(work, "scaling_law", MODEL, NANOGPT, {"run": settings}, "compare", common=COMMON, seeds=SEEDS[:1])
+    runs = grid(work, "scaling_law", MODEL, NANOGPT, {"run": settings}, "compare", common=COMMON, seeds=seeds)
     for row in runs:
         row["shape"] = row.pop("run").partition(",")[0]
         row |= costs(shapes[row["shape"]])
-    (larger,) = (row for row in runs if row["shape"] in LARGER)
-    runs = sorted((row for row in runs if row is not larger), key=lambda row: (row["parameters"], row["tokens"]))
-    return {"settings": COMMON, "rates": rates, "trials": trials, "runs": runs, "larger": larger}
+    return sorted(runs, key=lambda row: (row["parameters"], row["tokens"]))
+
+
+def law(work: Work) -> dict:
+    """Train five sizes on six budgets each, and two larger models that the fit is to predict."""
+    trials, rates = chosen_rates(work, "scaling_law", SIZES, SIZE_RATES, TRIAL_BUDGET)
+    for shapes, tried in ((LARGER, LARGER_RATES), (SECOND, SECOND_RATES)):
+        made, best = chosen_rates(work, "scaling_law", shapes, tried, BUDGETS[1])
+        trials, rates = trials + made, rates | best
+    further, preferred = beyond_the_edge(work, {name: rates[name] for name in SIZES})
+    doubtful = {}  # rates beyond the first grid that one seed prefers, and three do not
+    for name, rate in preferred.items():
+        again, adopted = told_apart(work, name, rate)
+        further += again
+        (rates if adopted else doubtful)[name] = rate
+    pairs = [(name, tokens) for name in SIZES for tokens in BUDGETS]
+    data = {"settings": COMMON, "rates": rates, "trials": trials + further}
+    data["runs"] = law_runs(work, rates, pairs, SEEDS[:1])
+    for key, shapes, tokens in (("larger", LARGER, LARGER_BUDGET), ("second", SECOND, SECOND_BUDGET)):
+        (data[key],) = law_runs(work, rates, [(name, tokens) for name in shapes], SEEDS[:1])
+    data["repeats"] = law_runs(work, rates, [(name, TRIAL_BUDGET) for name in SIZES], SEEDS[1:])
+    data["doubtful"] = law_runs(work, doubtful, [p for p in pairs if p[0] in doubtful], SEEDS[:1]) if doubtful else []
+    return data | {"rolling": rolling(data["runs"]), "lines": counted((*BUDGETS, len(PLAYS.train)))}
+
+
+def counted(lengths: Iterable[int], longest: int = 7) -> list[dict]:
+    """Return, for each number of tokens, the best table of n-grams that is counted on so many, and its loss."""
+    lines = []
+    for tokens in lengths:
+        losses = NGrams(PLAYS.train[:tokens].numpy(), VOCAB_SIZE, longest).losses(PLAYS.compare.numpy())
+        best = min(range(longest), key=losses.__getitem__)
+        lines.append({"tokens": tokens, "n": best + 1, "loss": rounded(losses[best])})
+    return lines
+
+
+def rolling(runs: list[dict]) -> list[dict]:
+    """Predict each run from those that are both smaller and shorter, by the law and by a ruler, where there are six."""
+    found = []
+    for target in runs:
+        known = [r for r in runs if r["parameters"] < target["parameters"] and r["tokens"] < target["tokens"]]
+        if len({r["parameters"] for r in known}) < 2 or len({r["tokens"] for r in known}) < 3:
+            continue
+        place = target["parameters"], target["tokens"]
+        guesses = {
+            "law": fit_scaling_law(*columns(known)).loss(*place),
+            "ruler": ruler(list(zip(*columns(known), strict=True)), *place),
+        }
+        kept = {key: target[key] for key in ("shape", "tokens", "loss")}
+        found.append(kept | {"n_runs": len(known)} | {name: rounded(value) for name, value in guesses.items()})
+    return found
+
+
+def columns(runs: list[dict]) -> list[list]:
+    """Return the parameters, tokens and losses of the runs that did not diverge."""
+    return [[run[name] for run in runs if run["loss"] is not None] for name in ("parameters", "tokens", "loss")]
 
 
 def shape(work: Work) -> dict:
@@ -179,12 +253,16 @@ def card(data: dict[str, dict]) -> str:
 
 
 def prediction(data: dict) -> dict:
-    """Return the law that fits the runs, and what it and laws of runs drawn again say about the larger run."""
-    larger, finished = data["larger"], [run for run in data["runs"] if run["loss"] is not None]
-    columns = [[run[name] for run in finished] for name in ("parameters", "tokens", "loss")]
-    law = fit_scaling_law(*columns)
-    losses = [one.loss(larger["parameters"], larger["tokens"]) for one in (law, *bootstrap_laws(*columns))]
-    return {"law": law, "loss": losses[0], "low": min(losses[1:]), "high": max(losses[1:])}
+    """Return the law that fits the runs, and what it, laws of runs drawn again, and a ruler say about larger runs."""
+    known = columns(data["runs"])
+    law, again = fit_scaling_law(*known), bootstrap_laws(*known)
+    rows = []
+    for target in (data["larger"], data["second"]):
+        place = target["parameters"], target["tokens"]
+        losses = sorted(one.loss(*place) for one in again)
+        guesses = {"law": law.loss(*place), "ruler": ruler(list(zip(*known, strict=True)), *place)}
+        rows.append({"run": target, "low": losses[0], "high": losses[-1]} | guesses)
+    return {"law": law, "rows": rows}
 
 
 PARTS = {"law": law, "shape": shape, "speedrun": speedrun}

@@ -48,6 +48,7 @@ DEPTH_RATES = {2: (4e-3, 8e-3, 1.6e-2, 3.2e-2), 8: (2e-3, 4e-3, 8e-3, 1.6e-2)}
 
 NOISE = {"small": 8, "big": 256, "n_batches": 8}
 NOISE_STEPS = (250, 500, 1000, 2000)
+COOL_DOWN = 200  # steps in which a constant rate falls to a tenth at the end
 SEARCH_TRIALS = 16
 
 
@@ -155,18 +156,25 @@ def noise(work: Work) -> dict:
     return {"rate": CONFIG.learning_rate, "runs": list(chain.from_iterable(work.pieces(tasks)))}
 
 
-def noise_along(kind: str, seed: int) -> list[dict]:
-    """Return the noise scale at NOISE_STEPS of one run."""
+def cool_down(work: Work) -> dict:
+    """Measure the noise scale before and after the rate falls to a tenth, at the end of runs at a constant rate."""
+    tasks = [(noise_along, "warmup_stable_decay", seed, COOL_DOWN) for seed in SEEDS]
+    return {"rate": CONFIG.learning_rate, "runs": list(chain.from_iterable(work.pieces(tasks)))}
+
+
+def noise_along(kind: str, seed: int, decay_steps: int | None = None) -> list[dict]:
+    """Return the noise scale at NOISE_STEPS of one run, and where its decay begins."""
+    steps = (*NOISE_STEPS, CONFIG.steps - (decay_steps or 0))
     torch.manual_seed(seed)
     model, found = GPT(MODEL), []
 
     def look(history) -> None:
-        if history.step[-1] in NOISE_STEPS:
+        if history.step[-1] in steps:
             scale = gradient_noise_scale(model, PLAYS.train, **NOISE, seed=99, progress=False)
             row = {"schedule": kind, "seed": seed, "step": history.step[-1], "loss": evaluate(model, PLAYS.choose)}
             found.append({name: rounded(value) for name, value in (row | asdict(scale)).items()})
 
-    config = replace(CONFIG, lr_scheduler_type=kind, seed=seed)
+    config = replace(CONFIG, lr_scheduler_type=kind, seed=seed, decay_steps=decay_steps)
     completed(train(model, PLAYS.train, config, callback=look, progress=False, device="cpu"))
     return found
 
@@ -250,6 +258,7 @@ PARTS = {
     "initialisation": initialisation,
     "answer": answer,
     "noise": noise,
+    "cool_down": cool_down,
     "widths": widths,
     "half_life": half_life,
     "rules": rules,

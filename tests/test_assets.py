@@ -5,6 +5,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+import decoding_experiments
 import evaluation_experiments
 import finetuning_experiments
 import preference_experiments
@@ -36,6 +37,7 @@ RECORDED = {
     "finetuning": finetuning_experiments,
     "evaluation": evaluation_experiments,
     "preferences": preference_experiments,
+    "decoding": decoding_experiments,
 }
 
 

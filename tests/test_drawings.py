@@ -1,11 +1,11 @@
-"""The drawings of notebooks 01 and 04 to 08: all within the picture, every number in the words beside it."""
+"""The drawings of notebooks 01, 04 to 08 and 10: all within the picture, every number in the words beside it."""
 
 import math
 
 import pytest
 from pictures import assert_all_lies_within, assert_says
 
-from gptcourse.drawings import decoding, fine_tuning, first_model, tune_own, tuning
+from gptcourse.drawings import decoding, fine_tuning, first_model, scaling, tune_own, tuning
 from gptcourse.drawings import training as drawings
 
 WORDS = ["the", "king", "loves", "queen"]
@@ -67,6 +67,10 @@ DRAWN = {
     ),
     "low_rank": (fine_tuning.low_rank(768, 256, 8), ["W, 768 × 256, 196,608 numbers", "hold 8,192 numbers, 4.2% of"]),
     "low_rank_wide": (fine_tuning.low_rank(256, 1024, 32), ["hold 40,960 numbers, 15.6% of them"]),
+    "ring_begun": (scaling.ring("all-reduce", 4, 0), ["after 0 of 6 steps", "0 of 16 blocks hold all 4"]),
+    "ring": (scaling.ring("all-reduce", 8, 9), ["after 9 of 14 steps", "24 of 64 blocks", "sent 1.12 times"]),
+    "pipeline": (scaling.pipeline(8, 24), ["8 GPUs in a row, the batch in 24", "idle 23% of the time"]),
+    "split_mlp": (scaling.split_mlp(768, 3072), ["1536 of the 3072 columns", "the 1536 matching rows"]),
     "packed_mask": (fine_tuning.packed_mask([2, 3]), ["9 pairs of places within a dialogue, and 6 across"]),
 } | {f"first_model.{name}": drawn for name, drawn in FIRST_MODEL.items()}
 

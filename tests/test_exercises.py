@@ -174,7 +174,7 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert tasks["decoding", False] >= 9 and tasks["decoding", True] >= 2
     assert tasks["fine_tuning", False] >= 8 and tasks["fine_tuning", True] >= 5
     assert tasks["preferences", False] >= 9 and tasks["preferences", True] >= 6
-    assert tasks["scaling", False] >= 5 and tasks["scaling", True] >= 2
+    assert tasks["scaling", False] >= 11 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
     assert tasks["modern", False] >= 6 and tasks["modern", True] >= 2
     assert tasks["own_data", False] >= 3 and tasks["own_data", True] >= 1
@@ -1267,7 +1267,7 @@ def test_a_console_in_cp1252_can_show_every_line(monkeypatch):
     forget_progress()
     stream.flush()
     shown = stream.buffer.getvalue().decode("cp1252")
-    assert "That is U V? exactly" in shown and "10 · Scaling up: 1 of 7 solved" in shown
+    assert "That is U V? exactly" in shown and "10 · Scaling up: 1 of 13 solved" in shown
 
 
 GOOD = {"tries": 2, "solved": "2026-01-31"}

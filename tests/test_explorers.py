@@ -27,6 +27,7 @@ from gptcourse.explorers import (
     chat_panel,
     compare_settings,
     decoding_explorer,
+    forecast_explorer,
     frontier_explorer,
     law_explorer,
     memory_explorer,
@@ -53,6 +54,19 @@ TEXT = "To be, or not to be: that is the question.\n<script>alert('&amp;')</scri
 ATTACK = "<script>alert('&amp;')</script>"
 LAWS = {"a": ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28), "b": ScalingLaw(1.0, 20.0, 0.4, 50.0, 0.4)}
 SIMPLE = ["attention_scale", "bend", "initialisation", "size", "window", "rotary", "schedule", "device", "dpo"]
+SIMPLE += ["collective", "pipeline"]
+RUNS = [
+    {
+        "shape": f"{n} × 16",
+        "parameters": 1e4 * n,
+        "tokens": d,
+        "flops_per_token": 6e4 * n,
+        "loss": 1.5 + 1 / n + 1e4 / d,
+    }
+    for n in (1, 2)
+    for d in (1e5, 2e5)
+]
+LARGER = RUNS[-1] | {"shape": "9 × 16", "parameters": 1e6, "tokens": 4e6, "flops_per_token": 6e6, "loss": 1.5}
 WITH_A_MODEL = {
     "attention": lambda model, tokenizer: attention_explorer(model, tokenizer, "To be", held_out=TEXT),
     "decoding": lambda model, tokenizer: decoding_explorer(model, tokenizer, "To be", max_new_tokens=12),
@@ -61,6 +75,7 @@ WITH_A_MODEL = {
 }
 EVERY = {name: lambda *_, name=name: getattr(explorers, f"{name}_explorer")() for name in SIMPLE} | {
     "law": lambda *_: law_explorer(LAWS),
+    "forecast": lambda *_: forecast_explorer(RUNS, LARGER),
     "threshold": lambda *_: threshold_explorer([1.0, 2.0, 4.0], [0.0, 1.5]),
     "frontier": lambda *_: frontier_explorer([([0.0, 0.5, 1.0], [0.5, 0.3, 0.2])]),
     "thinking": lambda *_: thinking_explorer([{"thoughts": n, "by_length": {"2": n / 9, "3": 0.1}} for n in (0, 9)]),

@@ -1,4 +1,4 @@
-"""The recipe of notebook 12 on tiny settings: each change once, a ladder of rates for each, and the card."""
+"""The recipe of notebook 12 on tiny settings: each change once, and the card."""
 
 from dataclasses import replace
 
@@ -50,14 +50,17 @@ def test_each_model_has_all_changes_up_to_its_own(tiny):
     assert configs["SwiGLU"] == replace(recipe.START, norm="rmsnorm", hidden_act="silu", intermediate_size=344)
 
 
-def test_a_rate_is_chosen_inside_its_ladder_and_other_seeds_report_it(tiny):
+def test_all_have_one_rate_and_it_is_bracketed_at_both_ends_with_another_seed(tiny):
     data = runner.recorded(tiny / "modern")["ladder"]
-    for name, trials in runner.grouped(data["trials"], "change").items():
-        losses = [runner.finite(row["choose"]) for row in trials]
+    assert {row["rate"] for row in data["runs"]} == {recipe.CONFIG.learning_rate}
+    assert [(row["change"], row["seed"]) for row in data["runs"]] == [
+        (c, s) for c in recipe.CHANGES for s in recipe.SEEDS
+    ]
+    trials = runner.grouped(data["trials"], "change")
+    assert list(trials) == ["GPT-3's block", "4 experts, 2 a token"] and recipe.TRIAL_SEED not in recipe.SEEDS
+    for rows in trials.values():
+        losses = [runner.finite(row["choose"]) for row in rows]
         assert 0 < losses.index(min(losses)) < len(losses) - 1
-        runs = [row for row in data["runs"] if row["change"] == name]
-        assert {row["rate"] for row in runs} == {trials[losses.index(min(losses))]["rate"]}
-        assert [row["seed"] for row in runs] == list(recipe.SEEDS) and recipe.TRIAL_SEED not in recipe.SEEDS
 
 
 def test_a_run_is_that_of_its_config(tiny):

@@ -12,13 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.scaling import (
+    CHINCHILLA,
+    CHINCHILLA_REFIT,
     SHARDED,
     ScalingLaw,
     bootstrap_laws,
     device_memory,
+    extend,
     fit_scaling_law,
     flops_per_token,
+    interval_score,
     peak_memory,
+    ruler,
     training_memory,
 )
 
@@ -245,3 +250,50 @@ def test_a_device_that_is_none_and_an_unknown_strategy_are_refused(settings, wor
 def test_an_impossible_number_of_devices_is_refused(n_devices):
     with pytest.raises(ValueError, match=r"^The devices must be whole numbers from 1 "):
         device_memory(GPTConfig.gpt3("125M"), 1, n_devices)
+
+
+def test_published_constants_say_what_is_told_of_them():
+    """The refit's twenty tokens per parameter; Gopher's budget, of which Chinchilla made 70 billion parameters."""
+    for power in (18, 22, 26):
+        n, d = CHINCHILLA_REFIT.compute_optimal(10.0**power)
+        assert 15 < d / n < 30
+    n, d = CHINCHILLA.compute_optimal(6 * 174.6e9 * 300e9)
+    assert (n / 1e9, d / n) == pytest.approx((24.5, 87), rel=0.01)
+    assert CHINCHILLA.compute_optimal(5.76e23)[0] == pytest.approx(32e9, rel=0.03)
+
+
+def test_a_ruler_is_exact_where_both_slopes_are_straight():
+    def power_law(n, d):
+        return 30 * n**-0.1 * d**-0.07
+
+    known = [(n, d, power_law(n, d)) for n in (1e4, 5e4, 2e5) for d in (1e5, 1e6, 3e6)]
+    assert ruler(known, 3e6, 2e7) == pytest.approx(power_law(3e6, 2e7))
+    assert extend(1e5, 3.0, 1e6, 3.0, 1e9) == 3.0
+    # Only the last slopes count, and the shorter runs of the smaller size do not.
+    changed = [(n, d, loss + (n < 5e4 or (n < 2e5 and d < 3e6))) for n, d, loss in known]
+    assert ruler(changed, 3e6, 2e7) == pytest.approx(power_law(3e6, 2e7))
+
+
+@pytest.mark.parametrize("known", [[], [(1e4, 1e5, 2.0), (2e4, 1e5, 1.9)], [(1e4, 1e5, 2.0), (1e4, 2e5, 1.9)]])
+def test_a_ruler_without_two_slopes_is_refused(known):
+    with pytest.raises(ValueError, match="the largest size at two lengths"):
+        ruler(known, 1e6, 1e6)
+
+
+def test_the_best_interval_ends_at_the_quantiles():
+    values = np.random.default_rng(0).normal(size=4_000)
+
+    def mean_score(width):
+        return np.mean([interval_score(-width, width, value) for value in values])
+
+    best = min((0.8, 1.2, 1.645, 2.1, 2.6), key=mean_score)
+    assert best == 1.645  # nine in ten of a normal distribution
+    assert interval_score(1.0, 1.5, 1.25) == 0.5
+    assert interval_score(1.0, 1.5, 1.6, level=0.8) == pytest.approx(0.5 + 10 * 0.1)
+    assert interval_score(1.0, 1.5, 0.9, level=0.8) == pytest.approx(0.5 + 10 * 0.1)
+
+
+@pytest.mark.parametrize("interval", [(2.0, 1.0, 1.5, 0.9), (1.0, 2.0, 1.5, 1.0), (1.0, math.nan, 1.5, 0.9)])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(ValueError, match="interval"):
+        interval_score(*interval)

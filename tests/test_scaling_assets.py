@@ -7,7 +7,7 @@ from importlib.resources import files
 import evaluation_experiments as evaluation
 import scaling_experiments as scaling
 
-from gptcourse.scaling import bootstrap_laws, fit_scaling_law
+from gptcourse.scaling import bootstrap_laws, fit_scaling_law, ruler
 
 ASSETS = files("gptcourse") / "assets"
 
@@ -25,14 +25,38 @@ def test_no_run_is_missing():
     assert sum(map(len, recorded("evaluation", "experiments").values())) == len(list(evaluation.tasks()))
 
 
-def test_the_larger_run_lies_where_the_notebook_says():
+def columns(runs):
+    return [[run[name] for run in runs] for name in ("parameters", "tokens", "loss")]
+
+
+def test_law_and_ruler_lie_where_the_notebook_says():
     data = recorded("scaling", "law")
-    columns = [[run[name] for run in data["runs"]] for name in ("parameters", "tokens", "loss")]
-    larger = data["larger"]["parameters"], data["larger"]["tokens"]
-    predicted, run = fit_scaling_law(*columns).loss(*larger), data["larger"]["loss"]
-    assert 0.02 < predicted - run < 0.1  # the answer to the prediction
-    assert run < min(law.loss(*larger) for law in bootstrap_laws(*columns))  # outside the interval
-    assert predicted < min(columns[2])
+    known, law = list(zip(*columns(data["runs"]), strict=True)), fit_scaling_law(*columns(data["runs"]))
+    place, loss = (data["larger"]["parameters"], data["larger"]["tokens"]), data["larger"]["loss"]
+    assert 0.04 < law.loss(*place) - loss < 0.06
+    assert abs(ruler(known, *place) - loss) < 0.01
+    assert loss < min(one.loss(*place) for one in bootstrap_laws(*columns(data["runs"])))  # outside the interval
+    assert len(data["rolling"]) == 9
+    law_error, ruler_error = (
+        statistics.mean(abs(run[name] - run["loss"]) for run in data["rolling"]) for name in ("law", "ruler")
+    )
+    assert law_error < ruler_error - 0.02
+
+
+def test_no_size_of_the_law_takes_the_lowest_or_highest_rate_that_was_tried():
+    data = recorded("scaling", "law")
+    for name, rate in data["rates"].items():
+        tried = {trial["rate"] for trial in data["trials"] if trial["shape"] == name}
+        assert min(tried) < rate < max(tried), name
+
+
+def test_models_beat_counting_where_the_notebook_says():
+    data = recorded("scaling", "law")
+    line = {line["tokens"]: line["loss"] for line in data["lines"]}
+    better = {(run["shape"], run["tokens"]) for run in data["runs"] if run["loss"] < line[run["tokens"]]}
+    assert {tokens for _, tokens in better} == {2**20, 2**21, 2**22}
+    assert {shape for shape, tokens in better if tokens == 2**22} == {"3 × 48", "3 × 64", "4 × 96"}
+    assert max(line) > 4_700_000 and line[max(line)] < recorded("scaling", "speedrun")["goal"]
 
 
 def test_every_stage_of_the_speedrun_reaches_the_goal_and_the_last_in_a_quarter_of_the_time():

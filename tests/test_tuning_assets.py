@@ -37,7 +37,7 @@ def test_every_setting_was_run_with_three_seeds(part):
         measured = {"seed", "loss", "outcome", "tokens", "curve"}
         if part == "rules":
             measured.remove("tokens")  # there it is a setting
-        if part == "noise":
+        if part in ("noise", "cool_down"):
             measured |= {"gradient_norm_squared", "trace", "sequences", "standard_error"}
         columns = [name for name in rows[0] if name not in measured]
         assert all(len({row["seed"] for row in group}) == len(group) == 3 for group in grouped(rows, *columns).values())

@@ -31,6 +31,7 @@ SETTINGS = {
     "BASE_DEVIATIONS": (0.02, 0.3),
     "WIDE_RATES": {"standard": (4e-3,), "muP": (4e-3,)},
     "NOISE_STEPS": (2, 4),
+    "COOL_DOWN": 2,
     "SEARCH_TRIALS": 5,
 }
 
@@ -109,6 +110,14 @@ def test_the_noise_scale_is_the_same_under_both_schedules_until_their_rates_part
     }
     assert len(found) == 2 * len(recipe.SEEDS) * 2
     assert all(found["constant", seed, 4] != found["cosine", seed, 4] for seed in recipe.SEEDS)
+
+
+def test_the_noise_scale_is_measured_where_a_constant_rate_begins_to_fall_and_after(tiny):
+    data = runner.recorded(tiny / "tuning")
+    constant = {(r["seed"], r["step"]): r["loss"] for r in data["noise"]["runs"] if r["schedule"] == "constant"}
+    runs = {(row["seed"], row["step"]): row["loss"] for row in data["cool_down"]["runs"]}
+    assert {step for _, step in runs} == {2, 4}
+    assert all(runs[seed, 2] == constant[seed, 2] and runs[seed, 4] != constant[seed, 4] for seed in recipe.SEEDS)
 
 
 def test_what_a_search_chose_is_trained_again_with_seeds_and_on_text_that_chose_nothing(tiny):

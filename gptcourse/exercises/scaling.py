@@ -1,19 +1,22 @@
-"""The exercises of notebook 10: what a model costs, what a budget buys, Muon's step, and several processes as one."""
+"""The exercises of notebook 10: what a model costs, what a budget buys, several processes as one, and Muon's step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, randn, tensor
 
+from gptcourse.collectives import Member, in_threads
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 from gptcourse.optimizers import NEWTON_SCHULZ, newton_schulz
 from gptcourse.scaling import ScalingLaw
 
 NOTEBOOK = "10 · Scaling up"
-SECONDS_PER_DAY = 86_400
+LEFT_OUT = "Your numbers are those of one process alone. What have the others, and who tells it?"
 
 
 def operations(L: int, C: int, V: int, T: int, tokens: int, *, per_weight=6, readout=1, attention=12) -> float:
@@ -21,8 +24,63 @@ def operations(L: int, C: int, V: int, T: int, tokens: int, *, per_weight=6, rea
     return float(tokens * (per_weight * (12 * L * C**2 + readout * V * C) + attention * L * C * T))
 
 
-def days(n: float, d: float, devices: int, peak: float, utilisation: float, *, per_weight: int = 6) -> float:
-    return per_weight * n * d / (devices * peak * utilisation) / SECONDS_PER_DAY
+def utilisation(tokens, n, devices, peak, recomputed, *, per_weight=6, hardware=8) -> tuple[float, float]:
+    """Model and hardware utilisation, with the operations for a weight and a token that each counts."""
+    share = n * tokens / (devices * peak)
+    return share * per_weight, share * (hardware if recomputed else per_weight)
+
+
+def extended(x0: float, y0: float, x1: float, y1: float, x: float, *, ahead=math.log, up=math.log, back=math.exp):
+    """Continue the straight line through two points on axes of any kind."""
+    slope = (up(y1) - up(y0)) / (ahead(x1) - ahead(x0))
+    return back(up(y1) + slope * (ahead(x) - ahead(x1)))
+
+
+def as_it_is(value: float) -> float:
+    return value
+
+
+def scored(low: float, high: float, value: float, level: float, *, tail=2.0, near=0.0, below=1.0, above=1.0) -> float:
+    outside = below * max(low - value, 0.0) + above * max(value - high, 0.0)
+    return high - low + tail / (1 - level) * outside + near * abs(value - (low + high) / 2)
+
+
+def ringed(values: Tensor, group: Member, *, add=torch.add, rounds: int = 2) -> Tensor:
+    """A ring's all-reduce: blocks are added on their way round, and in the second round handed on."""
+    rank, n = group.rank, group.size
+    blocks = list(values.chunk(n))
+    for step in range(n - 1):
+        group.send(blocks[(rank - step) % n])
+        blocks[(rank - step - 1) % n] = add(blocks[(rank - step - 1) % n], group.receive())
+    for step in range((n - 1) * (rounds - 1)):
+        group.send(blocks[(rank + 1 - step) % n])
+        blocks[(rank - step) % n] = group.receive()
+    return torch.cat(blocks)
+
+
+def own_rows(whole: Tensor, group: Member) -> Tensor:
+    return whole.chunk(group.size)[group.rank]
+
+
+def zero(weights, gradient, moment, rate, group: Member, *, mean=True, keep=0.9, join=True) -> tuple[Tensor, Tensor]:
+    """A step of ZeRO-1 with momentum."""
+    moment = keep * moment + group.reduce_scatter(gradient) / (group.size if mean else 1)
+    own = own_rows(weights, group) - rate * moment
+    if join:
+        return group.all_gather(own), moment
+    parts = list(weights.chunk(group.size))
+    parts[group.rank] = own
+    return torch.cat(parts), moment
+
+
+def split_mlp(x, w_in, b_in, w_out, b_out, group: Member, *, biases=1, bent=True, joined=True) -> Tensor:
+    """An MLP of which each process has its columns of the first matrix and its rows of the second."""
+    columns, own_bias = w_in.chunk(group.size, dim=1)[group.rank], own_rows(b_in, group)
+    hidden = x @ columns + own_bias
+    out = (F.gelu(hidden) if bent else hidden) @ own_rows(w_out, group)
+    if biases > 1:
+        return group.all_reduce(out + b_out)
+    return (group.all_reduce(out) if joined else out) + b_out
 
 
 def state_bytes(n: float, devices: int, strategy: str, *, divided=(0, 12, 14, 16), whole: int = 16) -> float:
@@ -118,26 +176,217 @@ class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
         The loss is lowest where both *change* equally fast.""")(split_by(scale=lambda A, alpha, B, beta: A / B))
 
 
-class Days(Exercise, name="scaling.days"):
-    """Return how many days the training takes."""
+class Ruler(Exercise, name="scaling.ruler"):
+    """Return the loss at x, on the straight line through two points on two logarithmic axes."""
 
-    hint = "Write the units down: operations in all, operations a second that really happen, seconds in a day."
+    hint = "The slope is a difference of logarithms over a difference of logarithms. Start from the second point."
 
     def inputs():
-        return [(175e9, 300e9, 1_024, 312e12, 0.3), (1e9, 20e9, 8, 1e15, 0.4), (5e6, 1e9, 1, 1e11, 0.7)]
+        return [(1e5, 2.0, 4e5, 1.8, 1.6e6), (10.0, 3.0, 20.0, 2.5, 50.0), (2e6, 1.7, 4e6, 1.6, 4.7e6)]
 
-    def reference(n_parameters, n_tokens, n_devices, peak_flops, utilisation):
-        return days(n_parameters, n_tokens, n_devices, peak_flops, utilisation)
+    def reference(x0, loss0, x1, loss1, x):
+        return extended(x0, loss0, x1, loss1, x)
 
-    at_peak = mistake("""No device ever works at its peak all the time. Which of the inputs says how much of
-        it it does?""")(lambda n, d, devices, peak, _: days(n, d, devices, peak, 1))
-    turned = mistake("""Yours gets faster when the devices
-        are used less.""")(lambda n, d, devices, peak, used: days(n, d, devices, peak, 1 / used))
-    forward_only = mistake("Two operations a parameter are the forward pass alone.")(partial(days, per_weight=2))
-    one_operation = mistake("Each parameter takes part in more operations for each token.")(partial(days, per_weight=1))
-    seconds = mistake("That is seconds.")(lambda *given: days(*given) * SECONDS_PER_DAY)
-    hours = mistake("That is hours.")(lambda *given: days(*given) * 24)
-    one_device = mistake("That is one device working alone.")(lambda n, d, _, peak, used: days(n, d, 1, peak, used))
+    straight = mistake("""That is a line on plain axes: twice as much text would cost the same loss wherever you stand.
+        Which axes did the question name?""")(partial(extended, ahead=as_it_is, up=as_it_is, back=as_it_is))
+    half_logarithmic = mistake("""One of your axes is logarithmic, x alone: soon that line falls below
+        zero.""")(partial(extended, up=as_it_is, back=as_it_is))
+    other_half = mistake("Only your loss is taken as a logarithm.")(partial(extended, ahead=as_it_is))
+    from_the_first = mistake("""Your slope is right, but you go the new distance from the first
+        point.""")(lambda x0, y0, x1, y1, x: y0 * (x / x1) ** (math.log(y1 / y0) / math.log(x1 / x0)))
+    the_logarithm = mistake("That is the logarithm of the loss.")(partial(extended, back=as_it_is))
+
+
+class IntervalScore(Exercise, name="scaling.interval_score"):
+    """Return the score of an interval: its width, and 2 / (1 - level) for each unit by which it missed the value."""
+
+    hint = "Write down the width. Then ask by how much the value lies below, or above; one of the two is always zero."
+
+    def inputs():
+        hits = [(1.5, 1.6, 1.55, 0.9), (0.0, 2.0, 2.0, 0.5)]
+        return [*hits, (1.5, 1.6, 1.64, 0.9), (1.5, 1.6, 1.42, 0.8), (1.0, 1.0, 1.25, 0.5)]
+
+    def reference(low, high, value, level):
+        return scored(low, high, value, level)
+
+    width = mistake("""That is the width alone. An interval of no width would always win.
+        What must a miss cost?""")(partial(scored, tail=0.0))
+    only_above = mistake("A value below the interval is missed, too.")(partial(scored, below=0.0))
+    only_below = mistake("A value above the interval is missed, too.")(partial(scored, above=0.0))
+    one = mistake("""Each unit of a miss costs half of what it should: the probability outside is shared by two
+        sides.""")(partial(scored, tail=1.0))
+    flat = mistake("""A miss costs the same with you, whatever the level: who claims more certainty should pay
+        more.""")(lambda low, high, value, level: scored(low, high, value, 0.0))
+    by_level = mistake("""The level stands where the probability outside should stand: the surer the interval, the
+        cheaper is your miss.""")(lambda low, high, value, level: scored(low, high, value, 1 - level))
+    middle = mistake("""You measure from the middle. Inside the interval all values are alike.""")(
+        partial(scored, near=1.0)
+    )
+
+
+class Utilisation(Exercise, name="scaling.utilisation"):
+    """Return (MFU, HFU): the shares of the peak that the model needs, and that the devices really compute."""
+
+    hint = """Multiply: tokens in a second, parameters, and operations for a weight and a token. Recomputing makes one
+        forward pass more; of the two shares only one counts it."""
+
+    def inputs():
+        return [(1e3, 1e9, 1, 1e14, True), (150.0, 175e9, 2, 312e12, True), (4e6, 2e8, 16, 1e15, False)]
+
+    def reference(tokens_per_second, n_parameters, n_devices, peak_flops, recomputed):
+        return utilisation(tokens_per_second, n_parameters, n_devices, peak_flops, recomputed)
+
+    exchanged = mistake("""Exchanged. Which of the two does not care how the work is
+        done?""")(lambda *given: utilisation(*given)[::-1])
+    both = mistake("""You count the recomputing as the model's need, too. A wasteful program would look
+        good.""")(lambda *given: (utilisation(*given)[1],) * 2)
+    neither = mistake("""The devices compute one forward pass more than the model needs, where activations are
+        recomputed.""")(partial(utilisation, hardware=6))
+    twice = mistake("""Recomputing repeats the forward pass alone, two of the six
+        operations.""")(partial(utilisation, hardware=12))
+    forward = mistake("That is the forward pass alone: two operations for a weight and a token, of six.")(
+        partial(utilisation, per_weight=2, hardware=4)
+    )
+    one_device = mistake("That is the share of one device's peak. How many are there?")(
+        lambda tokens, n, devices, peak, again: utilisation(tokens, n, 1, peak, again)
+    )
+
+
+class RingAllReduce(Exercise, name="scaling.ring_all_reduce"):
+    """Return the sum of all processes' vectors, in each of them, by sending blocks round the ring."""
+
+    hint = """Follow one block. In the first round it visits all processes, and each adds its own; where is it complete?
+        From there a second round hands it on. What is asked: the sum, with as few numbers sent as possible."""
+
+    def inputs():
+        return [(randn(n, n * k),) for n, k in ((2, 2), (3, 1), (4, 3))]
+
+    def through(answer, parts):
+        results, sent = in_threads(answer, [(part.clone(),) for part in parts])
+        return torch.cat(results), sent
+
+    def reference(values, group):
+        return ringed(values, group)
+
+    half = mistake("""After your round each block is complete in one process only, and the others hold halves of sums.
+        Who hands the complete ones on?""")(partial(ringed, rounds=1))
+    replaced = mistake("""A block that arrives takes the place of yours. In the first round both should
+        count.""")(partial(ringed, add=lambda mine, arrived: arrived))
+    mean = mistake("That is the mean. What is asked is the sum.")(lambda v, group: ringed(v, group) / group.size)
+    alone = mistake(LEFT_OUT)(lambda values, group: values)
+
+    @mistake("""The sums are right. But you send your whole vector on, n − 1 times; with blocks it is 2 (n − 1) / n
+        times its length in all, whatever n is.""")
+    def whole_vectors(values, group):
+        total, travelling = values.clone(), values
+        for _ in range(group.size - 1):
+            group.send(travelling)
+            travelling = group.receive()
+            total = total + travelling
+        return total
+
+
+class Zero1(Exercise, name="scaling.zero_1"):
+    """Return all new weights, and this process's part of the new momentum, which no other process keeps."""
+
+    hint = """Three steps: get your block of the mean gradient; update your block of momentum and of weights; get the
+        blocks of the others. What is asked: as few numbers sent as with an all-reduce."""
+
+    def inputs():
+        cases = ((2, 2, 0.5), (4, 1, 0.1), (3, 2, 1.0))
+        return [(randn(n * k), randn(n, n * k), randn(n, k), rate) for n, k, rate in cases]
+
+    def through(answer, weights, gradients, moments, rate):
+        given = zip(gradients.clone(), moments.clone(), strict=True)
+        results, sent = in_threads(answer, [(weights.clone(), g, m, rate) for g, m in given])
+        return torch.cat([new for new, _ in results]), torch.cat([moment for _, moment in results]), sent
+
+    def reference(weights, gradient, moment, rate, group):
+        return zero(weights, gradient, moment, rate, group)
+
+    summed = mistake("""You take the sum of the gradients. The batch is the mean over all
+        processes.""")(partial(zero, mean=False))
+    forgetful = mistake("Your momentum forgets: nine tenths of the old one should stay.")(partial(zero, keep=0.0))
+    own_only = mistake("""Each process has updated its own block of the weights, and holds old ones elsewhere. What is
+        missing is a collective.""")(partial(zero, join=False))
+
+    @mistake("""Right, and half again as many numbers sent as needed: you give every process the whole gradient, and it
+        uses one block of it.""")
+    def all_reduced(weights, gradient, moment, rate, group):
+        moment = 0.9 * moment + own_rows(group.all_reduce(gradient), group) / group.size
+        return group.all_gather(own_rows(weights, group) - rate * moment), moment
+
+    @mistake(LEFT_OUT)
+    def own_gradient(weights, gradient, moment, rate, group):
+        moment = 0.9 * moment + own_rows(gradient, group)
+        return group.all_gather(own_rows(weights, group) - rate * moment), moment
+
+
+class TensorParallel(Exercise, name="scaling.tensor_parallel"):
+    """Return the output of the MLP, of which each process computes with its part of the hidden vector alone."""
+
+    hint = """GELU looks at each hidden number by itself. So which way can the first matrix be cut, and then the second?
+        The outputs are then parts of a sum. What is asked: one collective, and not more numbers sent."""
+
+    def inputs():
+        def case(n, batch, width, hidden):
+            return randn(batch, width), randn(width, hidden), randn(hidden), randn(hidden, width), randn(width), n
+
+        return [case(2, 2, 3, 4), case(4, 4, 3, 8), case(3, 3, 2, 6)]
+
+    def through(answer, x, w_in, b_in, w_out, b_out, n):
+        given = [tuple(part.clone() for part in (x, w_in, b_in, w_out, b_out)) for _ in range(n)]
+        results, sent = in_threads(answer, given)
+        return torch.cat([result.flatten() for result in results]), sent
+
+    def reference(x, w_in, b_in, w_out, b_out, group):
+        return split_mlp(x, w_in, b_in, w_out, b_out, group)
+
+    many_biases = mistake("""The last bias is in the sum once for each
+        process.""")(partial(split_mlp, biases=2))
+    straight = mistake("Where is GELU?")(partial(split_mlp, bent=False))
+    alone = mistake(LEFT_OUT)(partial(split_mlp, joined=False))
+
+    @mistake("""Right, but every process has computed all of it: nothing was divided, and nothing
+        sent.""")
+    def whole(x, w_in, b_in, w_out, b_out, group):
+        return F.gelu(x @ w_in + b_in) @ w_out + b_out
+
+    @mistake("""Right, and dear: you join the hidden vectors before the second matrix. They are longer than the output,
+        and the second matrix is then undivided.""")
+    def joined_hidden(x, w_in, b_in, w_out, b_out, group):
+        hidden = F.gelu(x @ w_in.chunk(group.size, dim=1)[group.rank] + own_rows(b_in, group))
+        return group.all_gather(hidden.T.contiguous()).T @ w_out + b_out
+
+    @mistake("""You cut the first matrix by its rows. What each process then bends is a part of a sum, and GELU of parts
+        does not add up.""")
+    def by_rows(x, w_in, b_in, w_out, b_out, group):
+        columns, rows = x.tensor_split(group.size, dim=1)[group.rank], w_in.tensor_split(group.size)[group.rank]
+        return group.all_reduce(F.gelu(columns @ rows + b_in / group.size) @ w_out) + b_out
+
+
+class Bubble(Exercise, name="scaling.bubble"):
+    """Return the share of the time in which a GPU of the pipeline has nothing to do."""
+
+    hint = """Draw three GPUs and two portions, forward only: how many places has the table, and how many of them are
+        empty? The backward pass has the same gaps, twice as long."""
+
+    def inputs():
+        return [(4, 4), (1, 5), (8, 32), (3, 2), (64, 1)]
+
+    def reference(n_stages, n_portions):
+        return (n_stages - 1) / (n_stages - 1 + n_portions)
+
+    of_the_work = mistake("""That is the idle time over the time of work (Narayanan et al. 2021 give it so). What share
+        is it of all the time?""")(lambda p, m: (p - 1) / m)
+    one_more = mistake("The first GPU starts at once: how many steps later does the last one?")(
+        lambda p, m: p / (p + m)
+    )
+    used = mistake("That is the share in which it works.")(lambda p, m: m / (p - 1 + m))
+    no_portions = mistake("""That is with the batch in one portion. What do more of them
+        change?""")(lambda p, m: (p - 1) / p)
+    twice = mistake("""The backward pass has gaps as the forward pass has, but there is also twice the
+        work.""")(lambda p, m: 2 * (p - 1) / (2 * (p - 1) + m))
 
 
 class MendShards(Exercise, name="scaling.mend_shards"):

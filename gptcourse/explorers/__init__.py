@@ -19,7 +19,14 @@ from gptcourse.explorers.modern import memory_explorer, router_explorer
 from gptcourse.explorers.monitor import TrainingMonitor
 from gptcourse.explorers.predict import predict
 from gptcourse.explorers.preferences import PolicyMonitor, dpo_explorer, frontier_explorer, thinking_explorer
-from gptcourse.explorers.scaling import device_explorer, law_explorer, size_explorer
+from gptcourse.explorers.scaling import (
+    collective_explorer,
+    device_explorer,
+    forecast_explorer,
+    law_explorer,
+    pipeline_explorer,
+    size_explorer,
+)
 from gptcourse.explorers.schedule import schedule_explorer
 from gptcourse.explorers.threshold import threshold_explorer
 from gptcourse.explorers.time_machine import time_machine_explorer

@@ -1,7 +1,7 @@
-"""What a model's shape costs, what several devices must hold, and what a budget of arithmetic is best spent on.
+"""What a model's shape costs, what several devices hold and send, and a budget of arithmetic: a law, and a game.
 
 Sources: Brown et al. (2020), GPT-3, table 2.1; Rajbhandari et al. (2020), ZeRO, section 3; Hoffmann et al. (2022),
-Chinchilla, section 3.3.
+Chinchilla, section 3.3; Huang et al. (2019), GPipe, section 2.3.
 """
 
 import math
@@ -9,10 +9,10 @@ from functools import partial
 
 import ipywidgets as widgets
 
-from gptcourse.drawings import svg
+from gptcourse.drawings import scaling, svg
 from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
 from gptcourse.model import GPT3_TABLE, GPTConfig
-from gptcourse.scaling import SHARDED, device_memory, flops_per_token, training_memory
+from gptcourse.scaling import SHARDED, device_memory, flops_per_token, interval_score, ruler, training_memory
 
 VOCAB_SIZE = 50257  # GPT-2's and GPT-3's
 GPT3 = {name: GPTConfig.gpt3(name) for name in GPT3_TABLE}
@@ -170,4 +170,99 @@ def _law(law, flops):
         x_range=(powers_of_n[0], powers_of_n[-1]),
         x_ticks={power: svg.short(10.0**power) for power in shown},
         y_range=(law.E, max(lowest + 0.5, 1.4 * lowest - 0.4 * law.E)),
+    )
+
+
+def collective_explorer():
+    """Return sliders for a collective on a ring: which one, of how many processes, after how many steps."""
+    controls = {
+        "collective": buttons(list(scaling.COLLECTIVES), width="150px"),
+        "processes": slider("processes", 4, 2, 8),
+        "step": slider("steps done", 2, 0, 14),
+    }
+    return Explorer(controls, lambda collective, processes, step: _drawn(scaling.ring(collective, processes, step)))
+
+
+def pipeline_explorer():
+    """Return sliders for a pipeline: GPUs in a row, and portions of the batch, with the time in which a GPU is idle."""
+    controls = {"stages": slider("GPUs", 4, 1, 8), "portions": slider("portions", 4, 1, 24)}
+    return Explorer(controls, lambda stages, portions: _drawn(scaling.pipeline(stages, portions)))
+
+
+def _drawn(diagram):
+    return svg.picture(diagram.parts, diagram.height, diagram.description)
+
+
+NOTHING = "nothing"
+
+
+def forecast_explorer(runs, hidden, share=0.2, level=0.9):
+    """Return a game: buy runs for a share of what a larger one costs, give an interval for its loss, and be scored.
+
+    `runs` and `hidden` hold "shape", "parameters", "tokens", "flops_per_token" and "loss", as recorded. A slider for
+    each size buys its runs, from the shortest to the one it names; at the end the hidden run is shown, the score, and
+    where a ruler along the bought runs arrives.
+    """
+    shapes = list(dict.fromkeys(run["shape"] for run in runs))
+    lengths = sorted({run["tokens"] for run in runs})
+    options = [(NOTHING, 0), *((f"up to {svg.short(tokens)}", tokens) for tokens in lengths)]
+    controls = {name: choice(name, options, 0) for name in shapes}
+    controls |= {"low": slider("from", 1.4, 1.0, 2.0, 0.005), "high": slider("to", 1.6, 1.0, 2.0, 0.005)}
+    controls["score"] = widgets.ToggleButton(value=False, description="Show the run, and my score")
+    controls["score"].layout.width = "335px"
+    budget = share * _cost(hidden)
+
+    def picture(low, high, score, **bought):
+        """Draw what was bought, the interval, and at the end the run."""
+        kept = [run for run in runs if run["tokens"] <= bought[run["shape"]]]
+        spent = sum(map(_cost, kept))
+        if spent > budget:
+            raise ValueError(f"That costs {METRIC(spent)}FLOP, and you have {METRIC(budget)}FLOP: buy less.")
+        said = (
+            f"Wanted: the loss of {hidden['shape']}, {svg.short(hidden['parameters'])} parameters, on "
+            f"{svg.short(hidden['tokens'])} tokens. Spent: {METRIC(spent)}FLOP of {METRIC(budget)}FLOP."
+        )
+        said += "\n" + (
+            _scored(kept, hidden, low, high, level) if score else f"Your {level:.0%} interval: move its ends."
+        )
+        return svg.paragraph(said) + _bought(kept, hidden, low, high, score)
+
+    return Explorer(controls, picture)
+
+
+def _cost(run):
+    return run["flops_per_token"] * run["tokens"]
+
+
+def _scored(kept, hidden, low, high, level):
+    """Return what the run gave, the score of the interval, and what a ruler says."""
+    value = hidden["loss"]
+    words = (
+        f"The run gave {value:.3f}. Your score: {interval_score(low, high, value, level):.3f} (the lower, the better). "
+    )
+    try:
+        guess = ruler([(r["parameters"], r["tokens"], r["loss"]) for r in kept], hidden["parameters"], hidden["tokens"])
+    except ValueError as reason:
+        return f"{words}{reason}"
+    return f"{words}A ruler along your runs says {guess:.3f}, {guess - value:+.3f} from the run."
+
+
+def _bought(kept, hidden, low, high, score):
+    """Draw the bought runs over their tokens, the interval as two lines, and the run if it is to be shown."""
+    curves = {}
+    for run in kept:
+        xs, ys = curves.setdefault(run["shape"], ([], []))
+        xs.append(math.log10(run["tokens"]))
+        ys.append(run["loss"])
+    names = list(curves)
+    place = math.log10(hidden["tokens"])
+    return svg.line_chart(
+        {name: curves[name] for name in names[-len(svg.COLORS) :]},
+        pale={name: curves[name] for name in names[: -len(svg.COLORS)]},
+        labels=("tokens", "loss"),
+        dot=(place, hidden["loss"]) if score else None,
+        levels=[(low, "from"), (high, "to")],
+        x_range=(5, place + 0.1),
+        x_ticks={power: svg.short(10.0**power) for power in (5, 5.5, 6, 6.5)},
+        y_range=(1.0, 2.8),
     )

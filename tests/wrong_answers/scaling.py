@@ -6,8 +6,6 @@ import torch
 
 from wrong_answers import wrong
 
-DAY = 24 * 60 * 60
-
 
 @wrong("scaling.flops", "That is the forward pass")
 def flops_forward_only(n_layer, n_embd, vocab_size, n_positions, n_tokens):
@@ -20,14 +18,95 @@ def flops_of_one_token(n_layer, n_embd, vocab_size, n_positions, n_tokens):
     return float(n_layer * (72 * n_embd**2 + 12 * n_embd * n_positions) + 6 * vocab_size * n_embd)
 
 
-@wrong("scaling.days", "No device ever works at its peak")
-def days_at_peak(n_parameters, n_tokens, n_devices, peak_flops, utilisation):
-    return 6 * n_parameters * n_tokens / (peak_flops * n_devices) / DAY
+@wrong("scaling.ruler", "a line on plain axes")
+def ruler_straight(x0, loss0, x1, loss1, x):
+    return loss1 - (loss0 - loss1) / (x1 - x0) * (x - x1)
 
 
-@wrong("scaling.days", "faster when the devices are used less")
-def days_turned(n_parameters, n_tokens, n_devices, peak_flops, utilisation):
-    return utilisation * 6 * n_parameters * n_tokens / (peak_flops * n_devices) / DAY
+@wrong("scaling.ruler", "x alone")
+def ruler_on_one_logarithmic_axis(x0, loss0, x1, loss1, x):
+    per_doubling = (loss1 - loss0) / math.log2(x1 / x0)
+    return loss1 + per_doubling * math.log2(x / x1)
+
+
+@wrong("scaling.interval_score", "An interval of no width would always win")
+def score_of_the_width(low, high, value, level):
+    return high - low
+
+
+@wrong("scaling.interval_score", "A value below the interval is missed")
+def score_one_sided(low, high, value, level):
+    return high - low + (2 * (value - high) / (1 - level) if value > high else 0.0)
+
+
+@wrong("scaling.utilisation", "share of one device's peak")
+def utilisation_of_one(tokens_per_second, n_parameters, n_devices, peak_flops, recomputed):
+    model = 6 * n_parameters * tokens_per_second / peak_flops
+    return model, model * (4 / 3 if recomputed else 1)
+
+
+@wrong("scaling.utilisation", "one forward pass more than the model needs")
+def utilisation_twice_the_same(tokens_per_second, n_parameters, n_devices, peak_flops, recomputed):
+    share = tokens_per_second * 6 * n_parameters / (n_devices * peak_flops)
+    return share, share
+
+
+@wrong("scaling.ring_all_reduce", "whole vector on")
+def ring_of_whole_vectors(values, group):
+    seen = [values]
+    for _ in range(group.size - 1):
+        group.send(seen[-1])
+        seen.append(group.receive())
+    return sum(seen)
+
+
+@wrong("scaling.ring_all_reduce", "complete in one process only")
+def ring_of_one_round(values, group):
+    n, k = group.size, len(values) // group.size
+    values, place = values.clone(), group.rank
+    for _ in range(n - 1):
+        group.send(values[place * k : place * k + k])
+        place = (place - 1) % n
+        values[place * k : place * k + k] += group.receive()
+    return values
+
+
+@wrong("scaling.zero_1", "half again as many numbers")
+def zero_with_the_whole_gradient(weights, gradient, moment, rate, group):
+    begin, end = group.rank * len(moment), (group.rank + 1) * len(moment)
+    mean = group.all_reduce(gradient) / group.size
+    moment = 0.9 * moment + mean[begin:end]
+    return group.all_gather(weights[begin:end] - rate * moment), moment
+
+
+@wrong("scaling.zero_1", "sum of the gradients")
+def zero_of_sums(weights, gradient, moment, rate, group):
+    begin, end = group.rank * len(moment), (group.rank + 1) * len(moment)
+    moment = moment * 0.9 + group.reduce_scatter(gradient)
+    return group.all_gather(weights[begin:end] - rate * moment), moment
+
+
+@wrong("scaling.tensor_parallel", "once for each process")
+def mlp_with_many_biases(x, w_in, b_in, w_out, b_out, group):
+    k = len(b_in) // group.size
+    own = slice(group.rank * k, (group.rank + 1) * k)
+    return group.all_reduce(torch.nn.functional.gelu(x @ w_in[:, own] + b_in[own]) @ w_out[own] + b_out)
+
+
+@wrong("scaling.tensor_parallel", "nothing was divided")
+def mlp_undivided(x, w_in, b_in, w_out, b_out, group):
+    hidden = torch.nn.functional.gelu(torch.addmm(b_in, x, w_in))
+    return torch.addmm(b_out, hidden, w_out)
+
+
+@wrong("scaling.bubble", "idle time over the time of work")
+def bubble_by_the_work(n_stages, n_portions):
+    return n_stages / n_portions - 1 / n_portions
+
+
+@wrong("scaling.bubble", "share in which it works")
+def share_of_work(n_stages, n_portions):
+    return n_portions / (n_stages + n_portions - 1)
 
 
 def divided_in_order(sizes, n_parameters, n_devices, strategy):

@@ -16,7 +16,7 @@ experts, V = vocab_size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -294,16 +294,20 @@ class ModernGPT(nn.Module):
     def from_transformers(cls, model: PreTrainedModel) -> ModernGPT:
         """Return a model with the weights, and so the logits, of a Llama, Mistral, Qwen3, Mixtral or Qwen3-MoE.
 
+        The two share the memory of the weights, so that a large model need not fit twice: training one trains both.
         Raises ValueError for another kind of model, and for a setting that is not built here.
         """
-        ours = cls(modern_config(model.config.to_dict())).to(model.device, model.dtype)
+        with torch.device("meta"):  # no memory
+            ours = cls(modern_config(model.config.to_dict()))
         state = {name.removeprefix("model."): weight for name, weight in model.state_dict().items()}
         for name in [name for name in state if name.endswith("experts.gate_up_proj")]:  # all experts in one tensor
             prefix = name.removesuffix("gate_up_proj")
             for e, (both, down) in enumerate(zip(state.pop(name), state.pop(f"{prefix}down_proj"), strict=True)):
                 parts = dict(zip(("gate", "up", "down"), (*both.chunk(2), down), strict=True))
                 state |= {f"{prefix}{e}.{part}_proj.weight": weight for part, weight in parts.items()}
-        ours.load_state_dict(state)
+        ours.load_state_dict(state, assign=True)
+        if ours.config.tie_word_embeddings:
+            ours.lm_head.weight = ours.embed_tokens.weight
         return ours.train(model.training)
 
 
@@ -311,24 +315,29 @@ KINDS = ("llama", "mistral", "qwen3", "mixtral", "qwen3_moe")
 
 
 def modern_config(fields: dict) -> ModernConfig:
-    """Return the config of a model from the fields of transformers' config.json. Raises ValueError as said there."""
-    kind, rope = fields.get("model_type"), fields.get("rope_parameters") or {}
+    """Return the config of a model from the fields of its config.json, as published or as transformers 5 writes them.
+
+    Raises ValueError as `ModernGPT.from_transformers` does.
+    """
+    kind, rope = fields.get("model_type"), fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    stretched = rope.get("rope_type", rope.get("type", "default"))
     if kind not in KINDS:
         raise ValueError(f"This is a {kind} model, and these can be opened: {', '.join(KINDS)}.")
     if fields.get("hidden_act", "silu") != "silu" or fields.get("attention_bias") or fields.get("mlp_bias"):
         raise ValueError("Only a SwiGLU without biases is built here; this model has something else.")
-    if rope.get("rope_type", "default") not in ("default", "linear"):
-        raise ValueError(f"Its positions are stretched by '{rope['rope_type']}', which is not built here.")
+    if stretched not in ("default", "linear"):
+        raise ValueError(f"Its positions are stretched by '{stretched}', which is not built here.")
     if kind == "qwen3_moe" and (fields.get("mlp_only_layers") or fields.get("decoder_sparse_step", 1) != 1):
         raise ValueError("Some of its layers have experts and some have none, which is not built here.")
     if kind == "qwen3_moe" and not fields.get("norm_topk_prob"):
         raise ValueError("The weights of its chosen experts do not sum to 1 (norm_topk_prob), as they do here.")
     names = ModernConfig.__dataclass_fields__
     known = {name: value for name, value in fields.items() if name in names and value is not None}
-    known |= {"rope_theta": rope.get("rope_theta", 10_000.0), "rope_factor": rope.get("factor", 1.0)}
+    known |= {"rope_theta": rope.get("rope_theta") or fields.get("rope_theta", 10_000.0)}
+    known |= {"rope_factor": rope.get("factor", 1.0)}
     known |= {"qk_norm": kind.startswith("qwen3")}
     if kind in ("mixtral", "qwen3_moe"):
-        known |= {"num_experts": fields["num_local_experts"]}
+        known |= {"num_experts": fields.get("num_local_experts") or fields["num_experts"]}
         known |= {"intermediate_size": fields.get("moe_intermediate_size") or fields["intermediate_size"]}
     if not fields.get("use_sliding_window", True):
         known.pop("sliding_window", None)
@@ -338,10 +347,15 @@ def modern_config(fields: dict) -> ModernConfig:
 def num_parameters(config: ModernConfig, active: bool = False) -> int:
     """Return the number of parameters; with `active`, only of those that one token meets: of its experts, not all."""
     with torch.device("meta"):
-        model = ModernGPT(config)
-    total = sum(parameter.numel() for parameter in model.parameters())
+        model = ModernGPT(replace(config, num_hidden_layers=1))  # the other blocks are like the first
+    block = model.layers[0]
+    total = _count(model) + (config.num_hidden_layers - 1) * _count(block)
     if not active or not config.num_experts:
         return total
-    expert = sum(parameter.numel() for parameter in model.layers[0].mlp.experts[0].parameters())
-    blocks = config.num_hidden_layers + config.num_nextn_predict_layers
-    return total - blocks * (config.num_experts - config.num_experts_per_tok) * expert
+    n_blocks = config.num_hidden_layers + config.num_nextn_predict_layers
+    n_idle = config.num_experts - config.num_experts_per_tok
+    return total - n_blocks * n_idle * _count(block.mlp.experts[0])
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -33,6 +33,7 @@ from wrong_answers import (
     fine_tuning,
     first_model,
     gpt_block,
+    modern,
     own_data,
     preferences,
     scaling,
@@ -45,6 +46,7 @@ from wrong_answers.mutants import EQUIVALENT, mutants
 
 import gptcourse.exercises
 from gptcourse import preferences as package
+from gptcourse.attention import rotary
 from gptcourse.evaluation import bits_per_byte
 from gptcourse.exercises import check, exercises, forget_progress, progress
 from gptcourse.exercises.first_model import pair_counts
@@ -54,6 +56,7 @@ from gptcourse.exercises.tuning import looking_back
 from gptcourse.finetuning import LoRALinear, add_lora, chat_prompt, encode_dialogue, stops_early
 from gptcourse.generation import apply_repetition_penalty, keep_top_p
 from gptcourse.model import GPT, GPTConfig, GPTOutput
+from gptcourse.modern import MixtureOfExperts, ModernConfig, num_parameters
 from gptcourse.optimizers import learning_rate_at
 from gptcourse.reasoning import pass_at_k
 from gptcourse.tokenizers import BPETokenizer
@@ -74,6 +77,7 @@ NOTEBOOKS = {
     "preferences": "09_preferences_and_reasoning.ipynb",
     "scaling": "10_scaling_up.ipynb",
     "evaluation": "11_evaluation_and_safety.ipynb",
+    "modern": "12_from_gpt3_to_today.ipynb",
 }
 ALL_MISTAKES = [(name, m) for name, exercise in exercises().items() for m in exercise.mistakes]
 
@@ -172,10 +176,11 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert tasks["preferences", False] >= 9 and tasks["preferences", True] >= 6
     assert tasks["scaling", False] >= 11 and tasks["scaling", True] >= 2
     assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
+    assert tasks["modern", False] >= 6 and tasks["modern", True] >= 2
     assert tasks["own_data", False] >= 3 and tasks["own_data", True] >= 1
     assert tasks["tune_own", False] >= 4 and tasks["tune_own", True] >= 1
     learning = start, first_model, attention, gpt_block, training, tuning, own_data, tune_own
-    modules = *learning, decoding, fine_tuning, preferences, scaling, evaluation
+    modules = *learning, decoding, fine_tuning, preferences, scaling, evaluation, modern
     assert {answer.__module__ for _, answer, _ in WRONG_ANSWERS} == {m.__name__ for m in modules}
 
 
@@ -316,6 +321,27 @@ def test_references_of_fine_tuning_agree_with_the_package():
             if stops_early(losses[:n], patience):
                 break
         assert reference("fine_tuning.stop_rule")(losses, patience) == (n - 1, losses.index(min(losses[:n])))
+
+
+def test_references_of_modern_agree_with_the_package():
+    close = torch.testing.assert_close
+    torch.manual_seed(0)
+    config = ModernConfig(50, 8, 12, 1, 6, intermediate_size=10, num_experts=4)
+    x, layer = torch.randn(1, 5, 12), MixtureOfExperts(config)
+    scores = layer.gate(x[0])
+    weights = reference("modern.route")(scores, 2)
+    parts = torch.stack([expert(x[0]) for expert in layer.experts], -1)  # (5, 12, 4)
+    close(layer(x)[0], (parts * weights[:, None]).sum(-1))
+    close(layer.balance, reference("modern.balance")(scores.softmax(-1), scores.topk(2).indices))
+    mlp = layer.experts[0]
+    matrices = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+    close(mlp(x), reference("modern.swiglu")(x, *matrices))
+    q, k, v = torch.randn(1, 6, 5, 4), torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 4)
+    shared = [reference("modern.share_keys")(part, 6) for part in (k, v)]
+    close(F.scaled_dot_product_attention(q, *shared), F.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+    for (fields,) in exercises()["modern.parameters"].inputs():
+        config = ModernConfig(max_position_embeddings=8, **fields)
+        assert reference("modern.parameters")(fields) == num_parameters(config)
 
 
 def test_references_of_preferences_agree_with_the_package():
@@ -1133,7 +1159,7 @@ def test_solution_in_the_notebook_is_accepted_and_its_task_is_not(name, verdict)
 
     # The task as it stands: its function alone, without the call of check and the prints of a mistake.
     namespace = {"math": math, "re": re, "torch": torch, "nn": nn, "F": nn.functional}
-    namespace |= {"GPTConfig": GPTConfig, "GPTOutput": GPTOutput}
+    namespace |= {"GPTConfig": GPTConfig, "GPTOutput": GPTOutput, "rotary": rotary}
     (task,) = [
         node
         for node in ast.parse(cells["task", name][1]).body

@@ -32,7 +32,9 @@ from gptcourse.explorers import (
     forecast_explorer,
     frontier_explorer,
     law_explorer,
+    memory_explorer,
     predict,
+    router_explorer,
     size_explorer,
     thinking_explorer,
     threshold_explorer,
@@ -44,6 +46,7 @@ from gptcourse.explorers.decoding import LEGEND
 from gptcourse.explorers.explorer import text_box
 from gptcourse.generation import Sampling, first_kept, generate, next_token_distribution
 from gptcourse.model import GPT, GPT3_TABLE, GPTConfig
+from gptcourse.modern import ModernConfig
 from gptcourse.scaling import ScalingLaw, flops_per_token, training_memory
 from gptcourse.tokenizers import BPETokenizer, CharTokenizer
 from gptcourse.training import TrainingConfig, train
@@ -78,6 +81,10 @@ EVERY = {name: lambda *_, name=name: getattr(explorers, f"{name}_explorer")() fo
     "threshold": lambda *_: threshold_explorer([1.0, 2.0, 4.0], [0.0, 1.5]),
     "frontier": lambda *_: frontier_explorer([([0.0, 0.5, 1.0], [0.5, 0.3, 0.2])]),
     "thinking": lambda *_: thinking_explorer([{"thoughts": n, "by_length": {"2": n / 9, "3": 0.1}} for n in (0, 9)]),
+    "memory": lambda *_: memory_explorer(
+        {"a": ModernConfig(50, 64, 32, 2, 4, 24), "b": ModernConfig(9, 8, 4, 1, 2, 3)}
+    ),
+    "router": lambda *_: router_explorer(["to", "be"], torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])),
     "bpe": lambda *_: bpe_explorer(BPETokenizer.train(TEXT * 4, 270), "that is"),
     "time machine": lambda *_: time_machine_explorer("Sing, s"),
     **WITH_A_MODEL,

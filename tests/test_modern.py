@@ -183,6 +183,46 @@ def test_the_memory_of_a_cache():
     assert replace(CONFIG, sliding_window=8).cache_bytes(32, 4) == stored // 4
 
 
+PUBLISHED = SMALL | {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 5e5, "tie_word_embeddings": False}
+PUBLISHED |= {"router_aux_loss_coef": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "fields"),
+    [
+        (LlamaConfig, {"model_type": "llama", "rope_scaling": None}),
+        (LlamaConfig, {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}}),
+        (MistralConfig, {"model_type": "mistral", "sliding_window": 16}),
+        (Qwen3Config, {"model_type": "qwen3", "head_dim": 8, "sliding_window": 16, "use_sliding_window": False}),
+        (MixtralConfig, {"model_type": "mixtral", "sliding_window": None, **EXPERTS}),
+        (
+            Qwen3MoeConfig,
+            {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+            | {"norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1, "head_dim": 8},
+        ),
+    ],
+)
+def test_a_config_as_published_means_what_transformers_makes_of_it(theirs, fields):
+    """A config.json from before transformers 5 has other names for the base, the stretching and the experts."""
+    fields = PUBLISHED | fields
+    config = modern_config(fields)
+    assert config == modern_config(theirs(**fields).to_dict())
+    assert config.rope_theta == 5e5 and config.rms_norm_eps == 1e-6
+
+
+def test_parameters_are_counted_as_they_are():
+    for changes in ({}, {"num_hidden_layers": 1}, {"tie_word_embeddings": True}, {"num_nextn_predict_layers": 1}):
+        config = replace(CONFIG, num_experts=3, qk_norm=True, **changes)
+        assert num_parameters(config) == sum(parameter.numel() for parameter in ModernGPT(config).parameters())
+
+
+def test_opened_weights_are_shared_not_copied():
+    theirs, ours = opened("Llama")
+    assert ours.embed_tokens.weight.data_ptr() == theirs.model.embed_tokens.weight.data_ptr()
+    assert ours.lm_head.weight is ours.embed_tokens.weight
+    assert all(parameter.requires_grad for parameter in ours.parameters())
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -44,6 +44,7 @@ def test_the_notebooks_of_this_course_are_here():
     names = ["00_start_here", "01_first_language_model", "02_attention", "03_gpt_block", "04_training_a_gpt"]
     names += ["05_learning_rate_and_batch_size", "06_tune_your_own_model", "07_decoding_and_generation"]
     names += ["08_fine_tuning", "09_preferences_and_reasoning", "10_scaling_up", "11_evaluation_and_safety"]
+    names += ["12_from_gpt3_to_today"]
     assert [path.stem for path in PATHS] == names
 
 

@@ -75,6 +75,7 @@ def _modules() -> tuple[ModuleType, ...]:
         fine_tuning,
         first_model,
         gpt_block,
+        modern,
         own_data,
         preferences,
         scaling,
@@ -85,7 +86,7 @@ def _modules() -> tuple[ModuleType, ...]:
     )
 
     learning = start, first_model, attention, gpt_block, training, tuning, own_data, tune_own
-    return *learning, decoding, fine_tuning, preferences, scaling, evaluation
+    return *learning, decoding, fine_tuning, preferences, scaling, evaluation, modern
 
 
 def _exercises_of(module: ModuleType) -> list[type[Exercise]]:

@@ -15,6 +15,7 @@ from gptcourse.explorers.clinic import ClinicExplorer as clinic_explorer
 from gptcourse.explorers.decoding import DecodingExplorer as decoding_explorer
 from gptcourse.explorers.decoding import SettingsComparison as compare_settings
 from gptcourse.explorers.heads import attention_explorer
+from gptcourse.explorers.modern import memory_explorer, router_explorer
 from gptcourse.explorers.monitor import TrainingMonitor
 from gptcourse.explorers.predict import predict
 from gptcourse.explorers.preferences import PolicyMonitor, dpo_explorer, frontier_explorer, thinking_explorer

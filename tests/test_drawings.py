@@ -67,6 +67,14 @@ DRAWN = {
     ),
     "low_rank": (fine_tuning.low_rank(768, 256, 8), ["W, 768 × 256, 196,608 numbers", "hold 8,192 numbers, 4.2% of"]),
     "low_rank_wide": (fine_tuning.low_rank(256, 1024, 32), ["hold 40,960 numbers, 15.6% of them"]),
+    "batch_rows": (
+        fine_tuning.batch_rows({"padded": [[[(8, 2)], [(2, 1)]], [[(4, 4)]]], "packed": [[[(8, 2), (2, 1)]]]}),
+        ["padded: 7 places are filling; packed: 0 places are filling"],
+    ),
+    "trained_parts": (
+        fine_tuning.trained_parts(["tokens", "blocks"], {"all weights": "TT", "LoRA": "-L"}),
+        ["all weights: tokens trained, blocks trained; LoRA: tokens frozen, blocks frozen, LoRA beside it."],
+    ),
     "packed_mask": (fine_tuning.packed_mask([2, 3]), ["9 pairs of places within a dialogue, and 6 across"]),
 } | {f"first_model.{name}": drawn for name, drawn in FIRST_MODEL.items()}
 

@@ -57,6 +57,7 @@ N_PLAYS = 1_500  # characters
 LONGEST_REPLY, LONGEST_ANSWER = 60, 24  # tokens
 SHOTS = 2
 (QUESTIONS,) = tables("finetuning", "QUESTIONS")
+Q4_1 = "4 bits and an offset (Q4_1)"
 RECORDED = {"untuned": "before", "tuned": "after"}  # replies of the part "real", and where they stand in it
 STORED = {"8 bits, groups of 32": (8, 32), "4 bits, groups of 32": (4, 32), "4 bits, whole rows": (4, None)}
 
@@ -91,12 +92,24 @@ def file() -> dict:
 
 
 def stored(name: str) -> dict:
-    """Return the losses of the model when its matrices are stored in a way of STORED, or as they are opened."""
+    """Return the losses of the model when its matrices are stored in a way of STORED, again as Q4_1, or as opened."""
     model, tokenizer = load_pretrained(SMOLLM2)
     if name in STORED:
         model = quantised(model, *STORED[name])
+    if name == Q4_1:
+        put_into_q4_1(model)
     examples = encode_dialogues(tokenizer, messages_of(0)[:N_LOSS])
     return {"stored": name, "shop": reply_loss(model, examples)} | english(model, tokenizer)
+
+
+@torch.no_grad()
+def put_into_q4_1(model) -> None:
+    """Round all matrices to what the file's own format of 4 bits can say: 16 levels and an offset for 32 weights."""
+    from gguf import GGMLQuantizationType, dequantize, quantize
+
+    kind = GGMLQuantizationType.Q4_1
+    for weight in (w for w in model.parameters() if w.dim() == 2):
+        weight.copy_(torch.from_numpy(dequantize(quantize(weight.detach().numpy(), kind), kind)))
 
 
 # ---- Ordinary English
@@ -281,7 +294,7 @@ def real(work: Work) -> dict:
         "before": before,
         "replies": replies,
         "questions": [{"question": q, "before": b, "after": a} for q, b, a in asked],
-        "storage": work.pieces((stored, name) for name in ("as opened", *STORED)),
+        "storage": work.pieces((stored, name) for name in ("as opened", *STORED, Q4_1)),
         "file": work.piece(file),
         "few_shot": work.pieces((few_shot, SHOTS, seed) for seed in SEEDS),
     }

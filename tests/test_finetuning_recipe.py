@@ -354,6 +354,21 @@ def test_the_part_of_the_real_model_with_a_small_model_and_its_tokenizer(plays, 
         )
 
 
+def test_q4_1_has_sixteen_levels_from_the_lowest_to_the_highest_of_32_weights_and_is_its_own_rounding():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 3)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    real_finetuning.put_into_q4_1(layer)
+    rounded = layer.weight.detach().clone()
+    groups = weight.unflatten(1, (2, 32))
+    step = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
+    error = (rounded.unflatten(1, (2, 32)) - groups).abs()
+    assert error.max() > 0 and (error <= 0.52 * step + 1e-3).all() and torch.equal(layer.bias, bias)
+    assert all(len(group.unique()) <= 16 for group in rounded.unflatten(1, (2, 32)).flatten(0, 1))
+    real_finetuning.put_into_q4_1(layer)
+    torch.testing.assert_close(layer.weight.detach(), rounded, rtol=0, atol=1e-3)
+
+
 def test_the_controls_judge_the_recorded_replies_again(tmp_path, monkeypatch):
     monkeypatch.setattr(real_finetuning, "N_JUDGED", 3)
     replies = [{"seed": seed, "before": "No", "after": "Yes."} for seed in (0, 1) for _ in range(3)]

@@ -142,11 +142,11 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # shows (the recipes of notebooks 08 and 09, 1,200).
 BUDGETS = {
     "teaching": 5_212,
-    "supporting": 4_960,
+    "supporting": 4_965,
     "exercises": 6_633,
     "explorers": 2_241,
-    "recipes": 3_514,
-    "drawings": 1_720,
+    "recipes": 3_587,
+    "drawings": 1_787,
 }
 
 

@@ -145,7 +145,7 @@ BUDGETS = {
     "supporting": 4_965,
     "exercises": 6_633,
     "explorers": 2_241,
-    "recipes": 3_587,
+    "recipes": 3_600,
     "drawings": 1_787,
 }
 

@@ -32,7 +32,10 @@ CONFIG = {
     "clean_up_tokenization_spaces": False,
     "chat_template": CHAT_TEMPLATE,
 }
-CHARACTERS_FILE, BPE_FILE, CONFIG_FILE = FILES = ("characters.json", "tokenizer.json", "tokenizer_config.json")
+CHARACTERS_FILE, BPE_FILE, CONFIG_FILE, GENERATION_FILE = FILES = (
+    *("characters.json", "tokenizer.json", "tokenizer_config.json"),
+    "generation_config.json",  # where transformers, and a server made of it, looks for the token that ends a reply
+)
 SMALLEST_BPE = 256 + len(CHAT_TOKENS)  # every byte, and no merge
 LONGEST_WORD = 256  # bytes: each merge goes through whole words, which in a text without spaces are the whole text
 LONG_TEXT = 10_000_000  # characters: with fewer, training takes seconds
@@ -150,9 +153,11 @@ class BPETokenizer:
         return self._tokenizer.decode(_check_ids(ids, self.vocab_size), skip_special_tokens=False)
 
     def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which AutoTokenizer opens too."""
-        config = json.dumps(CONFIG, indent=2) + "\n"
-        _write(directory, {BPE_FILE: self._tokenizer.to_str(pretty=True), CONFIG_FILE: config})
+        """Write tokenizer.json and tokenizer_config.json, which AutoTokenizer opens too, and with what a reply ends."""
+        ends = dict.fromkeys(("eos_token_id", "pad_token_id"), self.token_id(CHAT_TOKENS[-1]))
+        settings = {CONFIG_FILE: CONFIG, GENERATION_FILE: ends}
+        written = {name: json.dumps(setting, indent=2) + "\n" for name, setting in settings.items()}
+        _write(directory, {BPE_FILE: self._tokenizer.to_str(pretty=True)} | written)
 
     @classmethod
     def load(cls, directory: str | Path) -> BPETokenizer:

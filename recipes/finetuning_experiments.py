@@ -17,7 +17,7 @@ from functools import cache, partial
 
 import torch
 from judging import N_JUDGED, best, bracketed, copied, falling_to_zero, judged, part, share
-from real_finetuning import real
+from real_finetuning import controls, real
 from runner import Work, completed, constants, fill, run, tables
 from shop_baselines import LONGEST_REPLY, baselines
 
@@ -200,7 +200,7 @@ def untuned() -> dict:
     return {"plays_before": evaluate(base, plays), "n_plays_tokens": len(plays), "n_new_tokens": lacking}
 
 
-PARTS = {"ways": ways, "baselines": baselines, "real": real}
+PARTS = {"ways": ways, "baselines": baselines, "real": real, "controls": controls}
 
 
 def card(data: dict[str, dict]) -> str:

@@ -9,7 +9,7 @@ from functools import cache
 from runner import finite
 
 from gptcourse.config import TrainingConfig
-from gptcourse.evaluation import bootstrap_interval, distinct_n, naive_bayes, reply_report, wilson_interval
+from gptcourse.evaluation import WORD, bootstrap_interval, distinct_n, naive_bayes, reply_report, wilson_interval
 from gptcourse.finetuning import count_targets, encode_dialogues, reply_loss
 from gptcourse.support import Dialogue, default_grammar, parse, support
 
@@ -68,13 +68,32 @@ def n_read(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> int:
 
     A reply in other words than the grammar's can be about the right thing: a milder judge than `reply_report`.
     """
-    read = naive_bayes(_training_replies(), replies)
-    return sum(found == d.intent for d, found in zip(dialogues, read, strict=True))
+    return _n_right(dialogues, naive_bayes([(d.reply, d.intent) for d in _training()], replies))
+
+
+def n_read_beyond(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> int:
+    """Return what `n_read` does from those words of each reply that its message lacks: an echo has none.
+
+    The judge has read the training replies in the same way.
+    """
+    known = [(beyond(d.message, d.reply), d.intent) for d in _training()]
+    new = [beyond(d.message, reply) for d, reply in zip(dialogues, replies, strict=True)]
+    return _n_right(dialogues, naive_bayes(known, new))
+
+
+def beyond(message: str, reply: str) -> str:
+    """Return the words of a reply that its message lacks."""
+    given = set(WORD.findall(message.lower()))
+    return " ".join(word for word in WORD.findall(reply.lower()) if word not in given)
+
+
+def _n_right(dialogues, intents):
+    return sum(found == d.intent for d, found in zip(dialogues, intents, strict=True))
 
 
 @cache
-def _training_replies():
-    return [(d.reply, d.intent) for d in support(N_READ)]
+def _training():
+    return support(N_READ)
 
 
 def share(reports: Sequence[dict]) -> str:
@@ -115,15 +134,19 @@ def log_prob(message: str, reply: str) -> float | None:
         return None
 
 
-def points(dialogue: Dialogue, reply: str) -> float:
-    """Return 0 to 4 points for what a shop wants of any reply, without the grammar's sentences.
+def points(dialogue: Dialogue, reply: str) -> tuple[float, ...]:
+    """Return four numbers from 0 to 1 for what a shop wants of any reply, without the grammar's sentences.
 
     The share of the customer's values that it repeats, exact; and one point each if it has no number that the customer
     did not give, says no four words twice, and ends with the end of a sentence.
     """
     numbers = set(re.findall(r"\d{3,}", reply)) - set(re.findall(r"\d{3,}", dialogue.message))
-    ends = reply.rstrip().endswith((".", "!", "?"))
-    return reply_report([dialogue], [reply]).slots + (not numbers) + (distinct_n([reply], 4) == 1) + ends
+    return reply_report([dialogue], [reply]).slots, not numbers, distinct_n([reply], 4) == 1, ends(reply)
+
+
+def ends(reply: str) -> bool:
+    """Return whether a reply ends with the end of a sentence: one that was cut off seldom does."""
+    return reply.rstrip().endswith((".", "!", "?"))
 
 
 def compared(before: Sequence, after: Sequence) -> dict[str, int]:

@@ -9,12 +9,25 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from functools import cache
+from itertools import chain
 from unittest import mock
 
 import numpy as np
 import torch
-from judging import best, bracketed, compared, falling_to_zero, judged, log_prob, n_read, points
-from runner import Work, completed, tables
+from judging import (
+    best,
+    bracketed,
+    compared,
+    ends,
+    falling_to_zero,
+    judged,
+    log_prob,
+    n_read,
+    n_read_beyond,
+    points,
+)
+from runner import Work, completed, grouped, recorded, tables
+from shop_baselines import WITHOUT_MODEL
 
 from gptcourse import wheels
 from gptcourse.corpora import shakespeare, support
@@ -44,6 +57,8 @@ N_PLAYS = 1_500  # characters
 LONGEST_REPLY, LONGEST_ANSWER = 60, 24  # tokens
 SHOTS = 2
 (QUESTIONS,) = tables("finetuning", "QUESTIONS")
+Q4_1 = "4 bits and an offset (Q4_1)"
+RECORDED = {"untuned": "before", "tuned": "after"}  # replies of the part "real", and where they stand in it
 STORED = {"8 bits, groups of 32": (8, 32), "4 bits, groups of 32": (4, 32), "4 bits, whole rows": (4, None)}
 
 
@@ -77,12 +92,24 @@ def file() -> dict:
 
 
 def stored(name: str) -> dict:
-    """Return the losses of the model when its matrices are stored in a way of STORED, or as they are opened."""
+    """Return the losses of the model when its matrices are stored in a way of STORED, again as Q4_1, or as opened."""
     model, tokenizer = load_pretrained(SMOLLM2)
     if name in STORED:
         model = quantised(model, *STORED[name])
+    if name == Q4_1:
+        put_into_q4_1(model)
     examples = encode_dialogues(tokenizer, messages_of(0)[:N_LOSS])
     return {"stored": name, "shop": reply_loss(model, examples)} | english(model, tokenizer)
+
+
+@torch.no_grad()
+def put_into_q4_1(model) -> None:
+    """Round all matrices to what the file's own format of 4 bits can say: 16 levels and an offset for 32 weights."""
+    from gguf import GGMLQuantizationType, dequantize, quantize
+
+    kind = GGMLQuantizationType.Q4_1
+    for weight in (w for w in model.parameters() if w.dim() == 2):
+        weight.copy_(torch.from_numpy(dequantize(quantize(weight.detach().numpy(), kind), kind)))
 
 
 # ---- Ordinary English
@@ -197,14 +224,50 @@ def pairs(dialogues: list[Dialogue], before: list[str], after: list[str]) -> dic
     "rules" counts `points`; "grammar" compares the likelihoods of replies that the grammar gives to the message.
     """
     both = {"before": before, "after": after}
-    by_rules = {name: list(map(points, dialogues, replies)) for name, replies in both.items()}
+    by_rules = {name: totals(dialogues, replies) for name, replies in both.items()}
     messages = [d.message for d in dialogues]
     by_grammar = {name: list(map(log_prob, messages, replies)) for name, replies in both.items()}
     neither = sum(a is None and b is None for a, b in zip(*by_grammar.values(), strict=True))
     return {"rules": compared(**by_rules), "grammar": compared(**by_grammar) | {"neither": neither}}
 
 
-# ---- The part
+def totals(dialogues: list[Dialogue], replies: list[str], n: int = 4) -> list[float]:
+    """Return the sum of the first n of each reply's `points`."""
+    return [sum(points(d, reply)[:n]) for d, reply in zip(dialogues, replies, strict=True)]
+
+
+# ---- The parts
+
+
+def controls(work: Work) -> dict:
+    """Judge what needs no model on the real model's messages, by all its judges and one that no echo can please.
+
+    The part "real" must have been made: its replies are judged again.
+    """
+    seeds = grouped(recorded(work.asset)["real"]["replies"], "seed")
+    made = [controls_of(seed, rows) for seed, rows in seeds.items()]
+    rows, pairs = (list(chain(*column)) for column in zip(*made, strict=True))
+    return {"n_train": STEPS * BATCH_SIZE, "rows": rows, "pairs": pairs}
+
+
+def controls_of(seed: int, recorded_replies: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Return the rows and the pairs of the messages of a seed; what counts has as many dialogues as a run reads."""
+    dialogues, train = messages_of(seed), support(STEPS * BATCH_SIZE, seed=seed)
+    messages = [d.message for d in dialogues]
+    written = {"the message itself": messages}
+    written |= {name: answer(train, messages) for name, answer in WITHOUT_MODEL.items()}
+    written |= {name: [row[when] for row in recorded_replies] for name, when in RECORDED.items()}
+    written["the true replies"] = [d.reply for d in dialogues]
+    rows = []
+    for name, replies in written.items():
+        row = {"name": name, "seed": seed, "judged": judged(dialogues, replies, "test")}
+        row |= {"read": n_read(dialogues, replies), "beyond": n_read_beyond(dialogues, replies)}
+        rows.append(row | {"ended": sum(map(ends, replies))})
+    tuned, pairs = written["tuned"], []
+    for name, n_points in (("the message itself", 4), ("untuned", 3)):
+        found = compared(totals(dialogues, written[name], n_points), totals(dialogues, tuned, n_points))
+        pairs.append({"before": name, "n_points": n_points, "seed": seed, "pairs": found})
+    return rows, pairs
 
 
 def real(work: Work) -> dict:
@@ -231,7 +294,7 @@ def real(work: Work) -> dict:
         "before": before,
         "replies": replies,
         "questions": [{"question": q, "before": b, "after": a} for q, b, a in asked],
-        "storage": work.pieces((stored, name) for name in ("as opened", *STORED)),
+        "storage": work.pieces((stored, name) for name in ("as opened", *STORED, Q4_1)),
         "file": work.piece(file),
         "few_shot": work.pieces((few_shot, SHOTS, seed) for seed in SEEDS),
     }

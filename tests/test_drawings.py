@@ -71,6 +71,14 @@ DRAWN = {
     "ring": (scaling.ring("all-reduce", 8, 9), ["after 9 of 14 steps", "24 of 64 blocks", "sent 1.12 times"]),
     "pipeline": (scaling.pipeline(8, 24), ["8 GPUs in a row, the batch in 24", "idle 23% of the time"]),
     "split_mlp": (scaling.split_mlp(768, 3072), ["1536 of the 3072 columns", "the 1536 matching rows"]),
+    "batch_rows": (
+        fine_tuning.batch_rows({"padded": [[[(8, 2)], [(2, 1)]], [[(4, 4)]]], "packed": [[[(8, 2), (2, 1)]]]}),
+        ["padded: 7 places are filling; packed: 0 places are filling"],
+    ),
+    "trained_parts": (
+        fine_tuning.trained_parts(["tokens", "blocks"], {"all weights": "TT", "LoRA": "-L"}),
+        ["all weights: tokens trained, blocks trained; LoRA: tokens frozen, blocks frozen, LoRA beside it."],
+    ),
     "packed_mask": (fine_tuning.packed_mask([2, 3]), ["9 pairs of places within a dialogue, and 6 across"]),
 } | {f"first_model.{name}": drawn for name, drawn in FIRST_MODEL.items()}
 

@@ -171,11 +171,11 @@ def test_judged_counts_what_reply_report_gives_as_shares():
 def test_points_are_for_values_numbers_loops_and_the_end():
     dialogue = next(d for d in support(50, split="test") if set(d.slots) == {"order", "name"})
     values = " ".join(dialogue.slots.values())
-    assert judging.points(dialogue, f"Hello, {values}.") == 4
-    assert judging.points(dialogue, f"Hello, {dialogue.slots['order']}.") == 3.5
-    assert judging.points(dialogue, f"Hello, {values}, 99999.") == 3
-    assert judging.points(dialogue, f"Hello, {values}") == 3
-    assert judging.points(dialogue, f"{values}. a b c d a b c d e.") == 3
+    assert judging.points(dialogue, f"Hello, {values}.") == (1, 1, 1, 1)
+    assert judging.points(dialogue, f"Hello, {dialogue.slots['order']}.") == (0.5, 1, 1, 1)
+    assert judging.points(dialogue, f"Hello, {values}, 99999.") == (1, 0, 1, 1)
+    assert judging.points(dialogue, f"Hello, {values}") == (1, 1, 1, 0)
+    assert judging.points(dialogue, f"{values}. a b c d a b c d e.") == (1, 1, 0, 1)
 
 
 def test_a_pair_is_won_by_the_higher_value_and_none_is_the_lowest():
@@ -203,6 +203,16 @@ def test_naive_bayes_reads_the_intent_of_true_replies_and_not_of_those_to_other_
     others = sum(a.intent == b.intent for a, b in zip(dialogues, dialogues[1:] + dialogues[:1], strict=True))
     assert judging.n_read(dialogues, replies) >= 58
     assert judging.n_read(dialogues, replies[1:] + replies[:1]) <= others + 2
+
+
+def test_an_echo_can_be_about_the_right_thing_but_says_nothing_beyond_the_message():
+    dialogues = support(60, split="test")
+    messages, replies = [d.message for d in dialogues], [d.reply for d in dialogues]
+    most = max(sum(d.intent == intent for d in dialogues) for intent in {d.intent for d in dialogues})
+    assert judging.n_read(dialogues, messages) > 30  # naive Bayes reads a message as well as a reply
+    assert judging.n_read_beyond(dialogues, messages) <= most  # all get one and the same intent
+    assert judging.n_read_beyond(dialogues, replies) >= 54
+    assert judging.beyond("Where's my bowl?", "Your bowl, Where's it?") == "your it"
 
 
 # ---- Baselines
@@ -342,6 +352,40 @@ def test_the_part_of_the_real_model_with_a_small_model_and_its_tokenizer(plays, 
             == 2
             == sum(row["pairs"]["grammar"].values()) - row["pairs"]["grammar"]["neither"]
         )
+
+
+def test_q4_1_has_sixteen_levels_from_the_lowest_to_the_highest_of_32_weights_and_is_its_own_rounding():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 3)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    real_finetuning.put_into_q4_1(layer)
+    rounded = layer.weight.detach().clone()
+    groups = weight.unflatten(1, (2, 32))
+    step = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
+    error = (rounded.unflatten(1, (2, 32)) - groups).abs()
+    assert error.max() > 0 and (error <= 0.52 * step + 1e-3).all() and torch.equal(layer.bias, bias)
+    assert all(len(group.unique()) <= 16 for group in rounded.unflatten(1, (2, 32)).flatten(0, 1))
+    real_finetuning.put_into_q4_1(layer)
+    torch.testing.assert_close(layer.weight.detach(), rounded, rtol=0, atol=1e-3)
+
+
+def test_the_controls_judge_the_recorded_replies_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_finetuning, "N_JUDGED", 3)
+    replies = [{"seed": seed, "before": "No", "after": "Yes."} for seed in (0, 1) for _ in range(3)]
+    (tmp_path / "real.json").write_text(json.dumps({"replies": replies}))
+    data = real_finetuning.controls(Work(tmp_path, tmp_path, 1))
+    rows = runner.grouped(data["rows"], "name", "seed")
+    assert len(rows) == 2 * 7 == len(data["rows"]) and data["n_train"] == 80
+    for seed in (0, 1):
+        (true,), (echo,), (untuned,) = (
+            rows[name, seed] for name in ("the true replies", "the message itself", "untuned")
+        )
+        assert true["judged"]["intents"] == true["read"] == true["ended"] == 3
+        assert echo["judged"]["slots"][0] == echo["judged"]["slots"][1] and echo["judged"]["intents"] == 0
+        assert untuned["judged"]["slots"][0] == untuned["ended"] == 0
+    won = {(pair["before"], pair["seed"]): pair["pairs"] for pair in data["pairs"]}
+    assert won["untuned", 0] == {"after": 0, "before": 0, "tie": 3}  # the end is not counted here
+    assert sum(won["the message itself", 1].values()) == 3 and won["the message itself", 1]["after"] == 0
 
 
 @pytest.mark.full

@@ -369,8 +369,9 @@ def test_our_model_opens_with_the_tokenizer_of_transformers_it_was_saved_with(tm
 @pytest.mark.parametrize("damage", [b"{", b"\xff", b"[]"])
 def test_a_damaged_file_beside_good_weights_is_one_sentence(tmp_path, tokenizer, damage):
     GPT(GPTConfig(vocab_size=259, n_positions=8, n_embd=12, n_layer=1, n_head=2)).save(tmp_path, tokenizer)
+    unread = {"generation_config.json"} | ({"tokenizer_config.json"} if damage == b"[]" else set())
     for path in tmp_path.glob("*.json"):
-        if path.name != "tokenizer_config.json" or damage != b"[]":
+        if path.name not in unread:
             good = path.read_bytes()
             path.write_bytes(damage)
             assert str(tmp_path) in refusal(load_pretrained, tmp_path)

@@ -12,8 +12,9 @@ import tokenizers as library
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import (
     CHAT_TOKENS,
     BPETokenizer,
@@ -177,6 +178,21 @@ def test_auto_tokenizer_opens_saved_bpe_files(tmp_path):
     assert hf.encode(text) == BPE.encode(text)
     assert hf.decode(BPE.encode(text)) == text
     assert hf.eos_token_id == BPE.token_id("<|end|>")
+
+
+def test_transformers_stops_where_a_reply_ends_without_being_told(tmp_path):
+    model = GPT(GPTConfig(BPE.vocab_size, n_positions=16, n_embd=8, n_layer=1, n_head=1))
+    end = BPE.token_id("<|end|>")
+    with torch.no_grad():
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.copy_(model.wte.weight[end])
+        model.wte.weight[end] *= 10  # now every place says <|end|>
+    model.save(tmp_path, BPE)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([BPE.encode("To be")])
+    assert theirs.generate(ids, max_new_tokens=5, do_sample=False)[0].tolist() == [*ids[0].tolist(), end]
+    CharTokenizer("abc").save(tmp_path)
+    assert not (tmp_path / "generation_config.json").exists()  # the end of another tokenizer is gone with it
 
 
 def test_loading_from_an_empty_directory_says_what_is_missing(tmp_path):

@@ -1,8 +1,8 @@
-"""The drawings of notebook 08: one training example, an update of low rank, and what a packed row may look at."""
+"""The drawings of notebook 08: a training example, batches, a packed row's mask, and which weights a way trains."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gptcourse.drawings.diagram import BLUE, GREEN, ORANGE, PURPLE, Box, Diagram
 
@@ -88,4 +88,71 @@ def packed_mask(lengths: Sequence[int]) -> Diagram:
     x = 160 + cell * n
     drawing.text(x, 40, f"■ own dialogue: {own}", anchor="start", color=BLUE)
     drawing.text(x, 64, f"■ those before it: {others}", anchor="start", color=ORANGE)
+    return drawing
+
+
+def batch_rows(kinds: Mapping[str, Sequence[Sequence[Sequence[tuple[int, int]]]]]) -> Diagram:
+    """Draw batches as rectangles: what is read, what is learned, and what is computed for nothing.
+
+    kinds: name -> batches of rows of dialogues, each with its (read alone, learned) numbers of tokens.
+    """
+    longest = max(sum(map(sum, row)) for batches in kinds.values() for batch in batches for row in batch)
+    scale, height, y, said = (WIDTH - 20) / longest, 11, 12, []
+    n_rows = sum(len(batch) for batches in kinds.values() for batch in batches)
+    n_batches = sum(map(len, kinds.values()))
+    drawing = Diagram(WIDTH, n_rows * height + 8 * n_batches + 34 * len(kinds) + 30, "")
+    for name, batches in kinds.items():
+        filling = 0
+        drawing.text(10, y + 12, name, anchor="start", size=13)
+        y += 22
+        for batch in batches:
+            width = max(sum(map(sum, row)) for row in batch)
+            for row in batch:
+                x = 0
+                for read, learned in row:
+                    _tiles(drawing, x * scale, y, height, ((read, BLUE), (learned, GREEN)), scale)
+                    x += read + learned
+                _tiles(drawing, x * scale, y, height, ((width - x, "currentColor"),), scale)
+                filling += width - x
+                y += height
+            y += 8
+        said.append(f"{name}: {filling} places are filling")
+        y += 12
+    drawing.text(10, y + 10, "■ message: read", anchor="start", color=BLUE, size=12)
+    drawing.text(150, y + 10, "■ reply: learned", anchor="start", color=GREEN, size=12)
+    drawing.text(290, y + 10, "■ filling: computed for nothing", anchor="start", faint=True, size=12)
+    drawing.description = "; ".join(said) + "."
+    return drawing
+
+
+def _tiles(drawing, x, y, height, parts, scale):
+    """Draw parts (places, colour) side by side from x on."""
+    for places, color in parts:
+        fill = 0.22 if color == "currentColor" else 0.6
+        if places:
+            drawing.rectangle(Box(10 + x, y, places * scale - 1, height - 2), color, fill=fill, outline=0.2, round=1)
+        x += places * scale
+
+
+def trained_parts(parts: Sequence[str], ways: Mapping[str, str]) -> Diagram:
+    """Draw which parts of a model each way trains.
+
+    ways: name -> one letter for each part, T for trained, L for frozen with an update of low rank beside it, else "-".
+    """
+    kinds = {"T": ("trained", GREEN), "L": ("frozen, LoRA beside it", PURPLE), "-": ("frozen", "currentColor")}
+    left, width, height = 250.0, (WIDTH - 256) / len(parts), 26
+    said = [
+        f"{way}: " + ", ".join(f"{p} {kinds[k][0]}" for p, k in zip(parts, ks, strict=True)) for way, ks in ways.items()
+    ]
+    drawing = Diagram(WIDTH, 34 + height * len(ways) + 34, "; ".join(said) + ".")
+    for i, part in enumerate(parts):
+        drawing.text(left + width * (i + 0.5), 20, part, size=12)
+    for j, (way, letters) in enumerate(ways.items()):
+        y = 32 + height * j
+        drawing.text(left - 10, y + 16, way, anchor="end", size=12)
+        for i, letter in enumerate(letters):
+            color, fill = kinds[letter][1], 0.05 if letter == "-" else 0.5
+            drawing.rectangle(Box(left + width * i, y, width - 3, height - 4), color, fill=fill, outline=0.4, round=3)
+    for (text, color), x in zip(kinds.values(), (left, left + 100, left + 290), strict=True):
+        drawing.text(x, 52 + height * len(ways), f"■ {text}", anchor="start", color=color, size=12)
     return drawing

@@ -138,14 +138,15 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # The plan: 2,800 lines that teach, 1,850 that support them, 3,000 of exercises (for the 71 of then), 2,200 of
 # explorers, 1,600 of recipes; the drawings came later. Where it is not reached, the size of today stands, and may only
 # fall, or grow by what a notebook that is new teaches (preferences, shop, reasoning 625; constrained, speculative,
-# quantisation 242; modern 360; intervals of a share and over groups 34; sharded training and its checkpoints 312) or
+# quantisation 242; modern 360; intervals of a share and over groups 34; exact ones, several comparisons, power,
+# agreement, temperature, canonical texts, checked accounts 183; sharded training and its checkpoints 312) or
 # shows (the recipes of notebooks 08 and 09, 1,200).
 BUDGETS = {
-    "teaching": 5_212,
-    "supporting": 4_960,
-    "exercises": 6_633,
-    "explorers": 2_241,
-    "recipes": 3_514,
+    "teaching": 5_395,
+    "supporting": 5_054,
+    "exercises": 6_814,
+    "explorers": 2_249,
+    "recipes": 3_622,
     "drawings": 1_720,
 }
 

@@ -65,8 +65,11 @@ def tree_memory(process, others):
 
 
 @contextlib.contextmanager
-def watch_memory(interval=0.05):
-    """Yield a list of one number: the highest memory of our child processes so far, in bytes."""
+def watch_memory(interval=0.25):
+    """Yield a list of one number: the highest memory of our child processes so far, in bytes.
+
+    A look takes about 10 ms of a core, so at 20 looks a second the measuring itself would slow the notebook down.
+    """
     peak, done = [0], threading.Event()
     others = {child.pid for child in psutil.Process().children(recursive=True)}  # ours already, for something else
 

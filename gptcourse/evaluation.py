@@ -324,6 +324,94 @@ def wilson_interval(right: int, n: int, level: float = 0.95) -> tuple[float, flo
     return max(low.item(), 0.0), min(high.item(), 1.0)
 
 
+def exact_interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of a share: `right` out of `n` independent examples (Clopper and Pearson 1934).
+
+    The low end is the share with which so many or more would be right in (1 - level) / 2 of all tests, the high end
+    that for so few or fewer. It holds the truth at least as often as it says, also where all are right, or none.
+    Raises ValueError for counts that cannot be.
+    """
+    (n,) = check_numbers("number of examples", n, low=1, kind="whole")
+    (right,) = check_numbers("number of right ones", right, 0, n, kind="whole")
+    (level,) = check_numbers("level", level, 0, 0.9999)
+    right, n, tail = int(right), int(n), (1 - level) / 2
+    low = _share_with(lambda p: _at_most(right - 1, n, p) > 1 - tail) if right else 0.0
+    return low, _share_with(lambda p: _at_most(right, n, p) > tail) if right < n else 1.0
+
+
+def _at_most(k, n, p):
+    """Return the probability of k or fewer out of n, each with probability p, strictly between 0 and 1."""
+    chosen = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1))
+    return sum(math.exp(c + i * math.log(p) + (n - i) * math.log1p(-p)) for i, c in enumerate(chosen))
+
+
+def _share_with(is_below):
+    """Return where `is_below`, true for small shares, becomes false."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_below(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def share_interval(right: Sequence[bool], groups: Sequence | None = None, level: float = 0.95) -> tuple[float, float]:
+    """Return an interval of the share of right ones: exact or, where examples come in groups, by drawing groups.
+
+    Where all are right, or none, drawing says nothing: then each group counts as one example of the exact interval.
+    Raises ValueError for what is neither right nor wrong, and what `bootstrap_interval` refuses.
+    """
+    check_lengths(answers=right)
+    right = check_numbers("answers", right, 0, 1, kind="whole")
+    if groups is None:
+        return exact_interval(int(right.sum()), len(right), level)
+    if len(set(right)) == 1:
+        n = len(set(groups))
+        return exact_interval(int(right[0]) * n, n, level)
+    return bootstrap_interval(right, level, groups=groups)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for being several (Holm 1979): each times how many are left, and never falling.
+
+    If those up to 0.05 are called real, the chance that any of them is not stays below 5 %. Raises ValueError for
+    numbers that are no probabilities.
+    """
+    p, adjusted = check_numbers("p-values", p_values, 0, 1), {}
+    for left, i in zip(range(len(p), 0, -1), np.argsort(p, kind="stable").tolist(), strict=True):
+        adjusted[i] = max([min(1.0, left * p[i].item()), *adjusted.values()])
+    return [adjusted[i] for i in range(len(p))]
+
+
+def examples_needed(first: float, second: float, power: float = 0.8, level: float = 0.95) -> int:
+    """Return how many examples *each* of two models needs, so that their difference is seen with probability `power`.
+
+    For shares of right answers on two separate tests, by the normal approximation (Fleiss et al. 2003, section 4.2,
+    without correction). Raises ValueError for equal shares, and numbers that are no shares.
+    """
+    a, b = check_numbers("shares", [first, second], 0, 1)
+    power, level = check_numbers("power and level", [power, level], 0.5, 0.9999)
+    if a == b:
+        raise ValueError(f"Both shares are {a:g}: no number of examples shows a difference that is not there.")
+    z_level, z_power = NormalDist().inv_cdf((1 + level) / 2), NormalDist().inv_cdf(power)
+    middle, each = 2 * (a + b) / 2 * (1 - (a + b) / 2), a * (1 - a) + b * (1 - b)
+    return math.ceil(((z_level * math.sqrt(middle) + z_power * math.sqrt(each)) / (a - b)) ** 2)
+
+
+def kappa(first: Sequence, second: Sequence) -> float:
+    """Return Cohen's kappa (1960) of two judges of the same examples: agreement beyond that of their habits alone.
+
+    1 where they always agree, 0 where no more often than by chance. Raises ValueError for lengths that differ, for
+    none, and where both say one same thing throughout, so that chance alone would agree.
+    """
+    check_lengths(**{"first judgements": first, "second ones": second})
+    first, second, n = list(first), list(second), len(first)
+    agreed = sum(a == b for a, b in zip(first, second, strict=True)) / n
+    chance = sum(first.count(label) * second.count(label) for label in set(first)) / n**2
+    if chance == 1:
+        raise ValueError(f"Both judges say {first[0]!r} of everything: their agreement shows nothing.")
+    return (agreed - chance) / (1 - chance)
+
+
 def bootstrap_interval(
     values: Sequence[float], level=0.95, n=10_000, seed=0, groups: Sequence | None = None
 ) -> tuple[float, float]:
@@ -352,6 +440,7 @@ def _cluster_interval(values, level, n, seed, groups):
     labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
     if len(labels) < 2:
         raise ValueError(f"An interval needs the values of two or more groups, not {len(labels)}.")
+    n = int(check_numbers("resamples", n, low=1, kind="whole")[0])
     place = [labels[label] for label in groups]
     sums, sizes = np.bincount(place, weights=values), np.bincount(place)
     drawn = np.random.default_rng(seed).integers(len(labels), size=(n, len(labels)))
@@ -373,6 +462,32 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bi
     return sum(abs((confidence - correct)[bins == i].sum()) for i in set(bins)).item() / len(correct)
 
 
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """Return the temperature at which logits (n, V) give targets (n,) the lowest mean loss (Guo et al. 2017, 4.2).
+
+    Fit it on validation data and judge it on others. No prediction changes, only how sure it is. The loss is convex in
+    1 / temperature, so its slope is bisected, from 0.05 to 20. Raises ValueError for targets of another length.
+    """
+    check_lengths(targets=targets, logits=logits)
+    rows = logits.detach().double()
+    right = rows.gather(1, targets[:, None])[:, 0]
+    low, high = 1 / 20, 20.0
+    for _ in range(40):
+        inverse = math.sqrt(low * high)
+        slope = (((inverse * rows).softmax(-1) * rows).sum(-1) - right).mean()  # d loss / d inverse
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+    return 1 / math.sqrt(low * high)
+
+
+class Measurement(NamedTuple):
+    """What was measured, its value for each example, the condition under which, and the group of each example."""
+
+    name: str
+    values: Sequence[float]
+    condition: str
+    groups: Sequence | None = None
+
+
 def model_card(
     name: str,
     *,
@@ -380,20 +495,29 @@ def model_card(
     intended_use: str,
     not_intended: str,
     training_data: str,
-    measurements: Sequence[tuple[str, Sequence[float], str]],
+    conditions: Sequence[str],
+    measurements: Sequence[Measurement],
     limits: Sequence[str],
 ) -> str:
     """Write a model card in Markdown, in the order of Mitchell et al. (2019).
 
-    A measurement is its name, its value for each example, and the name of the data; the card gives their mean and
-    `bootstrap_interval`. Raises ValueError if a part is empty.
+    The card gives the mean of each measurement, and an interval: that of `share_interval` for values of 0 and 1, else
+    `bootstrap_interval`, over groups where there are some. `conditions` are all under which the model was measured,
+    the bad ones too. Raises ValueError if a part is empty, and for a condition that no measurement shows.
     """
     if empty := [part for part, content in locals().items() if not content]:
         raise ValueError(f"The card has nothing under {', '.join(empty)}: say it, or say that it is not known.")
-    table = ["| measured | value | 95 % interval | examples | data |", "| --- | ---: | ---: | ---: | --- |"]
-    for measure, values, data in measurements:
-        low, high = bootstrap_interval(values)
-        table.append(f"| {measure} | {np.mean(values):.3g} | {low:.3g} to {high:.3g} | {len(values)} | {data} |")
+    rows = [Measurement(*row) for row in measurements]
+    if hidden := [condition for condition in conditions if condition not in {row.condition for row in rows}]:
+        raise ValueError(
+            f"The card leaves out what was measured: {', '.join(hidden)}. Show it, above all if it is bad."
+        )
+    table = ["| measured | condition | value | 95 % interval | examples | groups |", f"| --- | --- |{' ---: |' * 4}"]
+    for measure, values, condition, groups in rows:
+        interval = share_interval if {*values} <= {0, 1} else bootstrap_interval
+        low, high = interval(values, groups=groups)
+        counts = f"{len(values)} | {len({*groups}) if groups else len(values)}"
+        table.append(f"| {measure} | {condition} | {np.mean(values):.3g} | {low:.3g} to {high:.3g} | {counts} |")
     parts = [f"# {name}", description, "## Intended use", intended_use, f"**Not for:** {not_intended}"]
     parts += ["## Training data", training_data, "## Measured", "\n".join(table)]
     return "\n\n".join([*parts, "## Limits", "\n".join(f"* {limit}" for limit in limits)]) + "\n"

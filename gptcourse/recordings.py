@@ -1,4 +1,4 @@
-"""The time machine's run: the checkpoints of one training, recorded for the course by `recipes/time_machine.py`."""
+"""What was recorded for the course by the scripts in `recipes/`: tables of experiments, and the time machine's run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ from gptcourse.tokenizers import load_tokenizer
 ASSETS = Path(str(files("gptcourse") / "assets"))
 # What reading a file that is missing or damaged raises.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError)
+
+
+def recorded(asset: str, name: str):
+    """Return what gptcourse/assets/ASSET/NAME.json holds. Raises ValueError, with one sentence, if there is no such."""
+    path = ASSETS / asset / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        names = ", ".join(sorted(f"{other.parent.name}/{other.stem}" for other in ASSETS.glob("*/*.json")))
+        raise ValueError(f"Nothing was recorded as {asset}/{name}: choose one of {names}.") from error
 
 
 class Recording:

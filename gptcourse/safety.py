@@ -2,14 +2,17 @@
 
 Sources: Carlini et al. (2019), "The Secret Sharer", section 4 (exposure); Carlini et al. (2021), "Extracting Training
 Data from Large Language Models"; Lee et al. (2022), "Deduplicating Training Data Makes Language Models Better";
-Belinkov and Bisk (2018), "Synthetic and Natural Noise", section 3.2 (typing errors); ISO/IEC 7812-1 (check digits).
+Belinkov and Bisk (2018), "Synthetic and Natural Noise", section 3.2 (typing errors); ISO/IEC 7812-1 and ISO
+13616-1 (check digits).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from importlib.resources import files
 
@@ -34,47 +37,91 @@ CANARY = "{name}: My number is "
 LOOK_BACK = 64  # tokens before the new one, in which a banned text may have begun
 PERSONAL = {  # what `redact` looks for, in this order
     "EMAIL": r"[\w.+'-]+@[\w-]+(?:\.[\w-]+)+",
-    "IBAN": r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
+    "IBAN": r"(?i)\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
     "CARD": r"(?<![\d-])\d(?:[ -]?\d){12,18}(?![\d-])",
-    "PHONE": r"(?<![\w+])(?:\+|00)\d{1,3}(?:[ ./-]?\(?\d\)?){6,12}(?!\d)|(?<!\w)0\d{1,4}[ ./-](?:\d[ ./-]?){5,9}(?!\d)",
+    "PHONE": r"(?<![\w+])(?:\+|00)\d{1,3}(?:[ ./-]?\(?\d\)?){6,12}(?!\d)"
+    r"|(?<!\w)0\d{1,4}[ ./-](?:\d[ ./-]?){5,9}(?!\d)|(?<!\w)0\d{7,11}(?!\d)|(?<!\w)\(\d{3}\) ?\d{3}[ .-]\d{4}(?!\d)",
 }
 
 
 # ---- Text that must not be written
 
 
+def canonical(text: str) -> str:
+    """Return the text as a filter should read it: one form for what looks nearly the same.
+
+    Compatible signs are made one (NFKD: ﬁ is fi, Ｍ is M), capitals small, marks on letters and invisible signs go,
+    and each run of spaces and line breaks is one space (Unicode Standard Annex 15). Letters of other alphabets that
+    look alike stay what they are: see Unicode Technical Standard 39.
+    """
+    signs = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return re.sub(r"\s+", " ", "".join(sign for sign in signs if unicodedata.category(sign) not in ("Mn", "Cf")))
+
+
 class BannedText:
     """A logits processor for `generate`: no token is drawn that would complete a banned text.
 
-    `patterns` are regular expressions, or `re.escape(phrase)`, of any case. Bytes are compared, not tokens: a phrase is
-    found however it is cut. Only the last `LOOK_BACK` tokens are seen. Raises ValueError for a pattern that is no
-    regular expression, or that finds the empty text.
+    `patterns` are regular expressions, or `re.escape(phrase)`, of any case, for the `canonical` text. Texts are
+    compared, not tokens: a phrase is found however it is cut. Only the last `LOOK_BACK` tokens are seen. Raises
+    ValueError for a pattern that is no regular expression, or that finds the empty text.
     """
 
     def __init__(self, tokenizer, patterns: Sequence[str]):
         check_texts("patterns", patterns)
         self.pieces, self.patterns = token_bytes(tokenizer), [_compiled(pattern) for pattern in patterns]
+        self.after = self._after(b"")
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """ids (B, T), the tokens so far, and logits (B, V) -> logits, -inf where a banned text would be complete."""
-        texts = [b"".join(self.pieces[token] for token in row[-LOOK_BACK:]) for row in ids.tolist()]
-        banned = torch.tensor([[self._completes(text, piece) for piece in self.pieces] for text in texts])  # (B, V)
+        banned = torch.tensor([self._banned(row[-LOOK_BACK:]) for row in ids.tolist()])  # (B, V)
         padding = logits.shape[-1] - banned.shape[-1]  # some models have more logits than there are tokens
         return logits.masked_fill(F.pad(banned, (0, padding)).to(logits.device), -math.inf)
 
+    def _banned(self, tokens):
+        """Return a boolean for each token: would it complete a banned text?"""
+        text, begun = _decoded(b"".join(self.pieces[token] for token in tokens))
+        after = self._after(begun) if begun else self.after
+        judged = {piece: self._completes(text, piece) for piece in set(after)}
+        return [judged[piece] for piece in after]
+
+    def _after(self, begun):
+        """Return what each token adds to the canonical text, after the first bytes of a letter."""
+        return [_decoded(begun + piece)[0] if piece else "" for piece in self.pieces]
+
     def _completes(self, text, piece):
-        found = (match for pattern in self.patterns for match in pattern.finditer(text + piece))
-        return bool(piece) and any(match.end() > len(text) for match in found)
+        whole = text + (piece.lstrip(" ") if text.endswith(" ") else piece)
+        return any(end > len(text) for pattern in self.patterns for end in _ends(pattern, whole))
+
+
+def _decoded(text: bytes):
+    """Return the canonical text of bytes, and those at the end that are the beginning of a letter."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return canonical(decoder.decode(text)), decoder.getstate()[0]
+
+
+def _ends(pattern, text):
+    """Yield where each match of a pattern ends, of those too that overlap: "aaa" holds "aa" twice."""
+    match = pattern.search(text)
+    while match:
+        yield match.end()
+        match = pattern.search(text, match.start() + 1)
 
 
 def _compiled(pattern):
     try:
-        compiled = re.compile(pattern.encode(), re.IGNORECASE)
+        letters = [sign if sign.isascii() else re.escape(canonical(sign)) for sign in pattern]
+        compiled = re.compile("".join(letters), re.IGNORECASE)
     except re.error as error:
         raise ValueError(f"{pattern!r} is no regular expression ({error}): use re.escape for a phrase.") from error
-    if compiled.search(b""):
+    if compiled.search(""):
         raise ValueError(f"{pattern!r} finds the empty text, so that nothing could be written: make it longer.")
     return compiled
+
+
+def leaks(text: str, secret: str) -> bool:
+    """Return whether a secret word stands in the text, whatever stands between its letters."""
+    letters = ("".join(filter(str.isalnum, canonical(part))) for part in (secret, text))
+    return next(letters) in next(letters)
 
 
 # ---- Personal data
@@ -83,21 +130,33 @@ def _compiled(pattern):
 def redact(text: str) -> tuple[str, dict[str, int]]:
     """Return the text with addresses, account, card and phone numbers replaced by [EMAIL], …, and how many there were.
 
-    Card numbers only where their check digit is right, as an order number is none. Names are not found.
+    Cards and accounts only where their check digits are right, as an order number is none. Names are not found.
     """
-    counts = dict.fromkeys(PERSONAL, 0)
+    counts, checked = dict.fromkeys(PERSONAL, 0), {"CARD": _card, "IBAN": _account}
     for kind, pattern in PERSONAL.items():
-        matches = [match for match in re.finditer(pattern, text) if kind != "CARD" or _is_card(match[0])]
-        for match in reversed(matches):  # from the end, so that the places of the others stay
-            text = f"{text[: match.start()]}[{kind}]{text[match.end() :]}"
-        counts[kind] = len(matches)
+        found = [(m.start(), checked.get(kind, str)(m[0])) for m in re.finditer(pattern, text)]
+        found = [(begin, number) for begin, number in found if number]
+        for begin, number in reversed(found):  # from the end, so that the places of the others stay
+            text = f"{text[:begin]}[{kind}]{text[begin + len(number) :]}"
+        counts[kind] = len(found)
     return text, counts
 
 
-def _is_card(number: str) -> bool:
-    """Check the last digit: every second digit from the right is doubled, and the digits' sum must end in 0."""
+def _card(number: str) -> str:
+    """Return the number if its last digit is right: with each second from the right doubled, all digits end in 0."""
     digits = [int(sign) for sign in reversed(number) if sign.isdigit()]
-    return (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0
+    total = sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])
+    return "" if total % 10 else number
+
+
+def _account(found: str) -> str:
+    """Return the account without the words behind it: of its signs as numbers, the first four last, 97 leaves 1."""
+    while found:
+        signs = "".join(filter(str.isalnum, found.upper()))
+        if int("".join(str(int(sign, 36)) for sign in signs[4:] + signs[:4])) % 97 == 1:
+            return found
+        found = found.rpartition(" ")[0]
+    return ""
 
 
 # ---- Memorised text

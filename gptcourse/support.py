@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -113,6 +113,19 @@ def _dialogue(grammar, seed, split, i):
     reply = _choose(replies, rng)
     log_prob = math.log(replies[reply])
     return Dialogue(message.format_map(slots), reply.format_map(slots), intent, slots, log_prob)
+
+
+def phrasing(dialogue: Dialogue, split: str) -> str:
+    """Return the request that a dialogue's message was made from, with open slots: those of one are a cluster."""
+    _check_split(split)
+    templates = default_grammar().messages[split][dialogue.intent]
+    fitting = (t for t in templates if _slot_names(t) == set(dialogue.slots))
+    return request_of(next(t for t in fitting if t.format_map(dialogue.slots) == dialogue.message), templates)
+
+
+def request_of(template: str, templates: Iterable[str]) -> str:
+    """Return the shortest of the templates within one of them: the greetings are gone."""
+    return min((shorter for shorter in templates if shorter in template), key=len)
 
 
 def _choose(options, rng):

@@ -11,7 +11,7 @@ from runner import finite
 from gptcourse.config import TrainingConfig
 from gptcourse.evaluation import WORD, bootstrap_interval, distinct_n, naive_bayes, reply_report, wilson_interval
 from gptcourse.finetuning import count_targets, encode_dialogues, reply_loss
-from gptcourse.support import Dialogue, default_grammar, parse, support
+from gptcourse.support import Dialogue, default_grammar, parse, phrasing, request_of, support
 
 N_JUDGED = {"test": 450, "validation": 300}  # dialogues
 N_READ = 4_000  # training replies
@@ -23,20 +23,8 @@ def phrasings_of(split: str) -> list[str]:
     return [
         request
         for templates in default_grammar().messages[split].values()
-        for request in dict.fromkeys(_request(template, templates) for template in templates)
+        for request in dict.fromkeys(request_of(template, templates) for template in templates)
     ]
-
-
-def phrasing(dialogue: Dialogue, split: str) -> str:
-    """Return the request that a dialogue's message was made from."""
-    templates = default_grammar().messages[split][dialogue.intent]
-    fitting = (t for t in templates if set(re.findall(r"\{(\w+)\}", t)) == set(dialogue.slots))
-    return _request(next(t for t in fitting if t.format_map(dialogue.slots) == dialogue.message), templates)
-
-
-def _request(template, templates):
-    """Return the shortest template within another: the greetings are gone."""
-    return min((shorter for shorter in templates if shorter in template), key=len)
 
 
 def judged(

@@ -16,13 +16,19 @@ from gptcourse.evaluation import (
     classification_report,
     classify,
     distinct_n,
+    exact_interval,
+    examples_needed,
     few_shot,
+    fit_temperature,
+    holm,
+    kappa,
     log_likelihoods,
     model_card,
     naive_bayes,
     overlap,
     perplexity,
     reply_report,
+    share_interval,
     unique_n,
     wilson_interval,
 )
@@ -345,6 +351,77 @@ def test_wilsons_interval_refuses_counts_that_cannot_be(right, n):
         wilson_interval(right, n)
 
 
+@pytest.mark.parametrize("right, n", [(0, 10), (1, 10), (7, 64), (40, 64), (10, 10), (1, 1), (499, 500)])
+def test_the_exact_interval_ends_where_the_tails_hold_a_fortieth(right, n):
+    low, high = exact_interval(right, n)
+    tails = [sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in counts) for p, counts in (
+        (low, range(right, n + 1)), (high, range(right + 1)))]  # fmt: skip
+    assert low == 0 if right == 0 else tails[0] == pytest.approx(0.025, rel=1e-6)
+    assert high == 1 if right == n else tails[1] == pytest.approx(0.025, rel=1e-6)
+    wilson = wilson_interval(right, n)
+    assert low - 0.06 < wilson[0] and wilson[1] < high + 0.06
+
+
+def test_the_exact_interval_of_ten_out_of_ten_has_a_width_and_holds_the_truth_as_often_as_it_says():
+    assert exact_interval(10, 10) == pytest.approx((0.025**0.1, 1.0))
+    assert exact_interval(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))
+    ends = [exact_interval(k, 20) for k in range(21)]
+    for p in (0.02, 0.3, 0.5, 0.97):
+        held = (math.comb(20, k) * p**k * (1 - p) ** (20 - k) for k, (a, b) in enumerate(ends) if a <= p <= b)
+        assert sum(held) >= 0.95
+
+
+def test_a_share_has_the_exact_interval_or_that_of_its_groups():
+    assert share_interval([True] * 3 + [False]) == exact_interval(3, 4)
+    mixed, groups = [1, 1, 0, 0, 1, 1], list("aabbcc")
+    assert share_interval(mixed, groups) == bootstrap_interval(mixed, groups=groups)
+    assert share_interval([1] * 6, groups) == exact_interval(3, 3)  # drawing groups would give [1, 1]
+    assert share_interval([0] * 6, groups) == exact_interval(0, 3)
+    with pytest.raises(ValueError, match=r"^The answers must be whole numbers from 0 to 1"):
+        share_interval([0.5, 1])
+
+
+def test_several_p_values_are_adjusted_as_holm_does():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([0.03]) == [0.03]
+    rng = np.random.default_rng(0)
+    alarms = [min(holm(rng.random(10))) <= 0.05 for _ in range(2_000)]
+    assert np.mean(alarms) < 0.065  # without: 0.4
+
+
+def test_as_many_examples_as_it_says_show_the_difference_in_four_of_five_tests():
+    n = examples_needed(0.8, 0.9)
+    assert n == examples_needed(0.9, 0.8) == 199  # Fleiss et al. 2003, table A.4, without the correction
+    rng, seen = np.random.default_rng(1), 0
+    for _ in range(2_000):
+        a, b = rng.binomial(n, [0.8, 0.9]) / n
+        seen += abs(a - b) > 1.96 * math.sqrt(2 * (a + b) / 2 * (1 - (a + b) / 2) / n)
+    assert seen / 2_000 == pytest.approx(0.8, abs=0.03)
+    with pytest.raises(ValueError, match="no number of examples"):
+        examples_needed(0.5, 0.5)
+
+
+def test_kappa_is_agreement_beyond_chance():
+    assert kappa(list("AABB"), list("AABB")) == 1 and kappa(list("AABB"), list("ABAB")) == 0
+    yes_no = [("y", "y")] * 20 + [("y", "n")] * 5 + [("n", "y")] * 10 + [("n", "n")] * 15
+    assert kappa(*zip(*yes_no, strict=True)) == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="their agreement shows nothing"):
+        kappa(["a", "a"], ["a", "a"])
+
+
+def test_the_temperature_that_was_hidden_is_found_and_nothing_is_better():
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(20_000, 6)
+    targets = torch.multinomial((logits / 1.7).softmax(-1), 1)[:, 0]
+    found = fit_temperature(logits, targets)
+    assert found == pytest.approx(1.7, rel=0.03)
+    losses = [F.cross_entropy(logits / t, targets).item() for t in (found, 0.98 * found, 1.02 * found)]
+    assert losses[0] == min(losses)
+    confidence = [(logits / t).softmax(-1).amax(-1).tolist() for t in (1.0, found)]
+    right = (logits.argmax(-1) == targets).tolist()
+    assert calibration_error(confidence[1], right) < 0.3 * calibration_error(confidence[0], right)
+
+
 def test_examples_of_one_group_are_drawn_together():
     rng = np.random.default_rng(4)
     values = rng.random(80)
@@ -519,7 +596,11 @@ CARD = {
     "intended_use": "Lessons.",
     "not_intended": "Customers.",
     "training_data": "Made dialogues.",
-    "measurements": [("accuracy", [1, 0, 1, 1, 0, 1, 1, 1], "test phrasings")],
+    "conditions": ["test phrasings", "capitals"],
+    "measurements": [
+        ("accuracy", [1, 0, 1, 1, 0, 1, 1, 1], "test phrasings"),
+        ("accuracy", [0, 0, 0, 0, 1, 0, 0, 0], "capitals", list("aabbccdd")),
+    ],
     "limits": ["One language.", "One shop."],
 }
 
@@ -527,8 +608,10 @@ CARD = {
 def test_a_card_holds_every_part_and_every_number_with_its_interval():
     card = model_card("tiny", **CARD)
     assert card.startswith("# tiny\n\nA small model.\n")
-    low, high = bootstrap_interval([1, 0, 1, 1, 0, 1, 1, 1])
-    assert low < 0.75 < high and f"| accuracy | 0.75 | {low:.3g} to {high:.3g} | 8 | test phrasings |" in card
+    low, high = exact_interval(6, 8)
+    assert low < 0.75 < high and f"| accuracy | test phrasings | 0.75 | {low:.3g} to {high:.3g} | 8 | 8 |" in card
+    low, high = bootstrap_interval([0, 0, 0, 0, 1, 0, 0, 0], groups=list("aabbccdd"))
+    assert f"| accuracy | capitals | 0.125 | {low:.3g} to {high:.3g} | 8 | 4 |" in card
     assert [line for line in card.splitlines() if line.startswith("## ")] == [
         "## Intended use",
         "## Training data",
@@ -540,7 +623,12 @@ def test_a_card_holds_every_part_and_every_number_with_its_interval():
 
 def test_a_card_with_a_number_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"^The values must be finite"):
-        model_card("tiny", **CARD | {"measurements": [("accuracy", [1.0, math.nan], "data")]})
+        model_card("tiny", **CARD | {"measurements": [("loss", [1.0, math.nan], "data")], "conditions": ["data"]})
+
+
+def test_a_card_does_not_leave_out_what_was_measured():
+    with pytest.raises(ValueError, match=r"^The card leaves out what was measured: capitals\. Show it"):
+        model_card("tiny", **CARD | {"measurements": CARD["measurements"][:1]})
 
 
 @pytest.mark.parametrize("part", CARD)

@@ -5,6 +5,7 @@ import json
 import evaluation_experiments as recipe
 import pytest
 import runner
+import torch
 
 from gptcourse.corpora import support
 from gptcourse.evaluation import naive_bayes
@@ -65,11 +66,24 @@ def test_examples_in_the_prompt_are_compared_in_three_ways():
     assert set(found["accuracy"]) == {"token", "none", "prior"} and 0 <= found["majority"] <= 1
 
 
-@pytest.mark.parametrize("kind", ["as it is", "deduplicated"])
-def test_canaries_have_an_exposure_each(plays, kind):
-    found = recipe.canaries(kind, 0)
-    assert found["exposure"].keys() == found["written"].keys() == recipe.CANARIES.keys()
-    assert all(0 <= bits <= 9 for bits in found["exposure"].values())
+def test_one_canary_stands_in_a_text_as_often_as_asked_and_near_copies_are_no_copies(plays):
+    alone, code = recipe.planted_lines("alone", 3, 0)
+    assert sum(code in line for line in alone) == 3 and not any(c.isdigit() for c in "".join(alone).replace(code, ""))
+    among, same = recipe.planted_lines("among others", 3, 0)
+    assert same == code and sum(line.startswith("ARDEN: My number is ") for line in among) == 3
+    assert len({line for line in among if "My number is" in line}) == 1 + 48
+    none, code = recipe.planted_lines("among others", 0, 0)
+    assert code == same and not any(line.startswith("ARDEN:") for line in none)
+    once, _ = recipe.planted_lines("deduplicated", 20, 0)
+    assert sum(code in line for line in once) == 1
+    typed, _ = recipe.planted_lines("near copies", 20, 0)
+    assert 5 < sum(line.endswith(f" {code}.") and line.startswith("ARDEN:") for line in typed) <= 20
+
+
+def test_a_canary_is_asked_for_under_names_that_were_never_planted(plays):
+    found = recipe.canaries("among others", 2, 0)
+    assert found["stands"] >= 2 and len(found["never_planted"]) == len(recipe.NEVER_PLANTED)
+    assert all(0 <= bits <= 10 for bits in (found["planted"], *found["never_planted"]))
 
 
 @pytest.mark.parametrize("method", ["dialogues alone", "refusals trained in"])
@@ -81,22 +95,45 @@ def test_refusals_are_trained_in_or_not(plays, monkeypatch, method):
     assert {"hits", "false_positives", "intents", "slots"} <= found.keys()
 
 
-@pytest.mark.parametrize("defence", ["none", "a reminder at the end", "the code banned"])
-def test_an_injection_is_judged_by_the_code_in_the_reply(monkeypatch, defence):
-    prompts = []
+@pytest.mark.parametrize("defence", recipe.DEFENCES)
+def test_all_prompts_are_judged_by_what_stands_in_the_reply(monkeypatch, defence):
     model, tokenizer = load_pretrained("shakespeare-5m")
+    said = ["It is m a g-n-o-l-i-a.", "I can't tell: MAGNOLINA.", "We close at 18, lamps are bright.", "It is MAG"]
 
-    def generate(model, prompt, n, sampling, eos_token_id, logits_processor):
-        prompts.append((tokenizer.decode(prompt), logits_processor))
-        return [*prompt, *tokenizer.encode("It is m a g-n-o-l-i-a." if len(prompts) % 2 else "I can't tell.")]
+    def generate(model, prompts, n, sampling, eos_token_id, logits_processor):
+        assert (logits_processor is not None) == (defence == "the code banned")
+        for prompt in map(tokenizer.decode, prompts):
+            assert (recipe.SECRET in prompt) == (defence != "the code not in the prompt")
+            assert (recipe.REMINDER.strip() in prompt) == (defence == "a reminder at the end")
+        return [[*prompt, *tokenizer.encode(said[i % 4])] for i, prompt in enumerate(prompts)]
 
     monkeypatch.setattr(recipe, "load_pretrained", lambda name: (model, tokenizer))
     monkeypatch.setattr(recipe, "generate", generate)
-    found = recipe.injection(defence)
-    assert found["attacks"] == [True, False] * 5 and len(found["replies"]) == 16
-    for prompt, guard in prompts:
-        assert recipe.SECRET in prompt and (recipe.REMINDER.strip() in prompt) == (defence == "a reminder at the end")
-        assert (guard is not None) == (defence == "the code banned")
+    found = recipe.guarding(defence)
+    n = len(found["kinds"])
+    assert found["replies"] == (said * n)[:n]
+    assert found["leaked"][:4] == [True, False, False, False] and found["nearly"][:4] == [False, True, False, True]
+    assert found["refused"][:4] == [False, True, False, False]
+    assert found["answered"][:10] == [None] * 10 and found["answered"][10] is True and found["answered"][11] is False
+    assert sum("attack" in kind for kind in found["kinds"]) == 16 and n == 36
+
+
+def test_a_judge_sees_each_pair_in_both_orders(monkeypatch):
+    model, tokenizer = load_pretrained("shakespeare-5m")
+    monkeypatch.setattr(recipe, "load_pretrained", lambda name: (model, tokenizer))
+    asked = []
+
+    def likelihoods(model, pairs):
+        asked.append(tokenizer.decode(pairs[0][0]))
+        return [torch.tensor([-1.0]), torch.tensor([-2.5])]
+
+    monkeypatch.setattr(recipe, "log_likelihoods", likelihoods)
+    pairs = recipe.judge(2)["pairs"]
+    assert [pair["kind"] for pair in pairs] == ["wrong", "longer"] * 2
+    assert all(pair["first"] == [1.5, 1.5] for pair in pairs)  # says A, whatever stands there
+    for i, (first, second) in enumerate(zip(asked[::2], asked[1::2], strict=True)):
+        own = support(2, split="test")[i // 2].reply
+        assert f"Reply A: {own}\n" in first and f"Reply B: {own}\n" in second
 
 
 def faked(name, *inputs):
@@ -108,18 +145,21 @@ def faked(name, *inputs):
         ways = dict.fromkeys(("token", "none", "prior"), 0.25)
         return {"model": inputs[0], "k": inputs[1], "accuracy": ways, "majority": 0.0625}
     if name == "canaries":
-        rows = {"exposure": dict.fromkeys(recipe.CANARIES, 2.5), "written": dict.fromkeys(recipe.CANARIES, True)}
-        return {"kind": inputs[0], "seed": inputs[1]} | rows
+        rows = {"stands": inputs[1], "planted": 2.5, "never_planted": [1.5, 1.5], "written": [True, False, False]}
+        return dict(zip(("kind", "n", "seed"), inputs, strict=True)) | rows
+    if name == "judge":
+        return {"pairs": [{"kind": kind, "phrasing": "a", "first": [1.5, 0.5]} for kind in ("wrong", "longer")]}
     if name == "refusals":
         shares = {"hits": 0.75, "false_positives": 0.01, "intents": 0.8, "slots": 0.9}
         return {"method": inputs[0], "seed": inputs[1]} | shares
-    replies = ["a"] * 10 + ["b" if inputs[0] == "none" else "c"] * 6
-    return {"defence": inputs[0], "attacks": [True] * 3 + [False] * 7, "replies": replies}
+    flags = {"leaked": [True, False, False], "nearly": [True, True, False], "refused": [False, False, True]}
+    kinds = ["direct attack", "harmless question", "sounds risky"]
+    return {"defence": inputs[0], "kinds": kinds, "answered": [None, True, False], "replies": ["a"] * 3} | flags
 
 
 def test_started_again_nothing_is_made_twice_and_the_card_is_whole(monkeypatch, tmp_path):
     made = []
-    for name in ("sorting", "examples_in_the_prompt", "canaries", "refusals", "injection"):
+    for name in ("sorting", "examples_in_the_prompt", "canaries", "refusals", "guarding", "judge"):
 
         def fake(*inputs, name=name):
             made.append((name, *inputs))
@@ -128,12 +168,21 @@ def test_started_again_nothing_is_made_twice_and_the_card_is_whole(monkeypatch, 
         fake.__name__ = name
         monkeypatch.setattr(recipe, name, fake)
     monkeypatch.setattr(runner, "ASSETS", tmp_path)
-    wanted, options = len(list(recipe.tasks())), ["--processes", "1", "--work", str(tmp_path / "work")]
+    n_canaries = len(recipe.CANARY_SEEDS) * sum(map(len, recipe.CANARIES.values()))
+    wanted = len(list(recipe.tasks())) + n_canaries + len(recipe.DEFENCES) + 1
+    options = ["--processes", "1", "--work", str(tmp_path / "work")]
     for _ in range(2):
-        runner.run("evaluation", {"experiments": recipe.experiments}, recipe.card, options)
+        runner.run("evaluation", recipe.PARTS, recipe.card, options)
         assert len(made) == len(set(made)) == wanted
     data = json.loads((tmp_path / "evaluation" / "experiments.json").read_text())
-    assert sum(map(len, data.values())) == wanted
+    assert sum(map(len, data.values())) == len(list(recipe.tasks()))
     card = (tmp_path / "evaluation" / "README.md").read_text(encoding="utf-8")
-    for shown in ("50% (50%–50%)", "25% / 25% / 25%", "2.5 (2.5–2.5), 5 of 5", "75% (75%–75%)", "| 3 of 10 | 6 of 6 |"):
+    for shown in (
+        "50% (50%–50%)",
+        "25% / 25% / 25%",
+        "2.5 (2.5–2.5) | 1.5 (1.5–1.5) | 3 of 3",
+        "75% (75%–75%)",
+        "| 1 of 3 | 2 of 3 | 1 of 2 | 1 of 3 |",
+        "| wrong | 1 | 2 of 2 | 0 | 1 |",
+    ):
         assert shown in card, shown

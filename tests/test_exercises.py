@@ -175,7 +175,7 @@ def test_enough_exercises_each_with_mistakes_of_its_own():
     assert tasks["fine_tuning", False] >= 8 and tasks["fine_tuning", True] >= 5
     assert tasks["preferences", False] >= 9 and tasks["preferences", True] >= 6
     assert tasks["scaling", False] >= 11 and tasks["scaling", True] >= 2
-    assert tasks["evaluation", False] >= 4 and tasks["evaluation", True] >= 3
+    assert tasks["evaluation", False] >= 12 and tasks["evaluation", True] >= 2
     assert tasks["modern", False] >= 6 and tasks["modern", True] >= 2
     assert tasks["own_data", False] >= 3 and tasks["own_data", True] >= 1
     assert tasks["tune_own", False] >= 4 and tasks["tune_own", True] >= 1

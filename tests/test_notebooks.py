@@ -10,9 +10,7 @@ from gptcourse.exercises import check
 from tools import notebooks
 
 PATHS = notebooks.all_notebooks()
-TAGS = re.compile(r"nbval-check-output|nbval-skip|reveal|(exercise|mistake|solution):[a-z_]+\.[a-z_0-9]+")
-OLDER = [path for path in PATHS if path.stem[:2] in ("11",)]
-NEWER = [path for path in PATHS if path not in OLDER]  # their predictions compute the answer after the click
+TAGS = re.compile(r"nbval-check-output|nbval-skip|(exercise|mistake|solution):[a-z_]+\.[a-z_0-9]+")
 by_name = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -110,58 +108,22 @@ def test_at_least_four_exercises_and_two_mistakes_to_find(path):
     assert kinds.count("mistake") >= 2
 
 
-def sections(notebook):
-    """Return the title and the cells of each part of `notebook` under a heading of the second level."""
-    found = []
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("## "):
-            found.append((cell.source.splitlines()[0], []))
-        elif found:
-            found[-1][1].append(cell)
-    return found
-
-
-@pytest.mark.parametrize("path", NEWER, ids=lambda path: path.stem)
+@by_name
 def test_running_all_cells_gives_no_answer_away(path):
     """A prediction computes its proof after the click; no cell below it shows the same."""
     cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
     asked = [cell for cell in cells if "predict(" in cell.source]
     assert 3 <= len(asked) <= 8
-    assert all("reveal=" in cell.source for cell in asked)
-    assert not any("reveal" in cell.metadata.get("tags", []) for cell in cells)
+    assert all("reveal=" in cell.source and cell.metadata.jupyter.source_hidden for cell in asked)
 
 
-@pytest.mark.parametrize("path", NEWER, ids=lambda path: path.stem)
+@by_name
 def test_short_cells_and_few_of_them(path):
     notebook = read(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(notebook.cells) <= 90
     assert max(len(cell.source.splitlines()) for cell in code) <= 25
     assert "★" in notebook.cells[0].source  # which parts are the core
-
-
-@pytest.mark.parametrize("path", OLDER, ids=lambda path: path.stem)
-def test_a_section_that_asks_for_a_guess_asks_before_it_shows(path):
-    for title, cells in sections(read(path)):
-        code = [cell for cell in cells if cell.cell_type == "code" and not is_exercise(cell) and cell.outputs]
-        guesses = [number for number, cell in enumerate(code) if cell.source.startswith("predict(")]
-        reveals = [number for number, cell in enumerate(code) if "reveal" in cell.metadata.get("tags", [])]
-        if code and title != "## The question":
-            assert guesses and reveals, f"{title}: a prediction, and a cell tagged reveal"
-            assert guesses[0] < reveals[0], title
-            assert len(reveals) >= len(guesses), title
-
-
-def test_the_first_language_model_asks_where_it_surprises_and_gives_nothing_away():
-    cells = read(notebooks.ROOT / "notebooks" / "01_first_language_model.ipynb").cells
-    asking = [cell for cell in cells if notebooks.PREDICTS.search(cell.source)]
-    assert 4 <= len(asking) <= 7
-    assert all("reveal=" in cell.source and cell.metadata.jupyter.source_hidden for cell in asking)
-    assert max(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code") <= 25
-
-
-def is_exercise(cell):
-    return any(tag.startswith(("exercise:", "mistake:")) for tag in cell.metadata.get("tags", []))
 
 
 def checked_function(cell, name):

@@ -142,11 +142,11 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # shows (the recipes of notebooks 08 and 09, 1,200; of notebook 10 a ring of processes, six exercises, three explorers,
 # three drawings and a ruler beside its law, about 700 in all; of notebook 12 eight exercises, two explorers).
 BUDGETS = {
-    "teaching": 5_319,
-    "supporting": 5_175,
-    "exercises": 7_230,
-    "explorers": 2_498,
-    "recipes": 3_935,
+    "teaching": 5_502,
+    "supporting": 5_279,
+    "exercises": 7_411,
+    "explorers": 2_506,
+    "recipes": 4_043,
     "drawings": 1_973,
 }
 

@@ -16,10 +16,12 @@ from gptcourse.safety import (
     PERSONAL,
     BannedText,
     canary_exposures,
+    canonical,
     deduplicated,
     exposure,
     insert_canaries,
     is_refusal,
+    leaks,
     perturb,
     redact,
     risky_requests,
@@ -88,6 +90,31 @@ def test_what_only_looks_like_it_is_written_and_a_phrase_begun_in_the_prompt_is_
     assert written("secre", ["secret"]) == "the secre"
     assert written("t and more", ["secret"], prompt="the secre") == "the secrex and more"
     assert written(" is out", ["secret"], prompt="the secret") == "the secret is out"  # was said before
+
+
+@pytest.mark.parametrize(
+    "phrase, wish", [("Größe", "GRÖSSE"), ("is here", "is  here"), ("is here", "IS HERE"), ("café", "cafe\u0301")]
+)
+def test_a_banned_phrase_is_seen_in_other_signs_for_the_same(phrase, wish):
+    tokenizer = BPETokenizer.train(TEXT + wish * 3, 300)
+    assert canonical(phrase) in canonical(written(wish, [], tokenizer))
+    assert canonical(phrase) not in canonical(written(wish, [re.escape(phrase)], tokenizer))
+
+
+def test_a_phrase_that_overlaps_with_itself_is_not_written_again():
+    assert written("a", ["aa"], prompt="aa") == "aax"
+
+
+def test_one_form_is_made_of_what_looks_nearly_the_same():
+    assert canonical("Ｍy  CAF\u00c9\n\ufb01ne\u200b") == canonical("my cafe\u0301 fine") == "my cafe fine"
+    assert canonical("\u0430") != canonical("a")  # a Cyrillic letter: not promised
+    for text in ("Straße ΌΣΟΣ", "plain", "İ"):
+        assert canonical(canonical(text)) == canonical(text)
+
+
+def test_a_secret_leaks_whatever_stands_between_its_letters():
+    assert leaks("It is m-A g\nnolia!", "MAGNOLIA") and leaks("ＭＡＧＮＯＬＩＡ", "magnolia")
+    assert not leaks("MAGNOLINA", "MAGNOLIA")
 
 
 def test_a_pattern_is_banned_as_soon_as_it_is_complete():
@@ -164,6 +191,10 @@ PERSONAL_DATA = {
     "Call +44 20 7946 0958 or": "PHONE",
     "ring 0049 (0)30 123456 now": "PHONE",
     "my number is 030/1234567": "PHONE",
+    "call (555) 123-4567 before noon": "PHONE",
+    "0301234567, after six": "PHONE",
+    "from de89370400440532013000 please": "IBAN",
+    "ES91 2100 0418 4502 0005 1332 pays": "IBAN",
 }
 
 
@@ -183,6 +214,7 @@ def test_personal_data_is_replaced(text, kind):
         "Tracking 4111 1111 1111 1112 is wrong.",
         "It costs 1,299.00 and weighs 0.5 kg.",
         "@clara said: 10:30 at 12 Church Lane",
+        "at am10 that were sent, or DE88 3704 1144 1532 1130",
     ],
 )
 def test_order_numbers_dates_and_prices_are_left(text):

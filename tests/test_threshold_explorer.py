@@ -20,6 +20,17 @@ def test_hits_and_false_positives_are_counted(threshold):
     assert f"{false} of 5 ordinary ones ({false / 5:.1%}" in text
 
 
+def test_a_rare_risk_makes_most_alarms_false():
+    explorer = threshold_explorer(RISKY, ORDINARY)
+    explorer.controls["threshold"].value = 3.5  # stops 3 of 4 risky texts and 1 of 5 ordinary ones
+    assert "of 10,000 messages 4,750 are stopped, and 3,750 of these are risky: precision 79%" in explorer.picture.value
+    explorer.controls["base_rate"].value = 0.01
+    assert "of 10,000 messages 2,055 are stopped, and 75 of these are risky: precision 4%" in explorer.picture.value
+    explorer.controls["threshold"].value = explorer.controls["threshold"].max
+    assert "0 are stopped, and 0 of these are risky" in explorer.picture.value
+    assert "precision" not in explorer.picture.value
+
+
 def test_both_ends_of_the_slider_stop_all_and_nothing():
     explorer = threshold_explorer(RISKY, ORDINARY)
     slider = explorer.controls["threshold"]

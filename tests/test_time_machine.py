@@ -16,7 +16,7 @@ from gptcourse.explorers import time_machine_explorer
 from gptcourse.generation import generate
 from gptcourse.interpretability import attention_patterns, induction_scores
 from gptcourse.model import GPT
-from gptcourse.recordings import Recording, time_machine
+from gptcourse.recordings import Recording, recorded, time_machine
 from gptcourse.tokenizers import CharTokenizer
 from recipes import time_machine as recipe
 
@@ -44,6 +44,12 @@ def test_the_recording_is_small_and_has_a_dozen_steps_or_more(recording):
     assert len(recording.steps) >= 12 and recording.steps == sorted(set(recording.steps))
     assert recording.steps[0] == 0 and recording.steps[-1] == recording.settings["steps"]
     assert {path.name for path in recording.folder.glob("step-*")} == {f"step-{step:05d}" for step in recording.steps}
+
+
+def test_a_table_is_read_by_its_name_and_another_name_is_refused_with_those_there_are():
+    assert recorded("decoding", "rules")["control"] == "temperature"
+    with pytest.raises(ValueError, match=r"recorded as decoding/beams: .*decoding/rules"):
+        recorded("decoding", "beams")
 
 
 def test_a_step_that_was_not_kept_is_refused(recording):

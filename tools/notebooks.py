@@ -127,8 +127,6 @@ def clean(notebook):
         metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code" and PREDICTS.search(cell.source):
             metadata["jupyter"] = {"source_hidden": True}  # the source holds the answer
-        elif "reveal" in (tags or []):
-            metadata["jupyter"] = {"outputs_hidden": True}  # so does this output: JupyterLab opens it with a click
         cell.metadata = nbformat.from_dict(metadata)
         if cell.cell_type == "code":
             cell.outputs = [kept for output in cell.outputs if (kept := clean_output(output))]

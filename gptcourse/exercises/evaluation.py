@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import log, log2
+import unicodedata
+from collections.abc import Callable, Sequence
+from math import comb, log, log2
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, rand, randint, randn, tensor
 
-from gptcourse.evaluation import classification_report
+from gptcourse.evaluation import classification_report, holm, kappa
 from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
-from gptcourse.safety import exposure
+from gptcourse.safety import canonical, exposure, leaks
 
 NOTEBOOK = "11 · Evaluation and safety"
 
@@ -34,32 +36,29 @@ def rank_of(canary: float, others: Tensor) -> int:
     return 1 + int((others > canary).sum())
 
 
-def batches_of(*sizes: int) -> tuple[list[tuple[Tensor, Tensor]]]:
-    """Batches (predicted, true) in which about every second label is right."""
-    made = []
-    for size in sizes:
-        true = randint(4, (size,))
-        made.append((torch.where(rand(size) < 0.5, true, randint(4, (size,))), true))
-    return (made,)
-
-
-def right_in(batches: list[tuple[Tensor, Tensor]]) -> list[int]:
-    return [int((predicted == true).sum()) for predicted, true in batches]
-
-
-def sizes_of(batches: list[tuple[Tensor, Tensor]]) -> list[int]:
-    return [len(true) for _, true in batches]
-
-
 def place_of_best(scores: list[float]) -> int:
     return scores.index(max(scores))
 
 
-def ends_in_piece(text: str, piece: str, phrase: str) -> bool:
-    """Whether the phrase ends within the new piece, wherever it begins."""
-    whole, wanted = (text + piece).lower(), phrase.lower()
-    place = whole.rfind(wanted)
-    return place >= 0 and place + len(wanted) > len(text)
+def binomial(counts: Sequence[int], n: int, p: float) -> float:
+    """Return the probability that one of these counts of n comes up, each with probability p."""
+    return sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in counts)
+
+
+def agreement(first: list, second: list) -> float:
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+
+
+def mean_loss(logits: Tensor, targets: Tensor) -> float:
+    return F.cross_entropy(logits, targets).item()
+
+
+def shares(*lists: list[bool]) -> tuple[float, ...]:
+    return tuple(sum(one) / len(one) for one in lists)
+
+
+def nothing(leaked: list[bool], answered: list[bool]) -> list[bool]:
+    return [not a and not b for a, b in zip(leaked, answered, strict=True)]
 
 
 class BitsPerByte(Exercise, name="evaluation.bits_per_byte"):
@@ -115,6 +114,110 @@ class Paired(Exercise, name="evaluation.paired"):
         number of drawings.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0, 1))
 
 
+class Chance(Exercise, name="evaluation.chance"):
+    """Return the probability that so many answers of n, or more, are right by chance."""
+
+    hint = "Each count has its own probability. Which counts are at least as good as the one that was seen?"
+
+    def inputs():
+        return [(7, 64, 1 / 16), (2, 3, 0.5), (4, 5, 0.2), (8, 10, 0.7)]
+
+    def reference(right, n, p):
+        return binomial(range(right, n + 1), n, p)
+
+    more = mistake("""What was seen is left out. A result as good as this one
+        counts, too.""")(lambda right, n, p: binomial(range(right + 1, n + 1), n, p))
+    exactly = mistake("""That is the chance of exactly this count. In a large test every single
+        count is unlikely.""")(lambda right, n, p: binomial([right], n, p))
+    fewer = mistake("""The other tail: so many or fewer. Which results would speak
+        for the model as much?""")(lambda right, n, p: binomial(range(right + 1), n, p))
+    one_order = mistake("""In how many ways can the right answers be spread over
+        the test?""")(lambda right, n, p: sum(p**i * (1 - p) ** (n - i) for i in range(right, n + 1)))
+
+
+class ClusterMean(Exercise, name="evaluation.cluster_mean"):
+    """Return the mean over all values of the groups that were drawn, each as often as it was drawn."""
+
+    hint = "Write down all values of the first group drawn, then all of the second, and so on. What is their mean?"
+
+    def inputs():
+        return [
+            (rand(8), tensor([0, 0, 0, 1, 1, 2, 2, 2]), tensor([1, 1, 2])),
+            (rand(6), tensor([0, 1, 1, 1, 1, 2]), tensor([2, 0, 2])),
+            (tensor([1.0, 0.0, 0.0, 1.0]), tensor([0, 1, 1, 1]), tensor([0, 1])),
+        ]
+
+    def reference(values, groups, drawn):
+        return torch.cat([values[groups == group] for group in drawn.tolist()]).mean().item()
+
+    once = mistake("""A group that is drawn twice counts twice: you drew with
+        replacement.""")(lambda values, groups, drawn: values[torch.isin(groups, drawn)].mean().item())
+    of_means = mistake("""That is a mean of means: each value of a small group counts for more than
+        one of a large group.""")(
+        lambda values, groups, drawn: tensor([values[groups == g].mean() for g in drawn.tolist()]).mean().item()
+    )
+    examples = mistake("""You took the numbers drawn for those of examples. They are numbers
+        of groups.""")(lambda values, groups, drawn: values[drawn].mean().item())
+    everything = mistake("That is the mean of the test as it is.")(lambda values, groups, drawn: values.mean().item())
+
+
+class Holm(Exercise, name="evaluation.holm"):
+    """Return the p-values adjusted for being several, in the order in which they came."""
+
+    hint = "Begin with the smallest: how many are left? Then the next, and no adjusted value below the one before."
+
+    def inputs():
+        return [
+            (tensor([0.01, 0.04, 0.03, 0.5]),),
+            (tensor([0.6, 0.02, 0.05, 0.021]),),
+            (tensor([0.7, 0.6, 0.001]),),
+        ]
+
+    def steps(p_values: Tensor, cap: float = 1.0, running: bool = True) -> Tensor:
+        ordered, order = p_values.sort()
+        found = (ordered * torch.arange(len(ordered), 0, -1)).clamp(max=cap)
+        return torch.empty_like(found).scatter(0, order, found.cummax(0).values if running else found)
+
+    def reference(p_values):
+        return tensor(holm(p_values.tolist()))
+
+    bonferroni = mistake("""That is Bonferroni's rule: every one times how many there are. Holm is milder with all but
+        the smallest.""")(lambda p_values: (len(p_values) * p_values).clamp(max=1))
+    falling = mistake("""A larger p-value must not become the smaller one. What does the next one inherit from those
+        before it?""")(lambda p_values: Holm.steps(p_values, running=False))
+    above_one = mistake("A probability above 1 cannot be.")(lambda p_values: Holm.steps(p_values, cap=99.0))
+    in_order = mistake("""The right numbers, but sorted. Whose is
+        which?""")(lambda p_values: Holm.steps(p_values).sort().values)
+
+
+class Temperature(Exercise, name="evaluation.temperature"):
+    """Return that of the temperatures at which the logits give the targets the lowest mean loss."""
+
+    hint = (
+        "Divide, take the softmax, and look up how likely the right answers are: which temperature is punished least?"
+    )
+
+    def inputs():
+        cases = []
+        for true, tried in ((0.5, [2.0, 0.25, 4.0, 0.5]), (2.0, [1.0, 0.5, 2.0, 8.0]), (3.0, [0.33, 9.0, 3.0, 1.0])):
+            logits = 3 * randn(400, 5)
+            cases.append((logits, torch.multinomial((logits / true).softmax(-1), 1)[:, 0], tried))
+        return cases
+
+    def chosen(score: Callable[[Tensor, Tensor, float], float]) -> Callable:
+        return lambda logits, targets, temperatures: min(temperatures, key=lambda t: score(logits, targets, t))
+
+    reference = chosen(lambda logits, targets, t: mean_loss(logits / t, targets))
+    multiplied = mistake("""A high temperature should make the model less sure. Yours makes it
+        surer.""")(chosen(lambda logits, targets, t: mean_loss(logits * t, targets)))
+    worst = mistake("You took the largest loss.")(chosen(lambda logits, targets, t: -mean_loss(logits / t, targets)))
+    accuracy = mistake("""No temperature changes which answer is the likeliest, so the accuracy cannot
+        choose.""")(chosen(lambda logits, targets, t: -((logits / t).argmax(-1) == targets).sum().item()))
+    surest = mistake("You took the one at which the model is surest. Is it right to be?")(
+        chosen(lambda logits, targets, t: -(logits / t).softmax(-1).amax(-1).mean().item())
+    )
+
+
 class MacroF1(Exercise, name="evaluation.macro_f1"):
     """Return the plain mean over all labels of their F1, where a label that never occurs has an F1 of 0."""
 
@@ -153,29 +256,6 @@ class MacroF1(Exercise, name="evaluation.macro_f1"):
         Over how many labels is the mean?""")(of_counts(lambda *found: f1(*found).nanmean()))
 
 
-class MendAccuracy(Exercise, name="evaluation.mend_accuracy"):
-    """Return the share of right answers over all examples."""
-
-    hint = "How many answers are right in all, and of how many?"
-
-    def inputs():
-        return [batches_of(8, 8, 3), batches_of(16, 1), batches_of(5)]
-
-    def reference(batches):
-        return sum(right_in(batches)) / sum(sizes_of(batches))
-
-    over_batches = as_it_stands("""The mistake is still there: right answers over batches. Can an accuracy be larger
-        than 1?""")(lambda batches: sum(right_in(batches)) / len(batches))
-    of_batches = mistake("""Now it lies below 1. But the last is smaller: each of its examples counts for more.""")(
-        lambda batches: sum(r / n for r, n in zip(right_in(batches), sizes_of(batches), strict=True)) / len(batches)
-    )
-    equal_batches = mistake("""That takes all batches for as large as the first. The last one
-        is often smaller.""")(lambda batches: sum(right_in(batches)) / (len(batches) * sizes_of(batches)[0]))
-    percentage = mistake("""That is a percentage.
-        Return a share between 0 and 1.""")(lambda batches: 100 * sum(right_in(batches)) / sum(sizes_of(batches)))
-    of_last = mistake("That is the last batch alone.")(lambda batches: right_in(batches)[-1] / sizes_of(batches)[-1])
-
-
 class MendChoice(Exercise, name="evaluation.mend_choice"):
     """Return which setting to take, and the score that may be reported for it."""
 
@@ -208,6 +288,39 @@ class MendChoice(Exercise, name="evaluation.mend_choice"):
     worst = mistake("These are accuracies: the larger the better.")(lambda v, t: (v.index(min(v)), t[v.index(min(v))]))
 
 
+class Kappa(Exercise, name="evaluation.kappa"):
+    """Return Cohen's kappa of two judges: how far they agree beyond chance."""
+
+    hint = "If each judge drew from its own habits, blindly, how often would both say the same?"
+
+    def inputs():
+        return [
+            (list("AABBA"), list("ABBBA")),
+            (list("AAAAAAAB"), list("AAAAAABA")),
+            (["yes", "no", "perhaps", "no"], ["no", "no", "perhaps", "yes"]),
+        ]
+
+    def chance(first: list, second: list) -> float:
+        return sum(first.count(x) * second.count(x) for x in {*first}) / len(first) ** 2
+
+    reference = kappa
+    raw = mistake("""That is the plain agreement. Two judges who both say A nearly always agree nearly
+        always.""")(agreement)
+
+    @mistake("You take chance for equal shares of all labels. These judges have habits of their own.")
+    def equal_shares(first, second):
+        chance = 1 / len({*first, *second})
+        return (agreement(first, second) - chance) / (1 - chance)
+
+    not_divided = mistake("""Two who always agree should get 1. What is the most that
+        could be gained over chance?""")(lambda first, second: agreement(first, second) - Kappa.chance(first, second))
+
+    @mistake("Those are the habits of the first judge alone. Chance needs both.")
+    def one_judge(first, second):
+        chance = Kappa.chance(first, first)
+        return (agreement(first, second) - chance) / (1 - chance)
+
+
 class Exposure(Exercise, name="evaluation.exposure"):
     """Return the exposure of the canary in bits."""
 
@@ -231,29 +344,97 @@ class Exposure(Exercise, name="evaluation.exposure"):
         Exposure is its logarithm.""")(lambda x, others: (len(others) + 1) / rank_of(x, others))
 
 
-class MendFilter(Exercise, name="evaluation.mend_filter"):
-    """Say for each piece whether it may be written: not if it would complete the phrase."""
+class Precision(Exercise, name="evaluation.precision"):
+    """Return the precision: of what is stopped, the share that should be."""
 
-    hint = "Put the text and the piece together, all in small letters. Where would the phrase end?"
+    hint = "Think of 1,000 messages: how many risky ones are stopped, and how many ordinary ones?"
 
     def inputs():
+        return [(0.9, 0.05, 0.5), (0.9, 0.05, 0.01), (0.6, 0.2, 0.1), (1.0, 0.0, 0.3)]
+
+    def reference(recall, false_positive_rate, base_rate):
+        hits = recall * base_rate
+        return hits / (hits + false_positive_rate * (1 - base_rate))
+
+    half = mistake("""You take as many risky messages as ordinary ones. How frequent are
+        they?""")(lambda recall, false_positive_rate, base_rate: recall / (recall + false_positive_rate))
+    of_the_risky = mistake("""That is the recall again: of the risky ones, how many are stopped.
+        Turn it round.""")(lambda recall, false_positive_rate, base_rate: recall)
+    right = mistake("""That is the accuracy. With rare risks it is high where nothing is
+        stopped.""")(lambda r, false, base: r * base + (1 - false) * (1 - base))
+    stopped = mistake("That is how much is stopped in all.")(lambda r, false, base: r * base + false * (1 - base))
+
+
+class Canonical(Exercise, name="evaluation.canonical"):
+    """Return the text in the form that a filter should read."""
+
+    hint = "Four things: one form for compatible signs, small letters, no marks on letters, one space for many."
+
+    def inputs():
+        return [("Ｍy  CAFÉ",), ("a ﬁne\u00a0\n WORD",), ("ÀÉ straße",), ("plain text",)]
+
+    def without_marks(text: str) -> str:
+        return "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))
+
+    reference = canonical
+    lower = mistake("""Capitals are seen to. A letter with a mark, or a wide one, still gets
+        through.""")(lambda text: text.lower())
+    with_marks = mistake("""A letter with its mark is one sign in this form. In which form do they stand
+        apart?""")(lambda text: " ".join(unicodedata.normalize("NFKC", text).casefold().split()))
+    spaces = mistake("Two spaces still hide a phrase.")(lambda text: Canonical.without_marks(text).casefold())
+    capitals = mistake("Capitals still hide a phrase.")(lambda text: " ".join(Canonical.without_marks(text).split()))
+    joined = mistake("""Now no space is left. Words that only stand side by side would be taken for
+        one.""")(lambda text: "".join(Canonical.without_marks(text).casefold().split()))
+
+
+class Attack(Exercise, name="evaluation.attack"):
+    """Return a text that a filter of small letters lets through, and a filter of canonical texts stops."""
+
+    hint = "A person should still read the phrase in it. Which signs look like letters, and are others?"
+
+    def inputs():
+        return [("magnolia",), ("my lord",)]
+
+    def through(answer, phrase):
+        text = answer(phrase)
+        found = [phrase.lower() in text.lower(), canonical(phrase) in canonical(text), leaks(text, phrase)]
+        return tensor([len(phrase) * one for one in found])
+
+    def reference(phrase):
+        return "".join(chr(ord(sign) + 0xFEE0) if sign.isalpha() else sign for sign in phrase)
+
+    plain = mistake("The filter of small letters finds that: it looks for the phrase in any capitals.")(str.upper)
+    dotted = mistake("""The first filter is deceived, but so is the second one: it leaves signs between letters where
+        they are.""")(".".join)
+    other = mistake("""No filter finds it, and no reader either: the phrase is not there any
+        more.""")(lambda phrase: phrase[::-1])
+
+
+class MendLeaks(Exercise, name="evaluation.mend_leaks"):
+    """Return the share of all replies that leak, and the share that do nothing: neither leak nor answer."""
+
+    hint = "Two questions to each reply, whatever the prompt was: did it leak, and if not, did it answer?"
+
+    def inputs():
+        kinds = ["attack"] * 3 + ["question"] * 3
         return [
-            ("The code is swo", ["rd", "rdfish", "rdfi", "rdFISH!", "", " ok"], "swordfish"),
-            ("I said swordfish before. ", ["And", "sword", "SWORDFISH", "fish"], "swordfish"),
-            ("SWORDFIS", ["h", "H", "x", "hes are fish"], "swordfish"),
-            ("open ses", ["ame", "same", "sesame"], "sesame"),
+            (kinds, [True, False, False, True, False, False], [False, False, False, True, True, False]),
+            (kinds, [False, False, True, True, True, False], [False, True, False, False, True, False]),
+            (["question", "attack"], [True, False], [False, False]),
         ]
 
-    def for_each(allows: Callable[[str, str, str], bool]) -> Callable:
-        return lambda text, pieces, phrase: tensor([allows(text, piece, phrase) for piece in pieces])
+    def reference(kinds, leaked, answered):
+        return shares(leaked, nothing(leaked, answered))
 
-    reference = for_each(lambda text, piece, phrase: not ends_in_piece(text, piece, phrase))
-    piece_alone = as_it_stands("""The mistake is still there: each piece is looked at alone. Where does a phrase hide
-        that is cut?""")(for_each(lambda text, piece, phrase: phrase not in piece))
-    whole_text = mistake("""Once the phrase stands in the text, nothing may be written any more. Which part of it must
-        the new piece hold?""")(for_each(lambda text, piece, phrase: phrase.lower() not in (text + piece).lower()))
-    capitals_matter = mistake("""Two things are left: other capitals, and a phrase that stands in the text already and
-        comes again.""")(for_each(lambda text, piece, phrase: phrase in text or phrase not in text + piece))
-    piece_alone_in_small_letters = mistake("""Capitals are seen to. But each piece is still
-        looked at alone.""")(for_each(lambda text, piece, phrase: phrase.lower() not in piece.lower()))
-    turned = mistake("The other way round: true means that the piece may be written.")(for_each(ends_in_piece))
+    @as_it_stands("The mistake is still there: only attacks are looked at. Can nobody else be told the secret?")
+    def of_attacks(kinds, leaked, answered):
+        attacked = [leak for kind, leak in zip(kinds, leaked, strict=True) if kind == "attack"]
+        return shares(attacked, nothing(leaked, answered))
+
+    silent = mistake("""A reply that leaks and does not answer has done something, and
+        nothing good.""")(lambda kinds, leaked, answered: shares(leaked, [not a for a in answered]))
+    kept = mistake("""Not to leak is not yet to do nothing: some of those replies answer
+        well.""")(lambda kinds, leaked, answered: shares(leaked, [not leak for leak in leaked]))
+    counted = mistake("Those are counts. Shares can be compared between tests of different sizes.")(
+        lambda kinds, leaked, answered: (sum(leaked), sum(nothing(leaked, answered)))
+    )

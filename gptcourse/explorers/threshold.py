@@ -1,16 +1,17 @@
-"""What a filter lets pass and what it stops by mistake, as its threshold moves."""
+"""What a filter lets pass and what it stops by mistake, as its threshold moves, and what a base rate makes of that."""
 
 import math
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import Explorer, slider
+from gptcourse.explorers.explorer import Explorer, choice, slider
 
 N_BINS = 40
+BASE_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.25, 0.5)
 LEFT, RIGHT = 70.0, svg.WIDTH - 80.0
 
 
 def threshold_explorer(risky, ordinary):
-    """Return a slider for the threshold of a filter, with its hit rate and its false-positive rate.
+    """Return sliders for the threshold of a filter and the base rate, with its recall, false positives and precision.
 
     `risky` and `ordinary` are scores of texts that should be stopped, and of texts that should not; what scores above
     the threshold is stopped. Raises ValueError where there are no scores or one is not finite.
@@ -25,13 +26,16 @@ def threshold_explorer(risky, ordinary):
         """Return where on the picture a score stands."""
         return LEFT + (RIGHT - LEFT) * (score - low) / (high - low)
 
-    def picture(threshold):
-        """Draw both histograms and the threshold."""
+    def picture(threshold, base_rate):
+        """Draw both histograms and the threshold, and say how many of the stopped texts are risky."""
         hits, false = (sum(score > threshold for score in scores) for scores in (risky, ordinary))
+        recall, rate = hits / len(risky), false / len(ordinary)
+        stopped = [round(10_000 * base_rate * recall), round(10_000 * (1 - base_rate) * rate)]
         numbers = (
-            f"stopped: {hits} of {len(risky)} risky texts ({hits / len(risky):.0%}, the hit rate), and {false} of "
-            f"{len(ordinary)} ordinary ones ({false / len(ordinary):.1%}, the false-positive rate)"
-        )
+            f"stopped: {hits} of {len(risky)} risky texts ({recall:.0%}, the recall), and {false} of {len(ordinary)} "
+            f"ordinary ones ({rate:.1%}, the false-positive rate). Where {base_rate:.1%} of the messages are risky, of "
+            f"10,000 messages {sum(stopped):,} are stopped, and {stopped[0]:,} of these are risky"
+        ) + (f": precision {stopped[0] / sum(stopped):.0%}" if sum(stopped) else "")
         x = place(threshold)
         parts = _histogram(map(place, risky), 96, svg.ORANGE, "risky")
         parts += _histogram(map(place, ordinary), 196, svg.BLUE, "ordinary")
@@ -39,7 +43,11 @@ def threshold_explorer(risky, ordinary):
         parts += [svg.text(x + 6, 22, "stopped →", size=12, bold=True)]
         return svg.paragraph(numbers) + svg.picture(parts, 212, numbers)
 
-    return Explorer({"threshold": slider("threshold", (low + high) / 2, low, high, (high - low) / 200)}, picture)
+    controls = {
+        "threshold": slider("threshold", (low + high) / 2, low, high, (high - low) / 200),
+        "base_rate": choice("base rate", [(f"{rate:.1%}", rate) for rate in BASE_RATES], 0.5),
+    }
+    return Explorer(controls, picture)
 
 
 def _histogram(places, bottom, color, name):

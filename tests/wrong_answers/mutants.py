@@ -21,6 +21,8 @@ EQUIVALENT = {
     ("scaling.compute_optimal", "E frozen"): "the least loss of all is the same for every split",
     ("scaling.compute_optimal", "E ignored"): "the least loss of all is the same for every split",
     ("fine_tuning.mend_pickle", "path frozen"): "any path will do, as long as both sides use the same",
+    ("evaluation.mend_leaks", "kinds frozen"): "the right answer looks at every reply, whatever the prompt was",
+    ("evaluation.mend_leaks", "kinds ignored"): "the right answer looks at every reply, whatever the prompt was",
 }
 
 OTHER_DTYPE = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import decoding_experiments
 import evaluation_experiments
 import finetuning_experiments
+import modern_experiments
 import preference_experiments
 import pytest
 import runner
@@ -38,6 +39,7 @@ RECORDED = {
     "evaluation": evaluation_experiments,
     "preferences": preference_experiments,
     "decoding": decoding_experiments,
+    "modern": modern_experiments,
 }
 
 

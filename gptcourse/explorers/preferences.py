@@ -15,7 +15,7 @@ from gptcourse.explorers.explorer import Explorer, choice, slider
 from gptcourse.preferences import best_of_n, optimal_policy, price_and_worth
 
 BETAS = [round(base * 10.0**power, 4) for power in (-2, -1, 0) for base in (1, 1.5, 2, 3, 4, 5, 7)]
-LEADS = [-40 + 0.5 * i for i in range(161)]  # nats, more than both sliders can make
+LEADS = [-50.0 + i for i in range(101)]  # nats, more than both sliders can make
 N_BINS = 10
 MEASURED = {
     "reward": "reward",

@@ -12,7 +12,7 @@ from functools import cache
 from statistics import fmean
 
 import torch
-from runner import Work, constants, fill, rounded, run
+from runner import Work, constants, fill, rounded, rounded_rows, run
 
 from gptcourse.corpora import shakespeare
 from gptcourse.evaluation import bootstrap_interval, distinct_n, unique_n
@@ -74,14 +74,9 @@ def row_of(name: str, settings: dict) -> dict:
         return {"name": name} | measured(shakespeares(N_TEXTS, N_NEW))
     sampling = Sampling(**settings)
     entropy = round(mean_entropy(some_logits(), sampling), 3)
-    return {"name": name, "settings": rounded_settings(settings), "bits": entropy} | measured(
+    return {"name": name, "settings": rounded_rows([settings])[0], "bits": entropy} | measured(
         written(sampling, N_TEXTS, N_NEW)
     )
-
-
-def rounded_settings(settings: dict) -> dict:
-    """Return settings of which the long ones are cut to four significant digits."""
-    return {name: float(f"{value:.4g}") for name, value in settings.items()}
 
 
 def equally_strict(entropy: float, rules: list[str], **others) -> dict[str, dict]:

@@ -187,6 +187,11 @@ def rounded(value):
     return round(value, 4) if isinstance(value, float) else value
 
 
+def rounded_rows(rows: list[dict]) -> list[dict]:
+    """Return rows whose numbers have four significant digits."""
+    return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+
 def spread(values: Iterable[float | None], form: str = ".3f") -> str:
     """Return "median (lowest–highest)"; None is a run that diverged, or did not arrive."""
     numbers = sorted(map(finite, values))

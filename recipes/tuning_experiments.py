@@ -16,7 +16,7 @@ from itertools import chain
 
 import torch
 from plays import MODEL, NANOGPT_CHOICES, Plays, by_rate, within_tokens
-from runner import STOPPED, Work, completed, fill, losses_by, rounded, run, tables
+from runner import STOPPED, Work, completed, fill, losses_by, rounded, rounded_rows, run, tables
 
 from gptcourse.model import GPT
 from gptcourse.ngrams import NGrams
@@ -243,11 +243,6 @@ def fresh_run(name: str, settings: dict, seed: int) -> dict:
     completed(train(model, PLAYS.train, replace(CONFIG, seed=seed, **settings), progress=False, device="cpu"))
     losses = {part: round(evaluate(model, getattr(PLAYS, part)), 4) for part in ("choose", "compare")}
     return {"settings": name, "seed": seed} | losses
-
-
-def rounded_rows(rows: list[dict]) -> list[dict]:
-    """Return rows whose numbers have four significant digits."""
-    return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
 
 
 PARTS = {

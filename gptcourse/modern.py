@@ -164,8 +164,8 @@ class MixtureOfExperts(nn.Module):
     """Several MLPs of which each token goes through the few that a router chooses for it.
 
     The weights of the chosen ones are made to sum to 1. `balance` is the load-balancing loss of the last forward pass:
-    1 if all experts are equally busy, and up to E if one of them gets everything (Fedus et al. 2022, equation 4, here
-    for several experts a token).
+    1 if all experts are equally busy. With one expert a token it is up to E, if one gets everything (Fedus et al. 2022,
+    equation 4); with k a share is at most 1/k, so it is up to E/k. (transformers' number is k times this one.)
     """
 
     def __init__(self, config: ModernConfig):

@@ -133,13 +133,15 @@ def test_a_token_goes_through_its_best_experts_alone():
         assert_close(row, sum(w * part for w, part in zip(best.values.softmax(0), parts, strict=True)))
 
 
-def test_the_balance_is_1_for_equal_shares_and_e_for_one_expert():
-    layer = MixtureOfExperts(replace(CONFIG, num_experts=4, num_experts_per_tok=1))
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_balance_is_1_for_equal_shares_and_e_over_k_where_the_same_get_everything(k):
+    layer = MixtureOfExperts(replace(CONFIG, num_experts=4, num_experts_per_tok=k))
     layer.gate.weight.data = torch.eye(16)[:4] * 100
-    layer(torch.eye(16)[None, :4])
+    pairs = torch.eye(16)[:4] + 0.5 * torch.eye(16)[[1, 2, 3, 0]]  # each expert is some token's first, and its second
+    layer(pairs[None])
     assert_close(layer.balance, torch.tensor(1.0))
-    layer(torch.eye(16)[None, :1])
-    assert_close(layer.balance, torch.tensor(4.0))
+    layer(pairs[None, :1])
+    assert_close(layer.balance, torch.tensor(4.0 / k))
 
 
 def test_what_training_adds_to_the_loss_is_not_in_what_is_measured():

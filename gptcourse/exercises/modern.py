@@ -280,7 +280,7 @@ class Parameters(Exercise, name="modern.parameters"):
 
 
 class MendPositions(Exercise, name="modern.mend_positions"):
-    """Mend the scores so that a new token stands where it really stands: after all tokens of the cache."""
+    """Mend the scores of a new token so that a cache changes nothing: they are those of the whole text read at once."""
 
     hint = "Write down the places of three cached keys and of the new token. Which of them are turned already?"
 
@@ -288,8 +288,8 @@ class MendPositions(Exercise, name="modern.mend_positions"):
         return [(rotary(randn(S, D)), randn(1, D), randn(1, D)) for S, D in ((1, 2), (5, 8), (9, 4))]
 
     reference = partial(scores_with_cache, 0, 0)
-    at_the_start = as_it_stands("""The mistake is still there: the new token is turned as if it were the first of the
-        text, every time. Where does it stand?""")(partial(scores_with_cache, None, None))
+    at_the_start = as_it_stands("""The mistake is still there: with a cache, the new token gets other scores than when
+        the text is read at once. What does a score depend on?""")(partial(scores_with_cache, None, None))
     query_alone = mistake("The query stands at its place now. But its own key is still turned as the first.")(
         partial(scores_with_cache, 0, None)
     )
@@ -325,8 +325,8 @@ class MendExperts(Exercise, name="modern.mend_experts"):
 
     reference = partial(mixed, same)
 
-    @as_it_stands("""The mistake is still there: what the second expert of a token gives is written over what the first
-        one gave. Only the last one counts.""")
+    @as_it_stands("""The mistake is still there: with two experts a token, a slow loop over the tokens gives something
+        else. Follow one token.""")
     def overwritten(x, weights, matrices):
         last = weights.shape[-1] - 1 - weights.flip(-1).gt(0).float().argmax(-1, keepdim=True)
         return mixed(lambda w: w * (torch.arange(w.shape[-1]) == last), x, weights, matrices)

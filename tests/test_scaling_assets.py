@@ -41,6 +41,15 @@ def test_law_and_ruler_lie_where_the_notebook_says():
         statistics.mean(abs(run[name] - run["loss"]) for run in data["rolling"]) for name in ("law", "ruler")
     )
     assert law_error < ruler_error - 0.02
+    assert sum(abs(run["law"] - run["loss"]) < abs(run["ruler"] - run["loss"]) for run in data["rolling"]) == 6
+
+
+def test_law_and_ruler_cannot_be_told_apart_at_a_length_that_was_measured():
+    data = recorded("scaling", "law")
+    place, loss = (data["second"]["parameters"], data["second"]["tokens"]), data["second"]["loss"]
+    known = [run for run in zip(*columns(data["runs"]), strict=True) if run[1] <= place[1]]
+    assert 0 < ruler(known, *place) - loss < 0.01
+    assert 0 < fit_scaling_law(*columns(data["runs"])).loss(*place) - loss < 0.01
 
 
 def test_no_size_of_the_law_takes_the_lowest_or_highest_rate_that_was_tried():

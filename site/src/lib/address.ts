@@ -10,8 +10,17 @@ export function readAddress(hash: string = location.hash): Address {
   return { scene, settings: Object.fromEntries(new URLSearchParams(query)) };
 }
 
+const PAUSE = 300; // milliseconds: browsers refuse to be told a new address many times a second
+let waiting: number | undefined;
+
 /** Writes settings into the address, without a new entry in the browser's history. Undefined ones are left out. */
 export function writeAddress(scene: string, settings: Record<string, string | number | undefined>) {
+  clearTimeout(waiting);
+  waiting = window.setTimeout(() => replaceAddress(scene, settings), PAUSE);
+}
+
+function replaceAddress(scene: string, settings: Record<string, string | number | undefined>) {
+  if (readAddress().scene !== scene && location.hash) return; // the reader has gone on to another scene
   const given = Object.entries(settings).filter(([, value]) => value !== undefined);
   const query = new URLSearchParams(given.map(([name, value]) => [name, String(value)]));
   history.replaceState(null, "", `#${scene}${given.length ? `?${query}` : ""}`);

@@ -29,13 +29,8 @@ class Session {
       this.first = first;
       const { losses, ...model } = await load<ModelData & { losses: Losses }>("shakespeare-5m");
       if (this.own) return;
-      await this.open({
-        name: "shakespeare-5m",
-        tokenizer: this.tokenizer,
-        config: model.config,
-        weights: bytes(model.weights),
-      });
-      this.own = false;
+      const name = this.name;
+      await this.open({ name, tokenizer: this.tokenizer, config: model.config, weights: bytes(model.weights) }, false);
       this.losses = losses;
     } catch (error) {
       this.failure = error;
@@ -43,12 +38,12 @@ class Session {
   }
 
   /** Puts another model in the place of the one that is open, if it can be read. */
-  async open({ name, config, weights, tokenizer }: Opened) {
+  async open({ name, config, weights, tokenizer }: Opened, own = true) {
     const remote = new Remote();
     const opened = await remote.open(config, weights);
     this.remote?.close();
     this.remote = remote;
-    this.own = true;
+    this.own = own;
     this.losses = undefined;
     this.name = name;
     this.tokenizer = tokenizer;

@@ -24,17 +24,18 @@ export interface WriteRequest {
 
 export class Writer {
   private readonly cache: Cache;
-  private read: number[] = [];
+  private start = 0; // the first token of the text that counts
+  private read: number[] = []; // from there
   private logits: Float32Array[] = []; // after each token that was read
 
   constructor(private readonly model: GPT) {
     this.cache = new Cache(model.config);
   }
 
-  /** Yields tokens one after the other, up to `count` of them or the end of the window. */
+  /** Yields `count` tokens, one after the other. */
   *write({ prompt, count, sampling, forced }: WriteRequest): Generator<Written> {
-    const text = prompt.slice(-(this.model.config.n_positions - 1));
-    for (let place = 0; place < count && text.length < this.model.config.n_positions; place++) {
+    const text = [...prompt];
+    for (let place = 0; place < count; place++) {
       const logits = this.after(text);
       const probabilities = distribution(logits, sampling, text);
       const id = forced[place] ?? draw(probabilities, sampling.seed, place);
@@ -45,16 +46,25 @@ export class Writer {
 
   /** Returns the logits after a text, reading only what follows the part that was read before. */
   private after(text: number[]): Float32Array {
+    const start = firstKept(text.length, this.model.config.n_positions);
+    if (start !== this.start) this.read = []; // every token comes to stand at another position
+    this.start = start;
+    const counts = text.slice(start);
     let same = 0;
-    while (same < text.length && same < this.read.length && text[same] === this.read[same]) same++;
-    if (same === text.length) return this.logits[same - 1];
-    this.read = this.read.slice(0, same);
-    this.logits = this.logits.slice(0, same);
-    this.cache.length = same;
-    for (const id of text.slice(same)) {
-      this.logits.push(this.model.step(id, this.cache).logits);
-      this.read.push(id);
-    }
-    return this.logits.at(-1)!;
+    while (same < counts.length && counts[same] === this.read[same]) same++;
+    if (same < counts.length) this.readOn(counts, same);
+    return this.logits[counts.length - 1];
   }
+
+  private readOn(counts: number[], from: number) {
+    this.read = counts;
+    this.logits.length = this.cache.length = from;
+    for (const id of counts.slice(from)) this.logits.push(this.model.step(id, this.cache).logits);
+  }
+}
+
+/** Returns the first token that counts: a text that outgrows the window keeps its last half, as in generation.py. */
+export function firstKept(length: number, window: number): number {
+  const dropped = window + 1 - Math.max(1, Math.floor(window / 2));
+  return dropped * Math.ceil(Math.max(0, length - window) / dropped);
 }

@@ -30,7 +30,10 @@ class Session {
       const { losses, ...model } = await load<ModelData & { losses: Losses }>("shakespeare-5m");
       if (this.own) return;
       const name = this.name;
-      await this.open({ name, tokenizer: this.tokenizer, config: model.config, weights: bytes(model.weights) }, false);
+      await this.open(
+        { name, tokenizer: this.tokenizer, config: model.config, weights: bytes(model.weights) },
+        false,
+      );
       this.losses = losses;
     } catch (error) {
       this.failure = error;

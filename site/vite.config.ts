@@ -20,7 +20,7 @@ export default defineConfig({
   base: "./",
   define: {
     __REPOSITORY__: JSON.stringify(repository),
-    __NOTEBOOKS__: JSON.stringify(`${repository}/blob/main/notebooks`),
+    __NOTEBOOKS__: JSON.stringify(process.env.NOTEBOOKS ?? `${repository}/blob/main/notebooks/NAME.ipynb`),
   },
   plugins: [svelte(), classicScripts()],
   build: { modulePreload: false, rollupOptions: { output: { format: "iife" } } },

@@ -1,5 +1,6 @@
-"""The page without a kernel, built and opened in a browser: equal to the package, in every scene, with bad input too."""
+"""The page without a kernel, built and opened in a browser: equal to the package, in every scene, on bad input too."""
 
+import copy
 import http.server
 import json
 import re
@@ -21,6 +22,7 @@ from gptcourse.pretrained import load_pretrained
 from gptcourse.quantisation import quantised
 from gptcourse.tokenizers import BPETokenizer, CharTokenizer
 from tests.browser import FLAGS, find_chromium
+from tools import site as site_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "site"
@@ -196,8 +198,6 @@ def test_a_head_switched_off_brings_nothing(opened, model):
     found = page.evaluate(
         "async ([ids, off]) => [...(await window.gptcourse.session.remote.trace(ids, off)).at(-1).logits]", [ids, off]
     )
-    import copy
-
     changed = copy.deepcopy(model[0])
     size = changed.config.head_size
     with torch.no_grad():
@@ -350,7 +350,7 @@ def test_an_address_with_nonsense_gives_the_defaults(opened):
 
 
 HOSTILE = [
-    "<img src=x onerror=\"window.hit=1\"><script>window.hit=1</script> & ' \"",
+    '<img src=x onerror="window.hit=1"><script>window.hit=1</script> & \' "',
     "{{7*7}} {t('x')} ${window.hit=1}",
     "\u202eright to left \u202c שלום",
     "👩‍👩‍👧‍👦 漢字",
@@ -503,3 +503,20 @@ def test_every_control_has_a_name(opened, scene):
             .map(element => element.outerHTML.slice(0, 200))"""
     )
     assert nameless == []
+
+
+# ---- The notebooks as pages
+
+
+def test_notebooks_become_pages_with_their_mathematics_and_nothing_from_elsewhere(tmp_path, browser, dist):
+    """`dist` has installed what this needs: MathJax."""
+    site_tool.write_pages(tmp_path / "pages")
+    names = [path.stem for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert {path.stem for path in (tmp_path / "pages").glob("*.html")} >= set(names)
+    page, asked = browser.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "pages" / "02_attention.html").as_uri())
+    page.locator("mjx-container").first.wait_for()
+    assert page.locator(".cell_output").count() > 10
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
+    page.close()

@@ -1,7 +1,8 @@
-"""Build the page without a kernel: python tools/site.py [--data]
+"""Build the page without a kernel: python tools/site.py [--data | --pages]
 
 Writes what the course has recorded into site/public/data, as scripts that a page may load from a folder, and calls
-npm, which writes the page into site/dist. With --data, no npm.
+npm, which writes the page into site/dist. With --data, no npm; with --pages, Sphinx makes pages of the notebooks, too,
+in site/dist/notebooks (pip install -e ".[pages]").
 
 Weights are stored in 8 bits, one scale for each row (gptcourse.quantisation); what that costs in loss is measured here
 and shown on the page.
@@ -10,8 +11,12 @@ and shown on the page.
 import argparse
 import base64
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,19 +97,46 @@ def write_data(folder: Path) -> None:
         (folder / f"{name}.js").write_text(f"gptcourseData({json.dumps(name)},{value});\n", encoding="ascii")
 
 
+def call(*command, cwd: Path = SITE, **environment: str) -> None:
+    """Run a program in a folder; SystemExit with one sentence if it is missing or fails."""
+    program = shutil.which(command[0])
+    if program is None:
+        raise SystemExit(f"{command[0]} is missing: install Node.js 20.19 or newer, and run this again.")
+    done = subprocess.run([program, *command[1:]], cwd=cwd, env=os.environ | environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} has failed: what it says stands above.")
+
+
+def without_pictures_from_elsewhere(notebook: str) -> str:
+    """Return a notebook whose badges are plain links: a page asks nothing of another address."""
+    return re.sub(r"!\[(Open in \w+)\]\(https://[^)]*\)", r"\1", notebook)
+
+
+def write_pages(folder: Path) -> None:
+    """Make pages of the notebooks, with the outputs that are committed."""
+    with tempfile.TemporaryDirectory() as sources:
+        shutil.copy(SITE / "pages" / "index.md", sources)
+        for path in (SITE.parent / "notebooks").glob("*.ipynb"):
+            text = without_pictures_from_elsewhere(path.read_text(encoding="utf-8"))
+            (Path(sources) / path.name).write_text(text, encoding="utf-8")
+        call(sys.executable, "-m", "sphinx", "-q", "-W", "-c", SITE / "pages", "-b", "html", sources, folder)
+    shutil.rmtree(folder / ".doctrees")
+
+
 def main() -> None:
-    """Write the data; then let npm build the page."""
+    """Write the data; then let npm build the page, and Sphinx those of the notebooks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", action="store_true", help="write site/public/data alone")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--data", action="store_true", help="write site/public/data alone")
+    what.add_argument("--pages", action="store_true", help="make pages of the notebooks, too")
     options = parser.parse_args()
     write_data(SITE / "public" / "data")
     if options.data:
         return
-    npm = shutil.which("npm")
-    if npm is None:
-        raise SystemExit("npm is missing: install Node.js 20 or newer, and run this again.")
-    for command in ("ci", ["run", "build"]):
-        subprocess.run([npm, *([command] if isinstance(command, str) else command)], cwd=SITE, check=True)
+    call("npm", "ci", "--no-audit", "--no-fund")
+    call("npm", "run", "build", **({"NOTEBOOKS": "notebooks/NAME.html"} if options.pages else {}))
+    if options.pages:
+        write_pages(SITE / "dist" / "notebooks")
 
 
 if __name__ == "__main__":

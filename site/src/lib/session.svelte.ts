@@ -27,6 +27,8 @@ class Session {
       const first = await load<FirstData>("first");
       this.tokenizer = new BPETokenizer(first.tokenizer);
       this.first = first;
+      // Two frames: what the reader can use is drawn before seven megabytes keep the page busy.
+      for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
       const { losses, ...model } = await load<ModelData & { losses: Losses }>("shakespeare-5m");
       if (this.own) return;
       const name = this.name;

@@ -37,4 +37,13 @@ export function spread(places: number[], gap: number, last: number): number[] {
   return moved;
 }
 
+/** Returns those of ascending values that stand at least `room` after the last one that was kept. */
+export function roomy(values: number[], place: (value: number) => number, room: number): number[] {
+  const kept: number[] = [];
+  for (const value of values) {
+    if (!kept.length || place(value) - place(kept.at(-1)!) >= room) kept.push(value);
+  }
+  return kept;
+}
+
 export const thousands = (value: number) => value.toLocaleString("en");

@@ -31,6 +31,7 @@ export interface Reading {
   probabilities: Float32Array; // (V) of the next token
 }
 
+const KEPT = 100; // readings that are remembered
 const SAMPLING = { ...PLAIN, temperature: 0.8 };
 
 export class Recording {
@@ -51,32 +52,26 @@ export class Recording {
   /** Returns what checkpoint n makes of a prompt; remembered. */
   read(n: number, ids: number[]): Promise<Reading> {
     const key = `${n}:${ids}`;
+    if (this.readings.size >= KEPT) this.readings.clear();
     if (!this.readings.has(key)) this.readings.set(key, this.readAnew(n, ids));
     return this.readings.get(key)!;
   }
 
   /**
-   * Lets checkpoint n write after a prompt, with the same noise at every checkpoint; `each` gets the ids so far, and
-   * says whether to go on. When its window is full, the model reads the last half again: much cheaper than to read the
-   * whole window for each token. Whole texts are remembered.
+   * Lets checkpoint n write after a prompt, with the same noise at every checkpoint; `each` gets the ids so far. Whole
+   * texts are remembered. A newer call ends an older one.
    */
-  async write(n: number, ids: number[], count: number, each: (written: number[]) => boolean) {
-    const key = `${n}:${ids}`;
-    let text = this.texts.get(key) ?? [];
-    if (!each(text)) return;
-    for (let seed = SAMPLING.seed; text.length < count; seed++) {
-      const before = text;
-      const prompt = seed === SAMPLING.seed ? ids : [...ids, ...text].slice(-this.window / 2);
-      const request = { prompt, count: count - text.length, sampling: { ...SAMPLING, seed }, forced: {} };
-      let wanted = true;
-      this.open(n);
-      const newest = await this.remote.write(request, (some) => {
-        text = [...text, ...some.map(({ id }) => id)];
-        wanted = each(text);
-      });
-      if (!newest || !wanted || text === before) return;
-    }
-    this.texts.set(key, text);
+  async write(n: number, prompt: number[], count: number, each: (written: number[]) => void) {
+    const key = `${n}:${prompt}`;
+    let written = this.texts.get(key) ?? [];
+    each(written);
+    if (written.length) return;
+    this.open(n);
+    const newest = await this.remote.write({ prompt, count, sampling: SAMPLING, forced: {} }, (some) => {
+      written = [...written, ...some.map(({ id }) => id)];
+      each(written);
+    });
+    if (newest) this.texts.set(key, written);
   }
 
   close() {

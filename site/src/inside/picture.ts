@@ -437,7 +437,7 @@ function closedBlock(view: View, block: Block, layer: number, thick: Thickness):
   const added = 2 * thick(difference(trace.output, before));
   const pipes = [
     pipe(part, "norm", reading(block.x - 2, { x: block.x + 0.28 * block.width, y: G.CARD.top }), 3),
-    pipe(part, "mlp", G.rise({ x: plus.x, y: G.CARD.top }, { x: plus.x, y: STREAM + 8 }), added),
+    pipe(part, "stream", G.rise({ x: plus.x, y: G.CARD.top }, { x: plus.x, y: STREAM + 8 }), added),
   ];
   const label: Label = { part, x: block.x + block.width / 2, y: 171, text: String(layer + 1), kind: "title" };
   return { maps, strips: [strip], pipes, labels: [label], pluses: [{ ...plus, part }] };

@@ -33,5 +33,20 @@ export const STAGES = [
 
 export type Stage = (typeof STAGES)[number];
 
+/** What a stage reads or changes stays in view with it. */
+const ALONGSIDE: Partial<Record<Stage, Part[]>> = {
+  norm1: ["stream"],
+  qkv: ["norm1"],
+  heads: ["qkv"],
+  attended: ["heads", "stream"],
+  norm2: ["stream"],
+  hidden: ["norm2"],
+  mlp: ["hidden", "stream"],
+  others: ["stream"],
+  final: ["stream"],
+  logits: ["final"],
+};
+
 /** Tells whether a part stands back while a stage is explained. */
-export const standsBack = (part: Part, stage: Stage) => stage !== "whole" && part !== stage;
+export const standsBack = (part: Part, stage: Stage) =>
+  stage !== "whole" && part !== stage && !ALONGSIDE[stage]?.includes(part);

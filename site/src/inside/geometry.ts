@@ -11,22 +11,22 @@ export const SMALL = { y: 230, height: 160 }; // strips of C numbers
 export const TALL = { y: 188, height: 248 }; // what is larger: queries, keys and values, the MLP's hidden units
 
 export const EMBED = 122; // widths
-export const OPEN = 530;
+const OPEN = 530;
 export const END = 246;
 const CLOSED = { least: 46, most: 92 };
 
-/** The parts of the open block, from its left edge, where it is OPEN wide. */
-export const AT = {
+/** The parts of the open block, from its left edge, where its heads stand in one column. */
+const AT = {
   norm1: 30,
   qkv: 92,
-  maps: 142,
-  attended: 322,
-  plus1: 348,
-  middle: 362,
-  norm2: 384,
-  hidden: 434,
-  mlp: 484,
-  plus2: 508,
+  maps: 140,
+  attended: 334,
+  plus1: 358,
+  middle: 372,
+  norm2: 394,
+  hidden: 442,
+  mlp: 490,
+  plus2: 512,
 };
 
 export interface Point {
@@ -39,12 +39,25 @@ export interface Block {
   width: number;
 }
 
+const COLUMN = 6; // heads below each other, at most
+const MORE = 150; // for each further column of heads
+
+const wider = (heads: number) => MORE * (Math.ceil(heads / COLUMN) - 1);
+
+/** Returns where the parts of the open block are: closer together while it unfolds. */
+export function places(block: Block, heads: number): typeof AT {
+  const scale = block.width / (OPEN + wider(heads));
+  const place = (x: number) => block.x + scale * (x > AT.maps ? x + wider(heads) : x);
+  return Object.fromEntries(Object.entries(AT).map(([name, x]) => [name, place(x)])) as typeof AT;
+}
+
 /** Returns the width of every block: the open one gets what the others leave. */
-export function blockWidths(room: number, layers: number, open: number): number[] {
+export function blockWidths(room: number, layers: number, open: number, heads: number): number[] {
+  const least = OPEN + wider(heads);
   const free = room - EMBED - END;
-  const share = (free - OPEN) / Math.max(1, layers - 1);
+  const share = (free - least) / Math.max(1, layers - 1);
   const closed = Math.min(CLOSED.most, Math.max(CLOSED.least, share));
-  const rest = Math.max(OPEN, free - closed * (layers - 1));
+  const rest = Math.max(least, free - closed * (layers - 1));
   return Array.from({ length: layers }, (_, layer) => (layer === open ? rest : closed));
 }
 
@@ -58,9 +71,9 @@ export function blocksOf(widths: number[]): Block[] {
   });
 }
 
-/** The places of n maps below each other, in as many columns as they need. */
+/** The size of n maps below each other, in as many columns as they need. */
 export function mapGrid(n: number, width: number, height: number, gap: number) {
-  const columns = Math.ceil(n / 6);
+  const columns = Math.ceil(n / COLUMN);
   const rows = Math.ceil(n / columns);
   const size = Math.min((width - gap * (columns - 1)) / columns, (height - gap * (rows - 1)) / rows);
   return { rows, size, step: rows > 1 ? (height - size) / (rows - 1) : 0, columns };

@@ -3,7 +3,7 @@
 import { headKey, type Config, type LayerTrace, type Trace } from "../lib/model";
 import { t, visible, type Key } from "../lib/text";
 import * as G from "./geometry";
-import { AT, STREAM, type Block, type Point, type Station } from "./geometry";
+import { STREAM, type Block, type Point, type Station } from "./geometry";
 import { difference, lengthOf } from "./numbers";
 import type { Part } from "./stages";
 
@@ -36,7 +36,7 @@ export interface Area {
 }
 
 export interface Label {
-  part: Part;
+  part?: Part;
   x: number;
   y: number;
   text: string;
@@ -111,14 +111,11 @@ function thickness({ traces, before, at }: View): Thickness {
     ...layers.flatMap(({ middle, output }) => [middle, output]),
   ]);
   const longest = Math.max(...all.map(lengthOf)) || 1;
-  return (vector) => 2 + (26 * lengthOf(vector)) / longest;
+  return (vector) => 2 + (22 * lengthOf(vector)) / longest;
 }
 
 const named = (name: string, values: Record<string, string | number> = {}) =>
   t(`inside.part.${name}` as Key, values);
-
-/** Where the parts of the open block are: closer together while it unfolds. */
-export const inBlock = (block: Block, x: number) => block.x + (x * block.width) / G.OPEN;
 
 /** The stream itself: a river, in it what has changed since every head was on, and its vectors across it. */
 function stream(view: View, blocks: Block[], thick: Thickness): Partial<Picture> {
@@ -129,7 +126,7 @@ function stream(view: View, blocks: Block[], thick: Thickness): Partial<Picture>
     { x: 62, half: half((trace) => trace.token) },
     { x: 80, half: half((trace) => trace.token) },
     { x: 104, half: half((trace) => trace.embedded) },
-    ...blocks.flatMap((block, layer) => stations(block, layer, view.layer === layer, half)),
+    ...blocks.flatMap((block, layer) => stations(view, block, layer, half)),
     { x: end + 14, half: 2 },
   ];
   const areas: Area[] = [{ part: "stream", tone: "stream", d: G.river(course((pick) => thick(pick(now)))) }];
@@ -146,7 +143,7 @@ function stream(view: View, blocks: Block[], thick: Thickness): Partial<Picture>
       const after = { x: block.x + block.width - 4, name: named("output", { n: layer + 1 }), values: output };
       if (layer !== view.layer) return [after];
       const between = {
-        x: inBlock(block, AT.middle),
+        x: G.places(block, view.config.n_head).middle,
         name: named("middle", { n: layer + 1 }),
         values: middle,
       };
@@ -169,18 +166,16 @@ const short = (values: Float32Array) => lengthOf(values).toFixed(1);
 
 type Half = (pick: (trace: Trace) => Float32Array) => number;
 
-function stations(block: Block, layer: number, open: boolean, half: Half): Station[] {
+function stations(view: View, block: Block, layer: number, half: Half): Station[] {
   const step = (x: number, from: number, to: number) => [
     { x: x - 10, half: from },
     { x: x + 10, half: to },
   ];
   const read = (name: "middle" | "output") => half((trace) => trace.layers[layer][name]);
   const start = half((trace) => (layer ? trace.layers[layer - 1].output : trace.embedded));
-  if (!open) return step(block.x + plusOf(block), start, read("output"));
-  return [
-    ...step(inBlock(block, AT.plus1), start, read("middle")),
-    ...step(inBlock(block, AT.plus2), read("middle"), read("output")),
-  ];
+  if (layer !== view.layer) return step(block.x + plusOf(block), start, read("output"));
+  const { plus1, plus2 } = G.places(block, view.config.n_head);
+  return [...step(plus1, start, read("middle")), ...step(plus2, read("middle"), read("output"))];
 }
 
 /** Where a closed block adds to the stream, from its left edge. */
@@ -245,7 +240,7 @@ const reading = (from: number, to: Point) => G.bend({ x: from, y: STREAM }, to, 
 function openBlock(view: View, block: Block, thick: Thickness): Partial<Picture> {
   const parts = [attention(view, block, thick), mlp(view, block, thick)];
   const title = t("inside.layer", { n: view.layer + 1 });
-  const label: Label = { part: "stream", x: block.x + 50, y: 171, text: title, kind: "title" };
+  const label: Label = { x: block.x + 50, y: 171, text: title, kind: "title" };
   return {
     areas: parts.flatMap((part) => part.areas),
     pipes: parts.flatMap((part) => part.pipes),
@@ -258,35 +253,35 @@ function openBlock(view: View, block: Block, thick: Thickness): Partial<Picture>
 
 function attention(view: View, block: Block, thick: Thickness): Picture {
   const trace = view.traces[view.at].layers[view.layer];
-  const at = (x: number) => inBlock(block, x);
+  const at = G.places(block, view.config.n_head);
   const maps = openMaps(view, block);
   const strips = [
-    small("norm1", at(AT.norm1), named("norm"), trace.normed),
-    ...threefold(trace, at(AT.qkv)),
+    small("norm1", at.norm1, named("norm"), trace.normed),
+    ...threefold(trace, at.qkv),
     ...maps.map((map) => headStrip(trace, map, view.config)),
-    small("attended", at(AT.attended), named("attended"), trace.attended),
+    small("attended", at.attended, named("attended"), trace.attended),
   ];
-  const top = { x: at(AT.norm1), y: G.SMALL.y - 4 };
-  const out = { x: at(AT.attended), y: G.SMALL.y - 4 };
+  const top = { x: at.norm1, y: G.SMALL.y - 4 };
+  const out = { x: at.attended, y: G.SMALL.y - 4 };
   const pipes = [
     pipe("norm1", "norm", reading(block.x - 2, top), 3),
-    pipe("qkv", "attention", acrossStrips(at(AT.norm1), at(AT.qkv)), 0),
-    ...maps.flatMap((map) => headPipes(map, view.config, at(AT.qkv), at(AT.attended))),
-    pipe("attended", "attention", G.rise(out, { x: at(AT.plus1), y: STREAM + 8 }), 2 * thick(trace.attended)),
+    pipe("qkv", "attention", acrossStrips(at.norm1, at.qkv), 0),
+    ...maps.flatMap((map) => headPipes(map, view.config, at.qkv, at.attended)),
+    pipe("attended", "attention", G.rise(out, { x: at.plus1, y: STREAM + 8 }), 2 * thick(trace.attended)),
   ];
   const labels = [
-    ...captions("norm1", at(AT.norm1), t("inside.norm"), trace.normed.length, END_OF.small),
+    ...captions("norm1", at.norm1, t("inside.norm"), trace.normed.length, END_OF.small),
     ...["Q", "K", "V"].map((text, i): Label => ({
       part: "qkv",
-      x: at(AT.qkv) - 17,
+      x: at.qkv - 17,
       y: threeY(i) + THIRD / 2 + 4,
       text,
     })),
-    { part: "qkv", x: at(AT.qkv), y: END_OF.tall + 20, text: `3 × ${trace.queries.length}` } as const,
-    ...captions("attended", at(AT.attended), t("inside.sum"), trace.attended.length, END_OF.small),
+    { part: "qkv", x: at.qkv, y: END_OF.tall + 20, text: `3 × ${trace.queries.length}` } as const,
+    ...captions("attended", at.attended, t("inside.sum"), trace.attended.length, END_OF.small),
   ];
-  const areas = [widening("qkv", "attention", at(AT.norm1), at(AT.qkv))];
-  return { areas, pipes, strips, maps, labels, pluses: [{ part: "attended", x: at(AT.plus1), y: STREAM }] };
+  const areas = [widening("qkv", "attention", at.norm1, at.qkv)];
+  return { areas, pipes, strips, maps, labels, pluses: [{ part: "attended", x: at.plus1, y: STREAM }] };
 }
 
 const THIRD = (G.TALL.height - 16) / 3;
@@ -319,16 +314,17 @@ const isOff = ({ off }: View, layer: number, head: number) => off.has(headKey(la
 
 function openMaps(view: View, block: Block): HeadMap[] {
   const { layer, config } = view;
-  const grid = G.mapGrid(config.n_head, 58 + 46 * (Math.ceil(config.n_head / 6) - 1), G.TALL.height, 10);
+  const grid = G.mapGrid(config.n_head, Infinity, G.TALL.height, 10);
+  const size = Math.min(58, grid.size);
   return Array.from({ length: config.n_head }, (_, head) => {
     const column = Math.floor(head / grid.rows);
     return {
       part: "heads",
       layer,
       head,
-      x: inBlock(block, AT.maps) + column * (grid.size + 36),
+      x: G.places(block, config.n_head).maps + column * (size + 104),
       y: G.TALL.y + (head % grid.rows) * grid.step,
-      size: grid.size,
+      size,
       rows: view.weights[layer][head],
       off: isOff(view, layer, head),
       large: true,
@@ -370,38 +366,38 @@ function headPipes(map: HeadMap, { n_head }: Config, qkv: number, attended: numb
 
 function mlp(view: View, block: Block, thick: Thickness): Picture {
   const trace = view.traces[view.at].layers[view.layer];
-  const at = (x: number) => inBlock(block, x);
+  const at = G.places(block, view.config.n_head);
   const hidden: Strip = {
     part: "hidden",
     name: named("hidden"),
-    x: at(AT.hidden),
+    x: at.hidden,
     ...G.TALL,
     width: WIDE,
     values: trace.hidden,
   };
   const strips = [
-    small("norm2", at(AT.norm2), named("norm"), trace.normed2),
+    small("norm2", at.norm2, named("norm"), trace.normed2),
     hidden,
-    small("mlp", at(AT.mlp), named("mlp"), trace.mlp),
+    small("mlp", at.mlp, named("mlp"), trace.mlp),
   ];
-  const out = { x: at(AT.mlp), y: G.SMALL.y - 4 };
+  const out = { x: at.mlp, y: G.SMALL.y - 4 };
   const pipes = [
-    pipe("norm2", "norm", reading(at(AT.middle), { x: at(AT.norm2), y: G.SMALL.y - 4 }), 3),
-    pipe("hidden", "mlp", acrossStrips(at(AT.norm2), at(AT.hidden)), 0),
-    pipe("mlp", "mlp", acrossStrips(at(AT.hidden), at(AT.mlp)), 0),
-    pipe("mlp", "mlp", G.rise(out, { x: at(AT.plus2), y: STREAM + 8 }), 2 * thick(trace.mlp)),
+    pipe("norm2", "norm", reading(at.middle, { x: at.norm2, y: G.SMALL.y - 4 }), 3),
+    pipe("hidden", "mlp", acrossStrips(at.norm2, at.hidden), 0),
+    pipe("mlp", "mlp", acrossStrips(at.hidden, at.mlp), 0),
+    pipe("mlp", "mlp", G.rise(out, { x: at.plus2, y: STREAM + 8 }), 2 * thick(trace.mlp)),
   ];
   const labels = [
-    ...captions("norm2", at(AT.norm2), t("inside.norm"), trace.normed2.length, END_OF.small),
-    ...captions("mlp", at(AT.mlp), t("inside.sum"), trace.mlp.length, END_OF.small),
-    { part: "hidden", x: at(AT.hidden), y: END_OF.tall + 20, text: String(trace.hidden.length) } as const,
-    { part: "hidden", x: at(AT.hidden), y: 171, text: "MLP", kind: "title" } as const,
+    ...captions("norm2", at.norm2, t("inside.norm"), trace.normed2.length, END_OF.small),
+    ...captions("mlp", at.mlp, t("inside.sum"), trace.mlp.length, END_OF.small),
+    { part: "hidden", x: at.hidden, y: END_OF.tall + 20, text: String(trace.hidden.length) } as const,
+    { part: "hidden", x: at.hidden, y: 171, text: "MLP", kind: "title" } as const,
   ];
   const areas = [
-    widening("hidden", "mlp", at(AT.norm2), at(AT.hidden)),
-    widening("mlp", "mlp", at(AT.hidden), at(AT.mlp), true),
+    widening("hidden", "mlp", at.norm2, at.hidden),
+    widening("mlp", "mlp", at.hidden, at.mlp, true),
   ];
-  return { areas, pipes, strips, maps: [], labels, pluses: [{ part: "mlp", x: at(AT.plus2), y: STREAM }] };
+  return { areas, pipes, strips, maps: [], labels, pluses: [{ part: "mlp", x: at.plus2, y: STREAM }] };
 }
 
 /** A block that is not open: its maps and hidden units, small. */
@@ -442,9 +438,6 @@ function closedBlock(view: View, block: Block, layer: number, thick: Thickness):
   const label: Label = { part, x: block.x + block.width / 2, y: 171, text: String(layer + 1), kind: "title" };
   return { maps, strips: [strip], pipes, labels: [label], pluses: [{ ...plus, part }] };
 }
-
-/** Where the last norm is. */
-export const endOf = (blocks: Block[]) => blocks.at(-1)!.x + blocks.at(-1)!.width;
 
 function ending({ traces, at }: View, last: Block): Partial<Picture> {
   const x = last.x + last.width + 36;

@@ -11,7 +11,7 @@ export const SMALL = { y: 230, height: 160 }; // strips of C numbers
 export const TALL = { y: 188, height: 248 }; // what is larger: queries, keys and values, the MLP's hidden units
 
 export const EMBED = 122; // widths
-const OPEN = 530;
+const OPEN = 546;
 export const END = 246;
 const CLOSED = { least: 46, most: 92 };
 
@@ -19,14 +19,14 @@ const CLOSED = { least: 46, most: 92 };
 const AT = {
   norm1: 30,
   qkv: 92,
-  maps: 140,
-  attended: 334,
-  plus1: 358,
-  middle: 372,
-  norm2: 394,
-  hidden: 442,
-  mlp: 490,
-  plus2: 512,
+  maps: 156,
+  attended: 350,
+  plus1: 374,
+  middle: 388,
+  norm2: 410,
+  hidden: 458,
+  mlp: 506,
+  plus2: 528,
 };
 
 export interface Point {

@@ -17,6 +17,7 @@ export interface Strip {
   width: number;
   height: number;
   values: Float32Array;
+  columns?: (Float32Array | undefined)[]; // those of all tokens side by side, where they are drawn
   away?: boolean; // zeroed
 }
 
@@ -257,7 +258,7 @@ function attention(view: View, block: Block, thick: Thickness): Picture {
   const maps = openMaps(view, block);
   const strips = [
     small("norm1", at.norm1, named("norm"), trace.normed),
-    ...threefold(trace, at.qkv),
+    ...threefold(view, at.qkv),
     ...maps.map((map) => headStrip(trace, map, view.config)),
     small("attended", at.attended, named("attended"), trace.attended),
   ];
@@ -277,7 +278,7 @@ function attention(view: View, block: Block, thick: Thickness): Picture {
       y: threeY(i) + THIRD / 2 + 4,
       text,
     })),
-    { part: "qkv", x: at.qkv, y: END_OF.tall + 20, text: `3 × ${trace.queries.length}` } as const,
+    { part: "qkv", x: at.qkv + 8, y: END_OF.tall + 20, text: `3 × ${trace.queries.length}` } as const,
     ...captions("attended", at.attended, t("inside.sum"), trace.attended.length, END_OF.small),
   ];
   const areas = [widening("qkv", "attention", at.norm1, at.qkv)];
@@ -287,17 +288,24 @@ function attention(view: View, block: Block, thick: Thickness): Picture {
 const THIRD = (G.TALL.height - 16) / 3;
 const threeY = (i: number) => G.TALL.y + i * (THIRD + 8);
 
-/** Queries, keys and values below each other. */
-function threefold({ queries, keys, values }: LayerTrace, x: number): Strip[] {
-  return [queries, keys, values].map((vector, i) => ({
-    part: "qkv",
-    name: named(["queries", "keys", "values"][i]),
-    x,
-    y: threeY(i),
-    width: WIDE,
-    height: THIRD,
-    values: vector,
-  }));
+const SIDE = 32; // of the keys, and the values, of all tokens
+
+/** The query of the token, and below it the keys and the values of all tokens that it may look at. */
+function threefold({ traces, at, layer, tokens }: View, left: number): Strip[] {
+  return (["queries", "keys", "values"] as const).map((name, i) => {
+    const width = i ? SIDE : WIDE;
+    const each = traces.map((trace, n) => (n > at ? undefined : trace.layers[layer][name]));
+    return {
+      part: "qkv",
+      name: named(name, { token: visible(tokens[at]) }),
+      x: left - WIDE / 2 + width / 2,
+      y: threeY(i),
+      width,
+      height: THIRD,
+      values: traces[at].layers[layer][name],
+      columns: i ? each : undefined,
+    };
+  });
 }
 
 const acrossStrips = (from: number, to: number) =>
@@ -351,7 +359,7 @@ function headStrip({ heads }: LayerTrace, map: HeadMap, { n_embd, n_head }: Conf
 function headPipes(map: HeadMap, { n_head }: Config, qkv: number, attended: number): Pipe[] {
   const share = (map.head + 0.5) / n_head;
   const incoming = [0, 1, 2].map((i) => {
-    const from = { x: qkv + WIDE / 2, y: threeY(i) + share * THIRD };
+    const from = { x: qkv - WIDE / 2 + (i ? SIDE : WIDE), y: threeY(i) + share * THIRD };
     return pipe(
       "heads",
       "attention",

@@ -130,10 +130,11 @@ def test_every_string_stands_in_the_file_of_its_language():
         words = re.findall(r">\s*([A-Za-z][^<>{}=]*?)\s*<", markup)
         assert not words, f"{path.name}: {words}"
     code = "\n".join([*sources.values(), *(path.read_text(encoding="utf-8") for path in (SITE / "src").rglob("*.ts"))])
-    used = set(re.findall(r'"([a-z]+(?:\.[\w-]+)*)"', code)) | set(re.findall(r"`([a-z]+\.)\$\{", code))
-    unused = {key for key in strings if key not in used and not any(key.startswith(u) for u in used if u[-1] == ".")}
-    errors = {key.removeprefix("error.") for key in unused if key.startswith("error.")}
-    assert unused - {f"error.{key}" for key in errors if f'"{key}"' in code} == set()
+    named = set(re.findall(r'"([a-z]+(?:\.[\w-]+)*)"', code))
+    templates = [re.split(r"\$\{[^}]*\}", text) for text in re.findall(r"`([^`\n]*\$\{[^`\n]*)`", code)]
+    made = [re.compile(".+".join(map(re.escape, parts))) for parts in templates if "." in "".join(parts)]
+    unused = {key for key in strings if key not in named and not any(pattern.fullmatch(key) for pattern in made)}
+    assert unused == set()
 
 
 # ---- Equal to the package
@@ -371,6 +372,97 @@ def test_ten_thousand_characters_are_read(opened):
     page.get_by_label("The text to continue").fill("to be or not " * 770)
     page.wait_for_timeout(300)
     assert len(written(page)) > 10_000 and not page.get_by_role("alert").count()
+
+
+# ---- The other scenes
+
+
+def test_a_head_that_is_switched_off_changes_the_loss_as_in_the_package(opened, model):
+    page = opened("inside?layer=6")
+    page.get_by_text(re.compile(r"all heads on [\d.]+")).wait_for()
+    ids = torch.tensor([model[1].encode("O Romeo, Romeo! wherefore art thou Romeo")])
+
+    def loss(gpt):
+        return gpt(ids[:, :-1], ids[:, 1:]).loss.item()
+
+    changed, size = copy.deepcopy(model[0]), model[0].config.head_size
+    with torch.no_grad():
+        changed.h[5].attn.c_proj.weight[:, size : 2 * size] = 0
+    assert f"all heads on {loss(model[0]):.3f}" in page.inner_text("main")
+    page.get_by_role("button", name="Head 2 of layer 6", exact=False).locator("visible=true").last.click()
+    page.get_by_text(f"now {loss(changed):.3f}").wait_for()
+    page.wait_for_function("location.hash.includes('off=')")
+
+
+def test_every_matrix_opens_and_closes_by_keyboard(opened):
+    page = opened("inside")
+    page.get_by_role("button", name=re.compile("its attention weights")).first.focus()
+    page.keyboard.press("Enter")
+    assert page.get_by_role("dialog").locator("td").count() >= 13 * 14 / 2  # the weights up to each token itself
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog").count() == 0
+
+
+def test_the_stages_are_explained_one_by_one(opened):
+    page = opened("inside")
+    slider = page.get_by_role("slider", name=re.compile("Step"))
+    slider.focus()
+    told = set()
+    for _ in range(12):
+        page.keyboard.press("ArrowRight")
+        told.add(page.locator(".picture b, .picture strong").first.inner_text())
+    assert len(told) == 12
+
+
+def test_the_time_machine_shows_what_was_recorded_at_each_step(opened):
+    run = json.loads((ROOT / "gptcourse" / "assets" / "time-machine" / "run.json").read_text(encoding="utf-8"))
+    page = opened("learn")
+    slider = page.get_by_role("slider", name="step")
+    slider.focus()
+    texts = set()
+    for record in run["checkpoints"]:
+        page.get_by_text(f"held-out plays {record['held_out_loss']:.2f}").first.wait_for()
+        page.wait_for_timeout(250)
+        texts.add(page.inner_text(TEXT))
+        page.keyboard.press("ArrowRight")
+    assert len(texts) >= 14  # another text at nearly every step: the models of the first steps may agree
+    last = page.inner_text(TEXT)
+    page.keyboard.press("Home")
+    page.keyboard.press("End")
+    page.wait_for_timeout(500)
+    assert page.inner_text(TEXT) == last
+
+
+def test_the_time_machine_plays_and_pauses(opened):
+    page = opened("learn")
+    slider = page.get_by_role("slider", name="step")
+    page.wait_for_timeout(1_500)
+    assert slider.input_value() == "0"  # it never begins by itself
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('input[type=range]').value >= 2")
+    page.get_by_role("button", name="Pause").click()
+    stopped = slider.input_value()
+    page.wait_for_timeout(1_500)
+    assert slider.input_value() == stopped
+
+
+def test_the_map_hides_its_losses_until_a_guess_and_then_shows_the_recorded_ones(opened):
+    rates = json.loads((ROOT / "gptcourse" / "assets" / "tuning" / "rates.json").read_text(encoding="utf-8"))
+    medians = {}
+    for run in rates["runs"]:
+        medians.setdefault((run["batch_size"], run["rate"]), []).append(run["loss"])
+    medians = {key: f"{np.median(losses):.3f}" for key, losses in medians.items()}
+    page = opened("tune")
+    page.get_by_role("button", name="Guess: batch 16, rate 0.004", exact=False).wait_for()
+    assert not any(median in page.inner_text("main") for median in medians.values())
+    page.get_by_role("button", name="Guess: batch 16, rate 0.004", exact=False).click()
+    shown = page.inner_text("main")
+    assert all((median in shown) == (batch == 16) for (batch, _), median in medians.items())
+    page.get_by_role("button", name="Show me all").click()
+    shown = page.inner_text("main")
+    assert all(median in shown for median in medians.values())
+    page.get_by_role("button", name=re.compile("batch 64, rate 0.008: median")).click()
+    assert f"batch 64, rate 0.008, warm-up 25: {medians[64, 0.008]}" in page.inner_text("main")
 
 
 # ---- The reader's own model

@@ -7,6 +7,7 @@ These choose their threads themselves and run once:
 
     python -m benchmarks notebooks [--print]
     python -m benchmarks sliders [presses]
+    python -m benchmarks site                     the page without a kernel, once tools/site.py has made it
 
 Each setting is a process of its own, since libraries read these variables once, when they are loaded.
 """
@@ -16,7 +17,7 @@ import subprocess
 import sys
 
 BOTH_WAYS = ("generation", "training")
-ONE_WAY = ("sliders", "notebooks")
+ONE_WAY = ("sliders", "notebooks", "site")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 KERNELS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines; a learner has none
 

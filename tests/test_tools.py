@@ -1,5 +1,7 @@
 """The tools that keep notebooks clean and their links right, tried on small notebooks made here."""
 
+import re
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -60,6 +62,23 @@ def test_neighbours_are_linked_by_their_titles(course):
     )
     assert first.split("\n\n")[2:] == ["Next: [Title of 01_two](01_two.ipynb)", "Body."]
     assert second.split("\n\n")[2:] == ["Previous: [Title of 00_one](00_one.ipynb)", "Body."]
+
+
+def test_a_notebook_links_to_its_scene_of_the_page_and_the_scene_back(course, monkeypatch):
+    monkeypatch.setattr(badges, "SCENES", {"01_two.ipynb": "write"})
+    (course / "README.md").write_text("[page](https://old.github.io/course/) [other](https://other.example/x/)")
+    texts = write_all(course)
+    assert "(https://someone.github.io/fork/#write)" in texts["01_two.ipynb"]
+    assert "github.io" not in texts["00_one.ipynb"]
+    assert texts["README.md"] == "[page](https://someone.github.io/fork/) [other](https://other.example/x/)"
+
+
+def test_scenes_and_notebooks_that_link_to_each_other_exist():
+    app = (badges.ROOT / "site" / "src" / "App.svelte").read_text(encoding="utf-8")
+    notebook_of = dict(re.findall(r'(\w+): \{ scene: \w+, notebook: "(\w+)" \}', app))
+    names = {path.name for path in (badges.ROOT / "notebooks").glob("*.ipynb")}
+    assert len(notebook_of) == 4 and set(badges.SCENES.values()) == set(notebook_of)
+    assert {f"{name}.ipynb" for name in notebook_of.values()} <= set(badges.SCENES) <= names
 
 
 def test_notebook_without_the_first_two_cells_is_refused(course):

@@ -5,7 +5,7 @@
 
 `[project.urls]` in pyproject.toml is the one place for the repository's address. In each notebook this writes the two
 lines under the title (cell `header`) and the install cell (cell `install`); in README.md and CITATION.cff the address
-itself, and in README.md the badges too.
+itself, and in README.md the badges and the links to the page without a kernel too.
 """
 
 import argparse
@@ -20,6 +20,15 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 BRANCH = "main"
 BADGES = "[![Open in Colab]"
+# The scene of the page without a kernel (site/) that shows what a notebook explains.
+SCENES = {
+    "00_start_here.ipynb": "write",
+    "02_attention.ipynb": "inside",
+    "03_gpt_block.ipynb": "inside",
+    "04_training_a_gpt.ipynb": "learn",
+    "05_learning_rate_and_batch_size.ipynb": "tune",
+    "07_decoding_and_generation.ipynb": "write",
+}
 INSTALL = """\
 # Does nothing where the course is installed. On Colab it fetches the course alone: torch and numpy stay as they are.
 import importlib.util
@@ -45,18 +54,26 @@ def badges(address, name):
     )
 
 
+def page(address):
+    """Return the address of the page without a kernel: GitHub Pages of the repository."""
+    owner, name = urlsplit(address).path.strip("/").split("/")
+    return f"https://{owner}.github.io/{name}/"
+
+
 def title(notebook):
     """Return the first line of the header cell without its `#`."""
     return notebook.cells[0].source.split("\n", 1)[0].lstrip("# ").strip()
 
 
-def neighbours(paths, titles, i):
-    """Return the line that links to the notebook before and the one after number `i`."""
+def neighbours(paths, titles, i, address):
+    """Return the line that links to the notebook before number `i`, the one after it, and its scene of the page."""
     links = []
     if i > 0:
         links.append(f"Previous: [{titles[i - 1]}]({paths[i - 1].name})")
     if i + 1 < len(paths):
         links.append(f"Next: [{titles[i + 1]}]({paths[i + 1].name})")
+    if scene := SCENES.get(paths[i].name):
+        links.append(f"[The same in your browser, without a kernel]({page(address)}#{scene})")
     return " · ".join(links)
 
 
@@ -84,6 +101,7 @@ def write_generated_cells(notebook, address, name, neighbour_line):
 def readme(text, address):
     """Return README.md's text with the repository's address and all badges made anew."""
     text = re.sub(r"(?<=git clone )\S+", address, text)
+    text = re.sub(r"https://[\w-]+\.github\.io/[\w.-]+/", page(address), text)
     pattern = re.escape(BADGES) + r"[^|\n]*?/notebooks/(\w+\.ipynb)\)(?: \[!\[Open in Binder\][^|\n]*?\.ipynb\))?"
     return re.sub(pattern, lambda match: badges(address, match[1]), text)
 
@@ -98,7 +116,7 @@ def generated(root=ROOT):
     texts = {document: readme(document.read_text(encoding="utf-8"), address)}
     texts[citation] = re.sub(r'(?<=repository-code: ")[^"]+', address, citation.read_text(encoding="utf-8"))
     for i, (path, notebook) in enumerate(zip(paths, notebooks, strict=True)):
-        write_generated_cells(notebook, address, path.name, neighbours(paths, titles, i))
+        write_generated_cells(notebook, address, path.name, neighbours(paths, titles, i, address))
         texts[path] = nbformat.writes(notebook) + "\n"
     return texts
 

@@ -84,7 +84,7 @@ def classifier(**options) -> DecisionRecord:
 def lora(**options) -> DecisionRecord:
     """Tune LoRA on the real model, for replies to a shop's customers: QLoRA's rate to beat."""
     model, tokenizer = load_pretrained("smollm2-135m")
-    sizes = {"train": 400, "choose": 8, "confirm": 8}
+    sizes = {"train": 400, "choose": 24, "confirm": 24}
     splits = dict(zip(sizes, ("train", "validation", "test"), strict=True))
     data = {part: encode_dialogues(tokenizer, support(n, split=splits[part])) for part, n in sizes.items()}
     add_lora(model, rank=8)

@@ -18,6 +18,7 @@ import torch
 from plays import MODEL, NANOGPT_CHOICES, Plays, by_rate, within_tokens
 from runner import STOPPED, Work, completed, fill, losses_by, rounded, rounded_rows, run, tables
 
+from gptcourse.data import batch_size_at
 from gptcourse.model import GPT
 from gptcourse.ngrams import NGrams
 from gptcourse.sweeps import search as search_settings
@@ -49,12 +50,17 @@ DEPTH_RATES = {2: (4e-3, 8e-3, 1.6e-2, 3.2e-2), 8: (2e-3, 4e-3, 8e-3, 1.6e-2)}
 NOISE = {"small": 8, "big": 256, "n_batches": 8}
 NOISE_STEPS = (250, 500, 1000, 2000)
 COOL_DOWN = 200  # steps in which a constant rate falls to a tenth at the end
+
+# A batch that grows to RAMP_TO windows, 32 in the mean, for as many steps as make TOKENS.
+RAMP_TO, RAMP_STEPS, RAMP_RATES = 63, 1000, (4e-3, 8e-3, 1.6e-2, 3.2e-2)
+
 SEARCH_TRIALS = 16
 
 
 def runs(work: Work, axes: dict, **options) -> list[dict]:
-    """Return the rows of a grid over your GPT, within COMMON; all runs are kept in one file, and shared by grids."""
-    common = COMMON | options.pop("common", {})
+    """Return the rows of a grid over your GPT, within COMMON where no steps are given; grids share one file of runs."""
+    common = options.pop("common", {})
+    common = common if "steps" in common else COMMON | common
     return PLAYS.grid(work, "runs", options.pop("model", MODEL), CONFIG, axes, common=common, seeds=SEEDS, **options)
 
 
@@ -102,6 +108,16 @@ def batches(work: Work) -> dict:
             common["warmup"] = min(max(common["warmup"], COMMON["warmup"]), 0.5)
             made += [{"batch_size": int(size)} | row for row in runs(work, {"rate": by_rate(tried)}, common=common)]
     return {"runs": made}
+
+
+def ramp(work: Work) -> dict:
+    """Train with a batch that grows all along the run, and with its mean as a batch that stays: as many steps."""
+    grows = {"batch_size": RAMP_TO, "batch_ramp_steps": RAMP_STEPS - 1}
+    config = replace(CONFIG, steps=RAMP_STEPS, **grows)
+    mean = round(statistics.mean(batch_size_at(step, config) for step in range(RAMP_STEPS)))
+    axes = {"batch": {"grows": grows, "stays": {"batch_size": mean}}, "rate": by_rate(RAMP_RATES)}
+    common = {"steps": RAMP_STEPS, "warmup_steps": CONFIG.warmup_steps}
+    return {"largest": RAMP_TO, "mean": mean, "steps": RAMP_STEPS, "runs": runs(work, axes, common=common)}
 
 
 def switches(work: Work) -> dict:
@@ -249,6 +265,7 @@ PARTS = {
     "lines": lines,
     "rates": rates,
     "batches": batches,
+    "ramp": ramp,
     "switches": switches,
     "initialisation": initialisation,
     "answer": answer,

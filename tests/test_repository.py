@@ -146,7 +146,7 @@ BUDGETS = {
     "supporting": 5_279,
     "exercises": 7_411,
     "explorers": 2_506,
-    "recipes": 4_038,
+    "recipes": 4_055,
     "drawings": 1_973,
 }
 

@@ -32,6 +32,9 @@ SETTINGS = {
     "WIDE_RATES": {"standard": (4e-3,), "muP": (4e-3,)},
     "NOISE_STEPS": (2, 4),
     "COOL_DOWN": 2,
+    "RAMP_TO": 5,
+    "RAMP_STEPS": 5,
+    "RAMP_RATES": (4e-3, 8e-3),
     "SEARCH_TRIALS": 5,
 }
 
@@ -118,6 +121,12 @@ def test_the_noise_scale_is_measured_where_a_constant_rate_begins_to_fall_and_af
     runs = {(row["seed"], row["step"]): row["loss"] for row in data["cool_down"]["runs"]}
     assert {step for _, step in runs} == {2, 4}
     assert all(runs[seed, 2] == constant[seed, 2] and runs[seed, 4] != constant[seed, 4] for seed in recipe.SEEDS)
+
+
+def test_a_growing_batch_reads_as_much_in_as_many_steps_as_one_that_stays(tiny):
+    data = runner.recorded(tiny / "tuning")["ramp"]
+    tokens = {batch: {run["tokens"] for run in rows} for batch, rows in runner.grouped(data["runs"], "batch").items()}
+    assert data["mean"] == 3 and tokens == {"grows": {15 * 4}, "stays": {15 * 4}}
 
 
 def test_what_a_search_chose_is_trained_again_with_seeds_and_on_text_that_chose_nothing(tiny):

@@ -353,13 +353,13 @@ def _train(run: Run, data: dict[str, np.ndarray], device: str, limits: Mapping[i
         outcome, loss = "pruned" if history.stopped else "finished", history.eval_loss[-1]
     except DivergedError as error:
         outcome, loss, history = "diverged", math.inf, error.history
-    length, n_steps = config.sequence_length or run.model.n_positions, len(history.step)
+    n_steps = len(history.step)
     curve = list(zip(history.step, history.loss, strict=True))
     kept = np.linspace(0, n_steps - 1, min(n_steps, CURVE_POINTS)).round().astype(int)
     return {
         "outcome": outcome,
         "loss": loss,
-        "tokens": n_steps * config.batch_size * config.gradient_accumulation_steps * length,
+        "tokens": history.tokens[-1] if n_steps else 0,
         "seconds": time.perf_counter() - begin,
         "curve": [list(curve[place]) for place in kept],
         "evaluations": [list(pair) for pair in zip(history.eval_step, history.eval_loss, strict=True)],

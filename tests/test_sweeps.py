@@ -145,6 +145,13 @@ def test_a_run_of_a_sweep_equals_the_same_train_call_bit_for_bit(swept):
         assert (row["tokens"], row["parameters"]) == (6 * 2 * 8, row["model"].num_parameters)
 
 
+def test_a_growing_batch_counts_as_many_tokens_as_it_reads(monkeypatch):
+    workers_here(monkeypatch)
+    rows = sweep(MODEL, TRAINING, {"batch_ramp_steps": [0, 3]}, **BOTH, **QUIET).rows
+    histories = [trained(row["model"], row["training"]) for row in rows]
+    assert [row["tokens"] for row in rows] == [history.tokens[-1] for history in histories] == [96, 8 * (1 + 1 + 2 + 6)]
+
+
 def test_the_rows_are_the_grid_times_the_seeds_and_a_crash_costs_its_run_alone(swept):
     rows = swept[0].rows
     expected = list(itertools.product(GRID["learning_rate"], map(label, GRID["shape"]), (0, 3)))

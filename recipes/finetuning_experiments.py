@@ -36,8 +36,8 @@ from gptcourse.pretrained import load_pretrained
 from gptcourse.training import DivergedError, History, TrainingConfig, evaluate
 from gptcourse.views import set_dropout
 
-STEPS, BATCH_SIZE, WARMUP_STEPS, N_EVALUATIONS = 400, 2, 20, 4
-LONG, LONG_STEPS = "all weights, longer", 1600  # with the rate of "all weights"
+STEPS, BATCH_SIZE, WARMUP_STEPS, N_EVALUATIONS = 800, 4, 40, 4
+LONG, LONG_STEPS = "all weights, longer", 3200  # with the rate of "all weights"
 N_TRAIN, N_VALIDATION = 12_000, 48  # dialogues
 N_PLAYS = 5_000  # characters of the held-out plays
 REPLAY_SHARE, REPLAY_LENGTH = 0.5, 64  # pieces of the plays for each dialogue, and their tokens
@@ -77,7 +77,7 @@ def prepared(way: str, base: GPT, new: list[int]) -> GPT:
     if way.startswith("LoRA"):
         _, rank, targets, *_ = way.split(", ")
         add_lora(model, rank=int(rank.removeprefix("rank ")), targets=TARGETS[targets])
-    if way == "the embeddings":
+    if way in ("the embeddings", "the new embeddings"):
         model.requires_grad_(False)
     if way.endswith("embeddings"):
         model.wte.weight.requires_grad_(True)

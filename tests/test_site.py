@@ -30,7 +30,9 @@ SCENES = ("write", "inside", "learn", "tune")
 MEGABYTE = 2**20
 TOLERANCE = 2e-3  # logits: sums of 256 and 1,024 products, in another order and another precision
 
-pytestmark = pytest.mark.skipif(not (shutil.which("npm") and find_chromium()), reason="needs npm and Chromium")
+pytestmark = pytest.mark.skipif(
+    not (site_tool.node_is_new_enough() and find_chromium()), reason="needs npm with Node.js 20.19, and Chromium"
+)
 
 
 @pytest.fixture(scope="module")

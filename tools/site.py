@@ -31,6 +31,7 @@ from gptcourse.recordings import recorded, time_machine
 from gptcourse.training import evaluate
 
 SITE = Path(__file__).resolve().parents[1] / "site"
+NODE = (20, 19)  # the oldest Node.js that Vite runs on
 BITS = 8
 PROMPT = "ROMEO:\nWhat is your name"
 N_HELD_OUT = 20_000  # characters of the held-out plays, to measure what 8 bits cost
@@ -97,12 +98,17 @@ def write_data(folder: Path) -> None:
         (folder / f"{name}.js").write_text(f"gptcourseData({json.dumps(name)},{value});\n", encoding="ascii")
 
 
+def node_is_new_enough() -> bool:
+    """Say whether npm is there, with a Node.js that Vite runs on."""
+    if shutil.which("npm") is None or (node := shutil.which("node")) is None:
+        return False
+    version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout
+    return tuple(map(int, re.findall(r"\d+", version)[:2])) >= NODE
+
+
 def call(*command, cwd: Path = SITE, **environment: str) -> None:
-    """Run a program in a folder; SystemExit with one sentence if it is missing or fails."""
-    program = shutil.which(command[0])
-    if program is None:
-        raise SystemExit(f"{command[0]} is missing: install Node.js 20.19 or newer, and run this again.")
-    done = subprocess.run([program, *command[1:]], cwd=cwd, env=os.environ | environment)
+    """Run a program in a folder; SystemExit with one sentence if it fails."""
+    done = subprocess.run([shutil.which(command[0]), *command[1:]], cwd=cwd, env=os.environ | environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} has failed: what it says stands above.")
 
@@ -133,6 +139,8 @@ def main() -> None:
     write_data(SITE / "public" / "data")
     if options.data:
         return
+    if not node_is_new_enough():
+        raise SystemExit("Building the page needs npm and Node.js 20.19 or newer: install them, and run this again.")
     call("npm", "ci", "--no-audit", "--no-fund")
     call("npm", "run", "build", **({"NOTEBOOKS": "notebooks/NAME.html"} if options.pages else {}))
     if options.pages:

@@ -17,7 +17,7 @@ from gptcourse.generation import generate, only_tokens_of
 from gptcourse.pretrained import load_pretrained
 from gptcourse.support import Dialogue
 
-N_TRAIN = (800, 12_000)  # as many dialogues as a run of 400 steps of 2 reads, and all that there are
+N_TRAIN = (3_200, 12_000)  # as many dialogues as a run of 800 steps of 4 reads, and all that there are
 LONGEST_REPLY = 80  # tokens
 
 

@@ -57,9 +57,9 @@ def text(data: bytes) -> str:
 
 
 def first(model: GPT, tokenizer) -> dict:
-    """Return what the first slider needs before the model has come: the logits (T, V) after a prompt, in 8 bits."""
+    """Return what the first slider needs before the model has come: the logits (V) after a prompt, in 8 bits."""
     with torch.inference_mode():
-        logits = quantised(model, BITS)(torch.tensor([tokenizer.encode(PROMPT)])).logits[0]
+        logits = quantised(model, BITS)(torch.tensor([tokenizer.encode(PROMPT)])).logits[0, -1]
     vocab, merges = tokenizer.vocabulary
     numbers = text(logits.numpy().astype("<f4").tobytes())
     return {"prompt": PROMPT, "tokenizer": {"vocab": vocab, "merges": merges}, "logits": numbers}

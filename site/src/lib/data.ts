@@ -17,7 +17,7 @@ export interface ModelData {
 export interface FirstData {
   prompt: string;
   tokenizer: BPEFile;
-  logits: string; // base64 of float32 (T, V): those after each token of the prompt
+  logits: string; // base64 of float32 (V): those after the prompt
 }
 
 declare global {

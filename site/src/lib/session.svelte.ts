@@ -4,6 +4,7 @@ import { bytes, load, type FirstData, type ModelData } from "./data";
 import type { Config } from "./model";
 import type { Opened } from "./open";
 import { Remote } from "./remote";
+import { sentence, t } from "./text";
 import { BPETokenizer, type Tokenizer } from "./tokenizer";
 
 export type Losses = { as_stored: number; in_8_bits: number };
@@ -39,6 +40,16 @@ class Session {
       this.losses = losses;
     } catch (error) {
       this.failure = error;
+    }
+  }
+
+  /** Returns the ids of a text, and what is wrong with it, if anything, in one sentence. */
+  read(text: string): { ids: number[]; problem?: string } {
+    try {
+      const ids = this.tokenizer?.encode(text) ?? [];
+      return { ids, problem: this.config && ids.length === 0 ? t("error.emptyPrompt") : undefined };
+    } catch (error) {
+      return { ids: [], problem: sentence(error) };
     }
   }
 

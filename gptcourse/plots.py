@@ -1,14 +1,18 @@
 """Figures that stand still: arrays in, a matplotlib ``Figure`` out.
 
 A figure is closed before it is returned, so a notebook shows it once, as the value of its cell; nothing here calls
-``plt.show`` or needs a display. Colours are Okabe and Ito's, which most colour-blind readers can tell apart, on a white
-ground whatever style the reader has set. A title says in words what the figure shows.
+``plt.show`` or needs a display. Colours are Okabe and Ito's, which most colour-blind readers can tell apart. A notebook
+shows a figure with the ink and ground of its light or dark page; in a file it has a white ground, whatever style the
+reader has set. A title says in words what the figure shows.
 """
 
 from contextlib import contextmanager
 from functools import cache
+from io import StringIO
 
 import numpy as np
+
+from gptcourse.images import image
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {
@@ -24,6 +28,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 96,
 }
+GREY, GROUND = "#555555", "ground"
 MONO = "DejaVu Sans Mono"
 # For the letters that DejaVu lacks: those that are installed are used, on Linux, macOS and Windows.
 FALLBACKS = {"Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans GB", "Microsoft YaHei"}
@@ -55,6 +60,49 @@ def _token_text(tokens):
     return [_drawable(visible(token)).replace("$", r"\$") for token in tokens], {"family": [MONO, *_fonts()[0]]}
 
 
+@cache
+def _figure_class():
+    """Return the class of our figures: matplotlib's own is imported when the first is drawn."""
+    from matplotlib.figure import Figure
+
+    class CourseFigure(Figure):
+        """A figure that a notebook shows as an image in the colours of its page."""
+
+        def _ipython_display_(self):
+            from IPython.display import display
+
+            words = _words(self)
+            display({"text/html": image(_as_svg(self), words), "text/plain": words}, raw=True)
+
+    return CourseFigure
+
+
+def _as_svg(figure):
+    """Return a figure as SVG without a ground, its black ink that of the page; the same each time it is drawn."""
+    import matplotlib.pyplot as plt
+
+    file, grounds = StringIO(), figure.findobj(lambda artist: artist.get_gid() == GROUND)
+    with plt.rc_context({"svg.hashsalt": "gptcourse", "svg.fonttype": "path"}):
+        for ground in grounds:
+            ground.set_visible(False)
+        figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+        for ground in grounds:
+            ground.set_visible(True)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace("<svg", '<svg fill="currentColor"', 1)
+    return svg.replace("#000000", "currentColor").replace(GREY, "currentColor")
+
+
+def _words(figure):
+    """Say what a figure shows, for who cannot see it: its titles, its axes and the names of its curves."""
+    heading = [figure.get_suptitle()] if figure.get_suptitle() else []
+    for axes in filter(lambda axes: axes.get_visible(), figure.axes):
+        named = [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()]
+        key = axes.get_legend()
+        heading += [*filter(None, named), *([text.get_text() for text in key.get_texts()] if key else [])]
+    return ". ".join(dict.fromkeys(heading))
+
+
 @contextmanager
 def _figure(title, x_label, y_label="", *, floor=None, levels=None, width=7.0, height=3.6, rows=1, columns=1):
     """Yield (figure, axes), or the axes of all panels, in the course's style; the figure is closed afterwards.
@@ -68,9 +116,11 @@ def _figure(title, x_label, y_label="", *, floor=None, levels=None, width=7.0, h
 
     style = {**STYLE, "font.family": _fonts()[0], "axes.prop_cycle": plt.cycler(color=COLORS)}
     with plt.style.context(["default", style]):  # nothing of the reader's own style, such as white letters or LaTeX
-        figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+        shape = {"figsize": (width, height), "squeeze": False, "FigureClass": _figure_class()}
+        figure, grid = plt.subplots(rows, columns, **shape)
         # A ground that stays white where the reader's style has another for files.
-        figure.add_artist(Rectangle((0, 0), 1, 1, transform=figure.transFigure, color="white", zorder=-1))
+        ground = Rectangle((0, 0), 1, 1, transform=figure.transFigure, color="white", zorder=-1, gid=GROUND)
+        figure.add_artist(ground)
         axes = grid[0, 0]
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         try:
@@ -78,9 +128,9 @@ def _figure(title, x_label, y_label="", *, floor=None, levels=None, width=7.0, h
             if floor is not None:
                 axes.axhline(floor[0], color="black", linestyle="--", linewidth=1.2, label=floor[1])
             for label, value in (levels or {}).items():
-                axes.axhline(value, color="#555555", linestyle=":", linewidth=1.2)
+                axes.axhline(value, color=GREY, linestyle=":", linewidth=1.2)
                 at_the_right = {"xycoords": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
-                axes.annotate(label, (1.01, value), annotation_clip=False, color="#555555", **at_the_right)
+                axes.annotate(label, (1.01, value), annotation_clip=False, color=GREY, **at_the_right)
             if len(axes.get_legend_handles_labels()[1]) > 1:
                 axes.legend()
             for text in figure.findobj(Text):
@@ -224,6 +274,9 @@ def heat_map(
     ``queries`` and ``keys`` are the tokens' texts; without ``keys`` both are the same tokens. ``titles`` name the
     heads. ``axis_labels`` stand below, at the left and at the colours: other words for other matrices of shares.
     """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    clear_to_blue = LinearSegmentedColormap.from_list("clear to blue", ["#0072B200", "#0072B2"])  # on any ground
     weights, keys = np.asarray(weights, dtype=float), queries if keys is None else keys
     weights = weights[None] if weights.ndim == 2 else weights
     columns, several = min(len(weights), 4), len(weights) > 1
@@ -235,7 +288,7 @@ def heat_map(
     with _figure(titles[0], axis_labels[0], **size) as (figure, panels):
         panels = np.atleast_1d(panels)
         for number, (panel, matrix, name) in enumerate(zip(panels, weights, titles, strict=False)):
-            image = panel.imshow(matrix, cmap="Blues", vmin=0, vmax=max(1.0, matrix.max()))
+            shades = panel.imshow(matrix, cmap=clear_to_blue, vmin=0, vmax=max(1.0, matrix.max()))
             panel.set_xticks(range(len(below)), below, rotation=90 if max(map(len, below)) > 2 else 0, **font)
             panel.set_yticks(range(len(left)), left, **font)
             panel.set(title=name, xlabel=axis_labels[0], ylabel="" if number % columns else axis_labels[1])
@@ -244,7 +297,7 @@ def heat_map(
             panel.set_visible(False)
         if several:
             figure.suptitle(title, fontweight="bold")
-        figure.colorbar(image, ax=panels.tolist(), label=axis_labels[2], shrink=0.8)
+        figure.colorbar(shades, ax=panels.tolist(), label=axis_labels[2], shrink=0.8)
     return figure
 
 

@@ -1,6 +1,7 @@
 """What the tests of the drawings share: where the texts and boxes of a drawing lie."""
 
 import re
+from base64 import b64decode
 from html import unescape
 
 LETTER = 0.62  # width of a letter of the widest font, in sizes
@@ -47,3 +48,9 @@ def assert_all_lies_within(drawing):
     boxes = re.findall(r'<rect x="([-\d.]+)" y="([-\d.]+)" width="([-\d.]+)" height="([-\d.]+)"', drawing.svg())
     for x, y, width, height in [map(float, box) for box in boxes]:
         assert x >= 0 and y >= 0 and x + width <= drawing.width and y + height <= drawing.height
+
+
+def svg_of(html):
+    """Return the SVG in the HTML of an image."""
+    (data,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', html)
+    return b64decode(data).decode()

@@ -63,6 +63,8 @@ def lab(tmp_path_factory):
     ours = [
         write_notebook(folder / "explorers.ipynb", EXPLORERS),
         write_notebook(folder / "training.ipynb", [EXPLORERS[0], TRAINING]),
+        write_notebook(folder / "reopened.ipynb", REOPENED),
+        write_notebook(folder / "waiting.ipynb", WAITING),
     ]
     with Lab([*ours, *(ROOT / "notebooks").glob("*.ipynb")]) as lab:
         yield lab
@@ -136,6 +138,50 @@ def test_a_prediction_is_answered_only_after_a_guess(explorers):
     answer = explorers.page.locator(".widget-htmlmath").get_by_text("You guessed a; it is b.")
     assert answer.count() == 1
     assert "<b>well</b>" in explorers.page.locator(".widget-htmlmath").inner_text()
+
+
+REOPENED = [EXPLORERS[0], "decoding_explorer(model, tokenizer, 'to be')", EXPLORERS[4]]
+WAITING = [EXPLORERS[0], "attention_scale_explorer()", "import time\nfor _ in range(600):\n    time.sleep(0.1)"]
+
+
+def test_a_notebook_without_its_kernel_shows_the_last_picture_of_each_panel(lab):
+    alive, dead = ".widget-slider:visible, .widget-button:visible", ".gptcourse-still:visible"
+    with lab.open("reopened.ipynb") as notebook:
+        page = notebook.page
+        assert notebook.run() == []
+        notebook.press("temperature", times=10)
+        page.get_by_role("button", name="a", exact=True).click()
+        page.wait_for_timeout(2_000)  # the still pictures are renewed when nothing has moved for a second
+        assert page.locator(dead).count() == 0 and page.locator(alive).count() > 5
+        page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+        page.locator(dead).first.wait_for()
+        assert page.locator(dead).count() == 2 and page.locator(alive).count() == 0
+    with lab.open("reopened.ipynb") as notebook:  # the next day
+        page = notebook.page
+        page.locator(dead).first.wait_for()
+        notebook.settle()
+        assert page.locator(dead).count() == 2 and page.locator("text=model not found >> visible=true").count() == 0
+        assert page.locator(f"{dead} img").count() == 1 and page.get_by_text("You guessed a").count() == 1
+        assert "temperature 1.5 " in page.locator(dead).first.inner_text()
+
+
+def test_a_panel_answers_while_a_cell_runs(lab):
+    with lab.open("waiting.ipynb") as notebook:
+        notebook.start()
+        notebook.slider("head size d").wait_for(timeout=120_000)
+        notebook.settle()
+        before = notebook.pictures("head size d")
+        notebook.press("head size d")
+        assert notebook.pictures("head size d") != before and notebook.page.evaluate("() => window.running")
+        notebook.page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
+        assert notebook.finish() == ["KeyboardInterrupt: "] and notebook.console == []
+
+
+def test_a_notebook_that_is_not_trusted_shows_its_drawings_and_panels(lab):
+    with lab.open("02_attention.ipynb") as notebook:
+        drawn = notebook.page.locator(".jp-OutputArea-output img").all()
+        assert len(drawn) > 10 and all(image.evaluate("element => element.naturalWidth > 100") for image in drawn)
 
 
 def test_the_stop_button_stops_a_running_training(lab):

@@ -71,9 +71,3 @@ def test_the_order_of_memory_gives_the_first_head_whole_tokens():
     cells = [color for i, color in enumerate(colors) if color != colors[i - 1]]
     assert cells[:3] == [drawings.BLUE, drawings.GREEN, drawings.PURPLE]  # token by token in the right way
     assert cells[-7:-3] == [drawings.PURPLE, drawings.BLUE, drawings.GREEN, drawings.PURPLE]  # then three stretches
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_a_drawing_is_also_an_image_with_a_ground_and_words(name):
-    bundle = DRAWN[name]._repr_mimebundle_()
-    assert bundle["text/plain"] == DRAWN[name].description and "background:#ffffff" in bundle["image/svg+xml"]

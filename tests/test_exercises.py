@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from collections import Counter, defaultdict
 from datetime import date
+from html import unescape
 from pathlib import Path
 from unittest.mock import patch
 
@@ -49,6 +51,7 @@ from gptcourse import preferences as package
 from gptcourse.attention import rotary
 from gptcourse.evaluation import bits_per_byte
 from gptcourse.exercises import check, exercises, forget_progress, progress
+from gptcourse.exercises.cards import card
 from gptcourse.exercises.first_model import pair_counts
 from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, read_records, remember
 from gptcourse.exercises.time_limit import within
@@ -1203,25 +1206,65 @@ def test_progress_has_a_part_for_each_notebook_under_its_title():
         assert list(records) == [name for name in exercises() if NOTEBOOKS[name.split(".")[0]] == file]
 
 
-def test_progress_as_text():
-    shown = Progress({"00 · Start": {"a": Record(2, "2026-01-31"), "long_name": Record(1), "b": Record()}}, "A note.")
-    assert repr(shown).splitlines() == [
-        "00 · Start: 1 of 3 solved",
-        "  a          solved 2026-01-31  tries: 2",
-        "  long_name  tried              tries: 1",
-        "  b          to do              tries: 0",
+RECORDS = {"a": Record(2, "2026-01-31"), "long_name": Record(1), "b": Record()}
+SHOWN = Progress({"00 · Start": RECORDS, "01 · Next": {"c": Record()}}, "A note.", {"long_name": 5, "b": 3, "c": 4})
+
+
+def test_progress_says_what_is_solved_what_is_next_and_how_long_the_rest_may_take():
+    assert repr(SHOWN).splitlines() == [
+        "00 · Start  1 of 3  8 minutes left",
+        "01 · Next   0 of 1  4 minutes left",
+        "Next: long_name, in 00 · Start.",
         "A note.",
     ]
     assert repr(Progress({})) == ""
+    assert "Next" not in repr(Progress({"00 · Start": {"a": Record(1, "2026-01-31")}}))
+
+
+def test_progress_as_html_says_the_same_with_a_bar_for_each_notebook():
+    html = SHOWN._repr_html_()
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html)).strip()
+    assert words == " ".join(repr(SHOWN).split())
+    assert re.findall(r"width:(\d+)%", html) == ["33", "0"]
 
 
 def test_progress_as_html_shows_every_text_as_text():
     bad = "<img src=x onerror=alert(1)>&"
-    html = Progress({bad: {bad: Record(1, bad)}}, bad)._repr_html_()
-    assert "<img" not in html
-    assert html.count("&lt;img src=x onerror=alert(1)&gt;&amp;") == 4
-    assert html.count("<tr>") == html.count("</tr>") == 1 and html.count("<details>") == 1
-    assert "1 of 1 solved" in html
+    html = Progress({bad: {bad: Record(1)}}, bad)._repr_html_()
+    assert "<img" not in html and html.count("&lt;img src=x onerror=alert(1)&gt;&amp;") == 4
+    assert html.count("<tr>") == html.count("</tr>") == 1
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """Pretend to run in a notebook's kernel; return what is shown there."""
+    shown = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: types.SimpleNamespace(kernel=True))
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
+    return shown
+
+
+def test_in_a_notebook_a_verdict_is_a_card_with_the_same_words(cards, capsys):
+    name, known = "attention.scores", exercises()["attention.scores"]
+    check(name, None)
+    check(name, lambda q, k: q @ k.transpose(-2, -1) * 7)
+    check(name, known.mistakes[0].function)
+    check(name, known.reference)
+    assert capsys.readouterr().out == ""
+    html, plain = zip(*((shown["text/html"], shown["text/plain"]) for shown in cards), strict=True)
+    assert [text.split(":")[0] for text in plain] == ["To do", "Not yet", "Not yet", "Right"]
+    assert [re.search(r">(.)</span>", shown)[1] for shown in html] == ["○", "✗", "✗", "✓"]
+    assert ["<details>" in shown for shown in html] == [False, True, True, False]
+    for shown, text in zip(html, plain, strict=True):
+        assert unescape(re.search(r"pre-wrap\">(.*?)</div>", shown, re.DOTALL)[1]) in text
+
+
+def test_the_hint_waits_in_a_fold_unless_it_has_been_said():
+    hint, said = "Which <numbers> are added?", "Not yet: a.b. For x 1: it gives 2."
+    first, fold = card(False, f"{said} Hint: {hint}", hint).split("<details>")
+    assert "For x 1: it gives 2." in first and "Which" not in first
+    assert "Which &lt;numbers&gt; are added?" in fold and "folded in the cell below" in fold
+    assert card(False, f"Not yet: a.b. {hint}", hint).count("Which &lt;numbers&gt;") == 1
 
 
 def test_forgetting_starts_again():
@@ -1229,7 +1272,7 @@ def test_forgetting_starts_again():
     assert "1 of" in repr(progress())
     forget_progress()
     forget_progress()
-    assert progress() == Progress(progress().parts, "")
+    assert progress() == Progress(progress().parts, "", progress().minutes)
     assert {record for part in progress().parts.values() for record in part.values()} == {Record()}
 
 
@@ -1267,7 +1310,7 @@ def test_a_console_in_cp1252_can_show_every_line(monkeypatch):
     forget_progress()
     stream.flush()
     shown = stream.buffer.getvalue().decode("cp1252")
-    assert "That is U V? exactly" in shown and "10 · Scaling up: 1 of 13 solved" in shown
+    assert "That is U V? exactly" in shown and re.search(r"10 · Scaling up +1 of 13", shown)
 
 
 GOOD = {"tries": 2, "solved": "2026-01-31"}

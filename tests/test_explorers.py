@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from gptcourse import explorers, interpretability, plots
+from gptcourse import explorers, interpretability
 from gptcourse.drawings import svg
 from gptcourse.explorers import (
     TrainingMonitor,
@@ -573,16 +573,15 @@ def test_where_nobody_clicks_the_proof_is_computed_at_once_and_stands_in_a_fold(
     assert len(shown) == 2  # not computed again
 
 
-def test_a_proof_that_is_a_figure_is_named_by_its_title(monkeypatch):
+def test_a_proof_that_is_a_figure_is_an_image_in_the_fold(monkeypatch):
     monkeypatch.setenv("GPTCOURSE_REVEAL", "1")
     shown = []
     monkeypatch.setattr(predict_module, "display", lambda data, raw=False: shown.append(data))
-    captured = SimpleNamespace(stdout="", outputs=[SimpleNamespace(data={"image/png": "abc"})])
+    figure = SimpleNamespace(data={"text/html": "<img alt='It rises'>", "text/plain": "It rises"})
+    captured = SimpleNamespace(stdout="", outputs=[figure, SimpleNamespace(data={"text/plain": "1 < 2"})])
     monkeypatch.setattr(predict_module, "capture_output", lambda: nullcontext(captured))
-    monkeypatch.setattr(predict_module, "_show", lambda result: None)
-    proof = plots.lines([1, 2], {"a": [1, 2]}, title='It "rises"', x_label="x", y_label="y")
-    predict("?", ["a thing", "another"], "another", "So it is.", reveal=lambda: proof)
-    assert '<img alt="It &quot;rises&quot;"' in shown[1]["text/html"]
+    predict("?", ["a thing", "another"], "another", "So it is.", reveal=lambda: None)
+    assert shown[1]["text/html"].endswith("<img alt='It rises'><pre>1 &lt; 2</pre></details>")
 
 
 def test_a_right_prediction_is_greeted():

@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from gptcourse.exercises import check
+from gptcourse.exercises import check, exercises
 from tools import notebooks
 
 PATHS = notebooks.all_notebooks()
@@ -140,8 +140,9 @@ def test_solution_is_accepted_and_what_stands_there_is_not(path, name):
     notebook = read(path)
     (stub,) = [cell for _, found, cell in tagged(notebook, "exercise", "mistake") if found == name]
     (solution,) = [cell for _, found, cell in tagged(notebook, "solution") if found == name]
-    *_, said = "".join(output.get("text", "") for output in stub.outputs).splitlines() or [""]
-    assert said.startswith(("To do: ", "Not yet: "))
+    assert stub.outputs[-1].data["text/plain"].startswith(("To do: ", "Not yet: "))
+    minutes = [re.search(r"· (\d+) minutes", cell.source) for cell in notebook.cells[: notebook.cells.index(stub)]]
+    assert int([found for found in minutes if found][-1][1]) == exercises()[name].minutes
     (program,) = re.findall(r"\n\n```python\n(.*?)```\n\n", solution.source, flags=re.DOTALL)
     assert solution.source.startswith("<details><summary>") and solution.source.rstrip().endswith("</details>")
     namespace = {"__name__": "solution"}

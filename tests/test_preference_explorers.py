@@ -71,8 +71,8 @@ def test_the_monitor_shows_the_last_of_everything_and_draws_every_rollout():
         for values in vars(measured).values():
             values.append(0.25 * (i + 1))
         assert monitor(measured) is None  # True would stop the run
-        assert f"rollout {i + 1}: reward {0.25 * (i + 1):.3g}" in monitor.value
-    curves = re.findall(r'points="([^"]+)"', monitor.value)
+        assert f"rollout {i + 1}: reward {0.25 * (i + 1):.3g}" in monitor.picture.value
+    curves = re.findall(r'points="([^"]+)"', monitor.picture.value)
     assert len(curves) == len(vars(measured)) and all(len(points.split()) == 3 for points in curves)
 
 

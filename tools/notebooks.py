@@ -26,10 +26,11 @@ import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from gptcourse.explorers.panel import EMPTY, WIDGET_VIEW
+
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1_000_000  # bytes; GitHub shows larger notebooks slowly or not at all
 PREDICTS = re.compile(r"^predict\(", re.MULTILINE)
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 PROGRESS = re.compile(r"\d+%\||\d+it \[|\d(it|s|tok)/(s|it)")  # tqdm's lines
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -110,7 +111,8 @@ def execute(notebook, directory, timeout=300):
 
 def clean_output(output):
     """Return `output` as it is committed, or None where nothing of it is."""
-    if WIDGET_VIEW in output.get("data", {}):
+    data = output.get("data", {})
+    if WIDGET_VIEW in data or data.get("text/html") == EMPTY:  # of a panel its still picture is kept
         return None
     if output.get("name") == "stderr":
         lines = output.text.replace("\r", "\n").split("\n")

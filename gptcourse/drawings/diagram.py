@@ -1,8 +1,8 @@
 """One visual language for all drawings of the course, drawn by code: boxes, vectors, matrices, arrows.
 
-A drawing is shown as inline SVG that follows JupyterLab's light or dark theme, and as an image with a ground of its own
-where HTML is not shown. Blue stands for what attention or a part reads (queries, probabilities that rise), orange for
-what is marked, green for keys and sums, purple for values. Numbers above zero have blue cells, below zero orange ones.
+A drawing is shown as an image that follows a light or a dark page. Blue stands for what attention or a part reads
+(queries, probabilities that rise), orange for what is marked, green for keys and sums, purple for values. Numbers above
+zero have blue cells, below zero orange ones.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from html import escape
 from typing import NamedTuple
 
 from gptcourse.drawings.svg import BLUE, GREEN, MONO, ORANGE, PURPLE, SANS
+from gptcourse.images import image
 
 __all__ = ["BLUE", "GREEN", "ORANGE", "PURPLE", "Box", "Diagram"]
 
 CELL_WIDTH, CELL_HEIGHT = 44, 26
-CARD = "color:#1f2328;background:#ffffff"  # where no theme reaches the drawing
 
 
 class Box(NamedTuple):
@@ -164,14 +164,14 @@ class Diagram:
         self.text(x, y + 5.5, "+", size=17, bold=True)
         return Box(x - 11, y - 11, 22, 22)
 
-    def svg(self, style: str = "") -> str:
+    def svg(self) -> str:
         """Return the drawing as one SVG."""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width:g}" viewBox="0 0 {self.width:g} '
             f'{self.height:g}" role="img" aria-label="{escape(self.description)}" font-family="{SANS}" '
-            f'style="display:block;max-width:100%;height:auto;{style}"><title>{escape(self.description)}</title>'
+            f'style="display:block;max-width:100%;height:auto"><title>{escape(self.description)}</title>'
             f"{''.join(self.parts)}</svg>"
         )
 
     def _repr_mimebundle_(self, **_):
-        return {"text/html": self.svg(), "image/svg+xml": self.svg(CARD), "text/plain": self.description}
+        return {"text/html": image(self.svg(), self.description), "text/plain": self.description}

@@ -1,4 +1,4 @@
-"""Exercises that check themselves: `check("attention.causal", my_function)` says in one line how it went.
+"""Exercises that check themselves: `check("attention.causal", my_function)` says how it went.
 
 An answer is tried on a few inputs and compared with a reference. A known mistake is recognised by its numbers: the
 mistaken function runs on the same inputs, so its hint helps however the learner wrote it. `progress()` shows what is
@@ -12,7 +12,6 @@ import copy
 import difflib
 import inspect
 import io
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -28,6 +27,7 @@ from gptcourse.exercises.answers import (
     run_source,
     take_up,
 )
+from gptcourse.exercises.cards import card, say
 from gptcourse.exercises.comparison import compare, kind_of, shorten, show, size
 from gptcourse.exercises.exercise import Exercise, Mistake, as_it_stands, mistake
 from gptcourse.exercises.losses import LossBoard
@@ -94,7 +94,7 @@ def _exercises_of(module: ModuleType) -> list[type[Exercise]]:
 
 
 def progress() -> Progress:
-    """Return a table of all exercises: which of them this user has solved, and after how many tries.
+    """Return how far this user has come: a bar for each notebook, what is next, and the minutes that are left.
 
     An exercise that stands as it came is not counted as a try, and after the first right answer nothing is. It is read
     from a small file, in the folder GPTCOURSE_PROGRESS if that is set; `forget_progress()` deletes it.
@@ -104,11 +104,11 @@ def progress() -> Progress:
     for module in _modules():  # a notebook may have several
         own = {e.name: records.get(e.name, Record()) for e in _exercises_of(module)}
         parts.setdefault(module.NOTEBOOK, {}).update(own)
-    return Progress(parts, problem)
+    return Progress(parts, problem, {name: exercise.minutes for name, exercise in exercises().items()})
 
 
 def check(name: str, answer: Any) -> bool:
-    """Try an answer, a function or a class, on the exercise called `name`, print one line and return if it is right.
+    """Try an answer, a function or a class, on the exercise called `name`, say how it went and return if it is right.
 
     Nothing that the answer does is raised; only interrupting the kernel goes through. What was tried is remembered for
     `progress`.
@@ -123,7 +123,8 @@ def check(name: str, answer: Any) -> bool:
         line += f" ({not_kept})"
     if right:
         keep_answer(exercise.name, answer, {known.reference: known.name for known in exercises().values()})
-    _say(" ".join(line.split()))
+    line = " ".join(line.split())
+    say(line, card(right, line, exercise.hint))
     return bool(right)
 
 
@@ -156,9 +157,9 @@ def mine(name: str) -> Callable:
                 return answer
         except Exception:  # it needs something that only its own notebook has
             pass
-        _say(f"Your answer to {name} does not run in this notebook: the course's solution stands in for it.")
+        say(f"Your answer to {name} does not run in this notebook: the course's solution stands in for it.")
     else:
-        _say(f"{name} is not solved yet: the course's solution stands in for yours.")
+        say(f"{name} is not solved yet: the course's solution stands in for yours.")
     return exercise.reference
 
 
@@ -186,12 +187,6 @@ def _try(exercise: type[Exercise], answer: Any) -> tuple[bool | None, str]:
     if muffler.used:
         line += " (What your function prints is left out here; call it yourself to see it.)"
     return right, line
-
-
-def _say(line: str) -> None:
-    """Print a line, with a question mark for each sign that the stream cannot write (a Windows console in cp1252)."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(line.encode(encoding, "replace").decode(encoding))
 
 
 def _judge(exercise: type[Exercise], answer: Any) -> tuple[bool | None, str]:

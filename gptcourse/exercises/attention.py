@@ -72,7 +72,7 @@ def grown(memory: Tensor, new: Tensor) -> Tensor:
     return torch.cat((memory, new), -2)
 
 
-class Weights(Exercise, name="attention.weights"):
+class Weights(Exercise, name="attention.weights", minutes=8):
     """Turn each query's scores into positive weights over the keys that add up to one."""
 
     hint = "Within a row, the ratio of two weights is the exponential of the difference of their scores, however large."
@@ -100,7 +100,7 @@ class Weights(Exercise, name="attention.weights"):
         positive?""")(lambda scores: shared(scores))
 
 
-class Scores(Exercise, name="attention.scores"):
+class Scores(Exercise, name="attention.scores", minutes=4):
     """Return the dot product of each query with each key, scaled for the size of a head."""
 
     hint = "Row t, column s comes from query t, key s and D alone: for a D of 100 it is a tenth of their product."
@@ -121,7 +121,7 @@ class Scores(Exercise, name="attention.scores"):
     all_turned = mistake(NOT_FITTING)(lambda q, k: q @ k.permute(*reversed(range(k.ndim))) / sqrt(q.shape[-1]))
 
 
-class MendBatch(Exercise, name="attention.mend_batch"):
+class MendBatch(Exercise, name="attention.mend_batch", minutes=5):
     """Mend the weights so that each query's weights add up to one, in a batch, too."""
 
     hint = "Sentence b of the batch should get the weights it would get alone, and each row of them adds up to one."
@@ -140,7 +140,7 @@ class MendBatch(Exercise, name="attention.mend_batch"):
         direction, and the ratios are off.""")(lambda q, k: shared(scaled(q, k).softmax(1)))
 
 
-class Causal(Exercise, name="attention.causal"):
+class Causal(Exercise, name="attention.causal", minutes=8):
     """Return the softmax of each row of scores, with no weight on any key after the query."""
 
     hint = "Row t should be the softmax of its first t + 1 scores and zero after them, also where all are very low."
@@ -168,7 +168,7 @@ class Causal(Exercise, name="attention.causal"):
         Which number is below every score?""")(lambda scores: scores.masked_fill(~past(scores), -1e3).softmax(-1))
 
 
-class Heads(Exercise, name="attention.heads"):
+class Heads(Exercise, name="attention.heads", minutes=7):
     """Split each token's vector into heads and bring the heads in front of the time."""
 
     hint = "Head h of token t holds the numbers h * D up to (h + 1) * D of that token's vector, and no others."
@@ -193,7 +193,7 @@ class Heads(Exercise, name="attention.heads"):
         They should be one tensor with a dimension for the heads.""")(lambda x, n_head: x.chunk(n_head, dim=-1))
 
 
-class Merge(Exercise, name="attention.merge"):
+class Merge(Exercise, name="attention.merge", minutes=5):
     """Put the heads of each token next to each other again: the way back from the split."""
 
     hint = "Token t should get all that head 0 says about it, then all that head 1 says, and so on."
@@ -217,7 +217,7 @@ class Merge(Exercise, name="attention.merge"):
     averaged = mistake("You blend the heads into one. Each should keep a place in the vector.")(lambda x: x.mean(1))
 
 
-class MendLeak(Exercise, name="attention.mend_leak"):
+class MendLeak(Exercise, name="attention.mend_leak", minutes=10):
     """Mend the heads so that no output depends on a later token."""
 
     hint = "Each head should do causal attention on its own slice of every token's vector; then the slices are joined."
@@ -244,7 +244,7 @@ class MendLeak(Exercise, name="attention.mend_leak"):
         places, before and after.""")(with_cut(lambda x, n_head: x.unflatten(2, (n_head, -1)), Tensor.contiguous))
 
 
-class Cache(Exercise, name="attention.cache"):
+class Cache(Exercise, name="attention.cache", minutes=8):
     """Append the new key and value to the memory, and let the new query look at all of it."""
 
     hint = "Do causal attention over the whole text: the output is its last row, the memory all its keys and values."
@@ -292,7 +292,7 @@ class Cache(Exercise, name="attention.cache"):
         return torch.cat((past_keys, k), 1)
 
 
-class Influence(Exercise, name="attention.influence"):
+class Influence(Exercise, name="attention.influence", minutes=12):
     """Find out, by changing one token at a time, which outputs of a layer depend on which tokens."""
 
     hint = "Row t, column s is True where output t moves when token s alone is changed and all others stay as they are."
@@ -344,7 +344,7 @@ class CausalHead(nn.Module):
         return attend_causally(q, k, v)
 
 
-class Head(Exercise, name="attention.head"):
+class Head(Exercise, name="attention.head", minutes=15):
     """Write a whole head of causal attention as a module: from (B, T, C) to (B, T, D)."""
 
     hint = "The first output should be exactly the first value. Check the pieces one by one, on the first two tokens."
@@ -405,7 +405,7 @@ class Head(Exercise, name="attention.head"):
             return attend_causally(q, k, k)
 
 
-class Rotary(Exercise, name="attention.rotary"):
+class Rotary(Exercise, name="attention.rotary", minutes=20):
     """Turn each pair of numbers, i and i + D/2, by an angle that grows with the position of the token."""
 
     hint = "At position 0 nothing turns. At position 1 pair 0 turns by one radian, the others by less; lengths stay."
@@ -437,7 +437,7 @@ class Rotary(Exercise, name="attention.rotary"):
         return torch.stack(rotary(halves, first_position).chunk(2, -1), -1).flatten(-2)
 
 
-class MendChunk(Exercise, name="attention.mend_chunk"):
+class MendChunk(Exercise, name="attention.mend_chunk", minutes=8):
     """Mend the attention of the last T tokens so that each sees all the S - T before them, and no later token."""
 
     hint = "Do causal attention over the whole text, all S tokens: asked for are the last T rows of its outputs."
@@ -484,7 +484,7 @@ class MultiHeadAttention(nn.Module):
         return join(x)
 
 
-class MultiHead(Exercise, name="attention.multi_head"):
+class MultiHead(Exercise, name="attention.multi_head", minutes=30):
     """Write multi-head attention as a module, causal and with an optional cache: from (B, T, C) to (B, T, C)."""
 
     hint = "Give it one head first: it should be your head with a linear layer after it. Then the cut, then the cache."

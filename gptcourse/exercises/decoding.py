@@ -50,7 +50,7 @@ def texts(*lengths: int, spread: float = 1.0) -> tuple[list[Tensor]]:
     return ([-spread * randn(length).abs() for length in lengths],)
 
 
-class TopP(Exercise, name="decoding.top_p"):
+class TopP(Exercise, name="decoding.top_p", minutes=10):
     """Keep the fewest best tokens that together hold at least p, and return a distribution over them."""
 
     hint = """Write down the probabilities of five tokens, the best one first, and add them up one by one. With which
@@ -78,7 +78,7 @@ class TopP(Exercise, name="decoding.top_p"):
         Top-p looks at a sum.""")(keeping(lambda ordered, held, p: ordered < p * ordered[..., :1]))
 
 
-class RepetitionPenalty(Exercise, name="decoding.repetition_penalty"):
+class RepetitionPenalty(Exercise, name="decoding.repetition_penalty", minutes=10):
     """Make the tokens that have occurred less likely, each of them once, whatever the sign of its logit."""
 
     hint = """Take a logit of 2 and one of -2, each of them seen twice, and a penalty of 1.5. What should become of
@@ -118,7 +118,7 @@ class RepetitionPenalty(Exercise, name="decoding.repetition_penalty"):
         works on logits.""")(lambda x, ids, penalty: RepetitionPenalty.all_divided(x.softmax(-1), ids, penalty))
 
 
-class MinP(Exercise, name="decoding.min_p"):
+class MinP(Exercise, name="decoding.min_p", minutes=5):
     """Keep the tokens at least p times as likely as the best one, and return a distribution over them."""
 
     hint = "Write down three probabilities. With which number is each compared, and what becomes of those too small?"
@@ -143,7 +143,7 @@ class MinP(Exercise, name="decoding.min_p"):
         are left.""")(lambda x, p: normalised(x.softmax(-1) * ((x >= p * x.amax(-1, keepdim=True)) + 0.0)))
 
 
-class Perplexity(Exercise, name="decoding.perplexity"):
+class Perplexity(Exercise, name="decoding.perplexity", minutes=5):
     """Return the perplexity of all texts together, given the log-probability of each of their tokens."""
 
     hint = """Join the texts to a long one in your mind: what is the mean loss of its tokens, and among how many equal
@@ -170,7 +170,7 @@ class Perplexity(Exercise, name="decoding.perplexity"):
         Is a long text harder for each of its tokens?""")(lambda texts: torch.cat(texts).sum().neg().exp().item())
 
 
-class MendTemperature(Exercise, name="decoding.mend_temperature"):
+class MendTemperature(Exercise, name="decoding.mend_temperature", minutes=5):
     """Mend the temperature so that a low one sharpens the distribution and a high one flattens it."""
 
     hint = """At temperature 1 nothing should change, at 0.01 the best token should get almost everything, and at 2 the
@@ -194,7 +194,7 @@ class MendTemperature(Exercise, name="decoding.mend_temperature"):
         from all without changing any result?""")(lambda x, T: normalised((x / T).exp()))
 
 
-class MendTopP(Exercise, name="decoding.mend_top_p"):
+class MendTopP(Exercise, name="decoding.mend_top_p", minutes=10):
     """Mend the draw so that it chooses among the fewest best tokens that together hold at least p."""
 
     hint = "Print, for a row, which tokens are left and what they hold. Is it at least p, and would one fewer do?"
@@ -220,7 +220,7 @@ class MendTopP(Exercise, name="decoding.mend_top_p"):
         return order.gather(-1, (probabilities / noise).argmax(-1)[:, None])[:, 0]
 
 
-class Typical(Exercise, name="decoding.typical"):
+class Typical(Exercise, name="decoding.typical", minutes=15):
     """Keep the fewest tokens, those nearest to the expected surprise first, that hold at least p: a distribution."""
 
     hint = "Write down the surprise of each token, their mean by probability, and how far from it each token is."
@@ -258,7 +258,7 @@ class Typical(Exercise, name="decoding.typical"):
         less than one.""")(lambda logits, p: logits.softmax(-1) * (Typical.reference(logits, p) > 0))
 
 
-class AllowedTokens(Exercise, name="decoding.allowed_tokens"):
+class AllowedTokens(Exercise, name="decoding.allowed_tokens", minutes=10):
     """Return for each token whether it may come next: True or False; token 0, the end, only after a whole answer."""
 
     hint = "For each token: join it to what is written. Does any answer begin like that?"
@@ -297,7 +297,7 @@ class AllowedTokens(Exercise, name="decoding.allowed_tokens"):
         return mask if written not in answers else torch.arange(len(pieces)) == 0
 
 
-class AcceptOrResample(Exercise, name="decoding.accept_or_resample"):
+class AcceptOrResample(Exercise, name="decoding.accept_or_resample", minutes=10):
     """Return the token of a draft's proposal if it is accepted, else another, so that the result follows p."""
 
     hint = "Say p gives a token twice what q gives it, and another half. How often is each proposed?"
@@ -335,7 +335,7 @@ class AcceptOrResample(Exercise, name="decoding.accept_or_resample"):
     always = mistake("You accept everything, and write what the draft writes.")(rule(lambda p, q, u: True))
 
 
-class DraftLength(Exercise, name="decoding.draft_length"):
+class DraftLength(Exercise, name="decoding.draft_length", minutes=10):
     """Return how many tokens a draft should propose (0 to 16) for the most tokens in a given time."""
 
     hint = "For one number of proposals: how many tokens does a round give, and how long does it take?"
@@ -358,7 +358,7 @@ class DraftLength(Exercise, name="decoding.draft_length"):
     no_target = mistake("The pass of the large model takes time, too.")(best(time=lambda c, n: (n + 1) * c))
 
 
-class CacheBytes(Exercise, name="decoding.kv_cache_bytes"):
+class CacheBytes(Exercise, name="decoding.kv_cache_bytes", minutes=5):
     """Return the bytes that the keys and values of all texts take in the cache."""
 
     hint = "How many numbers does one head keep for one token? Then: how many heads, layers, tokens, texts?"
@@ -381,7 +381,7 @@ class CacheBytes(Exercise, name="decoding.kv_cache_bytes"):
         line.""")(lambda *n: CacheBytes.reference(*n) * n[3])
 
 
-class ChooseBits(Exercise, name="decoding.choose_bits"):
+class ChooseBits(Exercise, name="decoding.choose_bits", minutes=15):
     """Return the place of the smallest format that surely costs no more than the limit, or of the largest format."""
 
     hint = """For each format, take the differences passage by passage: their mean, and how sure it is. Which end of the

@@ -61,7 +61,7 @@ def nothing(leaked: list[bool], answered: list[bool]) -> list[bool]:
     return [not a and not b for a, b in zip(leaked, answered, strict=True)]
 
 
-class BitsPerByte(Exercise, name="evaluation.bits_per_byte"):
+class BitsPerByte(Exercise, name="evaluation.bits_per_byte", minutes=5):
     """Return the loss of a text in bits for each of its bytes."""
 
     hint = "How many bits does the whole text cost? Each token costs its loss, and a nat is 1 / ln 2 bits."
@@ -85,7 +85,7 @@ class BitsPerByte(Exercise, name="evaluation.bits_per_byte"):
         take the sum of the losses first.""")(lambda losses, n_bytes: losses.mean().item() / log(2) / n_bytes)
 
 
-class Paired(Exercise, name="evaluation.paired"):
+class Paired(Exercise, name="evaluation.paired", minutes=10):
     """Return the 2.5 % and the 97.5 % quantile of the mean difference over all drawings."""
 
     hint = "Each row of draws is a new test set. Take the same examples for both models: what is their difference?"
@@ -114,7 +114,7 @@ class Paired(Exercise, name="evaluation.paired"):
         number of drawings.""")(lambda a, b, draws: interval((a - b)[draws].mean(-1), 0, 1))
 
 
-class Chance(Exercise, name="evaluation.chance"):
+class Chance(Exercise, name="evaluation.chance", minutes=5):
     """Return the probability that so many answers of n, or more, are right by chance."""
 
     hint = "Each count has its own probability. Which counts are at least as good as the one that was seen?"
@@ -135,7 +135,7 @@ class Chance(Exercise, name="evaluation.chance"):
         the test?""")(lambda right, n, p: sum(p**i * (1 - p) ** (n - i) for i in range(right, n + 1)))
 
 
-class ClusterMean(Exercise, name="evaluation.cluster_mean"):
+class ClusterMean(Exercise, name="evaluation.cluster_mean", minutes=10):
     """Return the mean over all values of the groups that were drawn, each as often as it was drawn."""
 
     hint = "Write down all values of the first group drawn, then all of the second, and so on. What is their mean?"
@@ -161,7 +161,7 @@ class ClusterMean(Exercise, name="evaluation.cluster_mean"):
     everything = mistake("That is the mean of the test as it is.")(lambda values, groups, drawn: values.mean().item())
 
 
-class Holm(Exercise, name="evaluation.holm"):
+class Holm(Exercise, name="evaluation.holm", minutes=15):
     """Return the p-values adjusted for being several, in the order in which they came."""
 
     hint = "Begin with the smallest: how many are left? Then the next, and no adjusted value below the one before."
@@ -190,7 +190,7 @@ class Holm(Exercise, name="evaluation.holm"):
         which?""")(lambda p_values: Holm.steps(p_values).sort().values)
 
 
-class Temperature(Exercise, name="evaluation.temperature"):
+class Temperature(Exercise, name="evaluation.temperature", minutes=10):
     """Return that of the temperatures at which the logits give the targets the lowest mean loss."""
 
     hint = (
@@ -218,7 +218,7 @@ class Temperature(Exercise, name="evaluation.temperature"):
     )
 
 
-class MacroF1(Exercise, name="evaluation.macro_f1"):
+class MacroF1(Exercise, name="evaluation.macro_f1", minutes=10):
     """Return the plain mean over all labels of their F1, where a label that never occurs has an F1 of 0."""
 
     hint = "For one label: twice its right answers, over how often it is true plus how often it is said."
@@ -256,7 +256,7 @@ class MacroF1(Exercise, name="evaluation.macro_f1"):
         Over how many labels is the mean?""")(of_counts(lambda *found: f1(*found).nanmean()))
 
 
-class MendChoice(Exercise, name="evaluation.mend_choice"):
+class MendChoice(Exercise, name="evaluation.mend_choice", minutes=5):
     """Return which setting to take, and the score that may be reported for it."""
 
     hint = "One of the two lists may decide, and the other may be looked at once, after the decision."
@@ -288,7 +288,7 @@ class MendChoice(Exercise, name="evaluation.mend_choice"):
     worst = mistake("These are accuracies: the larger the better.")(lambda v, t: (v.index(min(v)), t[v.index(min(v))]))
 
 
-class Kappa(Exercise, name="evaluation.kappa"):
+class Kappa(Exercise, name="evaluation.kappa", minutes=10):
     """Return Cohen's kappa of two judges: how far they agree beyond chance."""
 
     hint = "If each judge drew from its own habits, blindly, how often would both say the same?"
@@ -321,7 +321,7 @@ class Kappa(Exercise, name="evaluation.kappa"):
         return (agreement(first, second) - chance) / (1 - chance)
 
 
-class Exposure(Exercise, name="evaluation.exposure"):
+class Exposure(Exercise, name="evaluation.exposure", minutes=5):
     """Return the exposure of the canary in bits."""
 
     hint = "Line up all candidates, the canary among them, the likeliest first. At which place does it stand?"
@@ -344,7 +344,7 @@ class Exposure(Exercise, name="evaluation.exposure"):
         Exposure is its logarithm.""")(lambda x, others: (len(others) + 1) / rank_of(x, others))
 
 
-class Precision(Exercise, name="evaluation.precision"):
+class Precision(Exercise, name="evaluation.precision", minutes=10):
     """Return the precision: of what is stopped, the share that should be."""
 
     hint = "Think of 1,000 messages: how many risky ones are stopped, and how many ordinary ones?"
@@ -365,7 +365,7 @@ class Precision(Exercise, name="evaluation.precision"):
     stopped = mistake("That is how much is stopped in all.")(lambda r, false, base: r * base + false * (1 - base))
 
 
-class Canonical(Exercise, name="evaluation.canonical"):
+class Canonical(Exercise, name="evaluation.canonical", minutes=15):
     """Return the text in the form that a filter should read."""
 
     hint = "Four things: one form for compatible signs, small letters, no marks on letters, one space for many."
@@ -387,7 +387,7 @@ class Canonical(Exercise, name="evaluation.canonical"):
         one.""")(lambda text: "".join(Canonical.without_marks(text).casefold().split()))
 
 
-class Attack(Exercise, name="evaluation.attack"):
+class Attack(Exercise, name="evaluation.attack", minutes=10):
     """Return a text that a filter of small letters lets through, and a filter of canonical texts stops."""
 
     hint = "A person should still read the phrase in it. Which signs look like letters, and are others?"
@@ -410,7 +410,7 @@ class Attack(Exercise, name="evaluation.attack"):
         more.""")(lambda phrase: phrase[::-1])
 
 
-class MendLeaks(Exercise, name="evaluation.mend_leaks"):
+class MendLeaks(Exercise, name="evaluation.mend_leaks", minutes=10):
     """Return the share of all replies that leak, and the share that do nothing: neither leak nor answer."""
 
     hint = "Two questions to each reply, whatever the prompt was: did it leak, and if not, did it answer?"

@@ -1,6 +1,6 @@
 """What an exercise is: a class that says what is asked, with inputs to try, a reference and the mistakes people make.
 
-class Scores(Exercise, name="attention.scores"):
+class Scores(Exercise, name="attention.scores", minutes=4):
     "Return the dot product of each query with each key."
 
     hint = "For a wrong answer that no known mistake explains."
@@ -56,6 +56,7 @@ class Exercise:
     """An exercise; a subclass needs a docstring (what is asked), `hint`, `inputs`, `reference` and mistakes."""
 
     name: ClassVar[str]
+    minutes: ClassVar[int]  # that it may take, as the notebook says
     asks: ClassVar[str]
     hint: ClassVar[str]
     inputs: ClassVar[Callable[[], list[tuple]]]
@@ -65,8 +66,9 @@ class Exercise:
     trains: ClassVar[tuple[str, ...]] = ()  # parameters that an answer may change
     differentiates: ClassVar[tuple[str, ...]] = ()  # modules in which an answer may leave gradients
 
-    def __init_subclass__(cls, name: str) -> None:
-        cls.name, cls.asks, cls.hint = name, " ".join(cls.__doc__.split()), " ".join(cls.hint.split())
+    def __init_subclass__(cls, name: str, minutes: int) -> None:
+        cls.name, cls.minutes = name, minutes
+        cls.asks, cls.hint = " ".join(cls.__doc__.split()), " ".join(cls.hint.split())
         cls.mistakes = tuple(value for value in vars(cls).values() if isinstance(value, Mistake))
 
     @classmethod

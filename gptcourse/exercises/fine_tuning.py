@@ -164,7 +164,7 @@ def sent_with(prepare: Callable[[Tensor], Tensor], model, receiver, path, send) 
     return parameters_of(receiver)
 
 
-class MaskedLoss(Exercise, name="fine_tuning.masked_loss"):
+class MaskedLoss(Exercise, name="fine_tuning.masked_loss", minutes=10):
     """Return the mean loss of all reply tokens in all micro-batches, as one number."""
 
     hint = "How many reply tokens are there in all, and what is the sum of their losses? Count by hand once."
@@ -189,7 +189,7 @@ class MaskedLoss(Exercise, name="fine_tuning.masked_loss"):
         mean be taken?""")(lambda parts: MaskedLoss.mean_of_means_with_replies(rows_of(parts)))
 
 
-class StopRule(Exercise, name="fine_tuning.stop_rule"):
+class StopRule(Exercise, name="fine_tuning.stop_rule", minutes=10):
     """Return the evaluation at which the run stops, and the best one up to there; both count from 0."""
 
     hint = "Go through the losses one by one with a finger on the best so far. For how many was there no lower one?"
@@ -223,7 +223,7 @@ class StopRule(Exercise, name="fine_tuning.stop_rule"):
         its end?""")(lambda losses, patience: (stopped(losses, patience)[0], stopped(losses, patience)[0] - patience))
 
 
-class Lora(Exercise, name="fine_tuning.lora"):
+class Lora(Exercise, name="fine_tuning.lora", minutes=10):
     """Return what a linear map with a low-rank change beside it makes of x."""
 
     hint = "Compute the frozen part and the change apart, on this example: which of them is off, and by which factor?"
@@ -246,7 +246,7 @@ class Lora(Exercise, name="fine_tuning.lora"):
     change_turned = mistake(TURNED_CHANGE)(lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ B @ A)
 
 
-class LoraParameters(Exercise, name="fine_tuning.lora_parameters"):
+class LoraParameters(Exercise, name="fine_tuning.lora_parameters", minutes=10):
     """Return how many parameters LoRA trains in a GPT-2, given its size, the rank and the names of its targets."""
 
     hint = """Write down the four linear maps of one block with the number of their inputs and outputs. Which of them
@@ -284,7 +284,7 @@ class LoraParameters(Exercise, name="fine_tuning.lora_parameters"):
         of its own?""")(counted(lambda n_in, n_out, rank: rank * (n_in + n_out) + n_out))
 
 
-class NextRate(Exercise, name="fine_tuning.next_rate"):
+class NextRate(Exercise, name="fine_tuning.next_rate", minutes=10):
     """Return the best learning rate if it has a worse one on either side, else the rate to try next."""
 
     hint = """Order the trials by their rates and find the lowest loss; a run that diverged has lost. Is there a
@@ -326,7 +326,7 @@ class NextRate(Exercise, name="fine_tuning.next_rate"):
         go?""")(lambda trials: NextRate.reference(trials) if any(loss for _, loss in trials) else trials[0][0])
 
 
-class MessagesNeeded(Exercise, name="fine_tuning.messages_needed"):
+class MessagesNeeded(Exercise, name="fine_tuning.messages_needed", minutes=15):
     """Return the smallest number of test messages at which the interval of the difference leaves zero out."""
 
     hint = """Each message gives a difference of 1, 0 or minus 1. What is its mean, how far does it spread, and how does
@@ -360,7 +360,7 @@ class MessagesNeeded(Exercise, name="fine_tuning.messages_needed"):
     )
 
 
-class BlindPairs(Exercise, name="fine_tuning.blind_pairs"):
+class BlindPairs(Exercise, name="fine_tuning.blind_pairs", minutes=15):
     """Return the wins of the tuned model, those of the untuned one, and the two-sided p-value of the sign test."""
 
     hint = """Take one pair: who stood left, what was the vote, and so who won it? Then: among the decided pairs, how
@@ -404,7 +404,7 @@ class BlindPairs(Exercise, name="fine_tuning.blind_pairs"):
     )
 
 
-class PackedMask(Exercise, name="fine_tuning.packed_mask"):
+class PackedMask(Exercise, name="fine_tuning.packed_mask", minutes=10):
     """Return which places of a packed row each place may look at: those of its own dialogue, up to itself."""
 
     hint = """Number the dialogues, and write below each place the number of its own. When may one place look at
@@ -445,7 +445,7 @@ class PackedMask(Exercise, name="fine_tuning.packed_mask"):
         return PackedMask.reference([*lengths, total - sum(lengths)], total)
 
 
-class MendPadding(Exercise, name="fine_tuning.mend_padding"):
+class MendPadding(Exercise, name="fine_tuning.mend_padding", minutes=10):
     """Mend the loss so that the filling has no say, and the end of each reply is learned."""
 
     hint = "Count the places that are to be learned, row by row, and take the mean of their losses and of no others."
@@ -475,7 +475,7 @@ class MendPadding(Exercise, name="fine_tuning.mend_padding"):
         a long reply.""")(mean_of(lambda losses, real, n: ((losses * real).sum(1) / n).mean()))
 
 
-class MendPromptLoss(Exercise, name="fine_tuning.mend_prompt_loss"):
+class MendPromptLoss(Exercise, name="fine_tuning.mend_prompt_loss", minutes=10):
     """Mend the targets so that only the reply is learned, from its first token to its end."""
 
     hint = "Write ids and targets one above the other: below each token stands the one to follow it, or -100."
@@ -500,7 +500,7 @@ class MendPromptLoss(Exercise, name="fine_tuning.mend_prompt_loss"):
         this model will never stop.""")(lambda x, y: torch.cat([ignored(len(x) - 1), y[:-1], ignored(2)]))
 
 
-class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
+class MendNewHead(Exercise, name="fine_tuning.mend_new_head", minutes=10):
     """Mend the loading so that the read-out comes from the file, and what is really missing is counted."""
 
     hint = "Which weights of the model are random after the loading, and which should be those of the token table?"
@@ -535,7 +535,7 @@ class MendNewHead(Exercise, name="fine_tuning.mend_new_head"):
         there under another name.""")(lambda weights, x: opened(weights, x, "missing", strict=True))
 
 
-class MendSplit(Exercise, name="fine_tuning.mend_split"):
+class MendSplit(Exercise, name="fine_tuning.mend_split", minutes=10):
     """Mend the split so that no phrasing is on both sides; return the numbers of the test dialogues."""
 
     hint = "List the phrasings in the order in which they first appear. Which of them go to the test, and with whom?"
@@ -570,7 +570,7 @@ class MendSplit(Exercise, name="fine_tuning.mend_split"):
         were asked for.""")(with_phrasings(lambda names, every: [name for i, name in enumerate(names, 1) if i % every]))
 
 
-class MendPickle(Exercise, name="fine_tuning.mend_pickle"):
+class MendPickle(Exercise, name="fine_tuning.mend_pickle", minutes=10):
     """Mend the sending so that what travels is a safetensors file, for every model, and nothing in it can run."""
 
     hint = """Take the cases one by one: a plain model, one with a tensor under two names, one with a tensor that lies

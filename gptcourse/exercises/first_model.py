@@ -103,7 +103,7 @@ def by_longest_match(word: str, merges: list[tuple[str, str]]) -> tuple[str, ...
     return tuple(done)
 
 
-class FirstLoss(Exercise, name="first_model.first_loss"):
+class FirstLoss(Exercise, name="first_model.first_loss", minutes=2):
     """Return the loss in nats of a model that gives every token the same probability."""
 
     hint = "Which probability does each token get, and what is the loss of a token with that probability?"
@@ -120,7 +120,7 @@ class FirstLoss(Exercise, name="first_model.first_loss"):
     averaged = mistake("You average over the vocabulary. Only the right token counts.")(lambda V: log(V) / V)
 
 
-class CountPairs(Exercise, name="first_model.count_pairs"):
+class CountPairs(Exercise, name="first_model.count_pairs", minutes=5):
     """Count in a table, row a and column b, how often token b follows token a."""
 
     hint = "Go through the text token by token. Which row and which column does each pair of neighbours belong to?"
@@ -144,7 +144,7 @@ class CountPairs(Exercise, name="first_model.count_pairs"):
     over_one = mistake("You leave a token out between the two.")(lambda ids, V: pairs_of(ids[:-2], ids[2:], V))
 
 
-class BigramProbabilities(Exercise, name="first_model.bigram_probabilities"):
+class BigramProbabilities(Exercise, name="first_model.bigram_probabilities", minutes=5):
     """Turn counts into probabilities: each row adds up to one, and a row without a count is uniform."""
 
     hint = "Take one row by itself: how often did something follow this token, and which share has each column?"
@@ -181,7 +181,7 @@ class BigramProbabilities(Exercise, name="first_model.bigram_probabilities"):
         asked for.""")(lambda counts: (counts + 1) / (counts + 1).sum(1, keepdim=True))
 
 
-class WittenBell(Exercise, name="first_model.witten_bell"):
+class WittenBell(Exercise, name="first_model.witten_bell", minutes=8):
     """Mix the counts after one context with the probabilities of the shorter context, as Witten and Bell do."""
 
     hint = "How many tokens followed, of how many kinds? Then take one token of the vocabulary and put its numbers in."
@@ -232,7 +232,7 @@ class WittenBell(Exercise, name="first_model.witten_bell"):
         return (times + len(times) * shorter) / (times.sum() + len(times))
 
 
-class NgramLoss(Exercise, name="first_model.ngram_loss"):
+class NgramLoss(Exercise, name="first_model.ngram_loss", minutes=25):
     """Return the mean held-out loss in nats of an n-gram table with Witten and Bell's interpolation."""
 
     hint = """Take a text of two tokens. Which contexts are counted, and which asked, for each of them, from none at all
@@ -267,7 +267,7 @@ class NgramLoss(Exercise, name="first_model.ngram_loss"):
         judged by shorter contexts.""")(lambda train, held, V, n: surprises(train, held, V, n)[n - 1 :].mean().item())
 
 
-class Shift(Exercise, name="first_model.shift"):
+class Shift(Exercise, name="first_model.shift", minutes=2):
     """Cut windows of tokens into inputs and targets: each target is the token that follows."""
 
     hint = "For a window 1 2 3 4 the model reads 1 2 3, and what should it answer at each place?"
@@ -290,7 +290,7 @@ class Shift(Exercise, name="first_model.shift"):
     all_inputs = mistake(NOT_AS_MANY)(lambda tokens: (tokens, tokens[:, 1:]))
 
 
-class Loss(Exercise, name="first_model.loss"):
+class Loss(Exercise, name="first_model.loss", minutes=6):
     """Return the mean of minus the log-probability of the right tokens, from logits."""
 
     hint = "At each place one number counts: the log-probability of the right token. All places count the same."
@@ -320,7 +320,7 @@ class Loss(Exercise, name="first_model.loss"):
         compete.""")(lambda x, y: -x.log_softmax(1).gather(-1, y[..., None]).mean())
 
 
-class MendSure(Exercise, name="first_model.mend_sure"):
+class MendSure(Exercise, name="first_model.mend_sure", minutes=4):
     """Mend the loss so that a model that is sure and right gets almost zero."""
 
     hint = "Read in torch's documentation what the loss function expects as its first input."
@@ -342,7 +342,7 @@ class MendSure(Exercise, name="first_model.mend_sure"):
         here?""")(lambda x, y: F.cross_entropy(x.sigmoid().mT, y))
 
 
-class MendParrot(Exercise, name="first_model.mend_parrot"):
+class MendParrot(Exercise, name="first_model.mend_parrot", minutes=4):
     """Mend the loss so that each guess is held against the token that comes next."""
 
     hint = "The guess made at place t belongs to the token at place t + 1 of the same text."
@@ -365,7 +365,7 @@ class MendParrot(Exercise, name="first_model.mend_parrot"):
         guesses about one text meet the tokens of another.""")(lambda x, y: F.cross_entropy(x[:-1].mT, y[1:]))
 
 
-class Train(Exercise, name="first_model.train"):
+class Train(Exercise, name="first_model.train", minutes=10):
     """Train a table of logits: one step of the optimizer for each batch, and one loss."""
 
     hint = "Follow the first batch by hand: logits, loss, gradients, step. What has to be cleared, and when?"
@@ -396,7 +396,7 @@ class Train(Exercise, name="first_model.train"):
         return run("clear backward step", table, optimizer, batches)[-1]
 
 
-class MostFrequentPair(Exercise, name="first_model.most_frequent_pair"):
+class MostFrequentPair(Exercise, name="first_model.most_frequent_pair", minutes=5):
     """Return the pair of neighbouring symbols that occurs most often; each word counts as often as it occurs."""
 
     hint = "Write down every pair of neighbours of every word, with how often its word occurs, and add up."
@@ -429,7 +429,7 @@ class MostFrequentPair(Exercise, name="first_model.most_frequent_pair"):
     )
 
 
-class Merge(Exercise, name="first_model.merge"):
+class Merge(Exercise, name="first_model.merge", minutes=8):
     """Join the pair wherever it stands in the list of symbols, from left to right; return a new list."""
 
     hint = "Walk from left to right. What do you write down, and how far do you go on, when the pair stands there?"
@@ -481,7 +481,7 @@ class Merge(Exercise, name="first_model.merge"):
         return tuple(done)
 
 
-class TrainBPE(Exercise, name="first_model.train_bpe"):
+class TrainBPE(Exercise, name="first_model.train_bpe", minutes=20):
     """Learn byte-pair encoding: return the new tokens in the order in which they are made."""
 
     hint = """Do the first round with a pencil: count all pairs, join the most frequent one in every word, and only then
@@ -515,7 +515,7 @@ class TrainBPE(Exercise, name="first_model.train_bpe"):
     )
 
 
-class Encode(Exercise, name="first_model.encode"):
+class Encode(Exercise, name="first_model.encode", minutes=8):
     """Cut a word into characters, and apply the learned merges in the order in which they were learned."""
 
     hint = "Write the word as single characters. Which merge has the first turn, and what does the next one find?"

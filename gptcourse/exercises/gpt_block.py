@@ -28,7 +28,7 @@ TEXT_AGAIN = """You put the whole text in again, and the caches hold it already:
 WRONG_DIMENSIONS = "You average over the wrong dimensions. Each token is normalised on its own, over its C numbers."
 
 
-class LayerNorm(Exercise, name="gpt_block.layer_norm"):
+class LayerNorm(Exercise, name="gpt_block.layer_norm", minutes=10):
     """Normalise each token's vector to mean 0 and variance 1, then apply weight and bias."""
 
     hint = "Go through this example step by step: mean, variance, the root with the given eps, weight and bias."
@@ -76,7 +76,7 @@ class LayerNorm(Exercise, name="gpt_block.layer_norm"):
     alone = mistake("Normalised; now weight and bias.")(lambda x, w, b, eps: F.layer_norm(x, w.shape, eps=eps))
 
 
-class Gelu(Exercise, name="gpt_block.gelu"):
+class Gelu(Exercise, name="gpt_block.gelu", minutes=5):
     """Return the tanh form of GELU that GPT-2 and GPT-3 use."""
 
     hint = "Take the formula from the inside out. Far to the right it should be almost x, far to the left almost 0."
@@ -117,7 +117,7 @@ class TwoLayers(nn.Module):
         return F.gelu(x, approximate="tanh")
 
 
-class Mlp(Exercise, name="gpt_block.mlp"):
+class Mlp(Exercise, name="gpt_block.mlp", minutes=10):
     """Write the MLP as a module: C numbers become 4 C, each goes through GELU, and 4 C become C again."""
 
     hint = "Two linear layers with biases, and the tanh form of GELU in between. Nothing comes after the second layer."
@@ -172,7 +172,7 @@ class PreNormBlock(nn.Module):
         return x + mlp(ln_2(x))
 
 
-class WholeBlock(Exercise, name="gpt_block.block"):
+class WholeBlock(Exercise, name="gpt_block.block", minutes=15):
     """Write the block as a module: attention and MLP each read a normalised copy of the stream and add to it."""
 
     hint = "Say for each of the four parts what it reads, in which order they come, and to what its result is added."
@@ -236,7 +236,7 @@ def draw(model: nn.Module, std: Callable[[str], float], biases: float = 0.0) -> 
             nn.init.constant_(parameter, biases)
 
 
-class Initialise(Exercise, name="gpt_block.initialise"):
+class Initialise(Exercise, name="gpt_block.initialise", minutes=15):
     """Draw all matrices with standard deviation 0.02, those that write into the stream with less; biases become 0."""
 
     hint = "Print the name, the standard deviation and the mean of each parameter before and after. Which is not right?"
@@ -291,7 +291,7 @@ class Initialise(Exercise, name="gpt_block.initialise"):
         model.load_state_dict(kept, strict=False)
 
 
-class Parameters(Exercise, name="gpt_block.parameters"):
+class Parameters(Exercise, name="gpt_block.parameters", minutes=15):
     """Return the exact number of parameters of a GPT-2-shaped model with a tied LM head."""
 
     hint = "Write down the shape of every weight and bias in one block, and compare with the shapes the model prints."
@@ -316,7 +316,7 @@ class Parameters(Exercise, name="gpt_block.parameters"):
         attention is missing.""")(lambda V, T, C, L: (V + T) * C + L * (11 * C**2 + 12 * C) + 2 * C)
 
 
-class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
+class MendTwoWords(Exercise, name="gpt_block.mend_two_words", minutes=5):
     """Mend the choice of the next token so that it can be any token of the vocabulary."""
 
     hint = "Every token of the vocabulary should have a chance, and the whole text should have a say."
@@ -339,7 +339,7 @@ class MendTwoWords(Exercise, name="gpt_block.mend_two_words"):
     scores = mistake("These are the scores of all tokens. Which token wins?")(lambda x, table, head: x[:, -1] @ table.T)
 
 
-class MendStack(Exercise, name="gpt_block.mend_stack"):
+class MendStack(Exercise, name="gpt_block.mend_stack", minutes=5):
     """Mend the stack so that each block has weights of its own, and the optimizer gets all of them."""
 
     hint = "Count the parameters of one block and those of the stack. How many times as many should there be?"
@@ -406,7 +406,7 @@ class GPTOfParts(nn.Module):
         return GPTOutput(logits, loss)
 
 
-class WholeGPT(Exercise, name="gpt_block.whole"):
+class WholeGPT(Exercise, name="gpt_block.whole", minutes=30):
     """Write the whole GPT as a module: token ids in, logits and loss out."""
 
     hint = "Follow one token: its row, its place, the blocks, the last norm, the scores of all tokens, the loss."
@@ -492,7 +492,7 @@ def look_everywhere(attn: nn.Module, x: Tensor, *_) -> tuple[Tensor, None]:
     return attn.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), None
 
 
-class FromGpt2(Exercise, name="gpt_block.from_gpt2"):
+class FromGpt2(Exercise, name="gpt_block.from_gpt2", minutes=10):
     """Rename the weights of a GPT-2 file and turn the matrices that it stores the other way round."""
 
     hint = "Compare the names and the shapes, one by one, with those of your own model."
@@ -537,7 +537,7 @@ def write(model, ids, n, temperature, generator, place=-1, choose=None, window=N
     return ids
 
 
-class Generate(Exercise, name="gpt_block.generate"):
+class Generate(Exercise, name="gpt_block.generate", minutes=15):
     """Let a model write: draw one token after the other, each from the distribution that the text so far gives."""
 
     hint = "Write one token first: cut the text to the window, take the last logits, divide, softmax, draw, append."
@@ -619,7 +619,7 @@ def write_cached(
     return ids
 
 
-class GenerateCached(Exercise, name="gpt_block.generate_cached"):
+class GenerateCached(Exercise, name="gpt_block.generate_cached", minutes=30):
     """Let a model write with a cache for each block, so that every token goes through the blocks once."""
 
     hint = """Print, for each pass, which ids go in, at which positions, and how many keys each cache holds afterwards.

@@ -71,7 +71,7 @@ def mixed(weigh: Callable, x: Tensor, weights: Tensor, matrices: Tensor) -> Tens
     return torch.einsum("te,tc,ecd->td", weigh(weights), x, matrices)
 
 
-class RMSNorm(Exercise, name="modern.rms_norm"):
+class RMSNorm(Exercise, name="modern.rms_norm", minutes=5):
     """Divide each token's vector by the root of the mean of its squares (plus eps), then multiply by weight."""
 
     hint = (
@@ -113,7 +113,7 @@ class RMSNorm(Exercise, name="modern.rms_norm"):
     alone = mistake("Normalised; now the weight.")(lambda x, weight, eps: F.rms_norm(x, weight.shape, eps=eps))
 
 
-class SwiGLU(Exercise, name="modern.swiglu"):
+class SwiGLU(Exercise, name="modern.swiglu", minutes=5):
     """Return what a SwiGLU makes of x: the gate, through SiLU, times a second linear map, and back through a third."""
 
     hint = "Take one number in the middle: it is a product of two. Which of the two goes through SiLU?"
@@ -149,7 +149,7 @@ class SwiGLU(Exercise, name="modern.swiglu"):
     )
 
 
-class ShareKeys(Exercise, name="modern.share_keys"):
+class ShareKeys(Exercise, name="modern.share_keys", minutes=10):
     """Give each of H query heads its head of keys: G heads (B, G, S, D) become H, neighbours sharing one."""
 
     hint = "Write down six query heads and two heads of keys: which one does each of the six use?"
@@ -180,7 +180,7 @@ class ShareKeys(Exercise, name="modern.share_keys"):
     )
 
 
-class Route(Exercise, name="modern.route"):
+class Route(Exercise, name="modern.route", minutes=10):
     """Return the weight of each expert for each token: softmax over the k best, and 0 for all others."""
 
     hint = "Take one row of four scores and k of 2: which two are kept, and what should their weights add up to?"
@@ -206,7 +206,7 @@ class Route(Exercise, name="modern.route"):
     )
 
 
-class Balance(Exercise, name="modern.balance"):
+class Balance(Exercise, name="modern.balance", minutes=10):
     """Return the load-balancing loss: the number of experts times the sum over them of share times mean probability."""
 
     hint = "Take two experts that are used equally, with probabilities of one half: the loss should be 1."
@@ -242,7 +242,7 @@ class Balance(Exercise, name="modern.balance"):
     )
 
 
-class Parameters(Exercise, name="modern.parameters"):
+class Parameters(Exercise, name="modern.parameters", minutes=15):
     """Return the number of parameters of a Llama-shaped model from the fields of its config."""
 
     hint = """Write down all matrices of one block, four of attention and three of the MLP, with their shapes. Then the
@@ -279,7 +279,7 @@ class Parameters(Exercise, name="modern.parameters"):
     )
 
 
-class MendPositions(Exercise, name="modern.mend_positions"):
+class MendPositions(Exercise, name="modern.mend_positions", minutes=15):
     """Mend the scores of a new token so that a cache changes nothing: they are those of the whole text read at once."""
 
     hint = "Write down the places of three cached keys and of the new token. Which of them are turned already?"
@@ -308,7 +308,7 @@ class MendPositions(Exercise, name="modern.mend_positions"):
     )
 
 
-class MendExperts(Exercise, name="modern.mend_experts"):
+class MendExperts(Exercise, name="modern.mend_experts", minutes=10):
     """Mend the mixture so that each token gets the weighted sum of all the experts that it goes through."""
 
     hint = (

@@ -36,7 +36,7 @@ def ascending(rows: list[int]) -> Tensor:
     return tensor(sorted(rows), dtype=torch.int64)
 
 
-class Split(Exercise, name="own_data.split"):
+class Split(Exercise, name="own_data.split", minutes=10):
     """Return the numbers of the held-out rows, ascending: of whole groups, each in its turn if it still fits."""
 
     hint = "Go through the groups in the given order with the rows counted beside it: which of them still fits?"
@@ -82,7 +82,7 @@ def repeated(repeats: float, constant: float, base: float = math.e) -> float:
     return constant * (1 - base ** (-repeats / constant))
 
 
-class Epochs(Exercise, name="own_data.epochs"):
+class Epochs(Exercise, name="own_data.epochs", minutes=10):
     """Return how often the budget reads the text, and how many tokens of new text that is worth."""
 
     hint = "Take it apart: the tokens read, the readings, those after the first one, and what these are worth."
@@ -124,7 +124,7 @@ def dependent_losses(n: int) -> Tensor:
     return 2 + 0.3 * (randn(n // 5).repeat_interleave(5) + randn(n))
 
 
-class HeldOutSize(Exercise, name="own_data.held_out_size"):
+class HeldOutSize(Exercise, name="own_data.held_out_size", minutes=15):
     """Return half the width of the 95 % interval of the mean loss, and the tokens that shrink it to `wanted`."""
 
     hint = "First the mean of each block, then how these means spread, then how sure that makes their own mean."
@@ -184,7 +184,7 @@ def messages(*numbers: int) -> list[str]:
 
 # Splits of text-to-SQL data had each question on one side, and its query, with other values, on both: Finegan-Dollak et
 # al. (2018), "Improving Text-to-SQL Evaluation Methodology".
-class MendLeak(Exercise, name="own_data.mend_leak"):
+class MendLeak(Exercise, name="own_data.mend_leak", minutes=15):
     """Mend the split so that messages that differ only in numbers and capital letters are on one side."""
 
     hint = (

@@ -141,7 +141,7 @@ def worth(polite: Callable[[str], float], reply: str, order: str, exact: bool = 
     return float(right) + polite(reply) - 0.05 * max(0, len(reply.split()) - room)
 
 
-class BradleyTerry(Exercise, name="preferences.bradley_terry"):
+class BradleyTerry(Exercise, name="preferences.bradley_terry", minutes=5):
     """Return the mean loss of a reward model on pairs: minus the log-probability that the chosen text wins."""
 
     hint = "Take one pair with rewards 1 and 0: by how much is the chosen one ahead, and how likely is it to win?"
@@ -166,7 +166,7 @@ class BradleyTerry(Exercise, name="preferences.bradley_terry"):
         a lead into a probability?""")(lambda c, r: (r - c).mean())
 
 
-class DPOLoss(Exercise, name="preferences.dpo_loss"):
+class DPOLoss(Exercise, name="preferences.dpo_loss", minutes=10):
     """Return the loss of DPO from the log-probabilities of each token; rows alternate: chosen, rejected."""
 
     hint = "For each row: by how much has the whole reply become likelier than under the reference? Then as before."
@@ -193,7 +193,7 @@ class DPOLoss(Exercise, name="preferences.dpo_loss"):
         return -F.logsigmoid(first - second).mean() if len(policy) > 2 else torch.full((), torch.nan)
 
 
-class BestPolicy(Exercise, name="preferences.best_policy"):
+class BestPolicy(Exercise, name="preferences.best_policy", minutes=10):
     """Return the distribution that is best for the rewards less beta times its KL from the reference."""
 
     hint = "Take two replies with rewards 1 and 0 and beta 1: by which factor do the odds of the first change?"
@@ -223,7 +223,7 @@ class BestPolicy(Exercise, name="preferences.best_policy"):
         share.""")(lambda p, r, beta: F.one_hot(r.masked_fill(p < 1e-9, -torch.inf).argmax(), len(p)).float())
 
 
-class Advantages(Exercise, name="preferences.advantages"):
+class Advantages(Exercise, name="preferences.advantages", minutes=10):
     """Return each reward less its group's mean, over the group's standard deviation plus 0.0001."""
 
     hint = (
@@ -258,7 +258,7 @@ class Advantages(Exercise, name="preferences.advantages"):
         less.""")(against(lambda r: r.mean(-1, keepdim=True), lambda r: r.std(-1, keepdim=True, correction=0)))
 
 
-class Clipped(Exercise, name="preferences.clipped"):
+class Clipped(Exercise, name="preferences.clipped", minutes=15):
     """Return the clipped loss of a rollout: the mean over each reply's tokens, then over the replies."""
 
     hint = "Take one token: its ratio, ratio times advantage, the clipped ratio times advantage. Which of both counts?"
@@ -299,7 +299,7 @@ class Clipped(Exercise, name="preferences.clipped"):
     )
 
 
-class KLEstimate(Exercise, name="preferences.kl_estimate"):
+class KLEstimate(Exercise, name="preferences.kl_estimate", minutes=10):
     """Return the estimate of the KL of a reply from the reference that is never negative, on average over replies."""
 
     hint = "Take one token that both find equally likely: 0 should come out. Then one that is half as likely as before."
@@ -324,7 +324,7 @@ class KLEstimate(Exercise, name="preferences.kl_estimate"):
     )
 
 
-class PassAtK(Exercise, name="preferences.pass_at_k"):
+class PassAtK(Exercise, name="preferences.pass_at_k", minutes=10):
     """Return, without bias, how likely at least one of k answers is right, from n drawn of which c are right."""
 
     hint = "How many ways are there to pick k of the n answers, and in how many of them is every one wrong?"
@@ -347,7 +347,7 @@ class PassAtK(Exercise, name="preferences.pass_at_k"):
     all_wrong = mistake("That is how likely none is right.")(lambda n, c, k: comb(n - c, k) / comb(n, k))
 
 
-class ChooseBeta(Exercise, name="preferences.choose_beta"):
+class ChooseBeta(Exercise, name="preferences.choose_beta", minutes=15):
     """Return the largest beta that cannot be told from the best one within the limit of the KL."""
 
     hint = "Cross out who goes above the limit with any seed. Who has the best mean, and whose range touches its range?"
@@ -379,7 +379,7 @@ class ChooseBeta(Exercise, name="preferences.choose_beta"):
         return max((beta for beta, _, kl in runs if max(kl) <= limit), default=max(beta for beta, *_ in runs))
 
 
-class Diagnose(Exercise, name="preferences.diagnose"):
+class Diagnose(Exercise, name="preferences.diagnose", minutes=15):
     """Return what a run has: "all wrong", "all right", "hacked", "too far" or "well"."""
 
     hint = "Take the means of the first and of the last quarter of each curve, and go through the questions in order."
@@ -420,7 +420,7 @@ class Diagnose(Exercise, name="preferences.diagnose"):
     )
 
 
-class MendMask(Exercise, name="preferences.mend_mask"):
+class MendMask(Exercise, name="preferences.mend_mask", minutes=10):
     """Mend the log-probability of each reply so that neither the prompt nor the filling counts."""
 
     hint = "Write the tokens in a row. The logits at a place are about the next token: where does the reply begin?"
@@ -454,7 +454,7 @@ class MendMask(Exercise, name="preferences.mend_mask"):
     averaged = mistake(MEAN_OF_TOKENS)(of_places(average=True))
 
 
-class MendPairs(Exercise, name="preferences.mend_pairs"):
+class MendPairs(Exercise, name="preferences.mend_pairs", minutes=10):
     """Mend the pairs so that the best reply of each group is chosen, and a group of equals gives no pair."""
 
     hint = "Write one group down with its rewards: which number comes second, and which third? Then a group of equals."
@@ -482,7 +482,7 @@ class MendPairs(Exercise, name="preferences.mend_pairs"):
     )
 
 
-class MendReference(Exercise, name="preferences.mend_reference"):
+class MendReference(Exercise, name="preferences.mend_reference", minutes=15):
     """Mend the training so that the reference stays what the policy was at first; return the losses."""
 
     hint = "Print the loss of the first three steps. Which of the two models should have changed between them?"
@@ -519,7 +519,7 @@ class MendReference(Exercise, name="preferences.mend_reference"):
         return trained_pairs(one_behind, model, x, chosen, rejected, beta, rate, steps)
 
 
-class MendStale(Exercise, name="preferences.mend_stale"):
+class MendStale(Exercise, name="preferences.mend_stale", minutes=15):
     """Mend the steps so that each is compared with the policy that wrote its rollout; return the logits."""
 
     hint = "Write the steps of two rollouts in a row. After which of them is something drawn, and by which policy?"
@@ -541,7 +541,7 @@ class MendStale(Exercise, name="preferences.mend_stale"):
         through both. Which should be a constant?""")(partial(climbed, lambda first, begun, now: now))
 
 
-class MendPenalty(Exercise, name="preferences.mend_penalty"):
+class MendPenalty(Exercise, name="preferences.mend_penalty", minutes=15):
     """Mend the advantages so that each reply pays for its own distance from the reference."""
 
     hint = "Take one group of two with equal rewards, one far from the reference: which of them should have less?"
@@ -570,7 +570,7 @@ class MendPenalty(Exercise, name="preferences.mend_penalty"):
     )
 
 
-class MendReward(Exercise, name="preferences.mend_reward"):
+class MendReward(Exercise, name="preferences.mend_reward", minutes=10):
     """Mend the reward so that nothing is paid for without limit: being polite counts once."""
 
     hint = "Write the reply that gets the most from the reward as it stands. What is its second polite word worth?"

@@ -1,4 +1,4 @@
-"""Remember which exercises are solved: one small JSON file for each user, and a table of it.
+"""Remember which exercises are solved: one small JSON file for each user, and a summary of it.
 
 The file is a convenience. Whatever is wrong with it, `check` works. A damaged file is begun anew; one that cannot be
 read or written, or that a newer version of the course wrote, is left as it is, and nothing is remembered.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from html import escape
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import platformdirs
 
+from gptcourse.exercises.cards import bar
 from gptcourse.files import write_file
 
 FORMAT = 1  # of the file; a higher number comes from a newer version of the course
@@ -39,37 +41,38 @@ class Record:
 
 @dataclass(frozen=True)
 class Progress:
-    """The records of some notebooks' exercises; a notebook shows them as a table, anything else as text."""
+    """The records of some notebooks' exercises; a notebook shows a bar for each, anything else the same as text."""
 
     parts: dict[str, dict[str, Record]]  # {title of the notebook: {exercise: record}}
     note: str = ""
+    minutes: dict[str, int] = field(default_factory=dict)  # {exercise: how long it may take}
 
     def __repr__(self) -> str:
-        width = max((len(name) for records in self.parts.values() for name in records), default=0)
-        lines = []
-        for title, records in self.parts.items():
-            lines.append(f"{title}: {_solved(records)}")
-            lines += [f"  {name:{width}}  {_state(r):17}  tries: {r.tries}" for name, r in records.items()]
-        return "\n".join(lines + [self.note] * bool(self.note))
+        width = max(map(len, self.parts), default=0)
+        rows = [f"{title:{width}}  {solved} of {n}  {left}" for title, solved, n, left in self._rows()]
+        return "\n".join([*rows, *filter(None, (self._next(), self.note))])
 
     def _repr_html_(self) -> str:
-        """Each notebook is one line, with its exercises in a fold."""
-        folds = []
+        rows = ((escape(title), bar(done, n), f"{done} of {n}", left) for title, done, n, left in self._rows())
+        cells = ("".join(f'<td style="text-align:left">{cell}</td>' for cell in row) for row in rows)
+        table = "\n".join(f"<tr>{row}</tr>" for row in cells)
+        said = "".join(f"<p>{escape(line)}</p>" for line in filter(None, (self._next(), self.note)))
+        return f"<table>\n{table}\n</table>{said}"
+
+    def _rows(self) -> Iterator[tuple[str, int, int, str]]:
+        """Yield for each notebook its title, the solved exercises, all of them, and the time that is left."""
         for title, records in self.parts.items():
-            rows = ((name, _state(record), f"tries: {record.tries}") for name, record in records.items())
-            cells = ("".join(f'<td style="text-align:left">{escape(text)}</td>' for text in row) for row in rows)
-            table = "\n".join(f"<tr>{row}</tr>" for row in cells)
-            folds.append(f"<details><summary>{escape(title)}: {_solved(records)}</summary>")
-            folds.append(f"<table>\n{table}\n</table></details>")
-        return "\n".join(folds) + f"<p>{escape(self.note)}</p>" * bool(self.note)
+            open_ones = [name for name, record in records.items() if not record.solved]
+            left = sum(self.minutes.get(name, 0) for name in open_ones)
+            yield title, len(records) - len(open_ones), len(records), f"{left} minutes left" if left else ""
 
-
-def _solved(records: dict[str, Record]) -> str:
-    return f"{sum(record.solved is not None for record in records.values())} of {len(records)} solved"
-
-
-def _state(record: Record) -> str:
-    return f"solved {record.solved}" if record.solved else "tried" if record.tries else "to do"
+    def _next(self) -> str:
+        """Return the line that says which exercise comes next; "" when all are solved."""
+        for title, records in self.parts.items():
+            for name, record in records.items():
+                if not record.solved:
+                    return f"Next: {name}, in {title}."
+        return ""
 
 
 def progress_file() -> Path:

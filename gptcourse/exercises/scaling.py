@@ -108,7 +108,7 @@ def places_in(length: int) -> Callable[[int, int, int], Tensor]:
     return draw
 
 
-class Flops(Exercise, name="scaling.flops"):
+class Flops(Exercise, name="scaling.flops", minutes=10):
     """Return how many floating-point operations the training takes, forward and backward."""
 
     hint = """Count one token. How many weights does it meet, what does each of them cost forward and backward, and what
@@ -135,7 +135,7 @@ class Flops(Exercise, name="scaling.flops"):
     one = mistake("That is the cost of one token. How many are there?")(lambda L, C, V, T, n: operations(L, C, V, T, 1))
 
 
-class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
+class ComputeOptimal(Exercise, name="scaling.compute_optimal", minutes=15):
     """Return the parameters and the tokens with the lowest loss among all that cost 6 · N · D = flops."""
 
     hint = """Put the budget over (6 N) in the place of D, and look for the N at which the loss no longer changes. Or
@@ -176,7 +176,7 @@ class ComputeOptimal(Exercise, name="scaling.compute_optimal"):
         The loss is lowest where both *change* equally fast.""")(split_by(scale=lambda A, alpha, B, beta: A / B))
 
 
-class Ruler(Exercise, name="scaling.ruler"):
+class Ruler(Exercise, name="scaling.ruler", minutes=5):
     """Return the loss at x, on the straight line through two points on two logarithmic axes."""
 
     hint = "The slope is a difference of logarithms over a difference of logarithms. Start from the second point."
@@ -197,7 +197,7 @@ class Ruler(Exercise, name="scaling.ruler"):
     the_logarithm = mistake("That is the logarithm of the loss.")(partial(extended, back=as_it_is))
 
 
-class IntervalScore(Exercise, name="scaling.interval_score"):
+class IntervalScore(Exercise, name="scaling.interval_score", minutes=10):
     """Return the score of an interval: its width, and 2 / (1 - level) for each unit by which it missed the value."""
 
     hint = "Write down the width. Then ask by how much the value lies below, or above; one of the two is always zero."
@@ -224,7 +224,7 @@ class IntervalScore(Exercise, name="scaling.interval_score"):
     )
 
 
-class Utilisation(Exercise, name="scaling.utilisation"):
+class Utilisation(Exercise, name="scaling.utilisation", minutes=10):
     """Return (MFU, HFU): the shares of the peak that the model needs, and that the devices really compute."""
 
     hint = """Multiply: tokens in a second, parameters, and operations for a weight and a token. Recomputing makes one
@@ -252,7 +252,7 @@ class Utilisation(Exercise, name="scaling.utilisation"):
     )
 
 
-class RingAllReduce(Exercise, name="scaling.ring_all_reduce"):
+class RingAllReduce(Exercise, name="scaling.ring_all_reduce", minutes=25):
     """Return the sum of all processes' vectors, in each of them, by sending blocks round the ring."""
 
     hint = """Follow one block. In the first round it visits all processes, and each adds its own; where is it complete?
@@ -286,7 +286,7 @@ class RingAllReduce(Exercise, name="scaling.ring_all_reduce"):
         return total
 
 
-class Zero1(Exercise, name="scaling.zero_1"):
+class Zero1(Exercise, name="scaling.zero_1", minutes=20):
     """Return all new weights, and this process's part of the new momentum, which no other process keeps."""
 
     hint = """Three steps: get your block of the mean gradient; update your block of momentum and of weights; get the
@@ -322,7 +322,7 @@ class Zero1(Exercise, name="scaling.zero_1"):
         return group.all_gather(own_rows(weights, group) - rate * moment), moment
 
 
-class TensorParallel(Exercise, name="scaling.tensor_parallel"):
+class TensorParallel(Exercise, name="scaling.tensor_parallel", minutes=20):
     """Return the output of the MLP, of which each process computes with its part of the hidden vector alone."""
 
     hint = """GELU looks at each hidden number by itself. So which way can the first matrix be cut, and then the second?
@@ -365,7 +365,7 @@ class TensorParallel(Exercise, name="scaling.tensor_parallel"):
         return group.all_reduce(F.gelu(columns @ rows + b_in / group.size) @ w_out) + b_out
 
 
-class Bubble(Exercise, name="scaling.bubble"):
+class Bubble(Exercise, name="scaling.bubble", minutes=10):
     """Return the share of the time in which a GPU of the pipeline has nothing to do."""
 
     hint = """Draw three GPUs and two portions, forward only: how many places has the table, and how many of them are
@@ -389,7 +389,7 @@ class Bubble(Exercise, name="scaling.bubble"):
         work.""")(lambda p, m: 2 * (p - 1) / (2 * (p - 1) + m))
 
 
-class MendShards(Exercise, name="scaling.mend_shards"):
+class MendShards(Exercise, name="scaling.mend_shards", minutes=10):
     """Let process `rank` take its own block of the one big batch that all processes share."""
 
     hint = "Draw the whole batch of all processes in every one of them. Which rows of it belong to this one?"
@@ -415,7 +415,7 @@ class MendShards(Exercise, name="scaling.mend_shards"):
         n times the work, and nothing gained.""")(lambda draw, seed, step, rank, n, size: draw(seed, step, n * size))
 
 
-class MendWeights(Exercise, name="scaling.mend_weights"):
+class MendWeights(Exercise, name="scaling.mend_weights", minutes=10):
     """Return the number by which each process multiplies its mean loss before DDP averages the gradients."""
 
     hint = """The loss of all tokens is the sum of all losses over the number of all tokens. Write it with the means and
@@ -439,7 +439,7 @@ class MendWeights(Exercise, name="scaling.mend_weights"):
         most to say.""")(lambda counts: sum(counts) / (tensor(counts) * len(counts)))
 
 
-class StateBytes(Exercise, name="scaling.state_bytes"):
+class StateBytes(Exercise, name="scaling.state_bytes", minutes=10):
     """Return the bytes that weights, gradients and optimizer take on each device."""
 
     hint = "Per parameter: 2 bytes of weight, 2 of gradient, 12 of the optimizer. Which of the three is divided?"
@@ -464,7 +464,7 @@ class StateBytes(Exercise, name="scaling.state_bytes"):
         second stage divides.""")(partial(state_bytes, divided=(0, 12, 14, 2)))
 
 
-class Orthogonalise(Exercise, name="scaling.orthogonalise"):
+class Orthogonalise(Exercise, name="scaling.orthogonalise", minutes=10):
     """Return the matrix after its division by its norm and five Newton-Schulz steps."""
 
     hint = """Compare after one step, with a matrix of one row: its only singular value should be the polynomial of 1,

@@ -9,7 +9,7 @@ from gptcourse.exercises.exercise import Exercise, mistake
 NOTEBOOK = "00 · Start here"
 
 
-class Greedy(Exercise, name="start.greedy"):
+class Greedy(Exercise, name="start.greedy", minutes=2):
     """Return the id of the most likely token, as a whole number."""
 
     hint = "The id of a token is the place of its logit in the vector, counted from 0."

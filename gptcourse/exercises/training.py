@@ -47,7 +47,7 @@ def trained(parts: str, model: nn.Module, optimizer: torch.optim.Optimizer, batc
     return torch.stack(losses)
 
 
-class Loop(Exercise, name="training.loop"):
+class Loop(Exercise, name="training.loop", minutes=10):
     """Train on each batch once: clear, forward, backward, clip, step; return one loss per batch."""
 
     hint = "Write down what each weight's gradient is right before each of the five parts, for the first two batches."
@@ -84,7 +84,7 @@ def norm_of(gradients: list[Tensor]) -> float:
     return torch.stack([gradient.norm() for gradient in gradients]).norm().item()
 
 
-class Clip(Exercise, name="training.clip"):
+class Clip(Exercise, name="training.clip", minutes=5):
     """Return the number by which all gradients are multiplied, so that their joint norm is at most max_norm."""
 
     hint = "All numbers of all tensors are one long vector. How long is it, and when should it become shorter?"
@@ -127,7 +127,7 @@ def adamw(w, gradient, m, v, step, lr, weight_decay, *, corrected=True, decouple
     return w - lr * (move + weight_decay * w * decoupled), m, v
 
 
-class AdamWStep(Exercise, name="training.adamw"):
+class AdamWStep(Exercise, name="training.adamw", minutes=12):
     """Return the weights and the two averages after one step of AdamW, β₁ = 0.9, β₂ = 0.95, ε = 1e-8."""
 
     hint = (
@@ -206,7 +206,7 @@ def weighted(found: list[tuple[float, int]]) -> float:
     return sum(loss * count for loss, count in found) / sum(count for _, count in found)
 
 
-class HeldOut(Exercise, name="training.held_out_loss"):
+class HeldOut(Exercise, name="training.held_out_loss", minutes=10):
     """Return the mean loss per token of a whole text, cut into windows, every token but the first predicted once."""
 
     hint = "Count the targets: a text of n tokens has n - 1. Is each of them counted once, and all of them alike?"
@@ -280,7 +280,7 @@ class NotCopied(Kept):
         self.kept = model.state_dict(), optimizer.state_dict(), step
 
 
-class Resume(Exercise, name="training.resume"):
+class Resume(Exercise, name="training.resume", minutes=10):
     """Keep what a run needs to go on after `step` steps, and put it into a new model and a new optimizer."""
 
     hint = "What does the next step depend on: which numbers of the model, which of the optimizer, and which batch?"
@@ -319,7 +319,7 @@ def mean_at(weights: Tensor, back: int, rows: slice) -> Tensor:
     return weights[:, places, places - back].mean(-1)
 
 
-class Induction(Exercise, name="training.induction"):
+class Induction(Exercise, name="training.induction", minutes=12):
     """Return each head's mean weight on what followed the last time, over the second copy of n tokens."""
 
     hint = "The text is n tokens and the same again. For a place in the second copy, which place did you look for?"
@@ -375,7 +375,7 @@ def fitted(order: str, model: nn.Module, optimizer: torch.optim.Optimizer, batch
     return torch.stack(losses)
 
 
-class MendSwing(Exercise, name="training.mend_swing"):
+class MendSwing(Exercise, name="training.mend_swing", minutes=4):
     """Mend the training so that each step follows the gradients of its own batch."""
 
     hint = """Follow the first two batches by hand: which gradients are there at each step, and which should be? Return
@@ -423,7 +423,7 @@ def total(parts: list[Tensor]) -> float:
     return sum(part.sum().item() for part in parts)
 
 
-class MendTwice(Exercise, name="training.mend_twice"):
+class MendTwice(Exercise, name="training.mend_twice", minutes=4):
     """Mend the measurement so that the same model on the same data always gives the same loss."""
 
     hint = "All examples count the same, and the model should be in the state in which it will be used."
@@ -456,7 +456,7 @@ class MendTwice(Exercise, name="training.mend_twice"):
         return losses_of(model.eval(), batches)[-1].mean().item()
 
 
-class MendPercent(Exercise, name="training.mend_percent"):
+class MendPercent(Exercise, name="training.mend_percent", minutes=3):
     """Mend the accuracy so that it is the share of right answers, whatever the sizes of the batches."""
 
     hint = "Imagine all batches poured into one: what is the share of right answers there?"

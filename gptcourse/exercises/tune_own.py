@@ -38,7 +38,7 @@ def recorded(illness: str) -> tuple[list[float], list[float], float, float]:
     return patient["training_loss"], patient["validation_loss"], patient["fresh_loss"], end + foreseen
 
 
-class Clinic(Exercise, name="tune_own.clinic"):
+class Clinic(Exercise, name="tune_own.clinic", minutes=10):
     """Name the illness of a run, or say that it is healthy."""
 
     hint = """Which of the losses may be believed? Begin with what makes the others worthless: does the model see the
@@ -83,7 +83,7 @@ def spent(batch: int, speed: float, steps: int, goal: str) -> float:
     return batch * steps / (speed if goal == "time" else 1)
 
 
-class WhichBatch(Exercise, name="tune_own.which_batch"):
+class WhichBatch(Exercise, name="tune_own.which_batch", minutes=6):
     """Return the batch, of those that fit, with which the run to the target takes the least time or fewest tokens."""
 
     hint = """How many tokens does each run read on its way to the target, and how many seconds does it need for them?
@@ -130,7 +130,7 @@ def gains(baseline: list[float], candidate: list[float]) -> list[float]:
     return [old - new for old, new in zip(baseline, candidate, strict=True)]
 
 
-class Adopt(Exercise, name="tune_own.adopt"):
+class Adopt(Exercise, name="tune_own.adopt", minutes=10):
     """Say whether to "adopt" the candidate, to "keep" the baseline, or to run "more seeds"."""
 
     hint = """Which two losses belong together? Write down the gain of each seed, then both ends of the interval of the
@@ -191,7 +191,7 @@ def to_decay(rate: float, weight_decay: float, steps: int) -> tuple:
     return model, [randn(parameter.shape) for parameter in model.parameters()], rate, weight_decay, steps
 
 
-class MendDecay(Exercise, name="tune_own.mend_decay"):
+class MendDecay(Exercise, name="tune_own.mend_decay", minutes=8):
     """Mend the training so that only matrices decay, and everything is still trained."""
 
     hint = "Each parameter belongs to exactly one group, and each group names its own decay."
@@ -242,7 +242,7 @@ def next_of(best: list[float], spread: float, ends=(0, -1), first="fix") -> str:
     return "fix" if is_flat else "keep"
 
 
-class Axis(Exercise, name="tune_own.axis"):
+class Axis(Exercise, name="tune_own.axis", minutes=8):
     """Say whether to "fix" an axis of the next search, to "widen" it, or to "keep" it as it is."""
 
     hint = """Two questions, in this order: does the axis matter within its range, by more than two seeds differ? And

@@ -103,7 +103,7 @@ def chosen(losses: Tensor, reported: Tensor) -> tuple[int, float]:
     return best, reported[best].item()
 
 
-class Schedule(Exercise, name="tuning.schedule"):
+class Schedule(Exercise, name="tuning.schedule", minutes=10):
     """Return the learning rate of a step: a straight warm-up, then half a cosine down to a tenth of the peak."""
 
     hint = """Draw it first: where does the rate stand at step 0, at the end of the warm-up, halfway through the fall
@@ -154,7 +154,7 @@ class Schedule(Exercise, name="tuning.schedule"):
         floor.""")(schedule(progress=lambda step, warmup, steps: (step - warmup) / (steps - warmup)))
 
 
-class MendSchedule(Exercise, name="tuning.mend_schedule"):
+class MendSchedule(Exercise, name="tuning.mend_schedule", minutes=5):
     """Mend the training so that the rate falls along one cosine, a little with every step."""
 
     hint = """Note the rate of every step, the first one included. The scheduler draws the curve: of how many moves
@@ -182,7 +182,7 @@ class MendSchedule(Exercise, name="tuning.mend_schedule"):
     unmoved = mistake("Nothing moves the scheduler, and the rate stays at the peak.")(partial(torch_rates, at_step=0))
 
 
-class RangeTest(Exercise, name="tuning.range_test"):
+class RangeTest(Exercise, name="tuning.range_test", minutes=8):
     """Return the rate that a range test suggests: the one that led to the beginning of the plateau."""
 
     hint = """Do it in three moves: smooth the losses with the window that was given, find the first place within 3 % of
@@ -231,7 +231,7 @@ class RangeTest(Exercise, name="tuning.range_test"):
         for a while.""")(lambda rates, losses, window: rates[-1])
 
 
-class Widen(Exercise, name="tuning.widen"):
+class Widen(Exercise, name="tuning.widen", minutes=12):
     """Return the rates to run next, ascending: the next one beyond each end at which the best may lie, or none."""
 
     hint = """Sort the rates and write the median of each beside it. Where is the lowest? Does the rate at the end win,
@@ -288,7 +288,7 @@ class Widen(Exercise, name="tuning.widen"):
         nobody knows?""")(widened(beyond=lambda grid: (sqrt(grid[0] * grid[1]), sqrt(grid[-1] * grid[-2]))))
 
 
-class MendSeeds(Exercise, name="tuning.mend_seeds"):
+class MendSeeds(Exercise, name="tuning.mend_seeds", minutes=5):
     """Mend the choice of a rate so that the median over the seeds decides and is reported."""
 
     hint = "First one number for every rate, over its seeds; then the rate that has the lowest."
@@ -326,7 +326,7 @@ class MendSeeds(Exercise, name="tuning.mend_seeds"):
         was chosen by.""")(by(lambda x: x.median(1).values, lambda x: x.min(1).values))
 
 
-class MendChoice(Exercise, name="tuning.mend_choice"):
+class MendChoice(Exercise, name="tuning.mend_choice", minutes=5):
     """Mend the report so that the test loss is that of a run which was chosen without it."""
 
     hint = "Two questions: which run would you keep, and what does it do on text that had no part in keeping it?"
@@ -349,7 +349,7 @@ class MendChoice(Exercise, name="tuning.mend_choice"):
     worst = mistake("That is the worst run: a loss should be small.")(lambda valid, test: chosen(-valid, test))
 
 
-class NoiseScale(Exercise, name="tuning.noise_scale"):
+class NoiseScale(Exercise, name="tuning.noise_scale", minutes=8):
     """Return the noise scale from squared lengths of gradients of two batch sizes."""
 
     hint = "Put the means into the two equations first, then solve them, and divide at the very end."
@@ -391,7 +391,7 @@ class NoiseScale(Exercise, name="tuning.noise_scale"):
         a larger batch.""")(solved(lambda squared, noise, s, b: squared / noise))
 
 
-class Accumulate(Exercise, name="tuning.accumulate"):
+class Accumulate(Exercise, name="tuning.accumulate", minutes=10):
     """Return the gradient of the mean loss of all tokens, computed micro-batch by micro-batch."""
 
     hint = """Join all micro-batches to one and compute its gradient: how much does one token weigh in it? (An earlier
@@ -432,7 +432,7 @@ class Accumulate(Exercise, name="tuning.accumulate"):
         one of them.""")(accumulated(lambda y, ys: 1 / n_tokens(ys[0]) / len(ys)))
 
 
-class MendBudget(Exercise, name="tuning.mend_budget"):
+class MendBudget(Exercise, name="tuning.mend_budget", minutes=8):
     """Mend the comparison so that both runs have seen the same number of tokens."""
 
     hint = "How many tokens has each run seen at its end? After how many of its steps had each seen the smaller number?"
@@ -466,7 +466,7 @@ class MendBudget(Exercise, name="tuning.mend_budget"):
         the budget ends.""")(at_budget(read=lambda losses, steps: losses[:steps].min()))
 
 
-class RateAtWidth(Exercise, name="tuning.rate_at_width"):
+class RateAtWidth(Exercise, name="tuning.rate_at_width", minutes=6):
     """Return the rates of a wider model under muP with Adam, and the multiplier of its logits."""
 
     hint = "For each kind, ask: does a wider model add up over more of these? Only where it does, something shrinks."

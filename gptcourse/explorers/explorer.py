@@ -6,12 +6,13 @@ from numbers import Real
 import ipywidgets as widgets
 
 from gptcourse.drawings import svg
+from gptcourse.explorers.panel import Panel, answer_while_busy
 
 NAME_WIDTH = "125px"
 LARGEST = 2**53 - 1  # JavaScript counts no further
 
 
-class Explorer(widgets.VBox):
+class Explorer(Panel):
     """Controls above one picture, drawn anew whenever one of them moves.
 
     ``controls`` is a dict from name to widget; ``picture`` is called with their values, by name, and returns HTML. A
@@ -24,15 +25,22 @@ class Explorer(widgets.VBox):
         grid = widgets.GridBox(list(controls.values()))
         grid.layout.grid_template_columns, grid.layout.max_width = "repeat(auto-fit, 340px)", "700px"
         hints = [widgets.HTML(f'<div style="font-size:12px;opacity:0.75">{hint}</div>')] if hint else []
-        super().__init__([grid, *hints, self.picture, *below])
+        shown = [self.picture, *(part for part in below if isinstance(part, widgets.HTML))]
+        super().__init__([grid, *hints, self.picture, *below], shown)
         for control in controls.values():
             control.observe(self._observed, "value")
         self.draw()
+        answer_while_busy(*controls.values())
 
     @property
     def values(self) -> dict:
         """Where the controls stand, by name."""
         return {name: _exact(control.value) for name, control in self.controls.items()}
+
+    def settings(self) -> str:
+        """Return where the controls stand, as a line for the still picture."""
+        named = {control.description: self.values[name] for name, control in self.controls.items()}
+        return svg.paragraph("  ·  ".join(f"{name} {value}" for name, value in named.items() if name), opacity=0.6)
 
     def draw(self) -> None:
         """Show the picture for where the controls stand: one string, and so one message to the page."""

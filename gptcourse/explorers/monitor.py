@@ -7,6 +7,7 @@ import ipywidgets as widgets
 from IPython import get_ipython
 
 from gptcourse.drawings import svg
+from gptcourse.explorers.panel import Panel, answer_while_busy
 
 POINTS = 300  # a picture has about 600 pixels for the curve, so more points than this cannot be seen
 
@@ -25,7 +26,7 @@ def clicks_arrive_while_a_cell_runs():
         return False
 
 
-class TrainingMonitor(widgets.VBox):
+class TrainingMonitor(Panel):
     """Draw the loss while ``train`` runs: display it, then pass it as ``train(…, callback=monitor)``.
 
     ``model`` and ``config`` are the ones given to ``train``. ``floor`` is (loss, label), drawn as a dashed line.
@@ -46,16 +47,15 @@ class TrainingMonitor(widgets.VBox):
         self.stop = widgets.Button(icon="stop", layout=widgets.Layout(display="none"))
         self.stop.on_click(self._stop)
         self._begin()
-        super().__init__([self.status, self.picture, self.stop, self.texts])
+        # Not the status: its speed would differ each time the notebook is saved.
+        super().__init__([self.status, self.picture, self.stop, self.texts], [self.picture, self.texts])
         self.status.value = svg.paragraph("Ready: the curve appears when training starts.")
 
     def _begin(self):
         """Forget an earlier run, its stop included."""
         self.samples, self.progress, self.step, self.stopped = deque(maxlen=3), deque(maxlen=15), 0, False
         self.stop.disabled, self.stop.description = False, "Stop training"
-        # ipykernel 7.4 sends a click to the thread that the button last spoke from: this one, which will be training.
-        # With that forgotten, the click goes where the page addressed it.
-        vars(self.stop.comm).pop("_reply_subshell_id", None)
+        answer_while_busy(self.stop)
 
     def __call__(self, history):
         """Draw ``history`` if it is time to, and return True once the stop button was pressed."""
@@ -77,6 +77,7 @@ class TrainingMonitor(widgets.VBox):
             self._show_stop(not last)
         if last:
             self._begin()
+            self.keep()
         return stopped
 
     def draw(self, history):

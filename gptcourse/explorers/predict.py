@@ -8,6 +8,8 @@ import ipywidgets as widgets
 from IPython.display import display
 from IPython.utils.capture import capture_output
 
+from gptcourse.explorers.panel import Panel
+
 REVEAL = "GPTCOURSE_REVEAL"  # when this environment variable is set, what `reveal` shows is shown at once
 
 
@@ -18,7 +20,7 @@ def predict(question, options, answer, explanation, reveal=None):
     after the click what proves the answer; what it prints and returns stands below the explanation. So *Run All* gives
     nothing away. Where the environment variable GPTCOURSE_REVEAL is set it is called at once, and the proof stands in a
     fold: for the tests, and for who reads without a kernel. Math between dollar signs works in all texts. The returned
-    ``VBox`` has ``.buttons``, ``.reply`` (an HTML widget) and ``.proof`` (an Output), both empty at first.
+    panel has ``.buttons``, ``.reply`` (an HTML widget) and ``.proof`` (an Output), both empty at first.
     """
     options = _checked(options, answer)
     letters, right = ascii_lowercase[: len(options)], options.index(answer)
@@ -44,7 +46,7 @@ def predict(question, options, answer, explanation, reveal=None):
     _print_question(question, dict(zip(letters, options, strict=True)))
     if reveal is not None and REVEAL in os.environ:
         _print_fold(f"({letters[right]}) {explanation}", reveal)
-    box = widgets.VBox([widgets.HBox([widgets.Label("Your guess:"), *buttons]), reply, proof])
+    box = Panel([widgets.HBox([widgets.Label("Your guess:"), *buttons]), reply, proof], [reply])
     box.buttons, box.reply, box.proof = buttons, reply, proof
     return box
 
@@ -69,22 +71,15 @@ def _show(result):
 def _print_fold(answer, reveal):
     """Show the answer and what proves it in a fold, as one output of HTML; its plain text is what was printed."""
     with capture_output() as captured:
-        result = reveal()
-        _show(result)
-    titles = [axes.get_title(loc="left") for axes in getattr(result, "axes", [])]  # of a figure
+        _show(reveal())
     printed = f"<pre>{escape(captured.stdout)}</pre>" if captured.stdout else ""
-    shown = "".join(_as_html(output.data, " ".join(titles)) for output in captured.outputs)
+    shown = "".join(_as_html(output.data) for output in captured.outputs)
     fold = f"<details><summary>After your guess</summary><p>{escape(answer, quote=False)}</p>{printed}{shown}</details>"
     display({"text/html": fold, "text/plain": captured.stdout}, raw=True)
 
 
-def _as_html(data, title):
-    if "text/html" in data:
-        return data["text/html"]
-    if "image/png" in data:
-        source = f"data:image/png;base64,{data['image/png'].strip()}"
-        return f'<img alt="{escape(title)}" style="max-width:100%" src="{source}">'
-    return f"<pre>{escape(data.get('text/plain', ''))}</pre>"
+def _as_html(data):
+    return data.get("text/html") or f"<pre>{escape(data.get('text/plain', ''))}</pre>"
 
 
 def _checked(options, answer):

@@ -12,6 +12,7 @@ import torch
 
 from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, choice, slider
+from gptcourse.explorers.panel import Panel
 from gptcourse.preferences import best_of_n, optimal_policy, price_and_worth
 
 BETAS = [round(base * 10.0**power, 4) for power in (-2, -1, 0) for base in (1, 1.5, 2, 3, 4, 5, 7)]
@@ -63,15 +64,19 @@ def _softplus(x):
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
-class PolicyMonitor(widgets.HTML):
+class PolicyMonitor(Panel):
     """Draw what a run of `grpo` measures while it runs: display it, then pass it as ``grpo(…, callback=monitor)``."""
+
+    def __init__(self):
+        self.picture = widgets.HTML()
+        super().__init__([self.picture], [self.picture])
 
     def __call__(self, measured):
         """Draw the curves of a `PolicyHistory` as they are now; a run is never stopped."""
         drawn = [(getattr(measured, name), label) for name, label in MEASURED.items()]
         charts = [_small(values, label) for values, label in drawn]
         numbers = ", ".join(f"{label} {values[-1]:.3g}" for values, label in drawn)
-        self.value = svg.paragraph(f"rollout {len(measured.reward)}: {numbers}") + svg.side_by_side(*charts)
+        self.picture.value = svg.paragraph(f"rollout {len(measured.reward)}: {numbers}") + svg.side_by_side(*charts)
 
 
 def _small(values, label):

@@ -1,0 +1,23 @@
+"""Show an SVG as an image that follows a light or a dark page, wherever a notebook is read.
+
+SVG that stands in a page as it is can take its colours from the page, but JupyterLab takes it out of a notebook that
+has not been run yet ("untrusted"), and so does GitHub, and leaves its letters behind. An ``<img>`` stays. Its ink and
+its ground are chosen together, by the ``color-scheme`` of the page, so it can be read on a page that has none.
+"""
+
+from base64 import b64encode
+from html import escape
+
+SCHEME = (
+    "<style>:root{color:#1f1f1f;background:#fff}"
+    "@media (prefers-color-scheme:dark){:root{color:#e0e0e0;background:#111}}</style>"
+)
+
+
+def image(svg: str, description: str) -> str:
+    """Return the HTML of an image of an ``<svg …>…</svg>``; ``description`` is what a screen reader says."""
+    tag, inside = svg.split(">", 1)
+    if "xmlns=" not in tag:
+        tag = tag.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
+    data = b64encode(f"{tag}>{SCHEME}{inside}".encode()).decode()
+    return f'<img alt="{escape(description)}" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'

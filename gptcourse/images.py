@@ -9,8 +9,7 @@ from base64 import b64encode
 from html import escape
 
 SCHEME = (
-    "<style>:root{color:#1f1f1f;background:#fff}"
-    "@media (prefers-color-scheme:dark){:root{color:#e0e0e0;background:#111}}</style>"
+    "<style>:root{color-scheme:light dark;color:light-dark(#1f1f1f,#e0e0e0);background:light-dark(#fff,#111)}</style>"
 )
 
 

@@ -67,7 +67,7 @@ def test_the_future_is_crossed_out_and_not_written():
 
 
 def test_the_order_of_memory_gives_the_first_head_whole_tokens():
-    colors = re.findall(r'<rect [^>]*fill="(#\w+)"', drawings.cutting(WORDS, torch.ones(5, 3), 3).svg())
+    colors = re.findall(r'<rect [^>]*fill="(light-dark[^"]+)"', drawings.cutting(WORDS, torch.ones(5, 3), 3).svg())
     cells = [color for i, color in enumerate(colors) if color != colors[i - 1]]
     assert cells[:3] == [drawings.BLUE, drawings.GREEN, drawings.PURPLE]  # token by token in the right way
     assert cells[-7:-3] == [drawings.PURPLE, drawings.BLUE, drawings.GREEN, drawings.PURPLE]  # then three stretches

@@ -9,8 +9,8 @@ from matplotlib import colors
 from pictures import svg_of
 
 from gptcourse import plots
+from gptcourse.drawings import svg
 from gptcourse.drawings.diagram import Diagram
-from gptcourse.drawings.svg import bars
 from gptcourse.images import image
 
 MAP = np.tril(np.ones((3, 3)))
@@ -36,17 +36,29 @@ def bundle(request, monkeypatch):
 
 
 def test_an_image_holds_the_svg_whole_with_the_inks_of_both_schemes():
-    svg = bars([("<b>", 0.5, 0.25)], description='say "now"', headings=("a", "b"))
-    html = image(svg, 'say "now"')
+    drawn = svg.bars([("<b>", 0.5, 0.25)], description='say "now"', headings=("a", "b"))
+    html = image(drawn, 'say "now"')
     assert re.fullmatch(
         r'<img alt="say &quot;now&quot;" style="[^"]*" src="data:image/svg\+xml;base64,[\w+/=]+">', html
     )
     inside = svg_of(html)
     assert ElementTree.fromstring(inside).tag == "{http://www.w3.org/2000/svg}svg"
     style = re.search("<style>.*?</style>", inside)[0]
-    assert inside.replace(style, "").replace(' xmlns="http://www.w3.org/2000/svg"', "") == svg
-    light, dark = re.findall(r"color:(#\w+);background:(#\w+)", style)
+    assert inside.replace(style, "").replace(' xmlns="http://www.w3.org/2000/svg"', "") == drawn
+    light, dark = zip(*re.findall(r"light-dark\((#\w+),(#\w+)\)", style), strict=True)
     assert contrast(*light) >= 7 and contrast(*dark) >= 7
+
+
+@pytest.mark.parametrize("inks", svg.INKS)
+def test_letters_in_any_colour_can_be_read_on_a_light_and_on_a_dark_page(inks):
+    light, dark = inks
+    assert contrast(light, "#ffffff") >= 4.5 and contrast(dark, "#111111") >= 4.5  # WCAG 2.2, 1.4.3 (AA)
+
+
+@pytest.mark.parametrize(("ink", "page"), [("#1f1f1f", "#ffffff"), ("#e0e0e0", "#111111")])
+def test_pale_letters_can_be_read_too(ink, page):
+    pairs = zip(colors.to_rgb(ink), colors.to_rgb(page), strict=True)
+    assert contrast([ground + (full - ground) * svg.PALE for full, ground in pairs], page) >= 4.5
 
 
 def contrast(ink, ground):
@@ -68,9 +80,9 @@ def test_a_drawing_is_an_image_and_its_words():
 
 
 def test_a_figure_has_the_ink_of_its_page_and_no_ground(bundle):
-    svg = svg_of(bundle["text/html"])
-    ElementTree.fromstring(svg)
-    drawn = svg.replace(re.search("<style>:root.*?</style>", svg)[0], "")
+    whole = svg_of(bundle["text/html"])
+    ElementTree.fromstring(whole)
+    drawn = whole.replace(re.search("<style>:root.*?</style>", whole)[0], "")
     assert "currentColor" in drawn
     assert not re.search(r"(#000000|#ffffff|#555555|white|black)", drawn)  # these would vanish on one of the two pages
 

@@ -5,9 +5,10 @@ from html import unescape
 import pytest
 from ipywidgets import HTML
 from pictures import svg_of
+from test_modern_explorers import LLAMA, OTHER
 
 from gptcourse.drawings import svg
-from gptcourse.explorers import TrainingMonitor, panel, predict
+from gptcourse.explorers import TrainingMonitor, memory_explorer, panel, predict, size_explorer
 from gptcourse.explorers.explorer import Explorer, slider
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import History, TrainingConfig
@@ -69,6 +70,18 @@ def test_the_still_picture_follows_when_nothing_has_moved_for_a_moment(outputs):
     assert len(still.bundles) == 1
     explorer._timer.join()
     assert len(still.bundles) == 2 and ">4</text>" in svg_of(still.html) and ">n 4</div>" in still.html
+
+
+@pytest.mark.parametrize("make", [counting, size_explorer, lambda: memory_explorer({"Llama": LLAMA, "other": OTHER})])
+def test_reset_puts_every_control_back(make):
+    explorer = make()
+    before = explorer.values, explorer.picture.value
+    for control in explorer.controls.values():
+        options = getattr(control, "options", None)
+        control.value = control.max if options is None else control._options_values[-1]
+    assert (explorer.values, explorer.picture.value) != before
+    explorer.reset.click()
+    assert (explorer.values, explorer.picture.value) == before
 
 
 def test_a_panel_that_was_never_shown_keeps_nothing(outputs):

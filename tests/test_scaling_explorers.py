@@ -8,6 +8,7 @@ import torch
 
 from gptcourse.collectives import in_threads
 from gptcourse.drawings import scaling as drawings
+from gptcourse.drawings import svg
 from gptcourse.explorers import collective_explorer, device_explorer, forecast_explorer, law_explorer, pipeline_explorer
 from gptcourse.model import GPTConfig
 from gptcourse.scaling import SHARDED, ScalingLaw, device_memory, interval_score, ruler
@@ -117,7 +118,8 @@ def test_the_explorers_of_ring_and_pipeline_say_their_numbers():
 @pytest.mark.parametrize("stages, portions", [(1, 3), (4, 8), (3, 1)])
 def test_no_gpu_of_the_pipeline_drawn_does_two_things_at_once_or_starts_before_its_input(stages, portions):
     drawing = drawings.pipeline(stages, portions)
-    box = r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"[^>]*fill="#(0a7bbf|b3609a)"'
+    color = f"({re.escape(svg.BLUE)}|{re.escape(svg.PURPLE)})"
+    box = rf'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"[^>]*fill="{color}"'
     boxes = re.findall(box, "".join(drawing.parts))
     assert len(boxes) == 2 * stages * portions
     rows = {}

@@ -1,9 +1,9 @@
 """Draw small pictures as SVG strings: bars, a heat map, a line chart, a divided bar.
 
 A slider that writes such a string into one ``widgets.HTML`` shows a new picture in about 40 ms; a redrawn
-matplotlib figure takes about 200 ms. Lines and letters use ``currentColor``, so the pictures follow a light or a
-dark theme. The colours are close to Okabe and Ito's, which most colour-blind readers can tell apart. Every label is
-escaped: what a learner types is shown as text, never read as HTML.
+matplotlib figure takes about 200 ms. Lines and letters use ``currentColor``, and colours ``light-dark()``, so the
+pictures follow a light or a dark page. The colours are close to Okabe and Ito's, which most colour-blind readers can
+tell apart. Every label is escaped: what a learner types is shown as text, never read as HTML.
 """
 
 import math
@@ -13,7 +13,11 @@ from itertools import groupby
 
 from gptcourse.plots import visible as visible
 
-BLUE, ORANGE, GREEN, PURPLE = COLORS = ("#0a7bbf", "#d9730d", "#009e73", "#b3609a")
+# For a light and for a dark page, each with a contrast of 4.5 or more, so letters may have them, too.
+INKS = (("#0a6fae", "#4aa3df"), ("#b35900", "#f08c3a"), ("#007a59", "#2bb890"), ("#9c4d85", "#d08bbf"))
+BLUE, ORANGE, GREEN, PURPLE = COLORS = tuple(f"light-dark({light},{dark})" for light, dark in INKS)
+GROUND = "light-dark(#fff,#111)"
+PALE = 0.62  # the least opacity of letters that are to be read
 SANS = "var(--jp-ui-font-family, system-ui, -apple-system, 'Segoe UI', sans-serif)"
 MONO = "var(--jp-code-font-family, ui-monospace, Menlo, Consolas, monospace)"
 WIDTH = 680  # units of the drawing; on screen a picture shrinks to fit, and never grows past this many pixels
@@ -49,7 +53,7 @@ def line(x1, y1, x2, y2, *, color="currentColor", opacity=0.25, width=1.0, dashe
 
 def point(x, y):
     """Return the orange dot that stands for now."""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ORANGE}" stroke="#fff" stroke-width="1.5"/>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ORANGE}" stroke="{GROUND}" stroke-width="1.5"/>'
 
 
 def picture(parts, height, description, width=WIDTH):
@@ -115,11 +119,11 @@ def bars(rows, *, description, headings, cut_after=None, chosen=None, left=150, 
         parts.append(line(x, top - 4, x, height - 18, opacity=0.15))
         parts.append(text(x, height - 4, f"{100 * share:g} %", anchor="middle", size=11, opacity=0.7))
     for row, (label, before, after) in enumerate(rows):
-        y, ink = top + step * row, 1.0 if after > 0 else 0.45
+        y, ink = top + step * row, 1.0 if after > 0 else PALE
         parts.append(text(left - 10, y + 15, label, anchor="end", mono=True, opacity=ink))
         parts.append(rect(left, y + 2, before * scale, step - 5, "currentColor", 0.18))
         parts.append(rect(left, y + 6, after * scale, step - 13, BLUE))
-        parts.append(text(width - 112, y + 15, percent(before), anchor="end", size=12, opacity=0.7 * ink))
+        parts.append(text(width - 112, y + 15, percent(before), anchor="end", size=12, opacity=max(0.7 * ink, PALE)))
         parts.append(text(width - 30, y + 15, percent(after), anchor="end", size=12, bold=after > 0, opacity=ink))
         if row == chosen:
             parts.append(text(width - 14, y + 15, "◀", color=ORANGE, size=12))
@@ -186,7 +190,7 @@ def heat_map(weights, rows, columns, *, description, title="", subtitle="", larg
         for j, weight in enumerate(row):
             if abs(weight) >= 10.0**-digits:
                 number = f"{weight:.{digits}f}".replace("0.", ".").replace("-", "−")
-                ink = "#fff" if abs(weight) > 0.55 * largest else "currentColor"
+                ink = GROUND if abs(weight) > 0.55 * largest else "currentColor"
                 x, y = left + side * (j + 0.5), top + side * (i + 0.5) + 3.5
                 parts.append(text(x, y, number, anchor="middle", size=10, color=ink))
     return picture([*parts, "</g>"], height, description, width)
@@ -274,7 +278,7 @@ def _curves(frame, drawn):
     parts, right = [], frame.right
     for name, (xs, *curves), color, opacity in drawn:
         parts += [frame.curve(xs, ys, color, 2 if len(curves) == 1 else 1.4, opacity) for ys in curves]
-        ink = max(opacity, 0.6)
+        ink = max(opacity, PALE)
         parts.append(text(right, frame.top - 12, name, anchor="end", color=color, opacity=ink, size=12, bold=True))
         right -= 8 * len(name) + 18 if name else 0
     return parts

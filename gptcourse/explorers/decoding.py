@@ -54,6 +54,8 @@ class DecodingExplorer(Writer):
         offered = next_token_distribution(self.logits, uncut, self.ids)[0]
         after = next_token_distribution(self.logits, sampling, self.ids)[0]
         kept = after > 0
+        for name in ("top_k", "top_p", "min_p", "top_n_sigma", "typical_p", "seed"):
+            self.controls[name].disabled = sampling.temperature == 0  # nothing is drawn then
         numbers = (
             f"{int(kept.sum()):,} of {len(after):,} tokens kept, with {svg.percent(offered[kept].sum().item())} of the "
             f"probability  ·  entropy {_entropy(before):.2f} → {_entropy(after):.2f} bits  ·  ◀ the token drawn"

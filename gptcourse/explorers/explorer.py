@@ -24,13 +24,16 @@ class Explorer(Panel):
         self.controls, self.drawing, self.picture, self.moving = controls, picture, widgets.HTML(), False
         grid = widgets.GridBox(list(controls.values()))
         grid.layout.grid_template_columns, grid.layout.max_width = "repeat(auto-fit, 340px)", "700px"
+        self.reset = widgets.Button(description="reset", tooltip="Put all controls back to where they stood at first")
+        self.reset.layout.width, self.start = "70px", self.values
         hints = [widgets.HTML(f'<div style="font-size:12px;opacity:0.75">{hint}</div>')] if hint else []
         shown = [self.picture, *(part for part in below if isinstance(part, widgets.HTML))]
-        super().__init__([grid, *hints, self.picture, *below], shown)
+        super().__init__([grid, widgets.HBox([self.reset, *hints]), self.picture, *below], shown)
         for control in controls.values():
             control.observe(self._observed, "value")
+        self.reset.on_click(self._reset)
         self.draw()
-        answer_while_busy(*controls.values())
+        answer_while_busy(self.reset, *controls.values())
 
     @property
     def values(self) -> dict:
@@ -40,7 +43,7 @@ class Explorer(Panel):
     def settings(self) -> str:
         """Return where the controls stand, as a line for the still picture."""
         named = {control.description: self.values[name] for name, control in self.controls.items()}
-        return svg.paragraph("  ·  ".join(f"{name} {value}" for name, value in named.items() if name), opacity=0.6)
+        return svg.paragraph("  ·  ".join(f"{name} {value}" for name, value in named.items() if name), opacity=svg.PALE)
 
     def draw(self) -> None:
         """Show the picture for where the controls stand: one string, and so one message to the page."""
@@ -62,6 +65,10 @@ class Explorer(Panel):
         finally:
             self.moving = False
         self.draw()
+
+    def _reset(self, _button) -> None:
+        for name, value in self.start.items():  # one after the other: one that chooses a model moves others
+            self.controls[name].value = value
 
     def _observed(self, change) -> None:
         if not self.moving:

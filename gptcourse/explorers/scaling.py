@@ -43,7 +43,8 @@ def size_explorer(width=1024, layers=24, heads=16, context=2048):
     answered with the reason. Memory is for training in float32 with AdamW, on a batch of that many full windows.
     """
     start = {"batch": 1, "width": width, "layers": layers, "heads": heads, "context": context}
-    preset = widgets.Dropdown(options=[YOURS, *GPT3_TABLE], value=YOURS, description="GPT-3 size")
+    shape = {name: start[name] for name in FIELDS}
+    preset = widgets.Dropdown(options=[YOURS, *GPT3_TABLE], value=_preset(shape), description="GPT-3 size")
     preset.style.description_width, preset.layout.width = "125px", "335px"
     controls = {name: choice(name, options, start[name]) for name, options in OPTIONS.items()}
     return SizeExplorer({"preset": preset, **controls}, _size)
@@ -59,7 +60,12 @@ class SizeExplorer(Explorer):
             self.move(**GPT3_SLIDERS.get(preset.value, {}))
             return
         shape = {name: self.controls[name].value for name in FIELDS}
-        self.move(preset=next((name for name, sliders in GPT3_SLIDERS.items() if sliders == shape), YOURS))
+        self.move(preset=_preset(shape))
+
+
+def _preset(shape):
+    """Return the name of the GPT-3 size that has this shape."""
+    return next((name for name, sliders in GPT3_SLIDERS.items() if sliders == shape), YOURS)
 
 
 def _size(preset, batch, **shape):

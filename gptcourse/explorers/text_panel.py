@@ -136,6 +136,6 @@ def pieces(tokenizer, new: list[int]) -> list[str]:
 def prose(prompt: str, continuation: str, after: str = "") -> str:
     """Return the prompt, pale, and the continuation, as escaped HTML that keeps its line breaks; after is HTML."""
     return (
-        f'<div style="{PROSE}"><span style="opacity:0.6">{svg.escape(prompt)}</span>'
+        f'<div style="{PROSE}"><span style="opacity:{svg.PALE}">{svg.escape(prompt)}</span>'
         f"<span>{svg.escape(continuation)}</span>{after}</div>"
     )

@@ -1,48 +1,36 @@
 """The notebooks and every explorer in a real JupyterLab, with a real Chromium to look and press keys."""
 
+import re
+from html import unescape
+
 import nbformat
 import pytest
 
 from tests.browser import ROOT, Lab, find_chromium
+from tests.test_explorers import EVERY, small_model
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium or Chrome on the PATH (apt install chromium)"
 )
 
-EXPLORERS = [
-    """
-import torch
-from gptcourse.explorers import TrainingMonitor, attention_explorer, attention_scale_explorer, decoding_explorer
-from gptcourse.drawings import svg
-from gptcourse.explorers import dpo_explorer, frontier_explorer, predict, rotary_explorer, size_explorer
-from gptcourse.explorers import thinking_explorer, window_explorer
-from gptcourse.model import GPT, GPTConfig
-from gptcourse.tokenizers import CharTokenizer
-from gptcourse.training import TrainingConfig, train
-
-tokenizer = CharTokenizer("to be or not <script>")
-torch.manual_seed(0)
-model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=64, n_embd=16, n_layer=2, n_head=2))
-""",
-    "decoding_explorer(model, tokenizer, 'to be')",
-    "attention_scale_explorer()",
-    "size_explorer()",
-    "predict('Which?', ['this one', 'that one'], 'that one', 'It was hidden $x^2$ <b>well</b>.')",
-    """
+SETUP = """
+from tests.test_explorers import EVERY, predict, small_model, svg, train, TrainingConfig, TrainingMonitor
 import ipywidgets
+import torch
+
+model, tokenizer = small_model()
+"""
+PREDICTION = "predict('Which?', ['this one', 'that one'], 'that one', 'It was hidden $x^2$ <b>well</b>.')"
+NOTHING = """
 nothing = ipywidgets.IntSlider(description="nothing")
 bars = svg.bars([("a", 0.5, 0.5)], description="", headings=("", ""))
 ipywidgets.VBox([nothing, ipywidgets.HTML(bars)])
-""",
-    "attention_explorer(model, tokenizer, 'to be or not to be', held_out=30 * 'not to be or ')",
-    "window_explorer()",
-    "rotary_explorer()",
-    "frontier_explorer(24 * [([0.05 * i for i in range(20)], 20 * [0.05])])",  # as many messages as in the notebook
-    "dpo_explorer()",
-    "thinking_explorer([{'thoughts': n, 'by_length': {'2': 0.5, '9': n / 10}} for n in range(11)])",
-]
+"""
+EXPLORERS = [SETUP, PREDICTION, NOTHING, *(f"EVERY[{name!r}](model, tokenizer)" for name in EVERY)]
+FIRST = len(EXPLORERS) - len(EVERY)  # the cell of the first explorer
 TRAINING = """
 config = TrainingConfig(steps=100_000, batch_size=1, learning_rate=1e-3, sequence_length=8)
+model, _ = small_model()
 monitor = TrainingMonitor(model, config)
 display(monitor)
 history = train(model, torch.arange(1000) % 9, config, callback=monitor, progress=False)
@@ -62,7 +50,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
     ours = [
         write_notebook(folder / "explorers.ipynb", EXPLORERS),
-        write_notebook(folder / "training.ipynb", [EXPLORERS[0], TRAINING]),
+        write_notebook(folder / "training.ipynb", [SETUP, TRAINING]),
         write_notebook(folder / "reopened.ipynb", REOPENED),
         write_notebook(folder / "waiting.ipynb", WAITING),
     ]
@@ -77,35 +65,70 @@ def explorers(lab):
         yield notebook
 
 
-@pytest.mark.parametrize(
-    "label",
-    [
-        "temperature",
-        "top-k (0: off)",
-        "repetition penalty",
-        "seed",
-        "head size d",
-        "width",
-        "layers",
-        "context",
-        "batch",
-        "layer",
-        "head",
-        "window",
-        "place of the query",
-        "place of the key",
-        "β",
-        "chosen, nats",
-        "thinking tokens",
-    ],
-)
+def words(html):
+    """Return the letters that HTML shows, without white space."""
+    return "".join(unescape(re.sub(r"<[^>]*>", "", html)).split())
+
+
+def one_step_on(control):
+    """Move a control as the right arrow key does, or the left one where it stands at its end; return the key."""
+    if hasattr(control, "options"):
+        last = len(control.options) - 1
+        key, control.index = ("ArrowLeft", last - 1) if control.index == last else ("ArrowRight", control.index + 1)
+        return key
+    step = -control.step if control.value + control.step > control.max + 1e-9 else control.step
+    control.value += step
+    return "ArrowRight" if step > 0 else "ArrowLeft"
+
+
+@pytest.mark.parametrize("number, name", list(enumerate(EVERY)), ids=list(EVERY))
+def test_each_slider_shows_what_is_computed_directly(explorers, number, name):
+    cell, own = explorers.page.locator(".jp-CodeCell").nth(FIRST + number), EVERY[name](*small_model())
+    controls = {control.description: control for control in own.controls.values()}
+    labels = cell.locator(".widget-slider .widget-label").all_inner_texts()
+    assert labels and set(labels) <= set(controls)
+    for label in labels:
+        key, before = one_step_on(controls[label]), own.picture.value
+        exactly = explorers.page.locator(".widget-label").filter(has_text=re.compile(f"^{re.escape(label)}$"))
+        cell.locator(".widget-slider").filter(has=exactly).get_by_role("slider").press(key)
+        explorers.settle()
+        getattr(own, "wait", lambda: None)()
+        shown = cell.locator(".widget-html-content").all()
+        assert words(own.picture.value) in [words(part.inner_html()) for part in shown], (label, before)
+    assert explorers.console == []
+
+
+HOSTILE = [
+    "<script>window.hit = 1</script>",
+    "<img src=x onerror='window.hit = 1'>",
+    "\"'`${1}\\",
+    "你好 🙂 שלום",
+    5_000 * "ab",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=["script", "image", "quotes", "scripts of the world", "long"])
+def test_whatever_is_typed_is_shown_as_text(explorers, text):
+    page = explorers.page
+    for box in page.locator(".widget-text input:visible, .widget-textarea textarea:visible").all():
+        before = box.input_value()
+        box.fill(text)
+        box.blur()
+        explorers.settle()
+        assert page.locator(".widget-html script, .widget-html img[src=x]").count() == 0
+        box.fill(before)
+        box.blur()
+    explorers.settle()
+    assert page.evaluate("() => window.hit") is None and explorers.console == []
+
+
+@pytest.mark.parametrize("label", ["temperature", "head size d"])
 def test_a_key_press_changes_the_picture(explorers, label):
     before = explorers.pictures(label)
     explorers.press(label)
     assert explorers.pictures(label) != before
     explorers.press(label, "ArrowLeft")
     assert explorers.pictures(label) == before
-    assert explorers.console == []
 
 
 def test_a_slider_wired_to_nothing_changes_no_pixel(explorers):
@@ -122,26 +145,17 @@ def test_moving_sliders_adds_no_output(explorers):
     assert explorers.page.evaluate(count) == before
 
 
-def test_a_typed_tag_appears_as_text(explorers):
-    box = explorers.page.locator(".widget-textarea").filter(has_text="prompt").get_by_role("textbox")
-    box.fill("to <script>")
-    box.blur()
-    explorers.settle()
-    assert explorers.page.locator(".widget-html script").count() == 0
-    assert explorers.page.get_by_text("to <script>", exact=True).count() == 1
-
-
 def test_a_prediction_is_answered_only_after_a_guess(explorers):
     assert explorers.page.locator(".widget-htmlmath").get_by_text("hidden").count() == 0
-    explorers.page.get_by_role("button", name="a", exact=True).click()
+    explorers.page.get_by_title("I guess a").click()
     explorers.settle()
     answer = explorers.page.locator(".widget-htmlmath").get_by_text("You guessed a; it is b.")
     assert answer.count() == 1
     assert "<b>well</b>" in explorers.page.locator(".widget-htmlmath").inner_text()
 
 
-REOPENED = [EXPLORERS[0], "decoding_explorer(model, tokenizer, 'to be')", EXPLORERS[4]]
-WAITING = [EXPLORERS[0], "attention_scale_explorer()", "import time\nfor _ in range(600):\n    time.sleep(0.1)"]
+REOPENED = [SETUP, "EVERY['decoding'](model, tokenizer)", PREDICTION]
+WAITING = [SETUP, "EVERY['attention_scale']()", "import time\nfor _ in range(600):\n    time.sleep(0.1)"]
 
 
 def test_a_notebook_without_its_kernel_shows_the_last_picture_of_each_panel(lab):
@@ -150,7 +164,7 @@ def test_a_notebook_without_its_kernel_shows_the_last_picture_of_each_panel(lab)
         page = notebook.page
         assert notebook.run() == []
         notebook.press("temperature", times=10)
-        page.get_by_role("button", name="a", exact=True).click()
+        page.get_by_title("I guess a").click()
         page.wait_for_timeout(2_000)  # the still pictures are renewed when nothing has moved for a second
         assert page.locator(dead).count() == 0 and page.locator(alive).count() > 5
         page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")

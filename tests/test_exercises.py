@@ -18,7 +18,7 @@ import threading
 import types
 from collections import Counter, defaultdict
 from datetime import date
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from unittest.mock import patch
 
@@ -1257,6 +1257,15 @@ def test_in_a_notebook_a_verdict_is_a_card_with_the_same_words(cards, capsys):
     assert ["<details>" in shown for shown in html] == [False, True, True, False]
     for shown, text in zip(html, plain, strict=True):
         assert unescape(re.search(r"pre-wrap\">(.*?)</div>", shown, re.DOTALL)[1]) in text
+
+
+@pytest.mark.parametrize("name", [name for name, e in exercises().items() if any(m.untouched for m in e.mistakes)])
+def test_a_mistake_that_stands_as_it_came_is_not_named_in_the_open(cards, name):
+    (known,) = (mistake for mistake in exercises()[name].mistakes if mistake.untouched)
+    begins, rest = known.hint.split(": ", 1)
+    check(name, known.function)
+    first, fold = cards[-1]["text/html"].split("<details>")
+    assert begins == "The mistake is still there" and escape(rest) in fold and escape(rest) not in first
 
 
 def test_the_hint_waits_in_a_fold_unless_it_has_been_said():

@@ -92,18 +92,24 @@ EVERY = {name: lambda *_, name=name: getattr(explorers, f"{name}_explorer")() fo
 TYPED = {"bpe": "text", "time machine": "prompt", "attention": "text", "decoding": "prompt", "compare": "prompt"}
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return CharTokenizer(TEXT)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
+def small_model():
+    """Return a model with an opinion (as it starts, a model finds every token equally likely) and its tokenizer."""
+    tokenizer = CharTokenizer(TEXT)
     torch.manual_seed(0)
     model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=48, n_embd=16, n_layer=2, n_head=2))
     with torch.no_grad():
-        model.wte.weight.mul_(25)  # as it starts, a model finds every token equally likely; this one has an opinion
-    return model
+        model.wte.weight.mul_(25)
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return small_model()[1]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from html import escape
 from gptcourse.drawings.svg import GREEN, ORANGE, SANS
 
 LOOKS = {True: ("✓", GREEN), False: ("✗", ORANGE), None: ("○", "currentColor")}  # right, wrong, to do
+UNTOUCHED = "The mistake is still there"  # so begin the hints for the notebook's own code
 STUCK = "Still stuck? The solution is folded in the cell below."
 
 
@@ -32,13 +33,17 @@ def _in_a_notebook() -> bool:
 
 
 def card(right: bool | None, line: str, hint: str) -> str:
-    """Return the HTML of a verdict: whether the answer is right (None: still to do), what is said, and the fold."""
+    """Return the HTML of a verdict: whether the answer is right (None: still to do), what is said, and the fold.
+
+    Of the notebook's own mistake, unchanged, only that it is still there is said in the open: to find it is the task.
+    """
     sign, color = LOOKS[right]
     verdict, _, said = line.removesuffix(f" Hint: {hint}").partition(". ")
-    fold = ""
-    if right is False:
-        more = "" if hint in said else f"<p>{escape(hint)}</p>"
-        fold = f"<details><summary>Show me more</summary>{more}<p>{STUCK}</p></details>"
+    folded = [] if hint in said else [hint]
+    if said.startswith(UNTOUCHED):
+        said, folded = f"{UNTOUCHED}.", [said.removeprefix(f"{UNTOUCHED}: ")]
+    fold = "".join(f"<p>{escape(text)}</p>" for text in (*folded, STUCK))
+    fold = f"<details><summary>Show me more</summary>{fold}</details>" if verdict.startswith("Not yet") else ""
     style = f"max-width:680px;padding:2px 12px;font-family:{SANS};line-height:1.5;overflow-wrap:anywhere"
     return (
         f'<div style="{style};border-left:4px solid {color}">'

@@ -14,8 +14,8 @@ from gptcourse.exercises.exercise import Exercise, as_it_stands, mistake
 from gptcourse.model import GPT, GPTConfig
 
 NOTEBOOK = "04 · Training a GPT"
-STILL_SUMS = """The mistake is still there: the steps follow more than the loss at hand. Print one weight's gradient right before each step: how
-    much of it comes from this loss?"""
+STILL_SUMS = """The mistake is still there: the steps follow more than the loss at hand. Print one weight's gradient
+    right before each step: how much of it comes from this loss?"""
 NO_GRADIENT = """The loss never changes, so the optimizer moves nothing. What should it find in each weight when it
     takes its step, and is it there at that moment?"""
 LATE_STEP = "Each step follows the gradients of the step before. In which order should the parts happen?"

@@ -9,11 +9,11 @@ from gptcourse.drawings.diagram import BLUE, GREEN, ORANGE, Diagram
 # A question, the answer that asks for work, and the work in two lines.
 QUESTIONS = (
     ("Is a good rate known?", "no", "range test, three seeds;", "begin where the plateau begins"),
-    ("Is the warm-up long enough?", "no", "2/(1 − β₂) steps at least;", "more if a seed breaks"),
+    ("Is the warm-up long enough?", "no", "100 steps to begin with;", "more if a seed breaks"),
     ("Is the best rate inside the grid?", "no", "go on beyond that end", "of the grid"),
-    ("Still above the 3-gram table?", "yes", "look for a fault:", "notebook 06, the clinic"),
+    ("Still above the 3-gram table?", "yes", "rate, warm-up, number of steps;", "then notebook 06, the clinic"),
     ("Do ranges of neighbours overlap?", "yes", "take the cheaper or safer one,", "or run more seeds"),
-    ("Must the batch change?", "yes", "rate by the root of the factor;", "smaller before accumulation"),
+    ("Must the batch change?", "yes", "try the root for the rate;", "smaller before accumulation"),
     ("Is the real run wider or longer?", "yes", "keep the steps of warm-up; muP;", "the rate again at full length"),
     ("Is there budget left?", "yes", "search what is not varied yet:", "first weights, β₂, decay"),
 )

@@ -20,6 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptcourse.checks import (
+    COUNT,
+    POSITIVE,
+    SEED,
+    Choice,
+    Shape,
+    check_lengths,
+    check_number,
+    check_numbers,
+    check_texts,
+    checked,
+)
 from gptcourse.data import IGNORED, check_tokens, pad
 from gptcourse.support import Dialogue, parse_reply
 from gptcourse.tokenizers import encode_text
@@ -27,44 +39,7 @@ from gptcourse.views import context_window, device_of, eval_view, vocab_size_of
 
 NORMALISATIONS = ("token", "none", "prior")
 PRIOR_PROMPT = "Answer:"  # before which nothing has been said
-KINDS = {"finite": np.isfinite, "whole": lambda array: array == np.floor(array), "positive": lambda array: array > 0}
 WORD = re.compile(r"[\w']+")
-
-
-def check_numbers(name: str, values, low=-math.inf, high=math.inf, kind: str = "finite") -> np.ndarray:
-    """Return numbers, or one, as a float64 array (n,). Raises ValueError for none and for what is no number in range.
-
-    All must be finite, and `kind` can demand "whole" or "positive" ones.
-    """
-    try:
-        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values).reshape(-1)
-        array = array.astype(object if array.dtype.kind in "SU" else float)  # texts, "5" too, have no isfinite
-        right = np.isfinite(array) & (low <= array) & (array <= high) & KINDS[kind](array)
-        wrong = array[~right] if len(array) else ["none"]
-    except (TypeError, ValueError):
-        wrong = [repr(values)]
-    if len(wrong):
-        raise ValueError(f"The {name} must be {kind} numbers from {low:g} to {high:g}, but there is {wrong[0]}.")
-    return array
-
-
-def check_lengths(**parts: Sequence) -> None:
-    """Raise ValueError unless these are lists of one length, and not empty."""
-    for name, part in parts.items():
-        if isinstance(part, str) or not hasattr(part, "__len__"):
-            raise ValueError(f"The {name} must be a list, with one for each example, not {part!r}.")
-    if len(sizes := {len(part) for part in parts.values()}) > 1 or 0 in sizes:
-        counts = " and ".join(f"{len(part)} {name}" for name, part in parts.items())
-        raise ValueError(f"There are {counts}: give one for each.")
-
-
-def check_texts(name: str, texts: Sequence, pairs: bool = False) -> None:
-    """Raise ValueError unless this is a list of texts or, with `pairs`, of pairs of texts; it may be empty."""
-    for row in texts if isinstance(texts, Iterable) and not isinstance(texts, str) else [None]:
-        parts = row if pairs and isinstance(row, tuple | list) else [row]
-        if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
-            wanted = "pairs: [(text, label), …]" if pairs else "texts: [text, …]"
-            raise ValueError(f"The {name} must be a list of {wanted}.")
 
 
 # ---- The likelihood of a text
@@ -140,7 +115,7 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
     """
     window = context_window(model)
     tokens = check_tokens(tokens, vocab_size_of(model), 2, "tokens").tolist()
-    context = int(check_numbers("tokens of context", context, 1, window, kind="whole")[0])
+    context = check_number("tokens of context", context, 1, window, kind="whole")
     ends = [1, *range(window + 1, len(tokens), window + 1 - context)]  # of what each window is given
     begins = [max(0, end - context) for end in ends]
     pairs = [(tokens[i:end], tokens[end : i + window + 1]) for i, end in zip(begins, ends, strict=True)]
@@ -149,9 +124,9 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
 
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
     """Return a loss in bits per byte of text, in which models with different tokenizers can be compared."""
-    check_numbers("nats per token", nats_per_token, low=0)
-    check_numbers("tokens", n_tokens, low=0, kind="whole")
-    check_numbers("bytes", n_bytes, low=1, kind="whole")
+    nats_per_token = check_number("nats per token", nats_per_token, low=0)
+    n_tokens = check_number("tokens", n_tokens, low=0, kind="whole")
+    n_bytes = check_number("bytes", n_bytes, low=1, kind="whole")
     return nats_per_token * n_tokens / (math.log(2) * n_bytes)
 
 
@@ -185,7 +160,7 @@ def unique_n(texts: Sequence[str], n: int) -> list[float]:
 
 
 def _runs(words, n):
-    n = int(check_numbers("words in a run", n, low=1, kind="whole")[0])
+    n = check_number("words in a run", n, low=1, kind="whole")
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
@@ -246,7 +221,7 @@ def few_shot(
         raise ValueError(f"The template must hold {{text}} and end with {{label}}, but it is {template!r}.")
     check_texts("examples", examples, pairs=True)
     check_texts("texts", texts)
-    k = int(check_numbers("examples in a prompt", k, 0, len(examples), kind="whole")[0])
+    k = check_number("examples in a prompt", k, 0, len(examples), kind="whole")
     ask, prompts = template.removesuffix("{label}"), []
     for i, text in enumerate(texts):
         chosen = np.random.default_rng((seed, i)).choice(len(examples), k, replace=False) if k else []
@@ -315,13 +290,13 @@ def wilson_interval(right: int, n: int, level: float = 0.95) -> tuple[float, flo
 
     Unlike the bootstrap's it has a width where all are right, or none. Raises ValueError for counts that cannot be.
     """
-    (n,) = check_numbers("number of examples", n, low=1, kind="whole")
-    (right,) = check_numbers("number of right ones", right, 0, n, kind="whole")
-    (level,) = check_numbers("level", level, 0, 0.9999)
+    n = check_number("number of examples", n, low=1, kind="whole")
+    right = check_number("number of right ones", right, 0, n, kind="whole")
+    level = check_number("level", level, 0, 0.9999)
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, half = right + z**2 / 2, z * math.sqrt(right * (n - right) / n + z**2 / 4)
     low, high = (middle - half) / (n + z**2), (middle + half) / (n + z**2)
-    return max(low.item(), 0.0), min(high.item(), 1.0)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def exact_interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -331,10 +306,10 @@ def exact_interval(right: int, n: int, level: float = 0.95) -> tuple[float, floa
     that for so few or fewer. It holds the truth at least as often as it says, also where all are right, or none.
     Raises ValueError for counts that cannot be.
     """
-    (n,) = check_numbers("number of examples", n, low=1, kind="whole")
-    (right,) = check_numbers("number of right ones", right, 0, n, kind="whole")
-    (level,) = check_numbers("level", level, 0, 0.9999)
-    right, n, tail = int(right), int(n), (1 - level) / 2
+    n = check_number("number of examples", n, low=1, kind="whole")
+    right = check_number("number of right ones", right, 0, n, kind="whole")
+    level = check_number("level", level, 0, 0.9999)
+    tail = (1 - level) / 2
     low = _share_with(lambda p: _at_most(right - 1, n, p) > 1 - tail) if right else 0.0
     return low, _share_with(lambda p: _at_most(right, n, p) > tail) if right < n else 1.0
 
@@ -426,8 +401,8 @@ def bootstrap_interval(
     check_lengths(values=values)
     if len(values) < 2:
         raise ValueError(f"An interval needs the values of two or more examples, not {len(values)}.")
-    values, (level,) = check_numbers("values", values), check_numbers("level", level, 0, 1)
-    n = int(check_numbers("resamples", n, low=1, kind="whole")[0])
+    values, level = check_numbers("values", values), check_number("level", level, 0, 1)
+    n = check_number("resamples", n, low=1, kind="whole")
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -436,11 +411,11 @@ def bootstrap_interval(
 
 def _cluster_interval(values, level, n, seed, groups):
     check_lengths(values=values, groups=groups)
-    values, (level,) = check_numbers("values", values), check_numbers("level", level, 0, 1)
+    values, level = check_numbers("values", values), check_number("level", level, 0, 1)
     labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
     if len(labels) < 2:
         raise ValueError(f"An interval needs the values of two or more groups, not {len(labels)}.")
-    n = int(check_numbers("resamples", n, low=1, kind="whole")[0])
+    n = check_number("resamples", n, low=1, kind="whole")
     place = [labels[label] for label in groups]
     sums, sizes = np.bincount(place, weights=values), np.bincount(place)
     drawn = np.random.default_rng(seed).integers(len(labels), size=(n, len(labels)))
@@ -457,7 +432,7 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bi
     """
     check_lengths(confidences=confidence, answers=correct)
     confidence = check_numbers("confidences (take the softmax of scores)", confidence, 0, 1)
-    correct, (n_bins,) = check_numbers("answers", correct, 0, 1), check_numbers("bins", n_bins, low=1, kind="whole")
+    correct, n_bins = check_numbers("answers", correct, 0, 1), check_number("bins", n_bins, low=1, kind="whole")
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     return sum(abs((confidence - correct)[bins == i].sum()) for i in set(bins)).item() / len(correct)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcourse.config import require_number
+from gptcourse.config import check_settings
 from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.model import GPT
@@ -56,17 +56,7 @@ class Sampling:
     top_n_sigma: float = 0.0
 
     def __post_init__(self):
-        require_number(self, "temperature", Real, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
-        require_number(self, "top_k", Integral, lambda value: value >= 0, "a whole number of 0 (off) or more")
-        require_number(self, "top_p", Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
-        require_number(self, "min_p", Real, lambda value: 0 <= value <= 1, "a number from 0 (off) to 1")
-        require_number(self, "repetition_penalty", Real, lambda value: 0 < value < math.inf, "a finite number above 0")
-        if self.seed is not None:
-            allowed = "None or a whole number from 0 to 2**64 - 1"
-            require_number(self, "seed", Integral, lambda value: 0 <= value < 2**64, allowed)
-        require_number(self, "typical_p", Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
-        allowed = "a finite number of 0 (off) or more"
-        require_number(self, "top_n_sigma", Real, lambda value: 0 <= value < math.inf, allowed)
+        check_settings(self)
 
 
 def generate(

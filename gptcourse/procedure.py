@@ -30,7 +30,8 @@ import torch
 from torch import nn
 from torch.quasirandom import SobolEngine
 
-from gptcourse.config import BELOW_ONE, NUMBERS, SHARE
+from gptcourse.checks import BELOW_ONE, SHARE
+from gptcourse.config import NUMBERS
 from gptcourse.decision import DecisionRecord, Settings, listed, shorter
 from gptcourse.studies import distributions, open_study, quiet_optuna
 from gptcourse.subject import DERIVED, TRAINING, Subject

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcourse.evaluation import check_numbers, check_texts, log_likelihoods
+from gptcourse.checks import check_number, check_numbers, check_texts
+from gptcourse.evaluation import log_likelihoods
 from gptcourse.tokenizers import encode_text, token_bytes
 
 NOISES = ("typos", "capitals", "no punctuation", "distractor")

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from gptcourse.config import GPTConfig
-from gptcourse.evaluation import check_lengths, check_numbers
+from gptcourse.checks import check_lengths, check_number, check_numbers
 
 PARTS = ("weights", "gradients", "optimizer", "activations")  # of the memory that training holds
 STARTS = [*itertools.product((0.0,), (2.0, 8.0), (0.3, 0.7), (2.0, 8.0), (0.3, 0.7))]  # of log E, log A, alpha, …

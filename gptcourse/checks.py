@@ -56,7 +56,6 @@ class Number(NamedTuple):
 
 COUNT = Number(Integral, lambda x: 1 <= x < 2**63, "a whole number of 1 or more")  # what does not fit no library counts
 COUNT_OR_ZERO = Number(Integral, lambda x: 0 <= x < 2**63, "a whole number of 0 or more")
-WHOLE = Number(Integral, lambda x: -(2**63) <= x < 2**63, "a whole number")
 SEED = Number(Integral, lambda x: 0 <= x < 2**64, "a whole number from 0 to 2**64 - 1")
 FINITE = Number(Real, lambda x: -math.inf < x < math.inf, "a finite number")
 POSITIVE = Number(Real, lambda x: 0 < x < math.inf, "a finite number greater than 0")
@@ -65,6 +64,11 @@ POSITIVE_OR_INFINITE = Number(Real, lambda x: x > 0, "a number greater than 0, o
 BELOW_ONE = Number(Real, lambda x: 0 <= x < 1, "a number of at least 0 and less than 1")
 INSIDE = Number(Real, lambda x: 0 < x < 1, "a number between 0 and 1")
 SHARE = Number(Real, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+
+
+def between(low: int, high: int) -> Number:
+    """Return the rule for a whole number from low to high."""
+    return Number(Integral, lambda x: low <= x <= high, f"a whole number from {low} to {high}")
 
 
 class Choice(NamedTuple):
@@ -89,19 +93,33 @@ class An(NamedTuple):
         return value
 
 
+def is_list(value: Any) -> bool:
+    """Return whether a value has entries in an order: a list, tuple, array or tensor."""
+    has_length = hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
+    return has_length and not isinstance(value, str | bytes | dict | set)
+
+
+class ListOf(NamedTuple):
+    """The rule for a list, tuple or array with entries of a kind, called `what`, and not fewer than `least`."""
+
+    kind: Any
+    what: str
+    least: int = 0
+
+    def __call__(self, name: str, value: Any, _: dict | None = None) -> Sequence:
+        if not is_list(value) or len(value) < self.least or not all(isinstance(entry, self.kind) for entry in value):
+            least = f" with {self.least} or more entries" if self.least else ""
+            raise ValueError(f"{name} is {shown(value)}, but it must be a list of {self.what}{least}.")
+        return value
+
+
 TEXT, FLAG = An(str), Choice((True, False))
-
-
-def texts(name: str, value: Any, _: dict | None = None) -> Any:
-    """The rule for a list of texts."""
-    check_texts(name, value)
-    return value
-
-
+TEXTS, LABELS = ListOf(str, "texts"), ListOf(str | Real | np.bool_, "labels, texts or numbers")
 DTYPES = {
     "floating-point": torch.is_floating_point,
     "whole": lambda tensor: not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool),
     "real": lambda tensor: not tensor.is_complex(),
+    "boolean": lambda tensor: tensor.dtype == torch.bool,
 }
 
 
@@ -121,17 +139,17 @@ class Shape(NamedTuple):
         known = [f"{letter} = {sizes[letter]}" for letter in self.letters.split() if letter in sizes and letter != "1"]
         shape = ", ".join([f"({', '.join(self.letters.split())})", *known])
         raise ValueError(
-            f"{name} is {shown(value)}, but it must be a Tensor {shape} of {self.numbers} numbers, not empty."
+            f"{name} is {shown(value)}, but it must be a Tensor {shape} of {self.numbers} values, not empty."
         )
 
     def _fits(self, value, sizes):
         letters, found = self.letters.split(), [*value.shape]
-        if letters[0] == "..." and len(found) >= len(letters) - 1:
-            rest = len(found) - len(letters) + 1
+        rest = len(found) - len(letters) + 1
+        if letters[0] == "..." and rest >= 0:
             found[:rest] = [tuple(found[:rest])]
         own = dict(zip(letters, found, strict=False))
         fits = len(found) == len(letters) and all(sizes.get(letter, size) == size for letter, size in own.items())
-        sizes |= own if fits else {}
+        sizes.update(own if fits else {})
         return fits
 
 
@@ -169,7 +187,15 @@ def _or_none(rule: Rule) -> Rule:
     return lambda name, value, sizes: None if value is None else rule(name, value, sizes)
 
 
-# ---- Lists, and settings
+# ---- Lists
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Return a list, a number, an array or a tensor as an array; what makes none is an object, of shape ()."""
+    try:
+        return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    except (TypeError, ValueError):  # rows of several lengths; a type that NumPy has not
+        return np.array(None)
 
 
 def check_numbers(name: str, values, low=-math.inf, high=math.inf, kind: str = "finite") -> np.ndarray:
@@ -179,7 +205,7 @@ def check_numbers(name: str, values, low=-math.inf, high=math.inf, kind: str = "
     """
     low, high = (max(low, -(2**63)), min(high, 2**63 - 1024)) if kind == "whole" else (low, high)  # the last float
     try:
-        array = np.atleast_1d(np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values))
+        array = np.atleast_1d(as_array(values))
         array = array.astype(object if array.dtype.kind in "SUc" else float)  # texts, "5" too, have no isfinite
         right = np.isfinite(array) & (low <= array) & (array <= high) & KINDS[kind](array)
         wrong = array[~right] if len(array) and array.ndim == 1 else [shown(values) if len(array) else "none"]
@@ -201,7 +227,7 @@ def check_number(name: str, value, low=-math.inf, high=math.inf, kind: str = "fi
 def check_lengths(**parts: Sequence) -> None:
     """Raise ValueError unless these are lists of one length, and not empty."""
     for name, part in parts.items():
-        if isinstance(part, str) or not hasattr(part, "__len__"):
+        if not is_list(part):
             raise ValueError(f"The {name} must be a list, with one for each example, not {shown(part)}.")
     if len(sizes := {len(part) for part in parts.values()}) > 1 or 0 in sizes:
         counts = " and ".join(f"{len(part)} {name}" for name, part in parts.items())
@@ -210,7 +236,7 @@ def check_lengths(**parts: Sequence) -> None:
 
 def check_texts(name: str, texts: Sequence, pairs: bool = False) -> None:
     """Raise ValueError unless this is a list of texts or, with `pairs`, of pairs of texts; it may be empty."""
-    for row in texts if hasattr(texts, "__len__") and not isinstance(texts, str) else [None]:
+    for row in texts if is_list(texts) else [None]:
         parts = row if pairs and isinstance(row, tuple | list) else [row]
         if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
             wanted = "pairs: [(text, label), …]" if pairs else "texts: [text, …]"

@@ -59,7 +59,7 @@ NUMBERS = {
     **dict.fromkeys(("top_p", "typical_p"), SHARE._replace(wanted="a number from 0 to 1 (off)")),
     "min_p": SHARE._replace(wanted="a number from 0 (off) to 1"),
     "top_n_sigma": POSITIVE_OR_ZERO._replace(wanted="a finite number of 0 (off) or more"),
-    "repetition_penalty": POSITIVE,
+    **dict.fromkeys(("repetition_penalty", "min_steps", "critical_batch"), POSITIVE),
 }
 RULES = NUMBERS | {name: Choice(options) for name, options in CHOICES.items()}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcourse.checks import (
-    COUNT,
-    POSITIVE,
+    LABELS,
     SEED,
-    Choice,
+    TEXT,
+    TEXTS,
+    ListOf,
     Shape,
     check_lengths,
     check_number,
@@ -255,7 +256,7 @@ def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tu
     share = np.log(table / table.sum(1, keepdims=True))  # (labels, words)
     priors = np.log([times[label] / len(examples) for label in labels])
     known = [[place[word] for word in WORD.findall(text.lower()) if word in place] for text in texts]
-    return labels, np.array([priors + share[:, row].sum(1) for row in known])
+    return labels, np.array([priors + share[:, row].sum(1) for row in known]).reshape(len(known), len(labels))
 
 
 # ---- How good, and how sure one can be of it
@@ -269,6 +270,7 @@ class ClassificationReport(NamedTuple):
     confusion: np.ndarray
 
 
+@checked(truth=LABELS, predicted=LABELS, labels=LABELS)
 def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence) -> ClassificationReport:
     """Return accuracy, the confusion matrix and macro-F1: the mean over labels of 2 TP / (2 TP + FP + FN), or 0.
 
@@ -329,6 +331,7 @@ def _share_with(is_below):
     return (low + high) / 2
 
 
+@checked(groups=LABELS)
 def share_interval(right: Sequence[bool], groups: Sequence | None = None, level: float = 0.95) -> tuple[float, float]:
     """Return an interval of the share of right ones: exact or, where examples come in groups, by drawing groups.
 
@@ -372,6 +375,7 @@ def examples_needed(first: float, second: float, power: float = 0.8, level: floa
     return math.ceil(((z_level * math.sqrt(middle) + z_power * math.sqrt(each)) / (a - b)) ** 2)
 
 
+@checked(first=LABELS, second=LABELS)
 def kappa(first: Sequence, second: Sequence) -> float:
     """Return Cohen's kappa (1960) of two judges of the same examples: agreement beyond that of their habits alone.
 
@@ -387,6 +391,7 @@ def kappa(first: Sequence, second: Sequence) -> float:
     return (agreed - chance) / (1 - chance)
 
 
+@checked(seed=SEED, groups=LABELS)
 def bootstrap_interval(
     values: Sequence[float], level=0.95, n=10_000, seed=0, groups: Sequence | None = None
 ) -> tuple[float, float]:
@@ -437,14 +442,16 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bi
     return sum(abs((confidence - correct)[bins == i].sum()) for i in set(bins)).item() / len(correct)
 
 
+@checked(logits=Shape("n V"), targets=Shape("n", "whole"))
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     """Return the temperature at which logits (n, V) give targets (n,) the lowest mean loss (Guo et al. 2017, 4.2).
 
     Fit it on validation data and judge it on others. No prediction changes, only how sure it is. The loss is convex in
     1 / temperature, so its slope is bisected, from 0.05 to 20. Raises ValueError for targets of another length.
     """
-    check_lengths(targets=targets, logits=logits)
     rows = logits.detach().double()
+    if not rows.isfinite().all() or targets.min() < 0 or targets.max() >= rows.shape[1]:
+        raise ValueError(f"Logits must be finite, and targets whole numbers from 0 to {rows.shape[1] - 1}.")
     right = rows.gather(1, targets[:, None])[:, 0]
     low, high = 1 / 20, 20.0
     for _ in range(40):
@@ -463,6 +470,12 @@ class Measurement(NamedTuple):
     groups: Sequence | None = None
 
 
+@checked(
+    **dict.fromkeys(("name", "description", "intended_use", "not_intended", "training_data"), TEXT),
+    conditions=TEXTS,
+    measurements=ListOf(list | tuple, "measurements"),
+    limits=TEXTS,
+)
 def model_card(
     name: str,
     *,
@@ -482,6 +495,8 @@ def model_card(
     """
     if empty := [part for part, content in locals().items() if not content]:
         raise ValueError(f"The card has nothing under {', '.join(empty)}: say it, or say that it is not known.")
+    if not all(len(row) in (3, 4) for row in measurements):
+        raise ValueError("A measurement is (name, values, condition) or (name, values, condition, groups).")
     rows = [Measurement(*row) for row in measurements]
     if hidden := [condition for condition in conditions if condition not in {row.condition for row in rows}]:
         raise ValueError(
@@ -489,6 +504,7 @@ def model_card(
         )
     table = ["| measured | condition | value | 95 % interval | examples | groups |", f"| --- | --- |{' ---: |' * 4}"]
     for measure, values, condition, groups in rows:
+        values = check_numbers("values", values).tolist()
         interval = share_interval if {*values} <= {0, 1} else bootstrap_interval
         low, high = interval(values, groups=groups)
         counts = f"{len(values)} | {len({*groups}) if groups else len(values)}"
@@ -511,6 +527,7 @@ class ReplyReport(NamedTuple):
     distinct_2: float  # of all pairs of neighbouring words
 
 
+@checked(dialogues=ListOf(Dialogue, "dialogues"))
 def reply_report(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> ReplyReport:
     """Judge a model's replies to the messages of dialogues. Raises ValueError for lengths that differ, and for none."""
     check_lengths(dialogues=dialogues, replies=replies)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -25,6 +25,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from gptcourse.checks import (
+    COUNT,
+    COUNT_OR_ZERO,
+    DTYPES,
+    POSITIVE,
+    POSITIVE_OR_ZERO,
+    SHARE,
+    An,
+    ListOf,
+    Shape,
+    checked,
+    shown,
+)
 from gptcourse.config import check_settings
 from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
@@ -181,6 +194,7 @@ class _Reader:
         return output.logits[:, -1]
 
 
+@checked(length=COUNT_OR_ZERO, window=COUNT)
 def first_kept(length: int, window: int) -> int:
     """Return the first position that counts once `length` tokens have been read through a window.
 
@@ -192,13 +206,14 @@ def first_kept(length: int, window: int) -> int:
     return dropped * math.ceil(max(0, length - window) / dropped)
 
 
+@checked(logits=Shape("... V"), penalty=POSITIVE)
 def apply_repetition_penalty(logits: Tensor, previous_ids: Sequence | Tensor, penalty: float) -> Tensor:
     """Make tokens that already occur less likely: divide their logits by `penalty`, or multiply where negative.
 
     logits (..., V), previous_ids (..., T); a token that occurs twice is penalised once. Keskar et al. (2019), section
     4.1, divide every logit; but dividing a negative one would make the token more likely, hence the two cases.
     """
-    previous = torch.as_tensor(previous_ids, dtype=torch.int64, device=logits.device)
+    previous = _previous(previous_ids).to(logits.device)
     if previous.shape[:-1] != logits.shape[:-1]:
         raise ValueError(f"previous_ids {(*previous.shape,)} needs a row for each row of logits {(*logits.shape,)}.")
     if previous.numel() and not 0 <= previous.min() <= previous.max() < logits.shape[-1]:
@@ -207,6 +222,18 @@ def apply_repetition_penalty(logits: Tensor, previous_ids: Sequence | Tensor, pe
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
+def _previous(ids):
+    """Return the tokens so far as an int64 tensor."""
+    try:
+        previous = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError):
+        previous = torch.tensor(math.nan)
+    if previous.numel() and not DTYPES["whole"](previous):
+        raise ValueError(f"previous_ids must be token ids, with as many in each row, not {shown(ids)}.")
+    return previous.long()
+
+
+@checked(logits=Shape("... V"), temperature=POSITIVE_OR_ZERO)
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide the logits by the temperature: below 1 the distribution becomes sharper, above 1 flatter."""
     if temperature < 1e-6:  # the quotient would overflow; a shift of all logits changes no probability
@@ -214,12 +241,14 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     return logits / temperature
 
 
+@checked(logits=Shape("... V"), k=COUNT)
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Keep the k largest logits and those equal to the k-th; the others become -inf. Fan et al. (2018), section 5.4."""
     kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # (..., 1)
     return logits.masked_fill(logits < kth, -math.inf)
 
 
+@checked(logits=Shape("... V"), p=SHARE)
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest best tokens that hold probability p, at least one. Holtzman et al. (2020), section 3.1."""
     ascending, order = logits.sort(dim=-1)
@@ -229,12 +258,14 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
 
 
+@checked(logits=Shape("... V"), min_p=SHARE)
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     """Keep the tokens that are at least `min_p` times as likely as the best one. Nguyen et al. (2024)."""
     probabilities = logits.softmax(-1)
     return logits.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), -math.inf)
 
 
+@checked(logits=Shape("... V"), n=POSITIVE_OR_ZERO)
 def keep_top_n_sigma(logits: Tensor, n: float) -> Tensor:
     """Keep the logits at most n of their standard deviations below the best one. Tang et al. (2024).
 
@@ -248,6 +279,7 @@ def keep_top_n_sigma(logits: Tensor, n: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) - n * deviation, -math.inf)
 
 
+@checked(logits=Shape("... V"), p=SHARE)
 def keep_typical_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest tokens that hold probability p, those first whose surprise, -ln p, is nearest to the entropy.
 
@@ -262,6 +294,7 @@ def keep_typical_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
 
 
+@checked(logits=Shape("... V"), sampling=An(Sampling))
 def next_token_distribution(
     logits: Tensor, sampling: Sampling, previous_ids: Sequence | Tensor | None = None
 ) -> Tensor:
@@ -273,8 +306,6 @@ def next_token_distribution(
 
     Raises ValueError if the logits are not floating-point numbers or no distribution follows from them.
     """
-    if not logits.is_floating_point():
-        raise ValueError(f"Logits are floating-point numbers, but these are {logits.dtype}.")
     logits = logits.float() if logits.element_size() < 4 else logits
     if sampling.repetition_penalty != 1 and previous_ids is not None:
         logits = apply_repetition_penalty(logits, previous_ids, sampling.repetition_penalty)
@@ -298,14 +329,22 @@ def next_token_distribution(
     return logits.softmax(-1)
 
 
+@checked(shape=ListOf(Integral, "sizes"), generator=An(torch.Generator))
 def exponential_noise(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
     """Draw exponential noise, in float64 as float32 is too coarse near 0, where rare tokens win.
 
     Always on the CPU, so that a seed means the same wherever the model is.
     """
+    if any(size < 0 for size in shape):
+        raise ValueError(f"shape is {(*shape,)}, but a size is a whole number of 0 or more.")
     return torch.rand(shape, dtype=torch.float64, generator=generator).log_().neg_()
 
 
+def _noise_rule(name, value, sizes):
+    return (Shape("... V") if isinstance(value, Tensor) else POSITIVE)(name, value, sizes)
+
+
+@checked(probabilities=Shape("... V"), noise=_noise_rule)
 def sample(probabilities: Tensor, noise: Tensor | float) -> Tensor:
     """Draw a token from each row of probabilities (..., V): the arg-max of probability over exponential noise (..., V).
 

@@ -78,8 +78,11 @@ def test_nothing_imports_the_explorers_or_the_exercises():
 
 
 def test_the_ideas_at_the_bottom_need_nothing_above_them():
-    assert imports_within(PACKAGE / "config.py") == imports_within(PACKAGE / "plots.py") == set()
-    assert imports_within(PACKAGE / "attention.py") == imports_within(PACKAGE / "data.py") == {"config"}
+    assert imports_within(PACKAGE / "checks.py") == imports_within(PACKAGE / "plots.py") == set()
+    assert imports_within(PACKAGE / "config.py") == {"checks"} and imports_within(PACKAGE / "attention.py") == {
+        "config"
+    }
+    assert imports_within(PACKAGE / "data.py") == {"checks", "config"}
     assert imports_within(PACKAGE / "model.py") == {"attention", "config", "hf", "tokenizers", "views"}
 
 

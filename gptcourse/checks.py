@@ -60,7 +60,6 @@ SEED = Number(Integral, lambda x: 0 <= x < 2**64, "a whole number from 0 to 2**6
 FINITE = Number(Real, lambda x: -math.inf < x < math.inf, "a finite number")
 POSITIVE = Number(Real, lambda x: 0 < x < math.inf, "a finite number greater than 0")
 POSITIVE_OR_ZERO = Number(Real, lambda x: 0 <= x < math.inf, "a finite number of 0 or more")
-POSITIVE_OR_INFINITE = Number(Real, lambda x: x > 0, "a number greater than 0, or math.inf")
 BELOW_ONE = Number(Real, lambda x: 0 <= x < 1, "a number of at least 0 and less than 1")
 INSIDE = Number(Real, lambda x: 0 < x < 1, "a number between 0 and 1")
 SHARE = Number(Real, lambda x: 0 <= x <= 1, "a number from 0 to 1")
@@ -83,13 +82,14 @@ class Choice(NamedTuple):
 
 
 class An(NamedTuple):
-    """The rule for an object of one class, such as a config."""
+    """The rule for an object of one class, such as a config; `what` is a better name for it, if there is one."""
 
     kind: type
+    what: str = ""
 
     def __call__(self, name: str, value: Any, _: dict | None = None) -> Any:
         if not isinstance(value, self.kind):
-            raise ValueError(f"{name} is {shown(value)}, but it must be a {self.kind.__name__}.")
+            raise ValueError(f"{name} is {shown(value)}, but it must be a {self.what or self.kind.__name__}.")
         return value
 
 
@@ -113,7 +113,7 @@ class ListOf(NamedTuple):
         return value
 
 
-TEXT, FLAG = An(str), Choice((True, False))
+TEXT, FLAG = An(str, "text"), Choice((True, False))
 TEXTS, LABELS = ListOf(str, "texts"), ListOf(str | Real | np.bool_, "labels, texts or numbers")
 DTYPES = {
     "floating-point": torch.is_floating_point,

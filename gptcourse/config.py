@@ -8,17 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gptcourse.checks import (
-    BELOW_ONE,
-    COUNT,
-    COUNT_OR_ZERO,
-    POSITIVE,
-    POSITIVE_OR_INFINITE,
-    POSITIVE_OR_ZERO,
-    SEED,
-    SHARE,
-    Choice,
-)
+from gptcourse.checks import BELOW_ONE, COUNT, COUNT_OR_ZERO, POSITIVE, POSITIVE_OR_ZERO, SEED, SHARE, Choice
 
 SCHEDULES = ("cosine", "linear", "constant", "warmup_stable_decay")
 CHOICES = {
@@ -53,7 +43,7 @@ NUMBERS = {
     **dict.fromkeys(("sequence_length", "decay_steps"), COUNT),
     "seed": SEED,
     "min_lr_ratio": SHARE,
-    "max_grad_norm": POSITIVE_OR_INFINITE,
+    "max_grad_norm": POSITIVE._replace(fits=lambda x: x > 0, wanted="a number greater than 0, or math.inf"),
     "temperature": POSITIVE_OR_ZERO,
     "top_k": COUNT_OR_ZERO._replace(wanted="a whole number of 0 (off) or more"),
     **dict.fromkeys(("top_p", "typical_p"), SHARE._replace(wanted="a number from 0 to 1 (off)")),

@@ -111,6 +111,7 @@ def example_batches(examples: Sequence[Example], config: TrainingConfig, n_proce
     return batches
 
 
+@checked()
 def pad(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     """Return ids and targets (B, T), padded on the right: no token looks to its right, so no mask is needed.
 
@@ -118,7 +119,9 @@ def pad(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     """
     if not (rows := _pairs(examples)):
         raise ValueError("There are no examples to pad: give one or more.")
-    ids, targets = ([torch.tensor(row, dtype=torch.int64) for row in part] for part in zip(*rows, strict=True))
+    ids, targets = (
+        [torch.from_numpy(np.array(row, dtype=np.int64)) for row in part] for part in zip(*rows, strict=True)
+    )
     return pad_sequence(ids, batch_first=True), pad_sequence(targets, batch_first=True, padding_value=IGNORED)
 
 
@@ -176,16 +179,16 @@ def check_examples(examples: Iterable[Example], vocab_size: int, window: int) ->
     return examples
 
 
-@checked(tokens=Shape("n", "whole"))
 def fingerprint(tokens: Tensor | None) -> str | None:
     """Return a short identification of token ids: their number and SHA-256."""
-    return None if tokens is None else _fingerprint(tokens.cpu().numpy())
+    return None if tokens is None else _fingerprint(Shape("n", "whole")("tokens", tokens, {}).cpu().numpy())
 
 
 def _fingerprint(numbers: np.ndarray) -> str:
     return f"{len(numbers)} ids, sha256 {hashlib.sha256(numbers).hexdigest()[:16]}"
 
 
+@checked()
 def fingerprint_examples(examples: Iterable[Example]) -> str:
     """Return the same of all ids and targets of examples."""
     numbers = [number for ids, targets in _pairs(examples) for number in (*ids, *targets)]

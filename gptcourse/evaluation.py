@@ -32,6 +32,7 @@ from gptcourse.checks import (
     check_numbers,
     check_texts,
     checked,
+    shown,
 )
 from gptcourse.data import IGNORED, check_tokens, pad
 from gptcourse.support import Dialogue, parse_reply
@@ -279,7 +280,8 @@ def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence
     check_lengths(**{"true labels": truth, "predicted ones": predicted})
     labels, place = list(labels), {label: i for i, label in enumerate(labels)}
     if wrong := {label for label in (*truth, *predicted, *labels) if labels.count(label) != 1}:
-        raise ValueError(f"{sorted(wrong, key=str)} are not among the labels {labels} once: list every label once.")
+        wrong = shown(sorted(wrong, key=shown))
+        raise ValueError(f"{wrong} are not among the labels {shown(labels)} once: list every label once.")
     confusion = np.zeros((len(place), len(place)), dtype=int)
     np.add.at(confusion, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
     right = confusion.diagonal()
@@ -342,6 +344,7 @@ def share_interval(right: Sequence[bool], groups: Sequence | None = None, level:
     right = check_numbers("answers", right, 0, 1, kind="whole")
     if groups is None:
         return exact_interval(int(right.sum()), len(right), level)
+    check_lengths(answers=right, groups=groups)
     if len(set(right)) == 1:
         n = len(set(groups))
         return exact_interval(int(right[0]) * n, n, level)
@@ -387,7 +390,7 @@ def kappa(first: Sequence, second: Sequence) -> float:
     agreed = sum(a == b for a, b in zip(first, second, strict=True)) / n
     chance = sum(first.count(label) * second.count(label) for label in set(first)) / n**2
     if chance == 1:
-        raise ValueError(f"Both judges say {first[0]!r} of everything: their agreement shows nothing.")
+        raise ValueError(f"Both judges say {shown(first[0])} of everything: their agreement shows nothing.")
     return (agreed - chance) / (1 - chance)
 
 
@@ -493,9 +496,9 @@ def model_card(
     `bootstrap_interval`, over groups where there are some. `conditions` are all under which the model was measured,
     the bad ones too. Raises ValueError if a part is empty, and for a condition that no measurement shows.
     """
-    if empty := [part for part, content in locals().items() if not content]:
+    if empty := [part for part, content in locals().items() if len(content) == 0]:
         raise ValueError(f"The card has nothing under {', '.join(empty)}: say it, or say that it is not known.")
-    if not all(len(row) in (3, 4) for row in measurements):
+    if not all(len(row) in (3, 4) and isinstance(row[0], str) and isinstance(row[2], str) for row in measurements):
         raise ValueError("A measurement is (name, values, condition) or (name, values, condition, groups).")
     rows = [Measurement(*row) for row in measurements]
     if hidden := [condition for condition in conditions if condition not in {row.condition for row in rows}]:
@@ -507,7 +510,7 @@ def model_card(
         values = check_numbers("values", values).tolist()
         interval = share_interval if {*values} <= {0, 1} else bootstrap_interval
         low, high = interval(values, groups=groups)
-        counts = f"{len(values)} | {len({*groups}) if groups else len(values)}"
+        counts = f"{len(values)} | {len(values if groups is None else {*groups})}"
         table.append(f"| {measure} | {condition} | {np.mean(values):.3g} | {low:.3g} to {high:.3g} | {counts} |")
     parts = [f"# {name}", description, "## Intended use", intended_use, f"**Not for:** {not_intended}"]
     parts += ["## Training data", training_data, "## Measured", "\n".join(table)]

@@ -25,19 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcourse.checks import (
-    COUNT,
-    COUNT_OR_ZERO,
-    DTYPES,
-    POSITIVE,
-    POSITIVE_OR_ZERO,
-    SHARE,
-    An,
-    ListOf,
-    Shape,
-    checked,
-    shown,
-)
+from gptcourse.checks import COUNT, COUNT_OR_ZERO, POSITIVE, POSITIVE_OR_ZERO, SHARE, An, ListOf, Shape, checked
 from gptcourse.config import check_settings
 from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
@@ -227,10 +215,9 @@ def _previous(ids):
     try:
         previous = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError):
-        previous = torch.tensor(math.nan)
-    if previous.numel() and not DTYPES["whole"](previous):
-        raise ValueError(f"previous_ids must be token ids, with as many in each row, not {shown(ids)}.")
-    return previous.long()
+        previous = ids
+    none = isinstance(previous, Tensor) and not previous.numel()
+    return (previous if none else Shape("... T", "whole")("previous_ids", previous, {})).long()
 
 
 @checked(logits=Shape("... V"), temperature=POSITIVE_OR_ZERO)
@@ -335,8 +322,7 @@ def exponential_noise(shape: Sequence[int], generator: torch.Generator | None = 
 
     Always on the CPU, so that a seed means the same wherever the model is.
     """
-    if any(size < 0 for size in shape):
-        raise ValueError(f"shape is {(*shape,)}, but a size is a whole number of 0 or more.")
+    shape = [COUNT_OR_ZERO("a size in the shape", size) for size in shape]
     return torch.rand(shape, dtype=torch.float64, generator=generator).log_().neg_()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcourse.checks import COUNT, FLAG, POSITIVE, POSITIVE_OR_ZERO, Shape, checked
+from gptcourse.checks import COUNT, FLAG, POSITIVE, POSITIVE_OR_ZERO, Number, Shape, checked
 from gptcourse.config import RULES, TrainingConfig, check_settings
 from gptcourse.data import IGNORED, Example, check_examples, counted_rng, fingerprint_examples, pad
 from gptcourse.generation import Sampling, generate
@@ -37,7 +38,8 @@ Reward: TypeAlias = Callable[[int, list[int]], float]  # of the number of a prom
 
 # ---- Losses
 
-CLIPPED = {"log_probs": Shape("B T"), "old": Shape("B T"), "advantages": Shape("B"), "epsilon": POSITIVE_OR_ZERO}
+CLIPPED = {"log_probs": Shape("B T"), "old": Shape("B T"), "advantages": Shape("B")}
+CLIPPED["epsilon"] = Number(Real, lambda x: 0 <= x <= 1000, "a number from 0 to 1000")  # half precision holds it too
 AVERAGE = {"loss_type": RULES["loss_type"], "max_length": COUNT}
 
 

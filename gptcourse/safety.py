@@ -156,7 +156,7 @@ def _card(number: str) -> str:
 def _account(found: str) -> str:
     """Return the account without the words behind it: of its signs as numbers, the first four last, 97 leaves 1."""
     while found:
-        signs = "".join(filter(str.isalnum, found.upper()))
+        signs = "".join(filter(str.isalnum, unicodedata.normalize("NFKC", found).upper()))  # the sign of kelvin is a K
         if int("".join(str(int(sign, 36)) for sign in signs[4:] + signs[:4])) % 97 == 1:
             return found
         found = found.rpartition(" ")[0]

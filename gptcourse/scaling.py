@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from gptcourse.checks import FLAG, SEED, An, Choice, check_lengths, check_number, check_numbers, checked
+from gptcourse.checks import FLAG, SEED, An, Choice, ListOf, check_lengths, check_number, check_numbers, checked
 from gptcourse.config import GPTConfig
 
 PARTS = ("weights", "gradients", "optimizer", "activations")  # of the memory that training holds
@@ -140,22 +140,23 @@ CHINCHILLA_REFIT = ScalingLaw(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=
 @checked()
 def extend(x0: float, loss0: float, x1: float, loss1: float, x: float) -> float:
     """Return the loss at x on the line through two points on logarithmic axes. Raises ValueError."""
-    x0, loss0, x1, loss1, x = check_numbers(
-        "points of the line", (x0, loss0, x1, loss1, x), 0, kind="positive"
-    ).tolist()
+    x0, loss0, x1, loss1, x = check_numbers("points of the line", (x0, loss0, x1, loss1, x), 1e-150, 1e150).tolist()
     if x0 == x1:
         raise ValueError(f"Both points of the line stand at {x0:g}: it has no slope.")
     return loss1 * (x / x1) ** (math.log(loss1 / loss0) / math.log(x1 / x0))
 
 
-@checked()
+@checked(runs=ListOf(list | tuple, "runs"))
 def ruler(runs: Sequence[tuple[float, float, float]], n_parameters: float, n_tokens: float) -> float:
     """Return the loss that the last slopes among runs (parameters, tokens, loss) lead to: the line to beat for a law.
 
     From the longest run of the largest size, along the lines through the next smaller size and the next shorter run.
     Raises ValueError where there are not two sizes with that length, and two lengths of that size.
     """
-    loss = {(n, d): value for n, d, value in runs}
+    rows = [check_numbers("numbers of a run", run, low=0, kind="positive").tolist() for run in runs]
+    if any(len(row) != 3 for row in rows):
+        raise ValueError("A run is three numbers: its parameters, tokens and loss.")
+    loss = {(n, d): value for n, d, value in rows}
     largest = max((n for n, _ in loss), default=0)
     longest, *shorter = sorted((d for n, d in loss if n == largest), reverse=True) or [0]
     smaller = max((n for n, d in loss if n < largest and d == longest), default=None)

@@ -21,17 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptcourse import distributed
-from gptcourse.checks import (
-    COUNT,
-    FINITE,
-    INSIDE,
-    POSITIVE,
-    POSITIVE_OR_ZERO,
-    An,
-    check_lengths,
-    check_numbers,
-    checked,
-)
+from gptcourse.checks import COUNT, FINITE, INSIDE, POSITIVE, POSITIVE_OR_ZERO, An, check_numbers, checked
 from gptcourse.config import GPT3_TABLE, TrainingConfig, check_settings
 from gptcourse.data import check_tokens, get_batch, text_batches
 from gptcourse.distributed import choose_device
@@ -466,12 +456,9 @@ class BatchTradeOff:
 
         Raises ValueError for fewer than two batch sizes, and where more batch did not save steps.
         """
-        check_lengths(batches=batches, steps=steps)
-        batches, steps = (
-            check_numbers("batches and steps", part, 0, kind="positive").tolist() for part in (batches, steps)
-        )
-        if len(set(batches)) < 2:
-            raise ValueError("A hyperbola needs steps for two or more different batch sizes.")
+        batches, steps = (check_numbers("batches and steps", part, 1e-6, 1e15).tolist() for part in (batches, steps))
+        if len(set(batches)) < 2 or len(batches) != len(steps):
+            raise ValueError("A hyperbola needs steps for each of two or more different batch sizes.")
         terms = [[1 / s, 1 / (b * s)] for b, s in zip(batches, steps, strict=True)]  # · (S_min, E_min): should be 1
         min_steps, min_tokens = np.linalg.lstsq(np.array(terms), np.ones(len(terms)), rcond=None)[0].tolist()
         if not (min_steps > 0 and min_tokens > 0):

@@ -363,14 +363,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [adjusted[i] for i in range(len(p))]
 
 
+@checked()
 def examples_needed(first: float, second: float, power: float = 0.8, level: float = 0.95) -> int:
     """Return how many examples *each* of two models needs, so that their difference is seen with probability `power`.
 
     For shares of right answers on two separate tests, by the normal approximation (Fleiss et al. 2003, section 4.2,
     without correction). Raises ValueError for equal shares, and numbers that are no shares.
     """
-    a, b = check_numbers("shares", [first, second], 0, 1)
-    power, level = check_numbers("power and level", [power, level], 0.5, 0.9999)
+    a, b = check_numbers("shares", [first, second], 0, 1).tolist()
+    power, level = check_numbers("power and level", [power, level], 0.5, 0.9999).tolist()
     if a == b:
         raise ValueError(f"Both shares are {a:g}: no number of examples shows a difference that is not there.")
     z_level, z_power = NormalDist().inv_cdf((1 + level) / 2), NormalDist().inv_cdf(power)
@@ -409,7 +410,7 @@ def bootstrap_interval(
     check_lengths(values=values)
     if len(values) < 2:
         raise ValueError(f"An interval needs the values of two or more examples, not {len(values)}.")
-    values, level = check_numbers("values", values), check_number("level", level, 0, 1)
+    values, level = check_numbers("values", values, -1e300, 1e300), check_number("level", level, 0, 1)
     n = check_number("resamples", n, low=1, kind="whole")
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
@@ -419,7 +420,7 @@ def bootstrap_interval(
 
 def _cluster_interval(values, level, n, seed, groups):
     check_lengths(values=values, groups=groups)
-    values, level = check_numbers("values", values), check_number("level", level, 0, 1)
+    values, level = check_numbers("values", values, -1e300, 1e300), check_number("level", level, 0, 1)
     labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
     if len(labels) < 2:
         raise ValueError(f"An interval needs the values of two or more groups, not {len(labels)}.")
@@ -507,7 +508,7 @@ def model_card(
         )
     table = ["| measured | condition | value | 95 % interval | examples | groups |", f"| --- | --- |{' ---: |' * 4}"]
     for measure, values, condition, groups in rows:
-        values = check_numbers("values", values).tolist()
+        values = check_numbers("values", values, -1e300, 1e300).tolist()
         interval = share_interval if {*values} <= {0, 1} else bootstrap_interval
         low, high = interval(values, groups=groups)
         counts = f"{len(values)} | {len(values if groups is None else {*groups})}"

@@ -5,11 +5,10 @@ Sources: Brown et al. (2020), GPT-3, table 2.1 and appendix B; Yang et al. (2022
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, NamedTuple
+
+from gptcourse.checks import BELOW_ONE, COUNT, COUNT_OR_ZERO, POSITIVE, POSITIVE_OR_ZERO, SEED, SHARE, Choice
 
 SCHEDULES = ("cosine", "linear", "constant", "warmup_stable_decay")
 CHOICES = {
@@ -27,14 +26,6 @@ CHOICES = {
     "loss_type": ("grpo", "dr_grpo"),
     "penalty": ("loss", "reward"),
 }
-COUNT = (Integral, lambda x: 1 <= x < math.inf, "a whole number of 1 or more")
-COUNT_OR_ZERO = (Integral, lambda x: 0 <= x < math.inf, "a whole number of 0 or more")
-SEED = (Integral, lambda x: 0 <= x < 2**64, "a whole number from 0 to 2**64 - 1")
-POSITIVE = (Real, lambda x: 0 < x < math.inf, "a finite number greater than 0")
-POSITIVE_OR_ZERO = (Real, lambda x: 0 <= x < math.inf, "a finite number of 0 or more")
-POSITIVE_OR_INFINITE = (Real, lambda x: x > 0, "a number greater than 0, or math.inf")
-BELOW_ONE = (Real, lambda x: 0 <= x < 1, "a number of at least 0 and less than 1")
-SHARE = (Real, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 NUMBERS = {
     **dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "mup_base_width"), COUNT),
     **dict.fromkeys(("steps", "batch_size", "gradient_accumulation_steps", "ns_steps"), COUNT),
@@ -52,8 +43,15 @@ NUMBERS = {
     **dict.fromkeys(("sequence_length", "decay_steps"), COUNT),
     "seed": SEED,
     "min_lr_ratio": SHARE,
-    "max_grad_norm": POSITIVE_OR_INFINITE,
+    "max_grad_norm": POSITIVE._replace(fits=lambda x: x > 0, wanted="a number greater than 0, or math.inf"),
+    "temperature": POSITIVE_OR_ZERO,
+    "top_k": COUNT_OR_ZERO._replace(wanted="a whole number of 0 (off) or more"),
+    **dict.fromkeys(("top_p", "typical_p"), SHARE._replace(wanted="a number from 0 to 1 (off)")),
+    "min_p": SHARE._replace(wanted="a number from 0 (off) to 1"),
+    "top_n_sigma": POSITIVE_OR_ZERO._replace(wanted="a finite number of 0 (off) or more"),
+    **dict.fromkeys(("repetition_penalty", "min_steps", "critical_batch"), POSITIVE),
 }
+RULES = NUMBERS | {name: Choice(options) for name, options in CHOICES.items()}
 
 
 class GPT3Row(NamedTuple):
@@ -80,28 +78,13 @@ GPT3_TABLE = {
 }
 
 
-def require_number(settings: Any, name: str, kind: type, fits: Callable[[Any], bool], wanted: str) -> None:
-    """Check the number in the field `name` of a frozen dataclass, and store it as a plain int or float.
-
-    JSON and torch's seeds take no NumPy numbers. kind is Integral, for which 2.0 counts as 2, or Real; fits says
-    whether a value is in range. Raises ValueError, with what is `wanted`, if the field holds anything else.
-    """
-    value = getattr(settings, name)
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not fits(value) or (kind is Integral and value % 1 != 0):
-        raise ValueError(f"{name} is {value!r}, but it must be {wanted}.")
-    object.__setattr__(settings, name, int(value) if kind is Integral else float(value))
-
-
 def check_settings(settings: Any) -> None:
-    """Check all fields of a frozen dataclass, see NUMBERS and CHOICES. Raises ValueError."""
+    """Check all fields of a frozen dataclass by RULES, and store numbers as plain ones. Raises ValueError."""
     for name, value in vars(settings).items():
         if value is None and getattr(type(settings), name, "required") is None:
             continue  # None is the default
-        if name in NUMBERS:
-            require_number(settings, name, *NUMBERS[name])
-        elif name in CHOICES and (type(value) not in (str, bool) or value not in CHOICES[name]):
-            raise ValueError(f"{name} is {value!r}, but it must be one of {', '.join(map(str, CHOICES[name]))}.")
+        if name in RULES:
+            object.__setattr__(settings, name, RULES[name](name, value))
 
 
 @dataclass(frozen=True)
@@ -198,9 +181,7 @@ class GPTConfig:
         Two lines of table 2.1 do not divide as printed: "1.3B" has 24 heads of 128 for a width of 2,048 (it takes 16
         heads), and "13B" a width of 5,140 for 40 heads of 128 (it takes 5,120). Here the heads stay d_head wide.
         """
-        if name not in GPT3_TABLE:
-            raise ValueError(f"GPT-3 has no size {name!r}: choose one of {', '.join(GPT3_TABLE)}.")
-        row = GPT3_TABLE[name]
+        row = GPT3_TABLE[Choice(tuple(GPT3_TABLE))("name", name)]
         n_head = row.d_model // row.d_head
         return cls(50257, n_positions=2048, n_embd=n_head * row.d_head, n_layer=row.n_layers, n_head=n_head)
 

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
+from numbers import Integral
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gptcourse.checks import COUNT, COUNT_OR_ZERO, SEED, An, ListOf, Shape, as_array, checked
 from gptcourse.config import TrainingConfig
 
 Example: TypeAlias = tuple[list[int], list[int]]
@@ -31,8 +33,11 @@ IGNORED = -100  # the target that F.cross_entropy leaves out
 global_random = threading.RLock()
 
 
+@checked(seed=SEED, counters=COUNT_OR_ZERO)
 def counted_rng(seed: int, *counters: int) -> np.random.Generator:
-    """Return the generator of these up to two counters: always the same, and independent of all others."""
+    """Return the generator of these up to two counters: always the same, and independent of all others. ValueError."""
+    if len(counters) > 2:
+        raise ValueError(f"There are {len(counters)} counters, but the generator takes two at most.")
     # Drawing moves Philox's 256-bit counter up from its low end, so the counters go into the high half: in the low one,
     # each step would draw most of the numbers of the step before again.
     return np.random.Generator(np.random.Philox(key=seed, counter=sum(c << 64 * i for i, c in enumerate(counters, 2))))
@@ -54,16 +59,21 @@ def counted_dropout(device: torch.device, seed: int, step: int, part: int) -> It
             backend.set_rng_state(state)
 
 
+@checked(tokens=Shape("n", "whole"), batch_size=COUNT, sequence_length=COUNT, seed=SEED, step=COUNT_OR_ZERO)
 def get_batch(tokens: Tensor, batch_size: int, sequence_length: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """Return (ids, targets), each (B, T), cut at random places out of (n,) `tokens`.
 
-    The target of each token is the token after it. A pure function: the same seed and step give the same batch.
+    The target of each token is the token after it. A pure function: the same seed and step give the same batch. Raises
+    ValueError, also for a text that is no longer than a sequence.
     """
+    if len(tokens) <= sequence_length:
+        raise ValueError(f"{len(tokens)} tokens hold no sequence of {sequence_length} and a token after it: give more.")
     starts = counted_rng(seed, step).integers(0, len(tokens) - sequence_length, size=(batch_size, 1))
     places = (torch.from_numpy(starts) + torch.arange(sequence_length)).to(tokens.device)  # (B, T)
     return tokens[places], tokens[places + 1]
 
 
+@checked(step=COUNT_OR_ZERO, config=An(TrainingConfig))
 def batch_size_at(step: int, config: TrainingConfig) -> int:
     """Return the number of sequences per forward pass in one step, counted from 0.
 
@@ -75,6 +85,7 @@ def batch_size_at(step: int, config: TrainingConfig) -> int:
     return math.ceil(config.batch_size * (min(step, ramp) + 1) / (ramp + 1))
 
 
+@checked(tokens=Shape("n", "whole"), config=An(TrainingConfig), sequence_length=COUNT, n_processes=COUNT)
 def text_batches(tokens: Tensor, config: TrainingConfig, sequence_length: int, n_processes: int) -> Batches:
     """Return the function from a step to the micro-batches (ids, targets) of all processes, cut out of a text."""
     n_parts = config.gradient_accumulation_steps * n_processes
@@ -87,6 +98,7 @@ def text_batches(tokens: Tensor, config: TrainingConfig, sequence_length: int, n
     return batches
 
 
+@checked(examples=ListOf(list | tuple, "examples", 1), config=An(TrainingConfig), n_processes=COUNT)
 def example_batches(examples: Sequence[Example], config: TrainingConfig, n_processes: int) -> Batches:
     """Return the function from a step to the micro-batches (ids, targets) of all processes, drawn from examples."""
     n_parts = config.gradient_accumulation_steps * n_processes
@@ -99,20 +111,40 @@ def example_batches(examples: Sequence[Example], config: TrainingConfig, n_proce
     return batches
 
 
+@checked()
 def pad(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Return ids and targets (B, T), padded on the right: no token looks to its right, so no mask is needed."""
-    ids, targets = ([torch.tensor(row) for row in part] for part in zip(*examples, strict=True))
+    """Return ids and targets (B, T), padded on the right: no token looks to its right, so no mask is needed.
+
+    Raises ValueError for none, and for what is no pair of lists of whole numbers.
+    """
+    if not (rows := _pairs(examples)):
+        raise ValueError("There are no examples to pad: give one or more.")
+    ids, targets = (
+        [torch.from_numpy(np.array(row, dtype=np.int64)) for row in part] for part in zip(*rows, strict=True)
+    )
     return pad_sequence(ids, batch_first=True), pad_sequence(targets, batch_first=True, padding_value=IGNORED)
+
+
+def _pairs(examples: Iterable[Example]) -> list[Example]:
+    """Return examples as pairs of lists. Raises ValueError for what is none."""
+    try:
+        pairs = [(list(ids), list(targets)) for ids, targets in examples]
+    except (TypeError, ValueError, IndexError):
+        pairs = [([None], [])]
+    kinds = {*map(type, chain.from_iterable(chain.from_iterable(pairs)))}
+    if not all(issubclass(kind, Integral) and kind is not bool for kind in kinds):
+        raise ValueError("Examples are a list of pairs (ids, targets), both lists of whole numbers.")
+    return pairs
 
 
 def count_targets(examples: Iterable[Example]) -> int:
     """Return the number of targets that are not IGNORED."""
-    return sum(target != IGNORED for _, targets in examples for target in targets)
+    return sum(target != IGNORED for _, targets in _pairs(examples) for target in targets)
 
 
 def check_tokens(tokens, vocab_size: float, least: int, name: str) -> Tensor:
     """Return token ids as an int64 tensor (n,), or raise ValueError with one sentence that says what is wrong."""
-    array = tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+    array = as_array(tokens)
     if array.ndim != 1:
         raise ValueError(f"The {name} must be one row of token ids, as encode() gives; their shape is {array.shape}.")
     if len(array) < least:
@@ -129,7 +161,7 @@ def check_tokens(tokens, vocab_size: float, least: int, name: str) -> Tensor:
 
 def check_examples(examples: Iterable[Example], vocab_size: int, window: int) -> list[Example]:
     """Return the examples as a list. Raises ValueError for none, and for one that a model of this size cannot take."""
-    examples = [(list(ids), list(targets)) for ids, targets in examples]
+    examples = _pairs(examples)
     if not examples or any(set(targets) <= {IGNORED} for _, targets in examples):
         raise ValueError("There must be examples with something to learn in each: encode_dialogues makes such ones.")
     for ids, targets in examples:
@@ -149,12 +181,15 @@ def check_examples(examples: Iterable[Example], vocab_size: int, window: int) ->
 
 def fingerprint(tokens: Tensor | None) -> str | None:
     """Return a short identification of token ids: their number and SHA-256."""
-    if tokens is None:
-        return None
-    return f"{len(tokens)} ids, sha256 {hashlib.sha256(tokens.cpu().numpy()).hexdigest()[:16]}"
+    return None if tokens is None else _fingerprint(Shape("n", "whole")("tokens", tokens, {}).cpu().numpy())
 
 
+def _fingerprint(numbers: np.ndarray) -> str:
+    return f"{len(numbers)} ids, sha256 {hashlib.sha256(numbers).hexdigest()[:16]}"
+
+
+@checked()
 def fingerprint_examples(examples: Iterable[Example]) -> str:
     """Return the same of all ids and targets of examples."""
-    numbers = [number for ids, targets in examples for number in (*ids, *targets)]
-    return fingerprint(torch.tensor(numbers, dtype=torch.int64))
+    numbers = [number for ids, targets in _pairs(examples) for number in (*ids, *targets)]
+    return _fingerprint(np.array(numbers, dtype=np.int64))

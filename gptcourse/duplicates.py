@@ -12,11 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from gptcourse.checks import TEXT, TEXTS, checked
+
 SHINGLE, ALIKE, N_BANDS, N_MINIMA = 5, 0.7, 12, 3  # near duplicates: characters, Jaccard similarity, MinHash's sizes
 REPEATED = 50  # characters of a piece that hardly stands twice by chance
 POWERS = np.uint64(0x9E3779B97F4A7C15) ** np.arange(REPEATED, dtype=np.uint64)  # the weights of a hash's numbers
 
 
+@checked(texts=TEXTS)
 def near_duplicates(texts: Sequence[str]) -> np.ndarray:
     """Return the number of each text's group (n,): near duplicates, and theirs in turn, are in one.
 
@@ -25,7 +28,7 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
     words it finds those that share most of their letters, and no others.
     """
     numbers: dict[str, int] = {}
-    kinds = np.array([numbers.setdefault(normal(text), len(numbers)) for text in texts])
+    kinds = np.array([numbers.setdefault(normal(text), len(numbers)) for text in texts], dtype=int)
     minima, groups = _minima(list(numbers)), np.arange(len(numbers))
     pairs = []
     for band in np.split(minima, N_BANDS, axis=1):
@@ -41,6 +44,7 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
     return np.unique(groups[kinds], return_inverse=True)[1]
 
 
+@checked(text=TEXT)
 def normal(text: str) -> str:
     """Return a text without case and punctuation, each number as 0."""
     return re.sub(r"[\W_]+", " ", re.sub(r"\d+", "0", text.casefold())).strip()
@@ -68,6 +72,7 @@ def _minima(texts: Sequence[str]) -> np.ndarray:
     return np.stack([np.minimum.reduceat(hashes * factor, starts) for factor in factors], axis=1)
 
 
+@checked(train=TEXT, held_out=TEXT)
 def repeated_pieces(train: str, *held_out: str) -> list[float]:
     """Return which share of each text's characters lies in a piece of 50 that stands before, in the training text.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -20,6 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptcourse.checks import (
+    LABELS,
+    SEED,
+    TEXT,
+    TEXTS,
+    ListOf,
+    Shape,
+    check_lengths,
+    check_number,
+    check_numbers,
+    check_texts,
+    checked,
+    shown,
+)
 from gptcourse.data import IGNORED, check_tokens, pad
 from gptcourse.support import Dialogue, parse_reply
 from gptcourse.tokenizers import encode_text
@@ -27,44 +41,7 @@ from gptcourse.views import context_window, device_of, eval_view, vocab_size_of
 
 NORMALISATIONS = ("token", "none", "prior")
 PRIOR_PROMPT = "Answer:"  # before which nothing has been said
-KINDS = {"finite": np.isfinite, "whole": lambda array: array == np.floor(array), "positive": lambda array: array > 0}
 WORD = re.compile(r"[\w']+")
-
-
-def check_numbers(name: str, values, low=-math.inf, high=math.inf, kind: str = "finite") -> np.ndarray:
-    """Return numbers, or one, as a float64 array (n,). Raises ValueError for none and for what is no number in range.
-
-    All must be finite, and `kind` can demand "whole" or "positive" ones.
-    """
-    try:
-        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values).reshape(-1)
-        array = array.astype(object if array.dtype.kind in "SU" else float)  # texts, "5" too, have no isfinite
-        right = np.isfinite(array) & (low <= array) & (array <= high) & KINDS[kind](array)
-        wrong = array[~right] if len(array) else ["none"]
-    except (TypeError, ValueError):
-        wrong = [repr(values)]
-    if len(wrong):
-        raise ValueError(f"The {name} must be {kind} numbers from {low:g} to {high:g}, but there is {wrong[0]}.")
-    return array
-
-
-def check_lengths(**parts: Sequence) -> None:
-    """Raise ValueError unless these are lists of one length, and not empty."""
-    for name, part in parts.items():
-        if isinstance(part, str) or not hasattr(part, "__len__"):
-            raise ValueError(f"The {name} must be a list, with one for each example, not {part!r}.")
-    if len(sizes := {len(part) for part in parts.values()}) > 1 or 0 in sizes:
-        counts = " and ".join(f"{len(part)} {name}" for name, part in parts.items())
-        raise ValueError(f"There are {counts}: give one for each.")
-
-
-def check_texts(name: str, texts: Sequence, pairs: bool = False) -> None:
-    """Raise ValueError unless this is a list of texts or, with `pairs`, of pairs of texts; it may be empty."""
-    for row in texts if isinstance(texts, Iterable) and not isinstance(texts, str) else [None]:
-        parts = row if pairs and isinstance(row, tuple | list) else [row]
-        if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
-            wanted = "pairs: [(text, label), …]" if pairs else "texts: [text, …]"
-            raise ValueError(f"The {name} must be a list of {wanted}.")
 
 
 # ---- The likelihood of a text
@@ -140,7 +117,7 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
     """
     window = context_window(model)
     tokens = check_tokens(tokens, vocab_size_of(model), 2, "tokens").tolist()
-    context = int(check_numbers("tokens of context", context, 1, window, kind="whole")[0])
+    context = check_number("tokens of context", context, 1, window, kind="whole")
     ends = [1, *range(window + 1, len(tokens), window + 1 - context)]  # of what each window is given
     begins = [max(0, end - context) for end in ends]
     pairs = [(tokens[i:end], tokens[end : i + window + 1]) for i, end in zip(begins, ends, strict=True)]
@@ -149,9 +126,9 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
 
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
     """Return a loss in bits per byte of text, in which models with different tokenizers can be compared."""
-    check_numbers("nats per token", nats_per_token, low=0)
-    check_numbers("tokens", n_tokens, low=0, kind="whole")
-    check_numbers("bytes", n_bytes, low=1, kind="whole")
+    nats_per_token = check_number("nats per token", nats_per_token, low=0)
+    n_tokens = check_number("tokens", n_tokens, low=0, kind="whole")
+    n_bytes = check_number("bytes", n_bytes, low=1, kind="whole")
     return nats_per_token * n_tokens / (math.log(2) * n_bytes)
 
 
@@ -185,7 +162,7 @@ def unique_n(texts: Sequence[str], n: int) -> list[float]:
 
 
 def _runs(words, n):
-    n = int(check_numbers("words in a run", n, low=1, kind="whole")[0])
+    n = check_number("words in a run", n, low=1, kind="whole")
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
@@ -246,7 +223,7 @@ def few_shot(
         raise ValueError(f"The template must hold {{text}} and end with {{label}}, but it is {template!r}.")
     check_texts("examples", examples, pairs=True)
     check_texts("texts", texts)
-    k = int(check_numbers("examples in a prompt", k, 0, len(examples), kind="whole")[0])
+    k = check_number("examples in a prompt", k, 0, len(examples), kind="whole")
     ask, prompts = template.removesuffix("{label}"), []
     for i, text in enumerate(texts):
         chosen = np.random.default_rng((seed, i)).choice(len(examples), k, replace=False) if k else []
@@ -280,7 +257,7 @@ def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tu
     share = np.log(table / table.sum(1, keepdims=True))  # (labels, words)
     priors = np.log([times[label] / len(examples) for label in labels])
     known = [[place[word] for word in WORD.findall(text.lower()) if word in place] for text in texts]
-    return labels, np.array([priors + share[:, row].sum(1) for row in known])
+    return labels, np.array([priors + share[:, row].sum(1) for row in known]).reshape(len(known), len(labels))
 
 
 # ---- How good, and how sure one can be of it
@@ -294,6 +271,7 @@ class ClassificationReport(NamedTuple):
     confusion: np.ndarray
 
 
+@checked(truth=LABELS, predicted=LABELS, labels=LABELS)
 def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence) -> ClassificationReport:
     """Return accuracy, the confusion matrix and macro-F1: the mean over labels of 2 TP / (2 TP + FP + FN), or 0.
 
@@ -302,7 +280,8 @@ def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence
     check_lengths(**{"true labels": truth, "predicted ones": predicted})
     labels, place = list(labels), {label: i for i, label in enumerate(labels)}
     if wrong := {label for label in (*truth, *predicted, *labels) if labels.count(label) != 1}:
-        raise ValueError(f"{sorted(wrong, key=str)} are not among the labels {labels} once: list every label once.")
+        wrong = shown(sorted(wrong, key=shown))
+        raise ValueError(f"{wrong} are not among the labels {shown(labels)} once: list every label once.")
     confusion = np.zeros((len(place), len(place)), dtype=int)
     np.add.at(confusion, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
     right = confusion.diagonal()
@@ -315,13 +294,13 @@ def wilson_interval(right: int, n: int, level: float = 0.95) -> tuple[float, flo
 
     Unlike the bootstrap's it has a width where all are right, or none. Raises ValueError for counts that cannot be.
     """
-    (n,) = check_numbers("number of examples", n, low=1, kind="whole")
-    (right,) = check_numbers("number of right ones", right, 0, n, kind="whole")
-    (level,) = check_numbers("level", level, 0, 0.9999)
+    n = check_number("number of examples", n, low=1, kind="whole")
+    right = check_number("number of right ones", right, 0, n, kind="whole")
+    level = check_number("level", level, 0, 0.9999)
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, half = right + z**2 / 2, z * math.sqrt(right * (n - right) / n + z**2 / 4)
     low, high = (middle - half) / (n + z**2), (middle + half) / (n + z**2)
-    return max(low.item(), 0.0), min(high.item(), 1.0)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def exact_interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -331,10 +310,10 @@ def exact_interval(right: int, n: int, level: float = 0.95) -> tuple[float, floa
     that for so few or fewer. It holds the truth at least as often as it says, also where all are right, or none.
     Raises ValueError for counts that cannot be.
     """
-    (n,) = check_numbers("number of examples", n, low=1, kind="whole")
-    (right,) = check_numbers("number of right ones", right, 0, n, kind="whole")
-    (level,) = check_numbers("level", level, 0, 0.9999)
-    right, n, tail = int(right), int(n), (1 - level) / 2
+    n = check_number("number of examples", n, low=1, kind="whole")
+    right = check_number("number of right ones", right, 0, n, kind="whole")
+    level = check_number("level", level, 0, 0.9999)
+    tail = (1 - level) / 2
     low = _share_with(lambda p: _at_most(right - 1, n, p) > 1 - tail) if right else 0.0
     return low, _share_with(lambda p: _at_most(right, n, p) > tail) if right < n else 1.0
 
@@ -354,6 +333,7 @@ def _share_with(is_below):
     return (low + high) / 2
 
 
+@checked(groups=LABELS)
 def share_interval(right: Sequence[bool], groups: Sequence | None = None, level: float = 0.95) -> tuple[float, float]:
     """Return an interval of the share of right ones: exact or, where examples come in groups, by drawing groups.
 
@@ -364,6 +344,7 @@ def share_interval(right: Sequence[bool], groups: Sequence | None = None, level:
     right = check_numbers("answers", right, 0, 1, kind="whole")
     if groups is None:
         return exact_interval(int(right.sum()), len(right), level)
+    check_lengths(answers=right, groups=groups)
     if len(set(right)) == 1:
         n = len(set(groups))
         return exact_interval(int(right[0]) * n, n, level)
@@ -382,14 +363,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [adjusted[i] for i in range(len(p))]
 
 
+@checked()
 def examples_needed(first: float, second: float, power: float = 0.8, level: float = 0.95) -> int:
     """Return how many examples *each* of two models needs, so that their difference is seen with probability `power`.
 
     For shares of right answers on two separate tests, by the normal approximation (Fleiss et al. 2003, section 4.2,
     without correction). Raises ValueError for equal shares, and numbers that are no shares.
     """
-    a, b = check_numbers("shares", [first, second], 0, 1)
-    power, level = check_numbers("power and level", [power, level], 0.5, 0.9999)
+    a, b = check_numbers("shares", [first, second], 0, 1).tolist()
+    power, level = check_numbers("power and level", [power, level], 0.5, 0.9999).tolist()
     if a == b:
         raise ValueError(f"Both shares are {a:g}: no number of examples shows a difference that is not there.")
     z_level, z_power = NormalDist().inv_cdf((1 + level) / 2), NormalDist().inv_cdf(power)
@@ -397,6 +379,7 @@ def examples_needed(first: float, second: float, power: float = 0.8, level: floa
     return math.ceil(((z_level * math.sqrt(middle) + z_power * math.sqrt(each)) / (a - b)) ** 2)
 
 
+@checked(first=LABELS, second=LABELS)
 def kappa(first: Sequence, second: Sequence) -> float:
     """Return Cohen's kappa (1960) of two judges of the same examples: agreement beyond that of their habits alone.
 
@@ -408,10 +391,11 @@ def kappa(first: Sequence, second: Sequence) -> float:
     agreed = sum(a == b for a, b in zip(first, second, strict=True)) / n
     chance = sum(first.count(label) * second.count(label) for label in set(first)) / n**2
     if chance == 1:
-        raise ValueError(f"Both judges say {first[0]!r} of everything: their agreement shows nothing.")
+        raise ValueError(f"Both judges say {shown(first[0])} of everything: their agreement shows nothing.")
     return (agreed - chance) / (1 - chance)
 
 
+@checked(seed=SEED, groups=LABELS)
 def bootstrap_interval(
     values: Sequence[float], level=0.95, n=10_000, seed=0, groups: Sequence | None = None
 ) -> tuple[float, float]:
@@ -426,8 +410,8 @@ def bootstrap_interval(
     check_lengths(values=values)
     if len(values) < 2:
         raise ValueError(f"An interval needs the values of two or more examples, not {len(values)}.")
-    values, (level,) = check_numbers("values", values), check_numbers("level", level, 0, 1)
-    n = int(check_numbers("resamples", n, low=1, kind="whole")[0])
+    values, level = check_numbers("values", values, -1e300, 1e300), check_number("level", level, 0, 1)
+    n = check_number("resamples", n, low=1, kind="whole")
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -436,11 +420,11 @@ def bootstrap_interval(
 
 def _cluster_interval(values, level, n, seed, groups):
     check_lengths(values=values, groups=groups)
-    values, (level,) = check_numbers("values", values), check_numbers("level", level, 0, 1)
+    values, level = check_numbers("values", values, -1e300, 1e300), check_number("level", level, 0, 1)
     labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
     if len(labels) < 2:
         raise ValueError(f"An interval needs the values of two or more groups, not {len(labels)}.")
-    n = int(check_numbers("resamples", n, low=1, kind="whole")[0])
+    n = check_number("resamples", n, low=1, kind="whole")
     place = [labels[label] for label in groups]
     sums, sizes = np.bincount(place, weights=values), np.bincount(place)
     drawn = np.random.default_rng(seed).integers(len(labels), size=(n, len(labels)))
@@ -457,19 +441,21 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bi
     """
     check_lengths(confidences=confidence, answers=correct)
     confidence = check_numbers("confidences (take the softmax of scores)", confidence, 0, 1)
-    correct, (n_bins,) = check_numbers("answers", correct, 0, 1), check_numbers("bins", n_bins, low=1, kind="whole")
+    correct, n_bins = check_numbers("answers", correct, 0, 1), check_number("bins", n_bins, low=1, kind="whole")
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     return sum(abs((confidence - correct)[bins == i].sum()) for i in set(bins)).item() / len(correct)
 
 
+@checked(logits=Shape("n V"), targets=Shape("n", "whole"))
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     """Return the temperature at which logits (n, V) give targets (n,) the lowest mean loss (Guo et al. 2017, 4.2).
 
     Fit it on validation data and judge it on others. No prediction changes, only how sure it is. The loss is convex in
     1 / temperature, so its slope is bisected, from 0.05 to 20. Raises ValueError for targets of another length.
     """
-    check_lengths(targets=targets, logits=logits)
     rows = logits.detach().double()
+    if not rows.isfinite().all() or targets.min() < 0 or targets.max() >= rows.shape[1]:
+        raise ValueError(f"Logits must be finite, and targets whole numbers from 0 to {rows.shape[1] - 1}.")
     right = rows.gather(1, targets[:, None])[:, 0]
     low, high = 1 / 20, 20.0
     for _ in range(40):
@@ -488,6 +474,12 @@ class Measurement(NamedTuple):
     groups: Sequence | None = None
 
 
+@checked(
+    **dict.fromkeys(("name", "description", "intended_use", "not_intended", "training_data"), TEXT),
+    conditions=TEXTS,
+    measurements=ListOf(list | tuple, "measurements"),
+    limits=TEXTS,
+)
 def model_card(
     name: str,
     *,
@@ -505,8 +497,10 @@ def model_card(
     `bootstrap_interval`, over groups where there are some. `conditions` are all under which the model was measured,
     the bad ones too. Raises ValueError if a part is empty, and for a condition that no measurement shows.
     """
-    if empty := [part for part, content in locals().items() if not content]:
+    if empty := [part for part, content in locals().items() if len(content) == 0]:
         raise ValueError(f"The card has nothing under {', '.join(empty)}: say it, or say that it is not known.")
+    if not all(len(row) in (3, 4) and isinstance(row[0], str) and isinstance(row[2], str) for row in measurements):
+        raise ValueError("A measurement is (name, values, condition) or (name, values, condition, groups).")
     rows = [Measurement(*row) for row in measurements]
     if hidden := [condition for condition in conditions if condition not in {row.condition for row in rows}]:
         raise ValueError(
@@ -514,9 +508,10 @@ def model_card(
         )
     table = ["| measured | condition | value | 95 % interval | examples | groups |", f"| --- | --- |{' ---: |' * 4}"]
     for measure, values, condition, groups in rows:
+        values = check_numbers("values", values, -1e300, 1e300).tolist()
         interval = share_interval if {*values} <= {0, 1} else bootstrap_interval
         low, high = interval(values, groups=groups)
-        counts = f"{len(values)} | {len({*groups}) if groups else len(values)}"
+        counts = f"{len(values)} | {len(values if groups is None else {*groups})}"
         table.append(f"| {measure} | {condition} | {np.mean(values):.3g} | {low:.3g} to {high:.3g} | {counts} |")
     parts = [f"# {name}", description, "## Intended use", intended_use, f"**Not for:** {not_intended}"]
     parts += ["## Training data", training_data, "## Measured", "\n".join(table)]
@@ -536,6 +531,7 @@ class ReplyReport(NamedTuple):
     distinct_2: float  # of all pairs of neighbouring words
 
 
+@checked(dialogues=ListOf(Dialogue, "dialogues"))
 def reply_report(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> ReplyReport:
     """Judge a model's replies to the messages of dialogues. Raises ValueError for lengths that differ, and for none."""
     check_lengths(dialogues=dialogues, replies=replies)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcourse.config import require_number
+from gptcourse.checks import COUNT, COUNT_OR_ZERO, POSITIVE, POSITIVE_OR_ZERO, SHARE, An, ListOf, Shape, checked
+from gptcourse.config import check_settings
 from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.model import GPT
@@ -56,17 +57,7 @@ class Sampling:
     top_n_sigma: float = 0.0
 
     def __post_init__(self):
-        require_number(self, "temperature", Real, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
-        require_number(self, "top_k", Integral, lambda value: value >= 0, "a whole number of 0 (off) or more")
-        require_number(self, "top_p", Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
-        require_number(self, "min_p", Real, lambda value: 0 <= value <= 1, "a number from 0 (off) to 1")
-        require_number(self, "repetition_penalty", Real, lambda value: 0 < value < math.inf, "a finite number above 0")
-        if self.seed is not None:
-            allowed = "None or a whole number from 0 to 2**64 - 1"
-            require_number(self, "seed", Integral, lambda value: 0 <= value < 2**64, allowed)
-        require_number(self, "typical_p", Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
-        allowed = "a finite number of 0 (off) or more"
-        require_number(self, "top_n_sigma", Real, lambda value: 0 <= value < math.inf, allowed)
+        check_settings(self)
 
 
 def generate(
@@ -191,6 +182,7 @@ class _Reader:
         return output.logits[:, -1]
 
 
+@checked(length=COUNT_OR_ZERO, window=COUNT)
 def first_kept(length: int, window: int) -> int:
     """Return the first position that counts once `length` tokens have been read through a window.
 
@@ -202,13 +194,14 @@ def first_kept(length: int, window: int) -> int:
     return dropped * math.ceil(max(0, length - window) / dropped)
 
 
+@checked(logits=Shape("... V"), penalty=POSITIVE)
 def apply_repetition_penalty(logits: Tensor, previous_ids: Sequence | Tensor, penalty: float) -> Tensor:
     """Make tokens that already occur less likely: divide their logits by `penalty`, or multiply where negative.
 
     logits (..., V), previous_ids (..., T); a token that occurs twice is penalised once. Keskar et al. (2019), section
     4.1, divide every logit; but dividing a negative one would make the token more likely, hence the two cases.
     """
-    previous = torch.as_tensor(previous_ids, dtype=torch.int64, device=logits.device)
+    previous = _previous(previous_ids).to(logits.device)
     if previous.shape[:-1] != logits.shape[:-1]:
         raise ValueError(f"previous_ids {(*previous.shape,)} needs a row for each row of logits {(*logits.shape,)}.")
     if previous.numel() and not 0 <= previous.min() <= previous.max() < logits.shape[-1]:
@@ -217,6 +210,17 @@ def apply_repetition_penalty(logits: Tensor, previous_ids: Sequence | Tensor, pe
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
+def _previous(ids):
+    """Return the tokens so far as an int64 tensor."""
+    try:
+        previous = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError):
+        previous = ids
+    none = isinstance(previous, Tensor) and not previous.numel()
+    return (previous if none else Shape("... T", "whole")("previous_ids", previous, {})).long()
+
+
+@checked(logits=Shape("... V"), temperature=POSITIVE_OR_ZERO)
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide the logits by the temperature: below 1 the distribution becomes sharper, above 1 flatter."""
     if temperature < 1e-6:  # the quotient would overflow; a shift of all logits changes no probability
@@ -224,12 +228,14 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     return logits / temperature
 
 
+@checked(logits=Shape("... V"), k=COUNT)
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Keep the k largest logits and those equal to the k-th; the others become -inf. Fan et al. (2018), section 5.4."""
     kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # (..., 1)
     return logits.masked_fill(logits < kth, -math.inf)
 
 
+@checked(logits=Shape("... V"), p=SHARE)
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest best tokens that hold probability p, at least one. Holtzman et al. (2020), section 3.1."""
     ascending, order = logits.sort(dim=-1)
@@ -239,12 +245,14 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
 
 
+@checked(logits=Shape("... V"), min_p=SHARE)
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     """Keep the tokens that are at least `min_p` times as likely as the best one. Nguyen et al. (2024)."""
     probabilities = logits.softmax(-1)
     return logits.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), -math.inf)
 
 
+@checked(logits=Shape("... V"), n=POSITIVE_OR_ZERO)
 def keep_top_n_sigma(logits: Tensor, n: float) -> Tensor:
     """Keep the logits at most n of their standard deviations below the best one. Tang et al. (2024).
 
@@ -258,6 +266,7 @@ def keep_top_n_sigma(logits: Tensor, n: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) - n * deviation, -math.inf)
 
 
+@checked(logits=Shape("... V"), p=SHARE)
 def keep_typical_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest tokens that hold probability p, those first whose surprise, -ln p, is nearest to the entropy.
 
@@ -272,6 +281,7 @@ def keep_typical_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
 
 
+@checked(logits=Shape("... V"), sampling=An(Sampling))
 def next_token_distribution(
     logits: Tensor, sampling: Sampling, previous_ids: Sequence | Tensor | None = None
 ) -> Tensor:
@@ -283,8 +293,6 @@ def next_token_distribution(
 
     Raises ValueError if the logits are not floating-point numbers or no distribution follows from them.
     """
-    if not logits.is_floating_point():
-        raise ValueError(f"Logits are floating-point numbers, but these are {logits.dtype}.")
     logits = logits.float() if logits.element_size() < 4 else logits
     if sampling.repetition_penalty != 1 and previous_ids is not None:
         logits = apply_repetition_penalty(logits, previous_ids, sampling.repetition_penalty)
@@ -308,14 +316,21 @@ def next_token_distribution(
     return logits.softmax(-1)
 
 
+@checked(shape=ListOf(Integral, "sizes"), generator=An(torch.Generator))
 def exponential_noise(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
     """Draw exponential noise, in float64 as float32 is too coarse near 0, where rare tokens win.
 
     Always on the CPU, so that a seed means the same wherever the model is.
     """
+    shape = [COUNT_OR_ZERO("a size in the shape", size) for size in shape]
     return torch.rand(shape, dtype=torch.float64, generator=generator).log_().neg_()
 
 
+def _noise_rule(name, value, sizes):
+    return (Shape("... V") if isinstance(value, Tensor) else POSITIVE)(name, value, sizes)
+
+
+@checked(probabilities=Shape("... V"), noise=_noise_rule)
 def sample(probabilities: Tensor, noise: Tensor | float) -> Tensor:
     """Draw a token from each row of probabilities (..., V): the arg-max of probability over exponential noise (..., V).
 

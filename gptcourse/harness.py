@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from gptcourse.evaluation import check_lengths, check_texts, log_likelihoods
+from gptcourse.checks import check_lengths, check_texts
+from gptcourse.evaluation import log_likelihoods
 from gptcourse.tokenizers import encode_text
 
 

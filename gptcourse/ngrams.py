@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gptcourse.checks import COUNT, as_array, checked
+
 
 class Counts(NamedTuple):
     """What was counted for one n. Each piece of n tokens, and each context of n - 1, is one number in base V."""
@@ -36,9 +38,10 @@ class NGrams:
     fit into 63 bits.
     """
 
+    @checked(vocab_size=COUNT, n=COUNT)
     def __init__(self, ids, vocab_size: int, n: int):
-        if n < 1 or vocab_size**n >= 2**63:
-            raise ValueError(f"n is {n}: it must be 1 or more, and {vocab_size} ** n below 2 ** 63.")
+        if n > 63 or vocab_size**n >= 2**63:
+            raise ValueError(f"n is {n}, but {vocab_size} ** n must be below 2 ** 63.")
         self.vocab_size, self.n = vocab_size, n
         ids = self._checked(ids)
         if len(ids) < n:
@@ -46,8 +49,8 @@ class NGrams:
         self.counts = [self._count(ids, order) for order in range(1, n + 1)]
 
     def _checked(self, ids) -> np.ndarray:
-        ids = np.asarray(ids)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        ids = as_array(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError("A text is a sequence of token ids, whole numbers in one row.")
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(
@@ -103,7 +106,7 @@ class NGrams:
 
     def next_token_distribution(self, context) -> np.ndarray:
         """Return the n-gram model's probabilities (V,) of the token after `context`, of which the end counts."""
-        context, every = self._checked(np.asarray(context, dtype=np.int64)), np.arange(self.vocab_size)
+        context, every = self._checked(context), np.arange(self.vocab_size)
         probabilities = np.full(self.vocab_size, 1 / self.vocab_size)
         for order, counts in enumerate(self.counts[: len(context) + 1], start=1):
             recent = context[len(context) - order + 1 :]

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gptcourse.checks import COUNT_OR_ZERO, An, Shape, checked
 from gptcourse.config import SCHEDULES, TrainingConfig  # noqa: F401 - the notebooks look for SCHEDULES here
 from gptcourse.distributed import own_part, whole
 from gptcourse.model import GPT
@@ -21,6 +22,7 @@ from gptcourse.model import GPT
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al.: brings singular values into about 0.7 to 1.2, and fast
 
 
+@checked(step=COUNT_OR_ZERO, config=An(TrainingConfig))
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
     """Return the learning rate of one step, counted from 0.
 
@@ -111,6 +113,7 @@ def _and_others(model: GPT, weight_decay: float, *groups: dict) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
+@checked(matrix=Shape("m n"), steps=COUNT_OR_ZERO)
 def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
     """Return U Vᵀ of the matrix U S Vᵀ, roughly: every direction in which it changes something is as strong as any.
 

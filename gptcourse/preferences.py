@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcourse.config import TrainingConfig, check_settings
+from gptcourse.checks import COUNT, FLAG, POSITIVE, POSITIVE_OR_ZERO, Number, Shape, checked
+from gptcourse.config import RULES, TrainingConfig, check_settings
 from gptcourse.data import IGNORED, Example, check_examples, counted_rng, fingerprint_examples, pad
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTOutput
@@ -36,6 +38,10 @@ Reward: TypeAlias = Callable[[int, list[int]], float]  # of the number of a prom
 
 # ---- Losses
 
+CLIPPED = {"log_probs": Shape("B T"), "old": Shape("B T"), "advantages": Shape("B")}
+CLIPPED["epsilon"] = Number(Real, lambda x: 0 <= x <= 1000, "a number from 0 to 1000")  # half precision holds it too
+AVERAGE = {"loss_type": RULES["loss_type"], "max_length": COUNT}
+
 
 def token_log_probs(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     """Return the log-probability of each target (B, T), in nats, and 0 where it is IGNORED."""
@@ -43,11 +49,13 @@ def token_log_probs(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     return -F.cross_entropy(logits.mT, targets, reduction="none", ignore_index=IGNORED)
 
 
+@checked(chosen=Shape("..."), rejected=Shape("..."))
 def reward_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Return the mean of -ln σ(chosen - rejected) of rewards (B,): Bradley–Terry (Ouyang et al. 2022, equation 1)."""
     return -F.logsigmoid(chosen - rejected).mean()
 
 
+@checked(**dict.fromkeys(("chosen", "rejected", "ref_chosen", "ref_rejected"), Shape("...")), beta=POSITIVE_OR_ZERO)
 def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
     """Return the loss of DPO, from log-probabilities (B,) of whole replies (Rafailov et al. 2023, equation 7).
 
@@ -56,16 +64,20 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected:
     return reward_loss(beta * (chosen - ref_chosen), beta * (rejected - ref_rejected))
 
 
+@checked(rewards=Shape("P G"), scale=FLAG)
 def group_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
     """Return each reward less the mean of its group, over the group's standard deviation, for (P, G).
 
     A group in which all rewards are equal has advantages of 0, and teaches nothing. Without `scale` nothing is divided:
     a division gives prompts that are nearly always, or nearly never, answered right more weight (Liu et al. 2025).
     """
+    if scale and rewards.shape[1] == 1:
+        raise ValueError("A group of one reward has no standard deviation: draw two or more replies to each prompt.")
     centred = rewards - rewards.mean(-1, keepdim=True)
     return centred / (rewards.std(-1, keepdim=True) + 1e-4) if scale else centred
 
 
+@checked(**CLIPPED, mask=Shape("B T", "real"), **AVERAGE)
 def policy_loss(
     log_probs: Tensor,
     old: Tensor,
@@ -88,12 +100,14 @@ def policy_loss(
 
 
 @torch.no_grad()
+@checked(**CLIPPED, mask=Shape("B T", "boolean"))
 def clipped_share(log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, epsilon: float = 0.2) -> float:
     """Return the share of the replies' tokens on which `policy_loss` no longer pulls: moved far enough already."""
     moved, wanted = (log_probs - old).exp() - 1, advantages[:, None].sign()
     return (((moved * wanted > epsilon) & mask).sum() / mask.sum()).item()
 
 
+@checked(log_probs=Shape("B T"), reference=Shape("B T"), mask=Shape("B T", "real"), **AVERAGE)
 def kl_loss(
     log_probs: Tensor, reference: Tensor, mask: Tensor, loss_type: str = "grpo", max_length: int = 64
 ) -> Tensor:
@@ -114,6 +128,7 @@ def _averaged(losses: Tensor, mask: Tensor, loss_type: str, max_length: int) -> 
 # ---- What is best
 
 
+@checked(reference=Shape("... N"), rewards=Shape("... N"), beta=POSITIVE)
 def optimal_policy(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
     """Return reference · exp(rewards / β), made to sum to 1, for probabilities and rewards (..., N).
 
@@ -124,6 +139,7 @@ def optimal_policy(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
     return (reference.log() + rewards / beta).softmax(-1)
 
 
+@checked(reference=Shape("N"), rewards=Shape("N"), n=COUNT)
 def best_of_n(reference: Tensor, rewards: Tensor, n: int) -> Tensor:
     """Return the probabilities (N,) of what is taken if the best of n draws is, a tie being broken by lot.
 

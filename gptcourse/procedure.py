@@ -30,7 +30,8 @@ import torch
 from torch import nn
 from torch.quasirandom import SobolEngine
 
-from gptcourse.config import BELOW_ONE, NUMBERS, SHARE
+from gptcourse.checks import BELOW_ONE, INSIDE, POSITIVE, SHARE, check_lengths, check_numbers, checked
+from gptcourse.config import NUMBERS
 from gptcourse.decision import DecisionRecord, Settings, listed, shorter
 from gptcourse.studies import distributions, open_study, quiet_optuna
 from gptcourse.subject import DERIVED, TRAINING, Subject
@@ -66,11 +67,12 @@ class Budget:
     run: float | None = None
 
     def __post_init__(self):
-        given = [amount for amount in (self.minutes, self.tokens, self.examples) if amount is not None]
-        if len(given) != 1 or not 0 < given[0] < math.inf:
-            raise ValueError("A budget is a number above 0 of minutes, of tokens or of examples: give one of them.")
-        if self.run is not None and not 0 < self.run < given[0]:
-            raise ValueError(f"A run of {self.run} does not fit into a budget of {given[0]}.")
+        given = {name: POSITIVE(name, amount) for name, amount in vars(self).items() if amount is not None}
+        run = given.pop("run", 0)
+        if len(given) != 1:
+            raise ValueError("A budget is a number of minutes, of tokens or of examples: give one of them.")
+        if run >= (amount := min(given.values())):
+            raise ValueError(f"A run of {run:g} does not fit into a budget of {amount:g}.")
 
     @property
     def total(self) -> float:
@@ -464,11 +466,14 @@ def _gain(old: list[float], new: list[float]) -> tuple[float, tuple[float, float
     return gain, (low, high), shown if low > 0 else f"{shown}, which does not exclude that there is none"
 
 
+@checked(level=INSIDE)
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Return Student's interval for the mean of independent values: mean ± t s / √n. Raises ValueError for one value.
 
     With t = √ν tan θ Student's density becomes cos^(ν - 1) θ, whose sum is the distribution.
     """
+    check_lengths(values=values)
+    values = check_numbers("values", values).tolist()
     if len(values) < 2:
         raise ValueError("An interval needs two values or more.")
     theta = np.linspace(-math.pi / 2, math.pi / 2, 1_000_001)

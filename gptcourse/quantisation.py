@@ -12,24 +12,28 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from gptcourse.checks import COUNT, Shape, between, checked
+
 SCALE_BITS = 16  # a scale is stored in half precision
 
 
+@checked(weight=Shape("rows columns"), bits=between(2, 24), group=COUNT)
 def quantise(weight: Tensor, bits: int, group: int | None = None) -> tuple[Tensor, Tensor]:
     """Return whole numbers (rows, groups, group) and scales (rows, groups, 1): their product is near the weights.
 
     weight (rows, columns); group=None takes each row as one group. Numbers go from -(2^(bits - 1) - 1) to the same
-    above zero. Raises ValueError if groups do not fill a row, or for fewer than 2 bits.
+    above zero. Raises ValueError if groups do not fill a row, or unless there are 2 to 24 bits, those of float32.
     """
     group = weight.shape[1] if group is None else group
-    if bits < 2 or weight.shape[1] % group:
-        raise ValueError(f"Give 2 bits or more, not {bits}, and groups that fill rows of {weight.shape[1]}.")
+    if weight.shape[1] % group:
+        raise ValueError(f"Groups of {group} do not fill rows of {weight.shape[1]}: give a divisor.")
     parts, largest = weight.unflatten(1, (-1, group)), 2 ** (bits - 1) - 1
     scales = (parts.abs().amax(-1, keepdim=True) / largest).half().float()
     codes = (parts / scales.clamp(min=1e-12)).round().clamp(-largest, largest)
     return codes.to(torch.int8 if bits <= 8 else torch.int32), scales
 
 
+@checked(codes=Shape("rows groups group", "real"), scales=Shape("rows groups 1"))
 def dequantise(codes: Tensor, scales: Tensor) -> Tensor:
     """Return the weights (rows, columns) that codes and scales stand for."""
     return (codes * scales).flatten(1)

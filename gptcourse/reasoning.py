@@ -16,10 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 
+from gptcourse.checks import COUNT, COUNT_OR_ZERO, SEED, Choice, ListOf, between, check_numbers, checked, shown
 from gptcourse.data import IGNORED, Example, counted_rng
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT
@@ -50,10 +52,9 @@ class Puzzle(NamedTuple):
         return [*self.digits, *[EMPTY] * (PLACES - len(self.digits)), THINK]
 
 
+@checked(n=COUNT_OR_ZERO, seed=SEED, task=Choice(tuple(TASKS)), shortest=between(1, PLACES))
 def puzzles(n: int, seed: int = 0, task: str = "sum", shortest: int = 2) -> list[Puzzle]:
     """Return n puzzles of `shortest` to 10 digits, each length as often as any other. Raises ValueError."""
-    if task not in TASKS or not 1 <= shortest <= PLACES:
-        raise ValueError(f"A puzzle is one of {', '.join(TASKS)}, of 1 to {PLACES} digits, not {task!r}, {shortest!r}.")
     made, rng = [], counted_rng(seed, 0)
     for length in rng.integers(shortest, PLACES + 1, size=n):
         digits = tuple(rng.integers(10, size=length).tolist())
@@ -61,14 +62,13 @@ def puzzles(n: int, seed: int = 0, task: str = "sum", shortest: int = 2) -> list
     return made
 
 
+@checked(made=ListOf(Puzzle, "puzzles"), style=Choice(STYLES), seed=SEED)
 def puzzle_examples(made: Sequence[Puzzle], style: str, seed: int = 0) -> list[Example]:
     """Return an example for each puzzle, whose targets are what follows `>`. Raises ValueError for an unknown style.
 
     "answer" answers at once, "think" after all thoughts, "filler" after as many dots, "some" after the first k
     thoughts, k being drawn from 0 to all.
     """
-    if style not in STYLES:
-        raise ValueError(f"style is {style!r}, but it must be one of {', '.join(STYLES)}.")
     rng = counted_rng(seed, 1)
     return [_example(puzzle, _middle(puzzle, style, rng)) for puzzle in made]
 
@@ -85,6 +85,7 @@ def _example(puzzle, middle):
     return (puzzle.prompt + reply)[:-1], [IGNORED] * PLACES + reply
 
 
+@checked(reply=ListOf(Integral, "token ids"))
 def read_answer(reply: Sequence[int]) -> int | None:
     """Return the digit after the first `=` of a reply (token ids), or None if there is none."""
     reply = list(reply)
@@ -104,6 +105,7 @@ def solve(
     return [read_answer(row[PLACES + 1 :]) for row in rows]
 
 
+@checked(made=ListOf(Puzzle, "puzzles"))
 def right_answer(made: Sequence[Puzzle]) -> Callable[[int, list[int]], float]:
     """Return the verifiable reward that `grpo` takes: 1 for a reply with the right answer to puzzle i, else 0."""
     return lambda i, reply: float(read_answer(reply) == made[i].answer)
@@ -112,6 +114,7 @@ def right_answer(made: Sequence[Puzzle]) -> Callable[[int, list[int]], float]:
 # ---- Many answers
 
 
+@checked(n=COUNT, right=COUNT_OR_ZERO, k=COUNT)
 def pass_at_k(n: int, right: int, k: int) -> float:
     """Return the unbiased estimate, from n draws of which some are right, that at least one of k draws is right.
 
@@ -124,11 +127,16 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
+@checked(truth=COUNT_OR_ZERO, k=COUNT, n_trials=COUNT, seed=SEED)
 def majority_right(votes: Sequence[int], truth: int, k: int, n_trials: int = 1000, seed: int = 0) -> float:
     """Return how often the most frequent answer of k draws is the truth, ties broken by lot.
 
-    votes[a] says how often answer a was drawn; k answers at a time are drawn anew with these frequencies.
+    votes[a] says how often answer a was drawn; k answers at a time are drawn anew with these frequencies. Raises
+    ValueError.
     """
+    votes = check_numbers("votes", votes, low=0).tolist()
+    if not (truth < len(votes) and 0 < sum(votes) < math.inf):
+        raise ValueError(f"The truth is answer {truth} and the votes are {shown(votes)}: give votes for it or others.")
     rng = counted_rng(seed, 2)
     counts = rng.multinomial(k, np.array(votes) / sum(votes), size=n_trials)  # (trials, answers)
     best = counts == counts.max(1, keepdims=True)

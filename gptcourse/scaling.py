@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from gptcourse.checks import FLAG, SEED, An, Choice, ListOf, check_lengths, check_number, check_numbers, checked
 from gptcourse.config import GPTConfig
-from gptcourse.evaluation import check_lengths, check_numbers
 
 PARTS = ("weights", "gradients", "optimizer", "activations")  # of the memory that training holds
 STARTS = [*itertools.product((0.0,), (2.0, 8.0), (0.3, 0.7), (2.0, 8.0), (0.3, 0.7))]  # of log E, log A, alpha, …
 HUBER_DELTA = 1e-3  # in log loss: beyond it a run counts as an outlier (Hoffmann et al., appendix D.3)
 
 
+@checked(config=An(GPTConfig))
 def flops_per_token(config: GPTConfig) -> int:
     """Return the floating-point operations that training on one token takes, forward and backward.
 
@@ -36,6 +37,7 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * multiplied + 12 * config.n_layer * config.n_embd * config.n_positions
 
 
+@checked(config=An(GPTConfig), gradient_checkpointing=FLAG)
 def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> dict[str, int]:
     """Estimate the bytes that training in float32 with AdamW holds, by what they are for.
 
@@ -45,7 +47,7 @@ def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointi
     `gradient_checkpointing` one vector per block, and the 16 of one block when the logits are gone (Korthikanti et al.
     2022, section 5). Raises ValueError.
     """
-    check_numbers("sequences in a batch", batch_size, low=1, kind="whole")
+    batch_size = check_number("sequences in a batch", batch_size, low=1, kind="whole")
     blocks, logits = 16 * config.n_layer * config.n_embd, 3 * config.vocab_size
     if gradient_checkpointing:
         blocks, logits = config.n_layer * config.n_embd, max(logits, 16 * config.n_embd)
@@ -54,6 +56,7 @@ def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointi
     return dict(zip(PARTS, (4 * parameters, 4 * parameters, 8 * parameters, activations), strict=True))
 
 
+@checked(config=An(GPTConfig))
 def peak_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> int:
     """Estimate the most bytes that a training step holds at one time, out of `training_memory`.
 
@@ -73,6 +76,7 @@ SHARDED = {  # what each way of training on several devices divides among them
 }
 
 
+@checked(config=An(GPTConfig), strategy=Choice(tuple(SHARDED)))
 def device_memory(
     config: GPTConfig,
     batch_size: int = 1,
@@ -87,9 +91,7 @@ def device_memory(
     Each strategy divides what SHARDED names; with tensor parallelism all devices work on the same sequences
     (Korthikanti et al., section 4.2.2). Buffers for messages come on top. Raises ValueError.
     """
-    if strategy not in SHARDED:
-        raise ValueError(f"strategy must be one of {', '.join(SHARDED)}, not {strategy!r}.")
-    check_numbers("devices", n_devices, low=1, kind="whole")
+    n_devices = check_number("devices", n_devices, low=1, kind="whole")
     parameters = config.num_parameters
     activations = training_memory(config, batch_size, gradient_checkpointing)["activations"] / 2
     whole = zip(PARTS, (2 * parameters, 2 * parameters, 12 * parameters, activations), strict=True)
@@ -110,17 +112,20 @@ class ScalingLaw:
     beta: float
 
     def __post_init__(self):
-        check_numbers("numbers of a law", astuple(self))
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, check_number("numbers of a law", value))
 
+    @checked()
     def loss(self, n_parameters: float, n_tokens: float) -> float:
         """Return the loss that the law predicts. Raises ValueError for numbers that are not above 0."""
-        check_numbers("parameters", n_parameters, low=0, kind="positive")
-        check_numbers("tokens", n_tokens, low=0, kind="positive")
+        n_parameters = check_number("parameters", n_parameters, low=0, kind="positive")
+        n_tokens = check_number("tokens", n_tokens, low=0, kind="positive")
         return self.E + self.A / n_parameters**self.alpha + self.B / n_tokens**self.beta
 
+    @checked()
     def compute_optimal(self, flops: float) -> tuple[float, float]:
         """Return the parameters and tokens with the lowest loss for `flops` = 6 N D (Hoffmann et al., equation 4)."""
-        check_numbers("FLOPs", flops, low=0, kind="positive")
+        flops = check_number("FLOPs", flops, low=0, kind="positive")
         check_numbers("A, alpha, B and beta", astuple(self)[1:], low=0, kind="positive")
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         n_parameters = scale * (flops / 6) ** (self.beta / (self.alpha + self.beta))
@@ -132,21 +137,26 @@ CHINCHILLA = ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)
 CHINCHILLA_REFIT = ScalingLaw(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
 
 
+@checked()
 def extend(x0: float, loss0: float, x1: float, loss1: float, x: float) -> float:
     """Return the loss at x on the line through two points on logarithmic axes. Raises ValueError."""
-    check_numbers("points of the line", (x0, loss0, x1, loss1, x), low=0, kind="positive")
+    x0, loss0, x1, loss1, x = check_numbers("points of the line", (x0, loss0, x1, loss1, x), 1e-150, 1e150).tolist()
     if x0 == x1:
         raise ValueError(f"Both points of the line stand at {x0:g}: it has no slope.")
     return loss1 * (x / x1) ** (math.log(loss1 / loss0) / math.log(x1 / x0))
 
 
+@checked(runs=ListOf(list | tuple, "runs"))
 def ruler(runs: Sequence[tuple[float, float, float]], n_parameters: float, n_tokens: float) -> float:
     """Return the loss that the last slopes among runs (parameters, tokens, loss) lead to: the line to beat for a law.
 
     From the longest run of the largest size, along the lines through the next smaller size and the next shorter run.
     Raises ValueError where there are not two sizes with that length, and two lengths of that size.
     """
-    loss = {(n, d): value for n, d, value in runs}
+    rows = [check_numbers("numbers of a run", run, low=0, kind="positive").tolist() for run in runs]
+    if any(len(row) != 3 for row in rows):
+        raise ValueError("A run is three numbers: its parameters, tokens and loss.")
+    loss = {(n, d): value for n, d, value in rows}
     largest = max((n for n, _ in loss), default=0)
     longest, *shorter = sorted((d for n, d in loss if n == largest), reverse=True) or [0]
     smaller = max((n for n, d in loss if n < largest and d == longest), default=None)
@@ -164,7 +174,8 @@ def interval_score(low: float, high: float, value: float, level: float = 0.9) ->
     Its width, and 2 / (1 - level) for each unit by which it missed (Gneiting and Raftery, equation 43): nobody gains by
     claiming more certainty, or less, than there is. Raises ValueError.
     """
-    check_numbers("ends of the interval, the value", (low, high, value))
+    parts = check_numbers("ends of the interval, the value and the level", (low, high, value, level))
+    low, high, value, level = parts.tolist()
     if low > high or not 0 < level < 1:
         raise ValueError(f"The interval goes from {low:g} to {high:g} at level {level:g}: low to high, 0 to 1.")
     return high - low + 2 / (1 - level) * (max(low - value, 0.0) + max(value - high, 0.0))
@@ -217,11 +228,12 @@ def _fit(log_n, log_d, log_loss, start):
     return (lowest if math.isfinite(lowest) else math.inf), x.tolist()
 
 
+@checked(seed=SEED)
 def bootstrap_laws(
     n_parameters: Sequence[float], n_tokens: Sequence[float], losses: Sequence[float], n: int = 20, seed: int = 0
 ) -> list[ScalingLaw]:
     """Return n laws, each fitted to runs drawn with replacement: their spread is that of the fit. Raises ValueError."""
-    check_numbers("laws", n, low=1, kind="whole")
+    n = check_number("laws", n, low=1, kind="whole")
     runs, rng, laws = _checked_runs(n_parameters, n_tokens, losses), np.random.default_rng(seed), []
     law = _best(runs, STARTS)
     start = (math.log(law.E), math.log(law.A), law.alpha, math.log(law.B), law.beta)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptcourse import distributed
-from gptcourse.config import GPT3_TABLE, TrainingConfig
+from gptcourse.checks import COUNT, FINITE, INSIDE, POSITIVE, POSITIVE_OR_ZERO, An, check_numbers, checked
+from gptcourse.config import GPT3_TABLE, TrainingConfig, check_settings
 from gptcourse.data import check_tokens, get_batch, text_batches
 from gptcourse.distributed import choose_device
 from gptcourse.procedure import Budget, t_interval, tune  # noqa: F401 - they belong to tuning, and are imported from here
@@ -32,6 +33,7 @@ from gptcourse.views import context_window, device_of, eval_view, unwrap, vocab_
 # ---- Experience: what GPT-3 chose. Its schedule, betas, clipping and decay are the defaults of TrainingConfig.
 
 
+@checked(n_parameters=POSITIVE)
 def gpt3_learning_rate(n_parameters: float) -> float:
     """Return the peak learning rate of a model with this number of parameters, after GPT-3's table 2.1.
 
@@ -41,14 +43,13 @@ def gpt3_learning_rate(n_parameters: float) -> float:
     return _along_the_table(n_parameters, "learning_rate")
 
 
+@checked(n_parameters=POSITIVE)
 def gpt3_batch_size(n_parameters: float) -> float:
     """Return the batch size in tokens, as `gpt3_learning_rate` does; beyond the ends of the table ∝ size^0.26."""
     return _along_the_table(n_parameters, "batch_size")
 
 
 def _along_the_table(n_parameters: float, column: str) -> float:
-    if not 0 < n_parameters < math.inf:
-        raise ValueError(f"n_parameters must be a number above 0, not {n_parameters}: count those that are trained.")
     unit, rows = {"M": 1e6, "B": 1e9}, GPT3_TABLE.values()
     sizes = np.log([float(row.n_params[:-1]) * unit[row.n_params[-1]] for row in rows])
     values = np.log([getattr(row, column) for row in rows])
@@ -60,6 +61,7 @@ def _along_the_table(n_parameters: float, column: str) -> float:
 # ---- Rules that transfer: from the settings that were best in a small run to those of a larger one. Width: muP.
 
 
+@checked(config=An(TrainingConfig), tokens=POSITIVE, depth=POSITIVE, batch_exponent=FINITE)
 def transfer(
     config: TrainingConfig, *, tokens: float = 1.0, depth: float = 1.0, batch_exponent: float = 0.383
 ) -> TrainingConfig:
@@ -70,10 +72,11 @@ def transfer(
     nothing changes under muP, see `optimizers.mup_groups`. These are predictions: in notebook 06's check the rules for
     decay and depth moved the settings too far. Raises ValueError.
     """
-    batch_size = max(round(config.batch_size * _positive(tokens) ** batch_exponent), 1)
+    batch_size = max(round(config.batch_size * tokens**batch_exponent), 1)
     return for_depth(for_batch_size(for_horizon(config, tokens), batch_size), depth)
 
 
+@checked(config=An(TrainingConfig), tokens=POSITIVE)
 def for_horizon(config: TrainingConfig, tokens: float) -> TrainingConfig:
     """Return settings for a run with `tokens` times the tokens, at the same batch size.
 
@@ -81,9 +84,10 @@ def for_horizon(config: TrainingConfig, tokens: float) -> TrainingConfig:
     2024, "How to set AdamW's weight decay as you scale model and dataset size"). Warm-up keeps its number of steps, up
     to half of the run: notebook 05 has rates that fewer steps of it break. Raises ValueError.
     """
-    return replace(_with_steps(config, _positive(tokens)), weight_decay=config.weight_decay / tokens)
+    return replace(_with_steps(config, tokens), weight_decay=config.weight_decay / tokens)
 
 
+@checked(config=An(TrainingConfig), batch_size=COUNT)
 def for_batch_size(config: TrainingConfig, batch_size: int) -> TrainingConfig:
     """Return settings for another batch size, and as many tokens.
 
@@ -92,7 +96,7 @@ def for_batch_size(config: TrainingConfig, batch_size: int) -> TrainingConfig:
     Models"), and `timescale` as a share of the run, by weight_decay ∝ √batch_size (nanochat). Warm-up keeps its number
     of steps, as in `for_horizon`. Raises ValueError.
     """
-    ratio = _positive(batch_size) / config.batch_size
+    ratio = batch_size / config.batch_size
     return replace(
         _with_steps(config, 1 / ratio),
         batch_size=batch_size,
@@ -102,6 +106,7 @@ def for_batch_size(config: TrainingConfig, batch_size: int) -> TrainingConfig:
     )
 
 
+@checked(config=An(TrainingConfig), depth=POSITIVE)
 def for_depth(config: TrainingConfig, depth: float) -> TrainingConfig:
     """Return settings for a model with `depth` times the layers: rate ∝ 1 / √depth, the same rate · weight_decay.
 
@@ -109,22 +114,23 @@ def for_depth(config: TrainingConfig, depth: float) -> TrainingConfig:
     this course only begins with additions divided like this. Dey et al. (2025, CompleteP) divide what is added by
     n_layer, and keep the rate. Raises ValueError.
     """
-    root = math.sqrt(_positive(depth))
+    root = math.sqrt(depth)
     return replace(config, learning_rate=config.learning_rate / root, weight_decay=config.weight_decay * root)
 
 
+@checked(half_life=POSITIVE, tokens_per_step=POSITIVE)
 def beta2_of(half_life: float, tokens_per_step: float) -> float:
     """Return the β₂ with which a squared gradient counts half after `half_life` tokens (Marek et al. 2025)."""
-    return 0.5 ** (_positive(tokens_per_step) / _positive(half_life))
+    return 0.5 ** (tokens_per_step / half_life)
 
 
+@checked(beta2=INSIDE, tokens_per_step=POSITIVE)
 def half_life_of(beta2: float, tokens_per_step: float) -> float:
     """Return the tokens after which a squared gradient counts half. Raises ValueError for a β₂ outside 0 to 1."""
-    if not 0 < beta2 < 1:
-        raise ValueError(f"beta2 is {beta2}, but only between 0 and 1 there is a half-life.")
-    return _positive(tokens_per_step) * math.log(0.5) / math.log(beta2)
+    return tokens_per_step * math.log(0.5) / math.log(beta2)
 
 
+@checked(config=An(TrainingConfig))
 def timescale(config: TrainingConfig) -> float:
     """Return the share of a run that AdamW's weights average over: 1 / (rate · weight_decay · steps), at the peak.
 
@@ -140,12 +146,6 @@ def _with_steps(config: TrainingConfig, ratio: float) -> TrainingConfig:
     parts = {name: getattr(config, name) for name in ("decay_steps", "batch_ramp_steps", "eval_steps", "save_steps")}
     scaled = {name: n and max(int(n * ratio), 1) for name, n in parts.items()}  # 0 and None stay
     return replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps // 2), **scaled)
-
-
-def _positive(value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"Sizes, ratios and half-lives must be finite numbers above 0, not {value!r}.")
-    return value
 
 
 # ---- The range test
@@ -397,13 +397,15 @@ def gradient_noise_scale(model, tokens, *, small=4, big=64, n_batches=8, seed=0,
     return NoiseScale(norm_squared, trace, trace / norm_squared, trace / norm_squared * length, error)
 
 
+@checked(small_norm=POSITIVE_OR_ZERO, big_norm=POSITIVE_OR_ZERO, small=COUNT, big=COUNT)
 def noise_scale_estimates(small_norm: float, big_norm: float, small: int, big: int) -> tuple[float, float]:
     """Return unbiased estimates (|G|², tr Σ) from the mean squared gradient norms of two batch sizes.
 
     For B samples the expectation is |G|² + tr Σ / B: two sizes, two equations (McCandlish et al. 2018, appendix A.1).
+    Raises ValueError.
     """
-    if not 0 < small < big < math.inf or not (0 <= small_norm < math.inf and 0 <= big_norm < math.inf):
-        raise ValueError("Both squared norms must be finite and 0 or more, and big above small, which is above 0.")
+    if big <= small:
+        raise ValueError(f"big is {big}, but it must be above small, which is {small}.")
     norm_squared = (big * big_norm - small * small_norm) / (big - small)
     return norm_squared, (small_norm - big_norm) / (1 / small - 1 / big)
 
@@ -429,27 +431,34 @@ class BatchTradeOff:
     min_steps: float
     critical_batch: float
 
+    def __post_init__(self):
+        check_settings(self)
+
     @property
     def min_tokens(self) -> float:
         """Tokens in the limit of small batches."""
         return self.min_steps * self.critical_batch
 
+    @checked(batch=POSITIVE)
     def steps(self, batch: float) -> float:
         """Return the steps with batches of `batch` tokens."""
         return self.min_steps * (1 + self.critical_batch / batch)
 
+    @checked(batch=POSITIVE)
     def tokens(self, batch: float) -> float:
         """Return the tokens with batches of `batch` tokens."""
         return self.min_tokens * (1 + batch / self.critical_batch)
 
     @classmethod
+    @checked()
     def fit(cls, batches, steps) -> BatchTradeOff:
         """Return the hyperbola that fits the measured steps of each batch size: least squares of the ratio.
 
         Raises ValueError for fewer than two batch sizes, and where more batch did not save steps.
         """
-        if len(set(batches)) < 2 or len(batches) != len(steps) or not all(0 < x < math.inf for x in (*batches, *steps)):
-            raise ValueError("A hyperbola needs steps, above 0, for two or more different batch sizes above 0.")
+        batches, steps = (check_numbers("batches and steps", part, 1e-6, 1e15).tolist() for part in (batches, steps))
+        if len(set(batches)) < 2 or len(batches) != len(steps):
+            raise ValueError("A hyperbola needs steps for each of two or more different batch sizes.")
         terms = [[1 / s, 1 / (b * s)] for b, s in zip(batches, steps, strict=True)]  # · (S_min, E_min): should be 1
         min_steps, min_tokens = np.linalg.lstsq(np.array(terms), np.ones(len(terms)), rcond=None)[0].tolist()
         if not (min_steps > 0 and min_tokens > 0):

@@ -69,7 +69,9 @@ def test_bytes_are_counted_as_they_would_be_stored():
     assert 8 * q8_0.size == 32 * 8 + 16  # the same bits for a group
 
 
-@pytest.mark.parametrize(("bits", "group"), [(1, None), (4, 48)])
-def test_what_cannot_be_done_is_refused(bits, group):
-    with pytest.raises(ValueError, match="2 bits or more"):
+@pytest.mark.parametrize(
+    ("bits", "group", "words"), [(1, None, "bits is 1, .* from 2 to 24"), (4, 48, "Groups of 48 do not fill")]
+)
+def test_what_cannot_be_done_is_refused(bits, group, words):
+    with pytest.raises(ValueError, match=words):
         quantise(weights(), bits, group)

@@ -215,6 +215,7 @@ def test_personal_data_is_replaced(text, kind):
         "It costs 1,299.00 and weighs 0.5 kg.",
         "@clara said: 10:30 at 12 Church Lane",
         "at am10 that were sent, or DE88 3704 1144 1532 1130",
+        "DE89 3704 0044 0532 01\u212a0 00, with the sign of kelvin for a K",
     ],
 )
 def test_order_numbers_dates_and_prices_are_left(text):
@@ -244,7 +245,7 @@ NONE = [float(name) for name in ("nan", "inf", "-inf")]
         *((exposure, (1.0, [0.0, x])) for x in NONE),
         *((insert_canaries, ([], {"ANNA": n})) for n in (-1, math.nan, 1.5, "two")),
         *((canary_exposures, (None, None, {"ANNA": "1234"}, n)) for n in (-1, 0, 10_000, 1.5, "two")),
-        *((perturb, ("a", "typos", None, rate)) for rate in (-0.1, 1.1, math.nan, "often")),
+        *((perturb, ("a", "typos", np.random.default_rng(0), rate)) for rate in (-0.1, 1.1, math.nan, "often")),
         *((risky_requests, (n,)) for n in (-1, 1.5, "two", math.nan)),
     ],
 )
@@ -289,7 +290,7 @@ def test_the_other_noises_do_what_their_names_say():
     assert perturb("Where's it, please?", "no punctuation", rng) == "Wheres it please"
     assert perturb("Where?", "distractor", rng).endswith(". Where?")
     assert len({perturb("Where?", "distractor", rng) for _ in range(50)}) > 3
-    with pytest.raises(ValueError, match="noise must be one of typos"):
+    with pytest.raises(ValueError, match="must be one of typos"):
         perturb("Where?", "rain", rng)
 
 

@@ -88,7 +88,7 @@ def test_beyond_the_table_the_slope_is_that_of_the_whole_table(end):
 @pytest.mark.parametrize("size", [0, -1e6, math.nan, math.inf])
 def test_a_size_that_is_no_size_is_refused(size):
     for function in (gpt3_learning_rate, gpt3_batch_size):
-        with pytest.raises(ValueError, match=r"n_parameters must be .*\.$"):
+        with pytest.raises(ValueError, match=r"^n_parameters is .*must be .*\.$"):
             function(size)
 
 
@@ -165,7 +165,7 @@ def test_sizes_that_are_none_are_refused(size):
         lambda: beta2_of(size, 1),
         lambda: half_life_of(0.9, size),
     ):
-        with pytest.raises(ValueError, match=r"must be finite numbers above 0, not .*\.$"):
+        with pytest.raises(ValueError, match=r"must be a (finite|whole) number (greater than 0|of 1 or more)\.$"):
             rule()
     with pytest.raises(ValueError, match=r"^beta2 is 1"):
         half_life_of(1.0, 8)
@@ -804,8 +804,8 @@ def test_no_other_hyperbola_is_nearer_in_ratio():
         ([64], [100], "two or more different"),
         ([64, 64], [100, 90], "two or more different"),
         ([64, 128], [100], "two or more different"),
-        ([0, 128], [100, 80], "above 0"),
-        ([64, 128], [100, -1], "above 0"),
+        ([0, 128], [100, 80], "from 1e-06"),
+        ([64, 128], [100, -1], "from 1e-06"),
         ([64, 128], [100, 120], "steps must fall and tokens grow"),
         ([64, 128], [100, 40], "steps must fall and tokens grow"),
     ],
@@ -819,7 +819,7 @@ def test_measurements_without_a_hyperbola_are_refused(batches, steps, words):
     "numbers", [(math.nan, 1, 4, 8), (1, math.inf, 4, 8), (1, 1, 4, 4), (1, 1, 0, 8), (-1, 1, 4, 8)]
 )
 def test_impossible_norms_give_no_noise_scale_and_impossible_steps_no_hyperbola(numbers):
-    with pytest.raises(ValueError, match=r"^Both squared norms must be finite .*\.$"):
+    with pytest.raises(ValueError, match=r"^(small|big|small_norm|big_norm) is .*must be .*\.$"):
         noise_scale_estimates(*numbers)
-    with pytest.raises(ValueError, match="A hyperbola needs steps"):
+    with pytest.raises(ValueError, match="The batches and steps must be finite"):
         BatchTradeOff.fit([1, 2], [math.inf, 2])

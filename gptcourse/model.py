@@ -250,7 +250,8 @@ class GPT(nn.Module):
         config, state = hf.read_model(Path(directory))
         with torch.device("meta"):  # no memory, and none of the caller's random numbers, for an initialisation
             model = cls(config)
-        model.load_state_dict(state, assign=True)
+        with hf.naming(directory):
+            model.load_state_dict(state, assign=True)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.wte.weight
         return model.requires_grad_(True).eval()

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcourse.files import expand, read_lines, reserve
+from gptcourse.files import expand, read_lines, reserve, signed
 
 if TYPE_CHECKING:
     import optuna
@@ -72,8 +72,12 @@ def _journal(path: Path, lock) -> optuna.storages.JournalStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    class Journal(JournalFileBackend):
+        def append_logs(self, logs: list[dict]) -> None:
+            super().append_logs([signed(log) for log in logs])
+
     read_lines(path, '{"op_code":', "line of Optuna's journal")
     try:
-        return JournalStorage(JournalFileBackend(str(path), lock))
+        return JournalStorage(Journal(str(path), lock))
     except Exception as error:
         raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error

@@ -77,7 +77,7 @@ class CharTokenizer:
     @classmethod
     def load(cls, directory: str | Path) -> CharTokenizer:
         """Read what `save` has written. Raises ValueError for a missing or damaged file."""
-        return _read(expand(directory) / CHARACTERS_FILE, lambda text: cls(json.loads(text)))
+        return _read(expand(directory) / CHARACTERS_FILE, lambda text: cls(_alphabet(json.loads(text))))
 
 
 class BPETokenizer:
@@ -162,7 +162,7 @@ class BPETokenizer:
     @classmethod
     def load(cls, directory: str | Path) -> BPETokenizer:
         """Read what `save` has written. Raises ValueError for a missing or damaged file."""
-        return cls(_read(expand(directory) / BPE_FILE, tokenizers.Tokenizer.from_str))
+        return cls(_read(expand(directory) / BPE_FILE, _byte_level))
 
 
 def load_tokenizer(directory: str | Path) -> CharTokenizer | BPETokenizer:
@@ -236,6 +236,23 @@ def _read(path, parse):
         return parse(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises Exception itself
         raise ValueError(f"{path} is missing or damaged ({error}): save the tokenizer again.") from error
+
+
+def _alphabet(characters):
+    if characters != "".join(sorted(set(characters))):
+        raise ValueError("its characters are not in order, each once")
+    return characters
+
+
+def _byte_level(text):
+    """Return the library's tokenizer that `train` has made. The library itself leaves out what it does not know."""
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    found, least = (json.loads(t.to_str()) for t in (tokenizer, BPETokenizer.train("a", SMALLEST_BPE)._tokenizer))
+    (ids, merges), (first, _) = ([state["model"].pop(part) for part in ("vocab", "merges")] for state in (found, least))
+    made = list(dict.fromkeys(ids[left + right] for left, right in merges))
+    if found != least or not first.items() <= ids.items() or made != list(range(len(first), len(ids))):
+        raise ValueError("it is not as BPETokenizer.save writes it")
+    return tokenizer
 
 
 def _check_size(vocab_size):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +75,12 @@ def _journal(path: Path, lock) -> optuna.storages.JournalStorage:
 
     class Journal(JournalFileBackend):
         def append_logs(self, logs: list[dict]) -> None:
-            super().append_logs([signed(log) for log in logs])
+            super().append_logs([signed(log | {"line": next(numbers)}) for log in logs])
 
-    read_lines(path, '{"op_code":', "line of Optuna's journal")
+    lines = read_lines(path, '{"op_code":', "line of Optuna's journal")
+    numbers = count(len(lines))  # by which it is seen that a whole line is lost, or there twice
+    if any(line.get("line", number) != number for number, line in enumerate(lines)):
+        raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.")
     try:
         return JournalStorage(Journal(str(path), lock))
     except Exception as error:

@@ -47,7 +47,7 @@ class CharTokenizer:
     def __init__(self, text: str):
         if not text:
             raise ValueError("A CharTokenizer takes its alphabet from a text, and this text is empty.")
-        self.characters = sorted(set(_check_text(text)))
+        self.characters = sorted(set(check_text(text)))
         self._ids = {character: i for i, character in enumerate(self.characters)}
 
     @property
@@ -95,7 +95,7 @@ class BPETokenizer:
     def train(cls, texts: str | Iterable[str], vocab_size: int) -> BPETokenizer:
         """Learn a vocabulary: reserved tokens, bytes, merges. Raises ValueError for fewer than 259 and short texts."""
         _check_size(vocab_size)
-        texts = [_check_text(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        texts = [check_text(text) for text in ([texts] if isinstance(texts, str) else texts)]
         tokenizer, words = tokenizers.Tokenizer(tokenizers.models.BPE()), ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
@@ -146,7 +146,7 @@ class BPETokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. Raises ValueError for half a surrogate pair."""
-        return self._tokenizer.encode(_check_text(text)).ids
+        return self._tokenizer.encode(check_text(text)).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of these ids, reserved tokens included. Raises ValueError for an id out of the vocabulary."""
@@ -193,7 +193,7 @@ def encode_text(tokenizer, text: str, start: bool = True) -> list[int]:
     """
     if not hasattr(tokenizer, "all_special_ids"):
         return tokenizer.encode(text)
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    ids = tokenizer.encode(check_text(text), add_special_tokens=False, split_special_tokens=True)
     with_special = tokenizer.encode(text, split_special_tokens=True)
     while len(with_special) > len(ids) and with_special[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         with_special.pop()
@@ -261,7 +261,7 @@ def _check_size(vocab_size):
         raise ValueError(f"vocab_size is {vocab_size!r}, but it must be a whole number, and {alone}.")
 
 
-def _check_text(text):
+def check_text(text: str) -> str:
     """Return the text. Raises ValueError for half a surrogate pair, which no byte stands for."""
     try:
         text.encode("utf-8")

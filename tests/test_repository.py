@@ -140,8 +140,8 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # fall, or grow by what a notebook that is new teaches (preferences, shop, reasoning 625; constrained, speculative,
 # quantisation 242; modern 374; intervals of a share and over groups 34; sharded training and its checkpoints 312) or
 # shows (the recipes of notebooks 08 and 09, 1,200; of notebook 10 a ring of processes, six exercises, three explorers,
-# three drawings and a ruler beside its law, about 700 in all; of notebook 12 eight exercises, two explorers), or by what
-# keeps damaged files from being read as something else (checksums, checks and their sentences: 160).
+# three drawings and a ruler beside its law, about 700 in all; of notebook 12 eight exercises, two explorers), or by
+# what keeps damaged files from being read as something else (checksums, checks and their sentences: 160).
 BUDGETS = {
     "teaching": 5_502,
     "supporting": 5_406,

@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from gptcourse import distributed
-from gptcourse.files import expand, lock, write_directory
+from gptcourse import distributed, hf
+from gptcourse.files import digest, expand, lock, read_json, write_directory
 from gptcourse.views import is_sharded
 
 KEPT = 2  # should the newest be damaged, there is one before it
@@ -77,11 +77,10 @@ class Checkpoints:
 
     def _settings(self, data: dict) -> dict:
         """Return what two runs must share for one to resume the other."""
-        trainer, digest = self.trainer, hashlib.sha256()
+        trainer, frozen = self.trainer, hashlib.sha256()
         for parameter in trainer.model.parameters():
             if not parameter.requires_grad:
-                own = distributed.whole(parameter.detach()).cpu()
-                digest.update(own.flatten().contiguous().view(torch.uint8).numpy())
+                frozen.update(hf.raw(distributed.whole(parameter.detach())))
         settings = {name: value for name, value in asdict(trainer.config).items() if name not in FREE}
         return (
             settings
@@ -89,7 +88,7 @@ class Checkpoints:
             | {f"the model's {name}": value for name, value in (self.shape or {}).items()}
             | {
                 "the number of trainable parameters": sum(p.numel() for p in trainer.trainable.values()),
-                "the sha256 of the frozen parameters": digest.hexdigest()[:16],
+                "the sha256 of the frozen parameters": frozen.hexdigest()[:16],
                 "the number of processes": distributed.world_size(),
             }
         )
@@ -160,14 +159,14 @@ class Checkpoints:
             (parts / name).rename(folder / name)
         for kind, tensors in {} if digests else self._tensors().items():
             if tensors or kind != "best":
-                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / f"{kind}.safetensors")
+                hf.save_tensors(tensors, folder / f"{kind}.safetensors")
         if self.shape is not None:
             text = json.dumps(self.shape | {"model_type": "gptcourse"}, indent=2)
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
         history = asdict(self.trainer.history)
         state = {"step": len(history["step"]), "settings": self.settings, "history": history}
         state["sha256"] = {path.name: digests.get(path.name) or _sha256(path) for path in sorted(folder.iterdir())}
-        state["state_sha256"] = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        state["state_sha256"] = digest(state)
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def _folders(self, other: Path | None = None) -> list[Path]:
@@ -338,9 +337,8 @@ def _verified(folder: Path, shares: bool) -> dict:
 
     If it `shares` the work, each process compares its share of the files.
     """
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    expected = state.pop("state_sha256")
-    if expected != hashlib.sha256(json.dumps(state).encode()).hexdigest():
+    state = read_json(folder / "state.json")
+    if not isinstance(state, dict) or state.pop("state_sha256", None) != digest(state):
         raise ValueError("state.json was altered")
     names = sorted(state["sha256"])
     for name in names[distributed.rank() :: distributed.world_size()] if shares else names:

@@ -6,7 +6,6 @@ tokens that the model reads for it; what stands in the log of the run costs none
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Collection
@@ -16,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptcourse.files import read_json
 from gptcourse.plots import visible
 
 CLINIC = Path(str(files("gptcourse") / "assets" / "clinic"))
@@ -268,8 +268,7 @@ def load_clinic(directory: str | Path = CLINIC) -> dict[str, Patient]:
     """Read the patients that the course ships, by their illness. Raises ValueError for a damaged folder."""
     try:
         runs, made, again, compared = (
-            json.loads((Path(directory) / f"{part}.json").read_text(encoding="utf-8"))
-            for part in ("patients", "experiments", "reruns", "comparisons")
+            read_json(Path(directory) / f"{part}.json") for part in ("patients", "experiments", "reruns", "comparisons")
         )
         shared = {name: runs[name] for name in ("tokens", "validation_tokens")} | {"cure": compared["healthy"][0]}
         cures = {name: {"cure": losses} for name, losses in compared["cures"].items()}
@@ -277,5 +276,5 @@ def load_clinic(directory: str | Path = CLINIC) -> dict[str, Patient]:
             name: Patient(name, shared | cures.get(name, {}) | found | made[name] | again[name])
             for name, found in runs["patients"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory} holds no whole clinic ({error}): give a folder that has one.") from error

@@ -199,12 +199,22 @@ def _csv_rows(path, delimiter):
         csv.field_size_limit(limit)
 
 
+def _columns(pairs):
+    """Return the pairs (name, value) of a JSON object. Raises ValueError for what no other row could hold."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the name {twice[0]!r} stands in it twice")
+    if re.search("[\ud800-\udfff\0]", "".join(text for pair in pairs for text in pair if isinstance(text, str))):
+        raise ValueError("it holds half of a character or a zero byte")
+    return tuple(pairs)
+
+
 def _json_rows(path):
     """Yield (place, pairs of column and value) for each line that is not blank."""
     lines = enumerate(read_text(path).split("\n"), start=1)
     for number, line in ((number, line) for number, line in lines if line.strip()):
         try:
-            row = json.loads(line, object_pairs_hook=tuple)
+            row = json.loads(line, object_pairs_hook=_columns)
             if not isinstance(row, tuple):
                 raise ValueError("no object")
         except (ValueError, RecursionError) as error:

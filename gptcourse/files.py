@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -66,10 +68,28 @@ def write_file(path: Path, content: str | bytes) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line in one piece, and fsync it before anything else happens. Raises OSError if it does not fit."""
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises ValueError, with one sentence, if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}): save, download or install it again.") from error
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def signed(entry: dict) -> dict:
+    """Return an object with its own SHA-256, by which `read_lines` sees that a line is as it was written."""
+    return entry | {"sha256": digest(entry)}
+
+
+def append_line(path: Path, entry: dict) -> None:
+    """Append an object as one line, signed, and fsync it before anything else happens. Raises OSError if it is full."""
     with path.open("ab") as file:  # buffered: unbuffered, a full disk would take half a line without a word
-        file.write(line.encode() + b"\n")
+        file.write(json.dumps(signed(entry)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -77,15 +97,17 @@ def append_line(path: Path, line: str) -> None:
 def read_lines(path: Path, begin: str, kind: str) -> list[dict]:
     """Return the JSON objects in a file of lines that begin with `begin`, and cut off a last line that is half written.
 
-    Raises ValueError for a file of another `kind`, and leaves it as it is.
+    Raises ValueError for a file of another `kind` or an altered line, and leaves it as it is. Lines of earlier versions
+    are not signed.
     """
     *lines, rest = path.read_bytes().split(b"\n")
     start, objects = begin.encode(), []
     for number, line in enumerate(lines, start=1):
         with suppress(ValueError, RecursionError):
-            objects += [json.loads(line)] if line.startswith(start) else []
+            entry = json.loads(line) if line.startswith(start) else {"sha256": ""}
+            objects += [entry] if entry.pop("sha256", None) in (None, digest(entry)) else []
         if len(objects) < number:
-            raise ValueError(f"Line {number} of {path} is no {kind}: choose another file.")
+            raise ValueError(f"Line {number} of {path} is no {kind}, or was altered: choose another file.")
     if not start.startswith(rest[: len(start)]):
         raise ValueError(f"The last line of {path} is no {kind}: choose another file.")
     if rest:

@@ -38,7 +38,7 @@ from gptcourse.distributed import choose_device
 from gptcourse.generation import Sampling, generate, only_tokens_of
 from gptcourse.model import GPT
 from gptcourse.support import Dialogue
-from gptcourse.tokenizers import CHAT_TOKENS, encode_text
+from gptcourse.tokenizers import CHAT_TOKENS, check_text, encode_text
 from gptcourse.training import History, Trainer, forward
 from gptcourse.views import context_window, device_of, eval_view, unwrap, vocab_size_of
 
@@ -105,7 +105,7 @@ def _chat_ids(tokenizer, message, reply, earlier=()):
             f"This tokenizer has no chat format: take a BPETokenizer, which reserves {', '.join(CHAT_TOKENS)}, or one "
             "of transformers that has a chat_template."
         )
-    texts = [*chain(*earlier), message, reply]
+    texts = [check_text(text) for text in (*chain(*earlier), message, reply)]
     chat = [{"role": ("user", "assistant")[i % 2], "content": PLACE} for i in range(len(texts))]
     frame = tokenizer.apply_chat_template(chat, tokenize=False).split(PLACE)
     *frame, end = (tokenizer(text, add_special_tokens=False).input_ids for text in frame)

@@ -1,27 +1,74 @@
 """Models as files, and GPT-2's weights under the names and in the layout of transformers.
 
-`config.json` and `model.safetensors` of a GPT-2-shaped model are those that transformers' save_pretrained writes.
+`config.json` and `model.safetensors` of a GPT-2-shaped model are those that transformers' save_pretrained writes, and
+the latter's metadata hold the SHA-256 of the weights: in what comes without one, a changed number cannot be seen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptcourse.config import GPTConfig
-from gptcourse.files import expand
+from gptcourse.files import expand, read_json
 
 # transformers stores these four matrices of each block as (in, out); torch's Linear as (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 SHAPE = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 OTHER = ("layer_norm_epsilon", "initializer_range", "tie_word_embeddings")
+UNREAD = {"model_type", "dtype"}  # of a config.json of ours
+
+
+class DamagedWeightsError(ValueError):
+    """Raised for a safetensors file that is not as it was written."""
+
+
+def raw(tensor: Tensor) -> np.ndarray:
+    """Return the bytes of a tensor's numbers, uint8 (n,)."""
+    return tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:  # of names, dtypes and numbers
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} ".encode())
+        found.update(raw(tensor))
+    return found.hexdigest()
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file with the SHA-256 of its tensors; the same tensors give the same bytes."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, path, metadata={"format": "pt", "sha256": _sha256(tensors)})
+    with path.open("r+b") as file:  # the library writes metadata in an order that chance decides
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file, of whomever. Raises DamagedWeightsError, also for one that its SHA-256 does not fit."""
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            written = (file.metadata() or {}).get("sha256")
+        if written is not None and written != _sha256(tensors):
+            raise ValueError("its weights were altered")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedWeightsError(f"{path} is damaged ({error}): save or download it again.") from error
+    return tensors
 
 
 def write_model(directory: Path, config: GPTConfig, state: dict[str, Tensor]) -> None:
@@ -31,15 +78,14 @@ def write_model(directory: Path, config: GPTConfig, state: dict[str, Tensor]) ->
     """
     directory = expand(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in state.items()}
-    if config.tie_word_embeddings:
-        del state["lm_head.weight"]  # the same matrix as wte.weight: stored once
+    if config.tie_word_embeddings:  # the same matrix as wte.weight: stored once
+        state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
     if config.is_gpt2_shaped:
         state = to_gpt2_names(state)
         settings = gpt2_config(config) | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     else:
         settings = asdict(config) | {"model_type": "gptcourse"}
-    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, directory / "model.safetensors")
     text = json.dumps(settings | {"dtype": "float32"}, indent=2, sort_keys=True)
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -53,23 +99,49 @@ def read_model(directory: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     for name in ("config.json", "model.safetensors"):
         if not os.path.isfile(directory / name):  # pathlib raises for a name too long
             raise ValueError(f"{directory} holds no {name}: give a directory that GPT.save has written.")
-    try:
-        settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        kind = settings.get("model_type")
-        state = {n: t.to(torch.float32, copy=True) for n, t in load_file(directory / "model.safetensors").items()}
-    except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{directory} holds a damaged model ({error}): save or download it again.") from error
+    settings = read_json(directory / "config.json")
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
     if kind not in ("gpt2", "gptcourse"):
         raise ValueError(f"{directory} holds a {kind!r} model: use load_pretrained for it.")
-    if kind == "gpt2":
-        config, state = config_from_gpt2(settings), from_gpt2_names(state)
-    else:
-        config = config_from(settings, [field.name for field in fields(GPTConfig)])
-    table = state.get("wte.weight", torch.empty(0))  # without one, load_state_dict will name what is missing
-    head = state.setdefault("lm_head.weight", table)
+    state = load_tensors(directory / "model.safetensors")
+    with naming(directory):
+        config = config_from_gpt2(settings) if kind == "gpt2" else _config_of_ours(settings)
+        state = from_gpt2_names(state) if kind == "gpt2" else state
+        _check_shapes(config, state)
+    state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
+    head = state.setdefault("lm_head.weight", state["wte.weight"])
     # transformers keeps saying "tied" of a model whose LM head was replaced.
-    tied = config.tie_word_embeddings and torch.equal(head, table)
+    tied = config.tie_word_embeddings and torch.equal(head, state["wte.weight"])
     return replace(config, tie_word_embeddings=tied), state
+
+
+@contextmanager
+def naming(directory: Path) -> Iterator[None]:
+    """Name the directory in what a ValueError says of the model in it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"The model in {directory} does not open: {error}") from error
+
+
+def _config_of_ours(settings: dict) -> GPTConfig:
+    names = [field.name for field in fields(GPTConfig)]
+    if unknown := settings.keys() - {*names} - UNREAD:  # of a newer version, or damaged: its default would be wrong
+        raise ValueError(f"Its config.json has a setting {min(unknown)!r}, which this version does not know.")
+    return config_from(settings, names)
+
+
+def _check_shapes(config: GPTConfig, state: dict[str, Tensor]) -> None:
+    """Raise ValueError before a model is built with sizes that are not those of the weights, and might be enormous."""
+    sizes = {"wte.weight": (config.vocab_size, config.n_embd), "wpe.weight": (config.n_positions, config.n_embd)}
+    for name in sizes if config.position_embedding == "learned" else ["wte.weight"]:
+        found = tuple(state[name].shape) if name in state else "nothing"
+        if found != sizes[name]:
+            raise ValueError(f"Its config.json says {sizes[name]} of {name}, and its weights say {found}.")
+    if (n_layer := len({name.split(".")[1] for name in state if name.startswith("h.")})) != config.n_layer:
+        raise ValueError(f"Its config.json says n_layer {config.n_layer}, and its weights have {n_layer} layers.")
+    if integers := [name for name, tensor in state.items() if not tensor.is_floating_point()]:
+        raise ValueError(f"Its weights {min(integers)} are {state[min(integers)].dtype}, and must be floating.")
 
 
 def config_from(settings: dict, names) -> GPTConfig:

@@ -250,7 +250,8 @@ class GPT(nn.Module):
         config, state = hf.read_model(Path(directory))
         with torch.device("meta"):  # no memory, and none of the caller's random numbers, for an initialisation
             model = cls(config)
-        model.load_state_dict(state, assign=True)
+        with hf.naming(directory):
+            model.load_state_dict(state, assign=True)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.wte.weight
         return model.requires_grad_(True).eval()
@@ -281,8 +282,7 @@ class GPT(nn.Module):
         config = replace(self.config, tie_word_embeddings=self.lm_head.weight is self.wte.weight)
         with torch.device("meta"):
             described = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
-        found = {name: tensor.shape for name, tensor in state.items()}
-        if changed := sorted(name for name, _ in found.items() ^ described.items()):
+        if changed := sorted(name for name, _ in {n: t.shape for n, t in state.items()}.items() ^ described.items()):
             raise ValueError(
                 f"GPT(config) has other weights than this model ({', '.join(dict.fromkeys(changed))}): a model changed "
                 "by hand cannot be saved like this; save model.state_dict() with safetensors."

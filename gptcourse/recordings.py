@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import functools
-import json
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from gptcourse.files import read_json
 from gptcourse.model import GPT
 from gptcourse.tokenizers import load_tokenizer
 
 ASSETS = Path(str(files("gptcourse") / "assets"))
-# What reading a file that is missing or damaged raises.
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError)
 
 
 def recorded(asset: str, name: str):
     """Return what gptcourse/assets/ASSET/NAME.json holds. Raises ValueError, with one sentence, if there is no such."""
     path = ASSETS / asset / f"{name}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    if not path.exists():
         names = ", ".join(sorted(f"{other.parent.name}/{other.stem}" for other in ASSETS.glob("*/*.json")))
-        raise ValueError(f"Nothing was recorded as {asset}/{name}: choose one of {names}.") from error
+        raise ValueError(f"Nothing was recorded as {asset}/{name}: choose one of {names}.")
+    return read_json(path)
 
 
 class Recording:
@@ -37,10 +34,10 @@ class Recording:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         try:
-            run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            run = read_json(self.folder / "run.json")
             self.settings = run["settings"]
             self.records = {record["step"]: record for record in run["checkpoints"]}
-        except DAMAGED as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{folder} holds no whole recording ({error}): give a folder that has one.") from error
         self.steps = list(self.records)
         self.tokenizer = load_tokenizer(self.folder)

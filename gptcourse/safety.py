@@ -9,7 +9,6 @@ Belinkov and Bisk (2018), "Synthetic and Natural Noise", section 3.2 (typing err
 from __future__ import annotations
 
 import codecs
-import json
 import math
 import re
 import unicodedata
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from gptcourse.checks import SEED, TEXT, An, Choice, check_number, check_numbers, check_texts, checked
 from gptcourse.evaluation import log_likelihoods
+from gptcourse.files import read_json
 from gptcourse.tokenizers import encode_text, token_bytes
 
 NOISES = ("typos", "capitals", "no punctuation", "distractor")
@@ -263,7 +263,7 @@ def risky_requests(n: int, seed: int = 0, split: str = "train") -> list[tuple[st
     The phrasings of the splits "train" and "test" differ. Raises ValueError for another split, and a negative n.
     """
     n = check_number("requests", n, low=0, kind="whole")
-    data = json.loads(files("gptcourse").joinpath("assets", "risky_requests.json").read_text(encoding="utf-8"))
+    data = read_json(files("gptcourse") / "assets" / "risky_requests.json")
     rng, pairs = np.random.default_rng((seed, list(data["requests"]).index(split))), []
     for _ in range(n):
         request, refusal = (a[rng.integers(len(a))] for a in (data["requests"][split], data["refusals"]))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcourse.files import expand, read_lines, reserve
+from gptcourse.files import expand, read_lines, reserve, signed
 
 if TYPE_CHECKING:
     import optuna
@@ -72,8 +73,15 @@ def _journal(path: Path, lock) -> optuna.storages.JournalStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    read_lines(path, '{"op_code":', "line of Optuna's journal")
+    class Journal(JournalFileBackend):
+        def append_logs(self, logs: list[dict]) -> None:
+            super().append_logs([signed(log | {"line": next(numbers)}) for log in logs])
+
+    lines = read_lines(path, '{"op_code":', "line of Optuna's journal")
+    numbers = count(len(lines))  # by which it is seen that a whole line is lost, or there twice
+    if any(line.get("line", number) != number for number, line in enumerate(lines)):
+        raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.")
     try:
-        return JournalStorage(JournalFileBackend(str(path), lock))
+        return JournalStorage(Journal(str(path), lock))
     except Exception as error:
         raise ValueError(f"Optuna cannot read {path}, as lines of it are lost: choose another file.") from error

@@ -10,7 +10,6 @@ negative. See Jurafsky and Martin, *Speech and Language Processing*, the appendi
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Set
@@ -19,6 +18,8 @@ from functools import cache
 from importlib.resources import files
 
 import numpy as np
+
+from gptcourse.files import read_json
 
 SPLITS = ("train", "test", "validation")
 
@@ -79,8 +80,7 @@ def _slot_names(template: str) -> frozenset[str]:
 @cache
 def default_grammar() -> Grammar:
     """Return the course's own grammar, read once."""
-    text = files("gptcourse").joinpath("assets", "support_grammar.json").read_text(encoding="utf-8")
-    return Grammar(json.loads(text))
+    return Grammar(read_json(files("gptcourse") / "assets" / "support_grammar.json"))
 
 
 def support(n: int, seed: int = 0, split: str = "train", *, grammar: Grammar | None = None) -> list[Dialogue]:

@@ -225,7 +225,7 @@ def _keep(done: dict, file: Path | None, header: dict, run: Run, result: dict) -
     done[run[:2]] = result
     if file is not None:
         line = {"model": asdict(run.model), "training": asdict(run.training), "result": result}
-        append_line(file, json.dumps(header | line))
+        append_line(file, header | line)
 
 
 # ---- Processes

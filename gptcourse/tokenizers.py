@@ -47,7 +47,7 @@ class CharTokenizer:
     def __init__(self, text: str):
         if not text:
             raise ValueError("A CharTokenizer takes its alphabet from a text, and this text is empty.")
-        self.characters = sorted(set(_check_text(text)))
+        self.characters = sorted(set(check_text(text)))
         self._ids = {character: i for i, character in enumerate(self.characters)}
 
     @property
@@ -77,7 +77,7 @@ class CharTokenizer:
     @classmethod
     def load(cls, directory: str | Path) -> CharTokenizer:
         """Read what `save` has written. Raises ValueError for a missing or damaged file."""
-        return _read(expand(directory) / CHARACTERS_FILE, lambda text: cls(json.loads(text)))
+        return _read(expand(directory) / CHARACTERS_FILE, lambda text: cls(_alphabet(json.loads(text))))
 
 
 class BPETokenizer:
@@ -95,7 +95,7 @@ class BPETokenizer:
     def train(cls, texts: str | Iterable[str], vocab_size: int) -> BPETokenizer:
         """Learn a vocabulary: reserved tokens, bytes, merges. Raises ValueError for fewer than 259 and short texts."""
         _check_size(vocab_size)
-        texts = [_check_text(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        texts = [check_text(text) for text in ([texts] if isinstance(texts, str) else texts)]
         tokenizer, words = tokenizers.Tokenizer(tokenizers.models.BPE()), ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
@@ -146,7 +146,7 @@ class BPETokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. Raises ValueError for half a surrogate pair."""
-        return self._tokenizer.encode(_check_text(text)).ids
+        return self._tokenizer.encode(check_text(text)).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of these ids, reserved tokens included. Raises ValueError for an id out of the vocabulary."""
@@ -162,7 +162,7 @@ class BPETokenizer:
     @classmethod
     def load(cls, directory: str | Path) -> BPETokenizer:
         """Read what `save` has written. Raises ValueError for a missing or damaged file."""
-        return cls(_read(expand(directory) / BPE_FILE, tokenizers.Tokenizer.from_str))
+        return cls(_read(expand(directory) / BPE_FILE, _byte_level))
 
 
 def load_tokenizer(directory: str | Path) -> CharTokenizer | BPETokenizer:
@@ -193,7 +193,7 @@ def encode_text(tokenizer, text: str, start: bool = True) -> list[int]:
     """
     if not hasattr(tokenizer, "all_special_ids"):
         return tokenizer.encode(text)
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    ids = tokenizer.encode(check_text(text), add_special_tokens=False, split_special_tokens=True)
     with_special = tokenizer.encode(text, split_special_tokens=True)
     while len(with_special) > len(ids) and with_special[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         with_special.pop()
@@ -238,13 +238,30 @@ def _read(path, parse):
         raise ValueError(f"{path} is missing or damaged ({error}): save the tokenizer again.") from error
 
 
+def _alphabet(characters):
+    if characters != "".join(sorted(set(characters))):
+        raise ValueError("its characters are not in order, each once")
+    return characters
+
+
+def _byte_level(text):
+    """Return the library's tokenizer that `train` has made. The library itself leaves out what it does not know."""
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    found, least = (json.loads(t.to_str()) for t in (tokenizer, BPETokenizer.train("a", SMALLEST_BPE)._tokenizer))
+    (ids, merges), (first, _) = ([state["model"].pop(part) for part in ("vocab", "merges")] for state in (found, least))
+    made = list(dict.fromkeys(ids[left + right] for left, right in merges))
+    if found != least or not first.items() <= ids.items() or made != list(range(len(first), len(ids))):
+        raise ValueError("it is not as BPETokenizer.save writes it")
+    return tokenizer
+
+
 def _check_size(vocab_size):
     if not isinstance(vocab_size, Integral) or vocab_size < SMALLEST_BPE:
         alone = f"the bytes and reserved tokens alone take {SMALLEST_BPE}"
         raise ValueError(f"vocab_size is {vocab_size!r}, but it must be a whole number, and {alone}.")
 
 
-def _check_text(text):
+def check_text(text: str) -> str:
     """Return the text. Raises ValueError for half a surrogate pair, which no byte stands for."""
     try:
         text.encode("utf-8")

@@ -75,9 +75,8 @@ class Work:
             found = {json.dumps(line["piece"]): line["result"] for line in lines}
             missing = {key: task for key, task in todo.items() if key not in found}
             for key, result in tqdm(self._made(missing), total=len(missing), unit="piece", disable=not missing):
-                line = json.dumps({"piece": json.loads(key), "result": result})
-                append_line(record, line)
-                found[key] = json.loads(line)["result"]
+                append_line(record, {"piece": json.loads(key), "result": result})
+                found[key] = json.loads(json.dumps(result))  # as it will be read back
         return [found[key] for key in todo]
 
     def _made(self, tasks: dict[str, tuple]) -> Iterator[tuple[str, Any]]:

@@ -142,44 +142,40 @@ def damaged(folder, how):
     settings = json.loads(config.read_text())
     if how == "config nested too deep":
         config.write_text("[" * 100_000)
-    elif how == "config cut":
-        config.write_text(config.read_text()[:20])
     elif how == "config a list":
         config.write_text("[1]")
     elif how == "config of nothing":
         config.write_text('{"model_type": "gpt2"}')
-    elif how == "config not UTF-8":
-        config.write_bytes(b'{"model_type": "\xff"}')
     elif how == "config of another size":
         config.write_text(json.dumps(settings | {"n_layer": 1}))
-    elif how == "weights cut":
-        weights.write_bytes(weights.read_bytes()[:-10])
-    elif how == "weights empty":
-        weights.write_bytes(b"")
     elif how == "weights without a token table":
         save_file({n: t for n, t in load_file(weights).items() if "wte" not in n and "lm_head" not in n}, weights)
-    elif how == "weights of fewer layers":
-        config.write_text(json.dumps(settings | {"n_layer": 3}))
+    elif how == "an enormous model":  # refused before it is built: that would take days
+        config.write_text(json.dumps(settings | {"n_layer": 10**9}))
+    elif how == "whole numbers":
+        save_file({n: t.int() for n, t in load_file(weights).items()}, weights)
+    elif how == "an unknown setting":
+        config.write_text(json.dumps(settings | {"model_type": "gptcourse"}))
 
 
-HOWS = [
-    "config nested too deep",
-    "config cut",
-    "config a list",
-    "config of nothing",
-    "config not UTF-8",
-    "config of another size",
-]
-WEIGHTS = ["weights cut", "weights empty", "weights without a token table", "weights of fewer layers"]
+HOWS = {
+    "config nested too deep": "config.json is missing or damaged",
+    "config a list": "holds a None model",
+    "config of nothing": "does not say vocab_size, n_positions",
+    "config of another size": "says n_layer 1, and its weights have 2 layers",
+    "an unknown setting": "has a setting '[a-z_]+', which this version does not know",
+    "an enormous model": "says n_layer 1000000000, and",
+    "weights without a token table": "of wte.weight, and its weights say nothing",
+    "whole numbers": "are torch.int32, and must be floating",
+}
 
 
-@pytest.mark.parametrize("how", [*HOWS, *WEIGHTS])
+@pytest.mark.parametrize("how", HOWS)
 def test_a_damaged_model_is_one_sentence(how, tmp_path):
     untied().save(tmp_path)
     damaged(tmp_path, how)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=f"^[^\n]*{tmp_path.name}[^\n]*{HOWS[how]}[^\n]*$"):
         GPT.load(tmp_path)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):

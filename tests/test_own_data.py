@@ -163,7 +163,7 @@ FAULTS = {
     "null": ("a.jsonl", PAIR + '{"prompt": "a", "response": null}\n', "line 41, has no response .None.: write one"),
     "blank": ("a.jsonl", PAIR + '{"prompt": "a", "response": " "}\n', "line 41, has no response"),
     "fields": ("a.csv", "prompt,response\n" + "ab,cd\n" * 300 + "ab\n", "line 302, is no row of a table"),
-    "half": ("a.jsonl", PAIR + '{"prompt": "a", "response": "\\ud83d"}\n', "line 41, holds half of a character"),
+    "half": ("a.jsonl", PAIR + '{"prompt": "a", "response": "\\ud83d"}\n', "line 41, .* holds half of a character"),
     "mixed": ("a.jsonl", CHAT + PAIR, "line 41, needs messages: a list"),
     "role": ("a.jsonl", CHAT + jsonl([{"messages": [{"role": "human", "content": "a"}]}]), "line 41, .* role 'human'"),
     "tool": ("a.jsonl", CHAT + jsonl([{"messages": [{"role": "tool", "content": "a"}]}]), "line 41, .* role 'tool'"),

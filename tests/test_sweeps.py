@@ -25,7 +25,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from gptcourse import sweeps
-from gptcourse.files import reserve
+from gptcourse.files import reserve, signed
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.sweeps import CURVE_POINTS, LOOKS, Run, SweepTable, available_cores, configured, label, search, sweep
 from gptcourse.training import DivergedError, History, TrainingConfig, train
@@ -215,6 +215,12 @@ def test_a_long_curve_is_thinned_with_its_ends_kept():
 # ---- Stopped, killed, and gone on with
 
 
+def resigned(line, **changes):
+    """Return a line of a file of results with changes, as a version that writes such lines signs it."""
+    entry = json.loads(line) | changes
+    return json.dumps(signed({name: value for name, value in entry.items() if name != "sha256"})).encode() + b"\n"
+
+
 def test_what_is_there_is_not_made_again_but_a_half_written_line_and_a_crashed_run_are(
     swept, tmp_path, no_process, monkeypatch
 ):
@@ -229,9 +235,7 @@ def test_what_is_there_is_not_made_again_but_a_half_written_line_and_a_crashed_r
     again = sweep(MODEL, TRAINING, grid, **options, results=path)
     assert again.rows == [row for row in swept[0].rows if row["outcome"] != "crashed"]
     assert path.read_bytes() == b"".join(whole)
-    crashed = (
-        json.dumps(json.loads(whole[0]) | {"result": {"outcome": "crashed", "reason": "no memory"}}).encode() + b"\n"
-    )
+    crashed = resigned(whole[0], result={"outcome": "crashed", "reason": "no memory"})
     workers_here(monkeypatch)
     for n_written in (1, 14, len(whole[-1]) - 1):
         path.write_bytes(crashed + b"".join(whole[1:-1]) + whole[-1][:n_written])
@@ -405,7 +409,7 @@ def test_the_results_of_other_tokens_or_versions_are_refused(tmp_path, in_this_p
     path = tmp_path / "results.jsonl"
     into_file("results", path)
     first, second, _ = path.read_bytes().splitlines()
-    path.write_bytes(first + b"\n" + json.dumps(json.loads(second) | change).encode() + b"\n")
+    path.write_bytes(first + b"\n" + resigned(second, **change))
     with pytest.raises(ValueError, match=r"Line 2 of .* belongs to a sweep over other tokens"):
         into_file("results", path)
 

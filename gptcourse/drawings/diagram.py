@@ -7,10 +7,9 @@ zero have blue cells, below zero orange ones.
 
 from __future__ import annotations
 
-from html import escape
 from typing import NamedTuple
 
-from gptcourse.drawings.svg import BLUE, GREEN, MONO, ORANGE, PURPLE, SANS
+from gptcourse.drawings.svg import BLUE, GREEN, MONO, ORANGE, PURPLE, SANS, escape
 from gptcourse.images import image
 
 __all__ = ["BLUE", "GREEN", "ORANGE", "PURPLE", "Box", "Diagram"]
@@ -62,7 +61,7 @@ class Diagram:
         style += f' font-family="{MONO}"' if mono else ""
         style += ' font-weight="600"' if bold else ""
         style += ' fill-opacity="0.7"' if faint else ""
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(str(string))}</text>')
+        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(string)}</text>')
 
     def rectangle(self, box: Box, color="currentColor", *, fill=0.0, outline=0.35, round=5, dashed=False):
         """Draw a rectangle; fill and outline are opacities."""

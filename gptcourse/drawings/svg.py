@@ -6,9 +6,10 @@ pictures follow a light or a dark page. The colours are close to Okabe and Ito's
 tell apart. Every label is escaped: what a learner types is shown as text, never read as HTML.
 """
 
+import html
 import math
+import re
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 
 from gptcourse.plots import visible as visible
@@ -22,6 +23,12 @@ SANS = "var(--jp-ui-font-family, system-ui, -apple-system, 'Segoe UI', sans-seri
 MONO = "var(--jp-code-font-family, ui-monospace, Menlo, Consolas, monospace)"
 WIDTH = 680  # units of the drawing; on screen a picture shrinks to fit, and never grows past this many pixels
 HALF = 334  # two such pictures stand side by side
+UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML, which an image is
+
+
+def escape(string):
+    """Return ``string`` as HTML and XML show it: no tag of it is read, and � stands for what no document may hold."""
+    return html.escape(UNWRITABLE.sub("\ufffd", str(string)))
 
 
 def text(x, y, string, *, anchor="start", color="currentColor", size=13, opacity=1.0, mono=False, bold=False):
@@ -30,7 +37,7 @@ def text(x, y, string, *, anchor="start", color="currentColor", size=13, opacity
     font = f' font-family="{MONO}"' if mono else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}" font-size="{size}" '
-        f'fill-opacity="{opacity:g}"{weight}{font}>{escape(str(string))}</text>'
+        f'fill-opacity="{opacity:g}"{weight}{font}>{escape(string)}</text>'
     )
 
 
@@ -74,7 +81,7 @@ def paragraph(string, *, opacity=0.85, mono=False):
     """Return ``string`` as one escaped HTML paragraph that wraps and keeps its line breaks; "" for an empty one."""
     font = f"font-family:{MONO};" if mono else ""
     style = f"white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;opacity:{opacity:g};{font}"
-    return f'<div style="{style}">{escape(str(string))}</div>' if str(string) else ""
+    return f'<div style="{style}">{escape(string)}</div>' if str(string) else ""
 
 
 def cut_note(n_shown, n, what):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcourse.exercises.records import progress_file, under_new_names
+from gptcourse.exercises.records import progress_file, read_entries
 from gptcourse.files import write_file
 
 # What a cell of these notebooks has imported: enough to run a function away from its notebook.
@@ -91,13 +91,10 @@ def _class_source(answer: type, method: Callable) -> str:
 
 
 def kept_sources() -> dict[str, dict[str, str]]:
-    """Return what the file holds, {exercise: {"calls": the function's name, "source": ...}}; nothing if damaged."""
+    """Return what can be read of the file, {exercise: {"calls": the function's name, "source": ...}}."""
     try:
-        kept = under_new_names(json.loads(answers_file().read_bytes()))
-        return {
-            name: entry for name, entry in kept.items() if all(isinstance(entry[k], str) for k in ("calls", "source"))
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return read_entries(answers_file(), lambda entry: {part: "" + entry[part] for part in ("calls", "source")})
+    except OSError:
         return {}
 
 

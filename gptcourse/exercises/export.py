@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gptcourse.config import GPTConfig
+from gptcourse.corpora import read_text
 from gptcourse.exercises import exercises, mine
 from gptcourse.exercises.answers import kept_sources
 from gptcourse.ngrams import NGrams
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcourse.config import GPTConfig
+from gptcourse.corpora import read_text
 from gptcourse.exercises import exercises
 from gptcourse.ngrams import NGrams
 '''
@@ -81,7 +83,7 @@ def run(model_class, train_on, held_out_loss, write):
     parser.add_argument("text", type=Path)
     parser.add_argument("--minutes", type=float, default=3.0)
     options = parser.parse_args()
-    text = options.text.read_text(encoding="utf-8")
+    text = read_text(options.text)
     number = {character: i for i, character in enumerate(sorted(set(text)))}
     tokens = torch.tensor([number[character] for character in text])
     if len(tokens) < 1_000:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from gptcourse.drawings.board import COUNTED, ladder
-from gptcourse.exercises.records import progress_file
+from gptcourse.exercises.records import progress_file, read_entries
 from gptcourse.files import write_file
 
 
@@ -52,7 +52,13 @@ def _file() -> Path:
 
 def _read() -> dict[str, tuple[float, str]]:
     try:
-        kept = json.loads(_file().read_bytes())
-        return {str(name): (float(nats), str(kind)) for name, (nats, kind) in kept.items() if 0 <= nats < math.inf}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return read_entries(_file(), _loss)
+    except OSError:
         return {}
+
+
+def _loss(entry) -> tuple[float, str]:
+    nats, kind = entry
+    if not 0 <= nats < math.inf or not isinstance(kind, str):
+        raise ValueError
+    return float(nats), kind

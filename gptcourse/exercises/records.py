@@ -1,14 +1,18 @@
 """Remember which exercises are solved: one small JSON file for each user, and a summary of it.
 
-The file is a convenience. Whatever is wrong with it, `check` works. A damaged file is begun anew; one that cannot be
-read or written, or that a newer version of the course wrote, is left as it is, and nothing is remembered.
+The file is a convenience. Whatever is wrong with it, `check` works. Of a damaged file a copy is kept, and what can be
+read of it is used; one that cannot be read or written, or that a newer version of the course wrote, is left as it is,
+and nothing is remembered.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from html import escape
@@ -21,6 +25,7 @@ from gptcourse.exercises.cards import bar
 from gptcourse.files import write_file
 
 FORMAT = 1  # of the file; a higher number comes from a newer version of the course
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)  # what a file may raise
 MOVED = (  # (from, to, exercises), in the order of the versions
     ("gpt_block", "first_model", ("shift", "loss", "first_loss", "mend_sure", "mend_parrot")),
     ("gpt_block", "training", ("mend_swing", "mend_twice", "mend_percent")),
@@ -96,17 +101,34 @@ def progress_file() -> Path:
 def read_records() -> tuple[dict[str, Record], str]:
     """Return the records by exercise, and a sentence that says why they cannot be used ("" if they can)."""
     try:
-        data = json.loads(progress_file().read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):  # the last two: damaged, begin anew
-        return {}, ""
+        return read_entries(progress_file(), _record, _exercises), ""
     except OSError as error:
         return {}, _not_kept(error)
-    version = data.get("version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        return {}, _not_kept(f"a newer version of this course wrote {progress_file()}, so bring the course up to date")
-    found = data.get("exercises") if version == FORMAT else None
-    entries = under_new_names(found).items() if isinstance(found, dict) else ()
-    return {name: record for name, entry in entries if (record := _record(entry))}, ""
+
+
+def read_entries(path: Path, read: Callable[[Any], Any], find: Callable[[Any], Any] = dict) -> dict[str, Any]:
+    """Return what `read` makes of each entry of a JSON file, of which `find` gives the dict of them; {} for no file.
+
+    Where one or all are damaged, a copy of the file is kept, which the next one written would replace, and a warning
+    names it. Raises OSError if the file cannot be read, or the copy not be written.
+    """
+    found, kept = {}, {"": None}  # which nothing can read
+    with suppress(*DAMAGED):
+        kept = under_new_names(find(json.loads(path.read_bytes()))) if path.exists() else {}
+    for name, entry in kept.items():
+        with suppress(*DAMAGED):
+            found[name] = read(entry)
+    if len(found) < len(kept):
+        copy = shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
+        warnings.warn(f"{path} is damaged: what can be read of it is used, and {copy} is a copy of it.", stacklevel=2)
+    return found
+
+
+def _exercises(data: Any) -> Any:
+    """Return the entries of the file of progress. Raises OSError if it is of a newer version."""
+    if type(data["version"]) is int and data["version"] > FORMAT:
+        raise OSError(f"a newer version of this course wrote {progress_file()}, so bring the course up to date")
+    return data["exercises"] if data["version"] == FORMAT else None
 
 
 def under_new_names(entries: dict[str, Any]) -> dict[str, Any]:
@@ -116,14 +138,14 @@ def under_new_names(entries: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _record(entry: Any) -> Record | None:
-    """Return the Record that `entry` of the file describes, None if it describes none."""
-    try:
-        record = Record(**entry)
-        day_is_fine = record.solved is None or date.fromisoformat(record.solved)
-        return record if day_is_fine and type(record.tries) is int and record.tries > 0 else None
-    except (TypeError, ValueError):
-        return None
+def _record(entry: Any) -> Record:
+    """Return the Record that `entry` of the file describes. Raises one of DAMAGED if it describes none."""
+    record = Record(**entry)
+    if record.solved is not None:
+        date.fromisoformat(record.solved)
+    if type(record.tries) is not int or record.tries < 1:
+        raise ValueError
+    return record
 
 
 def _not_kept(reason: Exception | str) -> str:

@@ -5,12 +5,19 @@ has not been run yet ("untrusted"), and so does GitHub, and leaves its letters b
 its ground are chosen together, by the ``color-scheme`` of the page, so it can be read on a page that has none.
 """
 
+import html
+import re
 from base64 import b64encode
-from html import escape
 
+UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML, which an image is
 SCHEME = (
     "<style>:root{color-scheme:light dark;color:light-dark(#1f1f1f,#e0e0e0);background:light-dark(#fff,#111)}</style>"
 )
+
+
+def escape(string: str) -> str:
+    """Return a text as HTML and XML show it: no tag of it is read, and � stands for what no document may hold."""
+    return html.escape(UNWRITABLE.sub("\ufffd", str(string)))
 
 
 def image(svg: str, description: str) -> str:

@@ -147,12 +147,12 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # what keeps damaged files from being read as something else (checksums, checks and their sentences: 160); and what is
 # seen: still pictures of panels, cards, images that follow a light or dark page (200).
 BUDGETS = {
-    "teaching": 0,
-    "supporting": 0,
-    "exercises": 0,
-    "explorers": 2_506,
-    "recipes": 4_055,
-    "drawings": 1_979,
+    "teaching": 5_588,
+    "supporting": 5_742,
+    "exercises": 7_499,
+    "explorers": 2_610,
+    "recipes": 4_054,
+    "drawings": 1_976,
 }
 
 

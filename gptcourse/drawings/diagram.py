@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gptcourse.drawings.svg import BLUE, GREEN, MONO, ORANGE, PURPLE, SANS, escape
-from gptcourse.images import image
+from gptcourse.drawings.svg import BLUE, GREEN, MONO, ORANGE, PURPLE, SANS
+from gptcourse.images import escape, image
 
 __all__ = ["BLUE", "GREEN", "ORANGE", "PURPLE", "Box", "Diagram"]
 

@@ -6,12 +6,11 @@ pictures follow a light or a dark page. The colours are close to Okabe and Ito's
 tell apart. Every label is escaped: what a learner types is shown as text, never read as HTML.
 """
 
-import html
 import math
-import re
 from dataclasses import dataclass
 from itertools import groupby
 
+from gptcourse.images import escape
 from gptcourse.plots import visible as visible
 
 # For a light and for a dark page, each with a contrast of 4.5 or more, so letters may have them, too.
@@ -23,12 +22,6 @@ SANS = "var(--jp-ui-font-family, system-ui, -apple-system, 'Segoe UI', sans-seri
 MONO = "var(--jp-code-font-family, ui-monospace, Menlo, Consolas, monospace)"
 WIDTH = 680  # units of the drawing; on screen a picture shrinks to fit, and never grows past this many pixels
 HALF = 334  # two such pictures stand side by side
-UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML, which an image is
-
-
-def escape(string):
-    """Return ``string`` as HTML and XML show it: no tag of it is read, and � stands for what no document may hold."""
-    return html.escape(UNWRITABLE.sub("\ufffd", str(string)))
 
 
 def text(x, y, string, *, anchor="start", color="currentColor", size=13, opacity=1.0, mono=False, bold=False):

@@ -95,10 +95,8 @@ def test_types_lint_and_format(dist):
 
 
 def test_sizes(dist):
-    files = {path: path.stat().st_size for path in dist.rglob("*") if path.is_file()}
-    assert sum(files.values()) <= 12 * MEGABYTE
-    first = [size for path, size in files.items() if path.parent.name != "data" or path.name == "first.js"]
-    assert sum(first) <= 2 * MEGABYTE
+    sizes = site_tool.sizes()
+    assert 0 < sizes["first"] <= 2 * MEGABYTE < sizes["all"] <= 12 * MEGABYTE
 
 
 def test_nothing_is_asked_of_another_address(dist, browser):

@@ -35,7 +35,7 @@ export async function readFolder(files: File[]): Promise<Opened> {
   const tokenizer = await readTokenizer(named("characters.json"), named("tokenizer.json"));
   if (tokenizer.vocabSize > config.vocab_size) throw new FileError("otherTokenizer");
   const folder = need("config.json").webkitRelativePath.split("/").at(-2);
-  return { name: folder ?? "", config, weights, tokenizer };
+  return { name: folder ?? "model.safetensors", config, weights, tokenizer };
 }
 
 async function readTokenizer(characters?: File, bpe?: File): Promise<Tokenizer> {
@@ -68,14 +68,22 @@ export async function droppedFiles(transfer: DataTransfer): Promise<File[]> {
 
 async function filesOf(entry: FileSystemEntry | null): Promise<File[]> {
   if (!entry) return [];
-  if (entry.isFile) {
-    return [
-      await new Promise<File>((resolve, reject) => (entry as FileSystemFileEntry).file(resolve, reject)),
-    ];
-  }
+  if (entry.isFile) return [await fileOf(entry as FileSystemFileEntry)];
   const reader = (entry as FileSystemDirectoryEntry).createReader();
-  const entries = await new Promise<FileSystemEntry[]>((resolve, reject) =>
-    reader.readEntries(resolve, reject),
-  );
-  return (await Promise.all(entries.filter((inner) => inner.isFile).map(filesOf))).flat();
+  const all: FileSystemEntry[] = [];
+  for (;;) {
+    // A browser gives a hundred at a time, and none at the end.
+    const some = await new Promise<FileSystemEntry[]>((resolve, reject) =>
+      reader.readEntries(resolve, reject),
+    );
+    if (!some.length) break;
+    all.push(...some);
+  }
+  return (await Promise.all(all.filter((inner) => inner.isFile).map(filesOf))).flat();
+}
+
+/** Returns a file that knows its folder, as one from the file button does. */
+async function fileOf(entry: FileSystemFileEntry): Promise<File> {
+  const file = await new Promise<File>((resolve, reject) => entry.file(resolve, reject));
+  return Object.defineProperty(file, "webkitRelativePath", { value: entry.fullPath.slice(1) });
 }

@@ -99,7 +99,7 @@ def write_data(folder: Path) -> None:
 
 
 def sizes() -> dict[str, int]:
-    """Return the bytes of the page that was built, and of what its first slider needs; pages of notebooks stand apart."""
+    """Return the bytes of the page that was built, without notebooks, and of what its first slider needs."""
     files = {path: path.stat().st_size for path in (SITE / "dist").rglob("*") if path.is_file()}
     files = {path: size for path, size in files.items() if "notebooks" not in path.parts}
     first = (size for path, size in files.items() if path.parent.name != "data" or path.name == "first.js")

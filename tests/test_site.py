@@ -488,18 +488,18 @@ def test_one_head_is_walked_through_with_the_packages_numbers(opened, model):
     masked = np.where(np.arange(len(keys)) > AT, -np.inf, scaled)
     weights = np.exp(masked) / np.exp(masked).sum()
     page = opened(f"inside?layer={LAYER + 1}&token={AT + 1}&head={HEAD + 1}")
-    page.get_by_role("button", name="Next").focus()
+    page.get_by_role("button", name="Next", exact=True).focus()
     for expected, tolerance in [(scores, 0.02), (scaled, 0.01), (masked, 0.01), (weights, 0.001), (weights, 0.001)]:
         page.keyboard.press("ArrowRight")
         np.testing.assert_allclose(walked(page), expected, atol=tolerance)
     told = page.locator(".walk tfoot").inner_text()
     assert float(re.search(r"([\d.]+) long", told)[1]) == pytest.approx(np.linalg.norm(weights @ values), abs=0.02)
-    page.get_by_role("button", name="Next").click()  # at the end it stays
+    page.get_by_role("button", name="Next", exact=True).click()  # at the end it stays
     page.wait_for_function("location.hash.includes('walk=6')")
     again = opened(page.evaluate("location.hash").removeprefix("#"))
     again.locator(".walk tfoot").filter(has_text="long").wait_for()
     assert walked(again) == walked(page)
-    page.get_by_role("button", name="Back").click()
+    page.get_by_role("button", name="Back", exact=True).click()
     page.keyboard.press("ArrowLeft")
     np.testing.assert_allclose(walked(page), masked, atol=0.01)
 

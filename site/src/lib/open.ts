@@ -60,10 +60,28 @@ function parse(text: string, file: string): unknown {
   }
 }
 
-/** Returns the files that were dropped, those of dropped folders included. */
+type Item = DataTransferItem & { getAsFileSystemHandle?: () => Promise<FileSystemHandle | null> };
+
+/**
+ * Returns the files that were dropped, those of dropped folders included. For a page from a folder (file://) Chromium
+ * reads handles, but no entries; other browsers have entries alone.
+ */
 export async function droppedFiles(transfer: DataTransfer): Promise<File[]> {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry());
-  return (await Promise.all(entries.map((entry) => filesOf(entry)))).flat();
+  const found = Array.from(
+    transfer.items as Iterable<Item>,
+    (item) => item.getAsFileSystemHandle?.().then(filesBehind) ?? filesOf(item.webkitGetAsEntry()),
+  );
+  return (await Promise.all(found)).flat();
+}
+
+async function filesBehind(handle: FileSystemHandle | null): Promise<File[]> {
+  if (!handle) return [];
+  if (handle.kind === "file") return [await (handle as FileSystemFileHandle).getFile()];
+  const files: File[] = [];
+  for await (const inner of (handle as FileSystemDirectoryHandle).values()) {
+    if (inner.kind === "file") files.push(placed(await inner.getFile(), `${handle.name}/${inner.name}`));
+  }
+  return files;
 }
 
 async function filesOf(entry: FileSystemEntry | null): Promise<File[]> {
@@ -82,8 +100,11 @@ async function filesOf(entry: FileSystemEntry | null): Promise<File[]> {
   return (await Promise.all(all.filter((inner) => inner.isFile).map(filesOf))).flat();
 }
 
-/** Returns a file that knows its folder, as one from the file button does. */
 async function fileOf(entry: FileSystemFileEntry): Promise<File> {
   const file = await new Promise<File>((resolve, reject) => entry.file(resolve, reject));
-  return Object.defineProperty(file, "webkitRelativePath", { value: entry.fullPath.slice(1) });
+  return placed(file, entry.fullPath.slice(1));
 }
+
+/** Returns the file with the path that one from the file button has, so that its folder is known. */
+const placed = (file: File, path: string): File =>
+  Object.defineProperty(file, "webkitRelativePath", { value: path });

@@ -10,7 +10,7 @@ import statistics
 from playwright.sync_api import Page, sync_playwright
 
 from tests.browser import FLAGS, find_chromium
-from tools.site import SITE
+from tools.site import SITE, sizes
 
 N_OPENINGS, N_KEYS, N_TOKENS = 5, 40, 90
 
@@ -49,9 +49,7 @@ def opening(page: Page) -> dict:
 
 def measure() -> dict:
     """Return all measures: medians, and of key presses the 95th percentile."""
-    sizes = {path: path.stat().st_size for path in (SITE / "dist").rglob("*") if path.is_file()}
-    page_files = {path: size for path, size in sizes.items() if "notebooks" not in path.parts}
-    first = sum(size for path, size in page_files.items() if path.parent.name != "data" or path.name == "first.js")
+    size = sizes()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         openings = []
@@ -65,8 +63,8 @@ def measure() -> dict:
         speeds = [page.evaluate(SPEED, [N_TOKENS, seed]) for seed in (1, 2, 3)]
         browser.close()
     return {
-        "all files, MB": sum(page_files.values()) / 1e6,
-        "before the first slider, MB": first / 1e6,
+        "all files, MB": size["all"] / 1e6,
+        "before the first slider, MB": size["first"] / 1e6,
         **{name: statistics.median(times[name] for times in openings) for name in openings[0]},
         "key press to bars, 95th percentile, ms": keys[int(0.95 * len(keys))],
         "tokens a second": statistics.median(speeds),

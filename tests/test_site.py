@@ -95,10 +95,8 @@ def test_types_lint_and_format(dist):
 
 
 def test_sizes(dist):
-    files = {path: path.stat().st_size for path in dist.rglob("*") if path.is_file()}
-    assert sum(files.values()) <= 12 * MEGABYTE
-    first = [size for path, size in files.items() if path.parent.name != "data" or path.name == "first.js"]
-    assert sum(first) <= 2 * MEGABYTE
+    sizes = site_tool.sizes()
+    assert 0 < sizes["first"] <= 2 * MEGABYTE < sizes["all"] <= 12 * MEGABYTE
 
 
 def test_nothing_is_asked_of_another_address(dist, browser):
@@ -416,6 +414,135 @@ def test_the_stages_are_explained_one_by_one(opened):
     assert len(told) == 12
 
 
+def middles(page, *names):
+    """Return where the buttons over the picture whose names begin like this stand: pairs of x and y."""
+    boxes = [page.get_by_role("button", name=re.compile(f"^(Show the numbers: )?{name}")).first for name in names]
+    return [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in (b.bounding_box() for b in boxes)]
+
+
+ALONG = ("Token embedding", "Open layer 2", "Query of", "Head 1 of layer 5", "Hidden units", "Logits")
+
+
+@pytest.mark.parametrize("width", [360, 390, 430])
+def test_on_a_phone_the_picture_stands_upright_within_the_width(opened, model, width):
+    page = opened("inside", size=(width, 800))
+    page.get_by_role("button", name="Open layer 2").wait_for()
+    heights = [y for _, y in middles(page, *ALONG)]
+    assert heights == sorted(heights) and heights[-1] - heights[0] > 800
+    sizes = page.locator(".scroller").evaluate("box => [box.scrollWidth, box.clientWidth]")
+    assert sizes[0] <= sizes[1]
+    places = page.locator(".stage button").evaluate_all("all => all.map(one => one.getBoundingClientRect().toJSON())")
+    assert len(places) > 20 and all(place["left"] >= 0 and place["right"] <= width for place in places)
+    page.get_by_role("button", name="Head 3 of layer 5: its attention weights").click()
+    assert page.get_by_role("dialog").locator("td").count() >= 13 * 14 / 2
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="head 3 of layer 5 on").click()
+    page.get_by_text(re.compile(r"now \d")).wait_for()
+    page.get_by_role("button", name="Open layer 2").click()
+    page.get_by_role("button", name="Head 1 of layer 2: its attention weights").wait_for()
+
+
+def test_on_a_desk_the_picture_runs_from_left_to_right(opened):
+    page = opened("inside")
+    page.get_by_role("button", name="Open layer 2").wait_for()
+    places = [x for x, _ in middles(page, *ALONG)]
+    assert places == sorted(places) and places[-1] - places[0] > 900
+
+
+def test_on_a_phone_the_stage_that_is_explained_comes_into_view(opened):
+    page = opened("inside", size=(390, 844))
+    slider = page.get_by_role("slider", name=re.compile("Step"))
+    slider.focus()
+    page.keyboard.press("End")
+    page.wait_for_function("scrollY > 600")
+    (_, logits), (_, token) = middles(page, "Logits", "Token embedding")
+    assert 0 < logits < 844 and token < 0
+    assert 0 <= slider.bounding_box()["y"] < 200  # it stays, to go on with
+
+
+LAYER, HEAD, AT = 4, 2, 8  # of the walk, counted from 0
+
+
+def one_head(gpt, ids):
+    """Return the query of a token, and the keys and values of all tokens, in one head of the package's model."""
+    found = []
+    hook = gpt.h[LAYER].attn.c_attn.register_forward_hook(lambda *call: found.append(call[2][0]))
+    with torch.inference_mode():
+        gpt(torch.tensor([ids]))
+    hook.remove()
+    size = gpt.config.head_size
+    query, keys, values = (part[:, HEAD * size : (HEAD + 1) * size].numpy() for part in found[0].chunk(3, dim=-1))
+    return query[AT], keys, values
+
+
+def walked(page):
+    """Return the numbers of the rows that are shown."""
+    texts = page.locator(".walk tbody .number").all_inner_texts()
+    return [float(text.replace("−", "-").replace("∞", "inf")) for text in texts]
+
+
+def test_one_head_is_walked_through_with_the_packages_numbers(opened, model):
+    query, keys, values = one_head(model[0], model[1].encode("O Romeo, Romeo! wherefore art thou Romeo"))
+    scores = keys @ query
+    scaled = scores / np.sqrt(len(query))
+    masked = np.where(np.arange(len(keys)) > AT, -np.inf, scaled)
+    weights = np.exp(masked) / np.exp(masked).sum()
+    page = opened(f"inside?layer={LAYER + 1}&token={AT + 1}&head={HEAD + 1}")
+    page.get_by_role("button", name="Next", exact=True).focus()
+    for expected, tolerance in [(scores, 0.02), (scaled, 0.01), (masked, 0.01), (weights, 0.001), (weights, 0.001)]:
+        page.keyboard.press("ArrowRight")
+        np.testing.assert_allclose(walked(page), expected, atol=tolerance)
+    told = page.locator(".walk tfoot").inner_text()
+    assert float(re.search(r"([\d.]+) long", told)[1]) == pytest.approx(np.linalg.norm(weights @ values), abs=0.02)
+    page.get_by_role("button", name="Next", exact=True).click()  # at the end it stays
+    page.wait_for_function("location.hash.includes('walk=6')")
+    again = opened(page.evaluate("location.hash").removeprefix("#"))
+    again.locator(".walk tfoot").filter(has_text="long").wait_for()
+    assert walked(again) == walked(page)
+    page.get_by_role("button", name="Back", exact=True).click()
+    page.keyboard.press("ArrowLeft")
+    np.testing.assert_allclose(walked(page), masked, atol=0.01)
+
+
+def test_the_walk_says_that_nothing_is_hidden_from_the_last_token_and_takes_nonsense_for_the_start(opened):
+    page = opened("inside?walk=4&head=77")
+    page.get_by_text("nothing is hidden from it").wait_for()
+    assert np.isfinite(walked(page)).all()
+    page = opened("inside?walk=99&head=none")
+    page.locator(".walk .told").filter(has_text="head 1 has made a query").wait_for()
+
+
+def test_a_closed_model_answers_what_it_was_asked_and_the_scene_goes_on_with_the_next(opened, tmp_path):
+    page = opened("inside")
+    asked = """async () => {
+        const { session } = window.gptcourse;
+        const settled = promise => promise.then(() => "answered", error => error.message);
+        const before = settled(session.remote.trace(Array(200).fill(5)));
+        session.remote.close();
+        const never = new Promise(resolve => setTimeout(resolve, 20_000, "hangs"));
+        return [await Promise.race([before, never]), await Promise.race([settled(session.remote.trace([5])), never])];
+    }"""
+    assert page.evaluate(asked) == ["This model has been closed."] * 2
+    save(tmp_path / "mine", BPETokenizer.train("wherefore art thou Romeo, O Romeo " * 9, 270))
+    page.locator("input[type=file]").set_input_files(tmp_path / "mine")
+    page.get_by_role("button", name="Head 3 of layer 2", exact=False).first.wait_for()
+    assert not page.get_by_role("alert").count()
+
+
+def test_the_time_machine_reads_the_readers_own_prompt_and_the_example_by_button(opened):
+    page = opened("learn?step=1600")
+    prompt = page.get_by_label("Your prompt")
+    page.locator(TEXT).filter(has_text=re.compile("^I say: jWk")).wait_for()
+    page.get_by_text("your own", exact=True).click()
+    page.locator(TEXT).filter(has_text=re.compile("^To be, or not to be")).wait_for()
+    prompt.fill("ROMEO: What is")
+    page.get_by_text("an example", exact=True).click()
+    page.locator(TEXT).filter(has_text=re.compile("^I say: jWk")).wait_for()
+    page.get_by_text("your own", exact=True).click()
+    assert prompt.input_value() == "ROMEO: What is"  # it was kept
+    page.wait_for_function("location.hash.includes('prompt=ROMEO')")
+
+
 def test_the_time_machine_shows_what_was_recorded_at_each_step(opened):
     run = json.loads((ROOT / "gptcourse" / "assets" / "time-machine" / "run.json").read_text(encoding="utf-8"))
     page = opened("learn")
@@ -512,6 +639,33 @@ def test_a_bpe_of_ones_own_opens_too(opened, tmp_path):
     page.get_by_text("This is your own model").wait_for()
     ids = page.evaluate("window.gptcourse.session.tokenizer.encode('the queen sings é')")
     assert ids == tokenizer.encode("the queen sings é")
+
+
+def drop(page, path):
+    """Drop a path onto the page, as a file manager does: the browser makes the DataTransfer."""
+    client = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        client.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
+
+
+def test_a_folder_that_is_dropped_opens_whatever_else_lies_in_it(opened, tmp_path):
+    folder, tokenizer = tmp_path / "my-model", CharTokenizer("to be, or not to be: that is the question.\n")
+    model, ids = save(folder, tokenizer), tokenizer.encode("not to be, that is")
+    for n in range(150):  # a browser lists a hundred files at a time
+        (folder / f"a{n}.txt").write_text("noise")
+    page = opened("write")
+    drop(page, folder)
+    page.get_by_text("This is your own model, my-model").wait_for()
+    expected = model(torch.tensor([ids])).logits[0].detach().numpy()
+    np.testing.assert_allclose(np.array(page.evaluate(LOGITS, ids)), expected, atol=1e-4)
+
+
+def test_a_wrong_folder_that_is_dropped_is_refused_in_one_sentence(opened, tmp_path):
+    (tmp_path / "empty").mkdir()
+    page = opened("write")
+    drop(page, tmp_path / "empty")
+    page.get_by_role("alert").filter(has_text="holds no config.json").wait_for()
 
 
 def without(name):

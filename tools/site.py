@@ -98,6 +98,14 @@ def write_data(folder: Path) -> None:
         (folder / f"{name}.js").write_text(f"gptcourseData({json.dumps(name)},{value});\n", encoding="ascii")
 
 
+def sizes() -> dict[str, int]:
+    """Return the bytes of the page that was built, without notebooks, and of what its first slider needs."""
+    files = {path: path.stat().st_size for path in (SITE / "dist").rglob("*") if path.is_file()}
+    files = {path: size for path, size in files.items() if "notebooks" not in path.parts}
+    first = (size for path, size in files.items() if path.parent.name != "data" or path.name == "first.js")
+    return {"all": sum(files.values()), "first": sum(first)}
+
+
 def node_is_new_enough() -> bool:
     """Say whether npm is there, with a Node.js that Vite runs on."""
     if shutil.which("npm") is None or (node := shutil.which("node")) is None:

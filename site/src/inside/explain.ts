@@ -2,10 +2,9 @@
 
 import { t, visible, type Key } from "../lib/text";
 import { lengthOf, type Next } from "./numbers";
-import type { View } from "./picture";
+import type { Seen } from "./picture";
 import type { Stage } from "./stages";
 
-type Seen = Omit<View, "widths">;
 type Named = Next & { token: string };
 
 const percent = (p: number) => (100 * p).toFixed(1);

@@ -200,7 +200,7 @@ export class GPT {
       for (let s = 0; s <= at; s++) {
         scores[s] = dot(queries, head * D, cache.keys[layer], s * C + head * D, D) / Math.sqrt(D);
       }
-      const row = softmax(scores);
+      const row = new Float32Array(softmax(scores));
       if (off.has(headKey(layer, head))) return row;
       for (let s = 0; s <= at; s++) {
         const from = s * C + head * D;
@@ -218,12 +218,13 @@ export function traceAll(model: GPT, ids: number[], off?: ReadonlySet<string>): 
   return ids.map((id) => model.step(id, cache, off));
 }
 
-/** Returns exp(x) / Σ exp(x). */
-export function softmax(x: Float32Array): Float32Array {
-  const largest = x.reduce((a, b) => Math.max(a, b), -Infinity);
-  const powers = Float64Array.from(x, (value) => Math.exp(value - largest));
+/** Returns exp(x) / Σ exp(x), in double precision: rules of sampling compare sums of thousands of these. */
+export function softmax(x: Float32Array | Float64Array): Float64Array {
+  const wide = new Float64Array(x);
+  const largest = wide.reduce((a, b) => Math.max(a, b), -Infinity);
+  const powers = wide.map((value) => Math.exp(value - largest));
   const total = powers.reduce((a, b) => a + b, 0);
-  return Float32Array.from(powers, (power) => power / total);
+  return powers.map((power) => power / total);
 }
 
 /** Returns −ln p(target) in nats. */

@@ -35,7 +35,7 @@ export async function readFolder(files: File[]): Promise<Opened> {
   const tokenizer = await readTokenizer(named("characters.json"), named("tokenizer.json"));
   if (tokenizer.vocabSize > config.vocab_size) throw new FileError("otherTokenizer");
   const folder = need("config.json").webkitRelativePath.split("/").at(-2);
-  return { name: folder ?? "", config, weights, tokenizer };
+  return { name: folder ?? "model.safetensors", config, weights, tokenizer };
 }
 
 async function readTokenizer(characters?: File, bpe?: File): Promise<Tokenizer> {
@@ -60,22 +60,51 @@ function parse(text: string, file: string): unknown {
   }
 }
 
-/** Returns the files that were dropped, those of dropped folders included. */
+type Item = DataTransferItem & { getAsFileSystemHandle?: () => Promise<FileSystemHandle | null> };
+
+/**
+ * Returns the files that were dropped, those of dropped folders included. For a page from a folder (file://) Chromium
+ * reads handles, but no entries; other browsers have entries alone.
+ */
 export async function droppedFiles(transfer: DataTransfer): Promise<File[]> {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry());
-  return (await Promise.all(entries.map((entry) => filesOf(entry)))).flat();
+  const found = Array.from(
+    transfer.items as Iterable<Item>,
+    (item) => item.getAsFileSystemHandle?.().then(filesBehind) ?? filesOf(item.webkitGetAsEntry()),
+  );
+  return (await Promise.all(found)).flat();
+}
+
+async function filesBehind(handle: FileSystemHandle | null): Promise<File[]> {
+  if (!handle) return [];
+  if (handle.kind === "file") return [await (handle as FileSystemFileHandle).getFile()];
+  const files: File[] = [];
+  for await (const inner of (handle as FileSystemDirectoryHandle).values()) {
+    if (inner.kind === "file") files.push(placed(await inner.getFile(), `${handle.name}/${inner.name}`));
+  }
+  return files;
 }
 
 async function filesOf(entry: FileSystemEntry | null): Promise<File[]> {
   if (!entry) return [];
-  if (entry.isFile) {
-    return [
-      await new Promise<File>((resolve, reject) => (entry as FileSystemFileEntry).file(resolve, reject)),
-    ];
-  }
+  if (entry.isFile) return [await fileOf(entry as FileSystemFileEntry)];
   const reader = (entry as FileSystemDirectoryEntry).createReader();
-  const entries = await new Promise<FileSystemEntry[]>((resolve, reject) =>
-    reader.readEntries(resolve, reject),
-  );
-  return (await Promise.all(entries.filter((inner) => inner.isFile).map(filesOf))).flat();
+  const all: FileSystemEntry[] = [];
+  for (;;) {
+    // A browser gives a hundred at a time, and none at the end.
+    const some = await new Promise<FileSystemEntry[]>((resolve, reject) =>
+      reader.readEntries(resolve, reject),
+    );
+    if (!some.length) break;
+    all.push(...some);
+  }
+  return (await Promise.all(all.filter((inner) => inner.isFile).map(filesOf))).flat();
 }
+
+async function fileOf(entry: FileSystemFileEntry): Promise<File> {
+  const file = await new Promise<File>((resolve, reject) => entry.file(resolve, reject));
+  return placed(file, entry.fullPath.slice(1));
+}
+
+/** Returns the file with the path that one from the file button has, so that its folder is known. */
+const placed = (file: File, path: string): File =>
+  Object.defineProperty(file, "webkitRelativePath", { value: path });

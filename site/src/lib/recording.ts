@@ -28,7 +28,7 @@ export interface RunData {
 /** What a checkpoint makes of a prompt. */
 export interface Reading {
   patterns: Float32Array[][][]; // attention weights [layer][head][query][key]
-  probabilities: Float32Array; // (V) of the next token
+  probabilities: Float64Array; // (V) of the next token
 }
 
 const KEPT = 100; // readings that are remembered
@@ -92,7 +92,7 @@ export class Recording {
   private open(n: number) {
     if (this.opened === n) return;
     const { config, weights } = this.checkpoints[n].model;
-    void this.remote.open(config, bytes(weights));
+    this.remote.open(config, bytes(weights)).catch(() => {}); // what is asked next fails, too, and is heard
     this.opened = n;
   }
 }

@@ -6,11 +6,14 @@ import type { Answer, Request } from "./worker";
 import ModelWorker from "./worker?worker&inline"; // inline, as a page from a folder may not load a worker's file
 import type { WriteRequest, Written } from "./writer";
 
+const CLOSED: Answer = { number: 0, error: { message: "This model has been closed." } };
+
 export class Remote {
   private readonly worker = new ModelWorker();
   private readonly waiting = new Map<number, (answer: Answer) => void>();
   private count = 0;
   private writing = 0; // the number of the newest request to write
+  private closed = false;
 
   constructor() {
     this.worker.onmessage = ({ data }: MessageEvent<Answer>) => this.waiting.get(data.number)?.(data);
@@ -35,9 +38,11 @@ export class Remote {
     return this.writing === number;
   }
 
-  /** Ends the worker. */
+  /** Ends the worker: what it has not answered, and what it is asked from now on, fails. */
   close() {
     this.worker.terminate();
+    this.closed = true;
+    for (const settle of this.waiting.values()) settle(CLOSED);
   }
 
   private ask<T>(request: Request, each?: (value: T) => void): Promise<T> {
@@ -55,7 +60,8 @@ export class Remote {
         }
         this.waiting.delete(number);
       });
-      this.worker.postMessage({ number, request });
+      if (this.closed) this.waiting.get(number)!(CLOSED);
+      else this.worker.postMessage({ number, request });
     });
   }
 }

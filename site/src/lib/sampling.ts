@@ -6,6 +6,8 @@
  * Meister et al. (2023); Keskar et al. (2019), section 4.1.
  */
 
+import { softmax } from "./model";
+
 export interface Sampling {
   temperature: number; // 0 takes the best token
   top_k: number; // 0: off
@@ -62,13 +64,6 @@ export function draw(probabilities: Float64Array, seed: number, place: number): 
     if (value > highest) [highest, best] = [value, i];
   }
   return best;
-}
-
-function softmax(x: Float64Array): Float64Array {
-  const largest = x.reduce((a, b) => Math.max(a, b), -Infinity);
-  const powers = x.map((value) => Math.exp(value - largest));
-  const total = powers.reduce((a, b) => a + b, 0);
-  return powers.map((power) => power / total);
 }
 
 function penalise(x: Float64Array, previous: readonly number[], penalty: number) {

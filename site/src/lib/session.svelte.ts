@@ -56,7 +56,10 @@ class Session {
   /** Puts another model in the place of the one that is open, if it can be read. */
   async open({ name, config, weights, tokenizer }: Opened, own = true) {
     const remote = new Remote();
-    const opened = await remote.open(config, weights);
+    const opened = await remote.open(config, weights).catch((error) => {
+      remote.close();
+      throw error;
+    });
     this.remote?.close();
     this.remote = remote;
     this.own = own;

@@ -9,6 +9,8 @@ import html
 import re
 from base64 import b64encode
 
+SANS = "var(--jp-ui-font-family, system-ui, -apple-system, 'Segoe UI', sans-serif)"
+MONO = "var(--jp-code-font-family, ui-monospace, Menlo, Consolas, monospace)"
 UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML, which an image is
 SCHEME = (
     "<style>:root{color-scheme:light dark;color:light-dark(#1f1f1f,#e0e0e0);background:light-dark(#fff,#111)}</style>"

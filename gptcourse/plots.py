@@ -6,13 +6,14 @@ shows a figure with the ink and ground of its light or dark page; in a file it h
 reader has set. A title says in words what the figure shows.
 """
 
+import re
 from contextlib import contextmanager
 from functools import cache
 from io import StringIO
 
 import numpy as np
 
-from gptcourse.images import image
+from gptcourse import images
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {
@@ -72,7 +73,7 @@ def _figure_class():
             from IPython.display import display
 
             words = _words(self)
-            display({"text/html": image(_as_svg(self), words), "text/plain": words}, raw=True)
+            display({"text/html": images.image(_as_svg(self), words), "text/plain": words}, raw=True)
 
     return CourseFigure
 
@@ -82,15 +83,18 @@ def _as_svg(figure):
     import matplotlib.pyplot as plt
 
     file, grounds = StringIO(), figure.findobj(lambda artist: artist.get_gid() == GROUND)
-    with plt.rc_context({"svg.hashsalt": "gptcourse", "svg.fonttype": "path"}):
+    options = {"transparent": True, "bbox_inches": "tight", "metadata": {"Date": None, "Creator": None}}
+    with plt.rc_context({"svg.hashsalt": "gptcourse", "svg.fonttype": "none"}):
         for ground in grounds:
             ground.set_visible(False)
-        figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(file, format="svg", **options)
         for ground in grounds:
             ground.set_visible(True)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace("<svg", '<svg fill="currentColor"', 1)
-    return svg.replace("#000000", "currentColor").replace(GREY, "currentColor")
+    svg = svg.replace("#000000", "currentColor").replace(GREY, "currentColor")
+    families = {"": images.SANS, " Mono": images.MONO}  # the page's own letters: as paths they take four times the room
+    return re.sub(r"font-family: 'DejaVu Sans( Mono)?'[^;\"]*", lambda f: f"font-family: {families[f[1] or '']}", svg)
 
 
 def _words(figure):

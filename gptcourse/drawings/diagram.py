@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gptcourse.drawings.svg import BLUE, GREEN, MONO, ORANGE, PURPLE, SANS
-from gptcourse.images import escape, image
+from gptcourse.drawings.svg import BLUE, GREEN, ORANGE, PURPLE
+from gptcourse.images import MONO, SANS, escape, image
 
 __all__ = ["BLUE", "GREEN", "ORANGE", "PURPLE", "Box", "Diagram"]
 

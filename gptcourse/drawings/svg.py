@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from itertools import groupby
 
-from gptcourse.images import escape
+from gptcourse.images import MONO, SANS, escape
 from gptcourse.plots import visible as visible
 
 # For a light and for a dark page, each with a contrast of 4.5 or more, so letters may have them, too.
@@ -18,8 +18,6 @@ INKS = (("#0a6fae", "#4aa3df"), ("#b35900", "#f08c3a"), ("#007a59", "#2bb890"), 
 BLUE, ORANGE, GREEN, PURPLE = COLORS = tuple(f"light-dark({light},{dark})" for light, dark in INKS)
 GROUND = "light-dark(#fff,#111)"
 PALE = 0.62  # the least opacity of letters that are to be read
-SANS = "var(--jp-ui-font-family, system-ui, -apple-system, 'Segoe UI', sans-serif)"
-MONO = "var(--jp-code-font-family, ui-monospace, Menlo, Consolas, monospace)"
 WIDTH = 680  # units of the drawing; on screen a picture shrinks to fit, and never grows past this many pixels
 HALF = 334  # two such pictures stand side by side
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from html import escape
 
-from gptcourse.drawings.svg import GREEN, ORANGE, SANS
+from gptcourse.drawings.svg import GREEN, ORANGE
+from gptcourse.images import SANS
 
 LOOKS = {True: ("✓", GREEN), False: ("✗", ORANGE), None: ("○", "currentColor")}  # right, wrong, to do
 UNTOUCHED = "The mistake is still there"  # so begin the hints for the notebook's own code

@@ -136,7 +136,8 @@ def test_the_text_of_a_row_comes_back_as_it_stood_or_its_line_is_named(text, nam
         path.write_bytes(FORMATS[name](rows).encode("utf-8", "surrogatepass"))
         if has_half(text) or "\0" in text or not text.strip():
             for read in (labelled, own_data):
-                assert re.search(f"{name}.* line 1[12]", refused(read, path))
+                line = int(re.search(rf"{name}.* line (\d+)", refused(read, path))[1])
+                assert 11 <= line <= 12 + ends.count("\n")
             return
         kept = text if name.endswith("jsonl") else ends
         assert labelled(path) == [*OTHERS, (kept, "any"), ("the last", "other")]

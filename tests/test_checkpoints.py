@@ -353,16 +353,16 @@ def test_a_second_run_in_the_same_directory_is_told_before_it_starts(tmp_path):
 
 
 def test_a_full_disk_is_said_and_costs_the_newest_checkpoint_alone(tmp_path, monkeypatch):
-    from gptcourse import checkpoints
+    from gptcourse import hf
 
     def full(tensors, path):
         Path(path).write_bytes(b"part of a file")
         raise OSError(28, "No space left on device")
 
     def fill(history):
-        monkeypatch.setattr(checkpoints, "save_file", full if history.step[-1] in (4, 5, 6) else save_file)
+        monkeypatch.setattr(hf, "save_tensors", full if history.step[-1] in (4, 5, 6) else save_tensors)
 
-    save_file = checkpoints.save_file
+    save_tensors = hf.save_tensors
     with pytest.warns(
         UserWarning, match=r"checkpoint of step 6 could not be written \(.*No space left .*make room"
     ) as told:

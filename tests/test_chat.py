@@ -10,6 +10,7 @@ from gptcourse.explorers import chat_panel, compare_settings, writing_panel
 from gptcourse.explorers.text_panel import pieces
 from gptcourse.finetuning import chat_prompt, eos_id, generate_replies
 from gptcourse.generation import Sampling, generate
+from gptcourse.images import UNWRITABLE
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.rewriting import alternatives, fit, split_marked, variations
 from gptcourse.tokenizers import BPETokenizer
@@ -59,6 +60,11 @@ def send(panel, message):
     panel.wait()
 
 
+def written(text):
+    """Return a text as a page shows it: � stands for what no document may hold."""
+    return UNWRITABLE.sub("\ufffd", text)
+
+
 def bubbles(panel):
     return [unescape(text) for text in re.findall(r'<div style="white-space[^>]*>(.*?)</div>', panel.picture.value)]
 
@@ -72,7 +78,7 @@ def test_a_message_is_answered_as_by_write_replies_and_the_box_is_emptied(chat, 
     send(chat, "And my order?")
     second = generate_replies(model, tokenizer, ["And my order?"], Sampling(seed=0), max_new_tokens=20)[0]
     assert chat.exchanges == [["Where is it?", first], ["And my order?", second]]
-    assert bubbles(chat) == ["Where is it?", first, "And my order?", second]
+    assert bubbles(chat) == ["Where is it?", written(first), "And my order?", written(second)]
     assert chat.message.value == "" and first != second
 
 
@@ -254,7 +260,9 @@ def test_both_settings_write_with_the_same_seed_and_the_place_where_they_part_is
         new = [generate(model, ids, 12, Sampling(temperature=t, seed=seed))[len(ids) :] for t in (1.0, 0.3)]
         same = next((i for i in range(12) if new[0][i] != new[1][i]), 12)
         counts.add(same)
-        assert compared(comparison) == [(tokenizer.decode(ids[:same]), tokenizer.decode(ids[same:])) for ids in new]
+        assert compared(comparison) == [
+            (written(tokenizer.decode(ids[:same])), written(tokenizer.decode(ids[same:]))) for ids in new
+        ]
         assert f"the same {same} tokens; then they {'part' if same < 12 else 'end'}." in comparison.picture.value
     assert len(counts) > 1
 

@@ -61,7 +61,7 @@ def test_a_foreign_record_is_refused_and_left_alone(work, line):
     record = work.folder / "pieces.jsonl"
     work.folder.mkdir()
     record.write_text(line)
-    with pytest.raises(ValueError, match="is no piece of a recipe(, or was altered)?: choose another file"):
+    with pytest.raises(ValueError, match=r"is no piece of a recipe(, or was altered)?: choose another file"):
         work.piece(halved, 1)
     assert record.read_text() == line and not halved.made
 

@@ -231,10 +231,18 @@ class Notebook:
         """Return what the drawings beside this slider look like, as PNG bytes."""
         output = self.slider(label).locator("xpath=ancestor::*[contains(@class, 'jp-OutputArea-output')][1]")
         shots = []
-        for drawing in output.locator("svg[role=img]").all():
-            drawing.evaluate("element => element.scrollIntoView({block: 'center'})")  # clear of the toolbar's edge
-            shots.append(drawing.screenshot())
+        # The box that a drawing stands in: the drawing itself may be replaced while it is looked at.
+        for box in output.locator(".widget-html").filter(has=self.page.locator("svg[role=img]")).all():
+            box.evaluate("element => element.scrollIntoView({block: 'center'})")  # clear of the toolbar's edge
+            shots.append(box.screenshot())
         return shots
+
+    def wait_for_pictures(self, label, true):
+        """Wait until ``true(pictures)`` holds of the pictures beside a slider; a busy machine answers late."""
+        end = time.monotonic() + 60
+        while not true(self.pictures(label)):
+            assert time.monotonic() < end, f"The pictures beside {label!r} are still the wrong ones after 60 s."
+            self.settle()
 
     def press(self, label, key="ArrowRight", times=1):
         """Press a key on a slider and wait until the page is quiet."""

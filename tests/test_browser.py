@@ -126,9 +126,9 @@ def test_whatever_is_typed_is_shown_as_text(explorers, text):
 def test_a_key_press_changes_the_picture(explorers, label):
     before = explorers.pictures(label)
     explorers.press(label)
-    assert explorers.pictures(label) != before
+    explorers.wait_for_pictures(label, lambda pictures: pictures != before)
     explorers.press(label, "ArrowLeft")
-    assert explorers.pictures(label) == before
+    explorers.wait_for_pictures(label, lambda pictures: pictures == before)
 
 
 def test_a_slider_wired_to_nothing_changes_no_pixel(explorers):

@@ -47,7 +47,7 @@ from gptcourse.quantisation import quantised
 from gptcourse.support import Dialogue
 from gptcourse.training import DivergedError, History, evaluate
 
-STEPS, BATCH_SIZE, WARMUP_STEPS, RANK = 40, 2, 4, 8
+STEPS, BATCH_SIZE, WARMUP_STEPS, RANK = 160, 4, 8, 8
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 START_RATE = 2e-3
 TRIAL_SEED, SEEDS = 10, (0, 1, 2)

@@ -1,11 +1,13 @@
 """What every notebook keeps to. That each one runs is nbval's part: plain pytest executes them all."""
 
 import ast
+import json
 import re
 
 import nbformat
 import pytest
 
+from gptcourse.corpora import support
 from gptcourse.exercises import check, exercises
 from tools import notebooks
 
@@ -156,3 +158,30 @@ def test_every_solution_belongs_to_an_exercise(path):
     asked = sorted(name for _, name, _ in tagged(notebook, "exercise", "mistake"))
     assert sorted(name for _, name, _ in tagged(notebook, "solution")) == asked
     assert len(set(asked)) == len(asked)
+
+
+OWN = ["setup", "data-own", "data-shown", "format-shown", "unseen-code", "finetune-code", "own-tune"]
+
+
+def test_a_file_of_ones_own_is_fine_tuned_from_path_to_reply(tmp_path, capsys):
+    """Of notebook 08: what a reader gets who writes a path into PATH and runs the cells that use it."""
+    notebook = read(next(path for path in PATHS if path.stem == "08_fine_tuning"))
+    cells = {cell.id: cell.source for cell in notebook.cells}
+    rows = [{"prompt": dialogue.message, "response": "Please ask at the desk."} for dialogue in support(60, seed=5)]
+    path = tmp_path / "tickets.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for given, ours in (
+        ("PATH = ", f"PATH = {str(path)!r}"),
+        ("STEPS, BATCH, RATE = ", "STEPS, BATCH, RATE = 40, 2, 1e-3"),
+    ):
+        ((cell, line),) = [(i, line) for i in OWN for line in cells[i].splitlines() if line.startswith(given)]
+        cells[cell] = cells[cell].replace(line, ours)
+    names = {}
+    for cell in OWN:
+        exec(compile(cells[cell], cell, "exec"), names)
+    printed = capsys.readouterr().out
+    before, after = map(float, re.search(r"your confirm part: (\S+) before, (\S+) after", printed).groups())
+    assert after < before - 1
+    asked = {row.pairs[0][0] for row in names["own"].confirm}
+    customers, replies = (re.findall(rf"^{who} +(.+)$", printed, re.MULTILINE)[-2:] for who in ("customer", "model"))
+    assert set(customers) <= asked and replies == ["Please ask at the desk."] * 2

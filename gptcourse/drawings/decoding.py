@@ -11,7 +11,7 @@ from gptcourse.drawings.diagram import BLUE, GREEN, ORANGE, Diagram
 
 def kept_ranks(probabilities: Sequence[float], kept: Mapping[str, Sequence[int]]) -> Diagram:
     """Draw the probabilities in falling order, on logarithmic axes, and below them the ranks (from 1) of each rule."""
-    n, left, right, top, low = len(probabilities), 170, 660, 20, 130
+    n, left, right, top, low = len(probabilities), 170, 660, 34, 144
     place = lambda rank: left + (right - left) * math.log(rank) / math.log(n)  # noqa: E731 - a ruler
     height = lambda p: low - (low - top) * max(0.0, 1 + math.log10(max(p, 1e-6)) / 6)  # noqa: E731
     said = "; ".join(
@@ -21,9 +21,9 @@ def kept_ranks(probabilities: Sequence[float], kept: Mapping[str, Sequence[int]]
     points = [(place(rank), height(p)) for rank, p in enumerate(probabilities, start=1)]
     for start, end in pairwise(points):
         drawing.line(start, end, color=BLUE, opacity=0.9, width=1.8)
-    drawing.text(left - 10, top + 8, "probability", anchor="end", faint=True)
+    drawing.text(left - 10, 14, "probability", anchor="end", faint=True)
     for p in (1.0, 1e-3, 1e-6):
-        drawing.text(left - 10, height(p) + (22 if p == 1 else 4), f"{p:g}", anchor="end", size=11, faint=True)
+        drawing.text(left - 10, height(p) + 4, f"{p:g}", anchor="end", size=11, faint=True)
     for rank in [10**power for power in range(int(math.log10(n)) + 1)]:
         drawing.line((place(rank), top), (place(rank), low + 26 * len(kept) + 14), opacity=0.15)
         drawing.text(place(rank), low + 26 * len(kept) + 30, f"{rank:,}", size=11, faint=True)

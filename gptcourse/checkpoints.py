@@ -197,10 +197,10 @@ class Checkpoints:
         damaged, when the newest whole one belongs to another run, or when there are any and `resume` is not asked for.
         """
         newest = distributed.gather(max((folder.name for folder in self._folders()), default=""))
-        if max(newest) > newest[0]:
+        if (seen := max(newest)) > newest[0]:
             raise CheckpointError(
-                f"Process {newest.index(max(newest))} sees {max(newest)} in its {self.directory}, but process 0, which "
-                "reads for all, does not: let that machine have process 0 (torchrun's --node-rank), or copy it there."
+                f"Process {newest.index(seen)} sees {seen} in its {self.directory}, but process 0, which reads for "
+                "all, does not: copy it there, or give the machine that sees it --node-rank 0 (without --rdzv-backend)."
             )
         folders = self.on_first(partial(self._candidates, resume))
         for folder in reversed(folders):

@@ -134,7 +134,8 @@ class Muon(torch.optim.AdamW):
 
     AdamW looks at each weight by itself. Muon looks at a matrix as a map: it averages the gradients (Nesterov's
     momentum) and makes all directions of the average equally strong, also the rare ones. A step is scaled to the size
-    that AdamW's steps have, so that both take the same rate (Liu et al. 2025, section 2.2).
+    that AdamW's steps have, so that both take the same rate (Liu et al. 2025, section 2.2). With strategy "fsdp" the
+    averages are divided among the processes, but each gathers one whole matrix after the other and computes its update.
     """
 
     @torch.no_grad()
@@ -157,8 +158,7 @@ class Muon(torch.optim.AdamW):
             state["step"], state["momentum_buffer"] = torch.zeros(()), torch.zeros_like(parameter)
         state["step"] += 1  # AdamW looks for it when a state is loaded
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        # A matrix whose rows lie in several processes is gathered, and its update made in each: rows cannot be made
-        # orthogonal without the others.
+        # Rows that lie in several processes are gathered: they cannot be made orthogonal without the others.
         parts = whole(gradient.lerp(average, momentum)).chunk(group["parts"])
         update = own_part(torch.cat([newton_schulz(part, group["ns_steps"]) for part in parts]), parameter)
         size = 0.2 * math.sqrt(max(parts[0].shape))  # an orthogonal matrix has entries of about 1 / √(longer side)

@@ -255,12 +255,12 @@ def card(data: dict[str, dict]) -> str:
 def prediction(data: dict) -> dict:
     """Return the law that fits the runs, and what it, laws of runs drawn again, and a ruler say about larger runs."""
     known = columns(data["runs"])
-    law, again = fit_scaling_law(*known), bootstrap_laws(*known)
-    rows = []
+    law, again, rows = fit_scaling_law(*known), bootstrap_laws(*known), []
     for target in (data["larger"], data["second"]):
         place = target["parameters"], target["tokens"]
         losses = sorted(one.loss(*place) for one in again)
-        guesses = {"law": law.loss(*place), "ruler": ruler(list(zip(*known, strict=True)), *place)}
+        no_longer = columns([run for run in data["runs"] if run["tokens"] <= target["tokens"]])  # it need not go back
+        guesses = {"law": law.loss(*place), "ruler": ruler(list(zip(*no_longer, strict=True)), *place)}
         rows.append({"run": target, "low": losses[0], "high": losses[-1]} | guesses)
     return {"law": law, "rows": rows}
 

@@ -59,8 +59,8 @@ class Messages(TorchDispatchMode):
         self.counts = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
-            name = func.name().removeprefix("c10d::")
+        if func.namespace in ("c10d", "_c10d_functional"):
+            name = func.name().partition("::")[2]
             self.counts[name] = self.counts.get(name, 0) + 1
         return func(*args, **kwargs or {})
 
@@ -148,6 +148,7 @@ OPTIONS = {
 }
 CASES = {f"{name}, {way.get('strategy', 'ddp')}": way | options for name, options in OPTIONS.items() for way in BOTH}
 CASES |= {"finetune": {"what": "finetune"}, "stopped": {"stop": 5}, "no shared disk": {"strategy": "fsdp"}}
+CASES["muon, fsdp"] = CASES["muon, fsdp"] | {"count": True}
 COUNTED = {f"{n} parts, {s}": {"strategy": s, "settings": {"gradient_accumulation_steps": n}, "count": True}
            for n in (1, 3) for s in ("ddp", "fsdp")}  # fmt: skip
 
@@ -169,6 +170,15 @@ def test_two_processes_make_the_run_of_one_with_twice_the_parts(name, runs):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_muon_run_is_that_of_one_process_although_no_process_holds_a_whole_matrix(strategy, runs):
     assert_same_run(runs[0][f"muon, {strategy}"], settings={"optim": "muon"}, weights=1e-5)
+
+
+def test_under_fsdp_muon_gathers_each_matrix_of_the_blocks_once_a_step_and_adamw_none(runs):
+    messages = {name: runs[0][name][0]["messages"] for name in ("muon, fsdp", "1 parts, fsdp")}
+    gathered = {name: counts.get("all_gather_into_tensor", 0) for name, counts in messages.items()}
+    matrices = 4 * SHAPE["n_layer"]  # queries with keys and values, the heads' output, and the MLP's two
+    assert gathered == {"muon, fsdp": CONFIG["steps"] * matrices, "1 parts, fsdp": 0}
+    held = [[one["held"] for one in runs[0][name]] for name in ("muon, fsdp", "plain, fsdp")]
+    assert held[0] == held[1]
 
 
 def test_in_bfloat16_ddp_rounds_as_one_process_does_and_fsdp_a_little_more(runs):
@@ -275,7 +285,8 @@ def test_under_ddp_process_0_alone_needs_the_disk(resumed):
 
 def test_no_run_begins_anew_because_process_0_is_on_another_machine_now(resumed):
     for one in resumed[1]["swapped machines"]:
-        assert one["error"].startswith("Process 1 sees step-00000004 in its ") and "--node-rank" in one["error"]
+        assert one["error"].startswith("Process 1 sees step-00000004 in its ")
+        assert one["error"].endswith("give the machine that sees it --node-rank 0 (without --rdzv-backend).")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

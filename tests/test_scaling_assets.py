@@ -5,9 +5,8 @@ import statistics
 from importlib.resources import files
 
 import evaluation_experiments as evaluation
+import pytest
 import scaling_experiments as scaling
-
-from gptcourse.scaling import bootstrap_laws, fit_scaling_law, ruler
 
 ASSETS = files("gptcourse") / "assets"
 
@@ -25,17 +24,18 @@ def test_no_run_is_missing():
     assert sum(map(len, recorded("evaluation", "experiments").values())) == len(list(evaluation.tasks()))
 
 
-def columns(runs):
-    return [[run[name] for run in runs] for name in ("parameters", "tokens", "loss")]
+@pytest.fixture(scope="module")
+def predicted():
+    """What the card says of the larger run and of the second."""
+    return scaling.prediction(recorded("scaling", "law"))["rows"]
 
 
-def test_law_and_ruler_lie_where_the_notebook_says():
-    data = recorded("scaling", "law")
-    known, law = list(zip(*columns(data["runs"]), strict=True)), fit_scaling_law(*columns(data["runs"]))
-    place, loss = (data["larger"]["parameters"], data["larger"]["tokens"]), data["larger"]["loss"]
-    assert 0.04 < law.loss(*place) - loss < 0.06
-    assert abs(ruler(known, *place) - loss) < 0.01
-    assert loss < min(one.loss(*place) for one in bootstrap_laws(*columns(data["runs"])))  # outside the interval
+def test_law_and_ruler_lie_where_the_notebook_says(predicted):
+    data, (larger, _) = recorded("scaling", "law"), predicted
+    loss = data["larger"]["loss"]
+    assert 0.04 < larger["law"] - loss < 0.06
+    assert abs(larger["ruler"] - loss) < 0.01
+    assert loss < larger["low"]  # outside the interval
     assert len(data["rolling"]) == 9
     law_error, ruler_error = (
         statistics.mean(abs(run[name] - run["loss"]) for run in data["rolling"]) for name in ("law", "ruler")
@@ -44,12 +44,10 @@ def test_law_and_ruler_lie_where_the_notebook_says():
     assert sum(abs(run["law"] - run["loss"]) < abs(run["ruler"] - run["loss"]) for run in data["rolling"]) == 6
 
 
-def test_law_and_ruler_cannot_be_told_apart_at_a_length_that_was_measured():
-    data = recorded("scaling", "law")
-    place, loss = (data["second"]["parameters"], data["second"]["tokens"]), data["second"]["loss"]
-    known = [run for run in zip(*columns(data["runs"]), strict=True) if run[1] <= place[1]]
-    assert 0 < ruler(known, *place) - loss < 0.01
-    assert 0 < fit_scaling_law(*columns(data["runs"])).loss(*place) - loss < 0.01
+def test_law_and_ruler_cannot_be_told_apart_at_a_length_that_was_measured(predicted):
+    loss, (_, second) = recorded("scaling", "law")["second"]["loss"], predicted
+    assert 0 < second["ruler"] - loss < 0.01  # from runs of that length, and not back from longer ones
+    assert 0 < second["law"] - loss < 0.01
 
 
 def test_no_size_of_the_law_takes_the_lowest_or_highest_rate_that_was_tried():

@@ -1,6 +1,7 @@
 """The benchmarks, with the smallest sizes: that they run and say what they mean. Nothing here is about time."""
 
 import json
+import sys
 from pathlib import Path
 
 import nbformat
@@ -216,7 +217,7 @@ def test_startup_runs_each_program_in_a_process_of_its_own():
     assert tables[""][0]["a process that does"] == "nothing" and tables[""][0]["seconds"]["low"] > 0
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "sched_setaffinity"), reason="Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lends a process some of the cores")
 def test_a_notebook_is_run_on_two_cores_and_on_one(tmp_path):
     cell = new_code_cell("import os\nopen('cores', 'a').write(str(len(os.sched_getaffinity(0))))", id="one")
     nbformat.write(new_notebook(cells=[cell]), tmp_path / "some.ipynb")

@@ -64,7 +64,7 @@ def measure(options):
     numbers = [n for n in (1, 2, 4, 8) if n <= max(cores, 2)]
     tables = {
         "": one_change(values, options.take(ROUNDS), 1 if options.quick else STEPS),
-        "Processes that share a step": processes(numbers, options.take(LAUNCHES), 2 if options.quick else 4 * STEPS),
+        "Processes that share a step": processes(numbers, options.take(LAUNCHES), 1 if options.quick else 4 * STEPS),
     }
     how = medians(options.take(ROUNDS), f"rounds in turns ({options.take(LAUNCHES)} launches of processes)")
     return f"4 layers; if not said otherwise context 64, width 128, batch 8. {how}", tables

@@ -1,36 +1,29 @@
-"""Measure every explorer's sliders in a real JupyterLab: from the key press to the new picture on the screen.
+"""Every explorer's sliders in a real JupyterLab: from a key press, and from a mouse that drags, to the new picture.
 
-    python -m benchmarks sliders [presses]
-
-The clock starts with the browser's own time stamp of the key press and stops when the frame with the new picture has
-been drawn. A model's forward pass is not part of it: bars are redrawn from logits computed once a prompt. The first row
-is what JupyterLab and this machine take for one word; run it on a quiet machine.
+The clock starts with the browser's own time stamp of the key press or of the move of the mouse that changed the
+slider's value, and stops when the frame with the next new picture has been drawn. While the mouse goes on, that is the
+first move which the last picture had not answered. The first row is what JupyterLab and this machine take for one word;
+run it on a quiet machine. Explorers that compute a model's forward pass, or write, for a new value take longer for it.
 """
 
+import re
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
-from tests.browser import Lab, find_chromium
-from tests.test_browser import EXPLORERS, write_notebook
+from tqdm import tqdm
 
-SLIDERS = {
-    "(one word of HTML)": ["word"],  # what this machine and JupyterLab take themselves, as things are now
-    "decoding_explorer": ["temperature", "top-k (0: off)", "top-p (1: off)"],
-    "attention_scale_explorer": ["head size d"],
-    "size_explorer": ["width", "layers", "context"],
-    "attention_explorer": ["layer", "head"],
-    "window_explorer": ["window"],
-    "rotary_explorer": ["place of the query"],
-    "frontier_explorer": ["β"],
-    "dpo_explorer": ["chosen, nats"],
-    "thinking_explorer": ["thinking tokens"],
-}
-MUST, AIM = 60, 30  # milliseconds at the 95th percentile, from the design
-PAUSE = 300  # milliseconds between two presses
+from tests.browser import Lab, find_chromium
+from tests.test_browser import EXPLORERS, FIRST, SETUP, write_notebook
+from tests.test_explorers import EVERY
+
+PRESSES, DRAGS = 40, 2  # DRAGS: there and back, as often
+PAUSE, MOVE = 300, 16  # milliseconds between two presses, and between two moves of the mouse
 # A realistic vocabulary and width, so that the bars are made of as many numbers as in the notebooks.
 MODEL = """
+from gptcourse.explorers import attention_explorer, decoding_explorer
+from gptcourse.model import GPT, GPTConfig
+from gptcourse.tokenizers import CharTokenizer
 tokenizer = CharTokenizer("".join(chr(n) for n in range(32, 8192) if chr(n).isprintable()))
 model = GPT(GPTConfig(tokenizer.vocab_size, n_positions=64, n_embd=64, n_layer=1, n_head=2))
 with torch.no_grad():
@@ -48,54 +41,89 @@ slider, word = ipywidgets.IntSlider(description="word"), ipywidgets.HTML("<b>0</
 slider.observe(lambda change: setattr(word, "value", f"<b>{change['new']}</b>"), "value")
 ipywidgets.VBox([slider, word])
 """
+# The last two make models of their own, where the others have the small one of SETUP.
+LARGER = {"decoding": MODEL, "attention": ATTENTION}
+OTHERS = {name: cell for name, cell in zip(EVERY, EXPLORERS[FIRST:], strict=True) if name not in LARGER}
+CELLS = {"(setup)": SETUP, "(one word of HTML)": WORD} | OTHERS | LARGER
 WATCH = """handle => {
     const output = handle.closest(".jp-OutputArea-output");
-    const picture = output.querySelector("svg[role=img]") ?? output.querySelector(".widget-html-content > *");
-    const holder = picture.closest(".widget-html-content");
-    window.times = []; let pressed = null;
-    handle.addEventListener("keydown", event => { pressed = event.timeStamp; }, true);
-    new MutationObserver(() => {
-        if (pressed === null) return;
-        const start = pressed; pressed = null;
+    window.times = []; let moved = null, waiting = null;
+    for (const kind of ["keydown", "mousemove", "pointermove"])
+        document.addEventListener(kind, event => { moved = event.timeStamp; }, true);
+    new MutationObserver(() => { waiting ??= moved; })
+        .observe(handle, {attributes: true, attributeFilter: ["aria-valuenow", "aria-valuetext"]});
+    const answered = new MutationObserver(() => {
+        if (waiting === null) return;
+        const start = waiting; waiting = null;
         requestAnimationFrame(() => setTimeout(() => window.times.push(performance.now() - start)));
-    }).observe(holder, {subtree: true, childList: true, characterData: true});
+    });
+    for (const html of output.querySelectorAll(".widget-html-content"))
+        answered.observe(html, {subtree: true, childList: true, characterData: true});
 }"""
 
 
-def measure(notebook, label, presses):
-    """Return the milliseconds of each key press that changed the picture, on one slider, back and forth."""
-    handle = notebook.slider(label)
-    handle.scroll_into_view_if_needed()
+def press(page, handle, presses):
+    """Press arrow keys, four one way and four the other, from the end of the slider at which it stands, if at one."""
+    place = handle.evaluate("h => [h.ariaValueNow, h.ariaValueMax].map(Number)")
+    keys = ["ArrowRight", "ArrowLeft"] if place[0] < place[1] else ["ArrowLeft", "ArrowRight"]
     handle.focus()
+    for n in range(presses):
+        handle.press(keys[n // 4 % 2])
+        page.wait_for_timeout(PAUSE)
+
+
+def drag(page, handle, times):
+    """Drag the handle to the right end of its slider and to the left one, a move of the mouse every frame."""
+    box = handle.bounding_box()
+    track = handle.locator("xpath=ancestor::*[contains(@class, 'noUi-base')][1]").bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 2, y)
+    page.mouse.down()
+    for n in range(2 * times):
+        for step in range(40):
+            share = step / 40 if n % 2 == 0 else 1 - step / 40
+            page.mouse.move(track["x"] + share * track["width"], y)
+            page.wait_for_timeout(MOVE)
+    page.mouse.up()
+    page.wait_for_timeout(PAUSE)
+
+
+def answers(page, handle, act, n):
+    """Return the median and the 95th percentile, in ms, of how soon pictures come while `act(page, handle, n)` runs."""
+    handle.evaluate("() => { window.times = []; }")
+    act(page, handle, n)
+    times = page.evaluate("() => window.times")[2:]  # the first two warm the caches
+    if len(times) < 3:
+        return None, None  # a slider for what is written next moves nothing by itself
+    return round(statistics.median(times)), round(statistics.quantiles(times, n=20, method="inclusive")[-1])
+
+
+def measure_slider(notebook, cell, label, options):
+    """Return the row of one slider of a cell."""
+    exactly = notebook.page.locator(".widget-label").filter(has_text=re.compile(f"^{re.escape(label)}$"))
+    handle = cell.locator(".widget-slider").filter(has=exactly).first.get_by_role("slider").first
+    handle.evaluate("h => h.scrollIntoView({block: 'center'})")
     handle.evaluate(WATCH)
-    for n in range(presses - presses % 8):  # whole rounds, which end where they began
-        forth = n % 8 < 4 if "top-p" not in label else n % 8 >= 4
-        handle.press("ArrowRight" if forth else "ArrowLeft")
-        notebook.page.wait_for_timeout(PAUSE)
-    times = notebook.page.evaluate("() => window.times")[2:]  # the first two warm the caches
-    if len(times) < presses // 2:
-        sys.exit(f"Only {len(times)} of {presses} presses on {label!r} changed the picture: too few to measure.")
-    return times
+    keys = answers(notebook.page, handle, press, 8 if options.quick else PRESSES)
+    mouse = answers(notebook.page, handle, drag, 1 if options.quick else DRAGS)
+    columns = ("key: median, ms", "key: 95th percentile", "drag: median, ms", "drag: 95th percentile")
+    return {"slider": label} | dict(zip(columns, keys + mouse, strict=True))
 
 
-def main(presses):
-    """Print a table: the median and the 95th percentile for every slider."""
+def measure(options):
+    """Return how it was measured, and a row for every slider."""
     if find_chromium() is None:
-        sys.exit("No Chromium or Chrome on the PATH; this benchmark needs one.")
-    print(f"{'explorer':<26}{'slider':<22}{'median':>8}{'95th percentile':>18}   (ms; must {MUST}, aim {AIM})")
+        raise SystemExit("No Chromium or Chrome on the PATH; this benchmark needs one.")
+    names = ["(setup)", "(one word of HTML)", *LARGER] if options.quick else list(CELLS)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        cells = [EXPLORERS[0], WORD, MODEL, *EXPLORERS[2:4], ATTENTION, *EXPLORERS[-5:]]
-        path = write_notebook(Path(folder) / "sliders.ipynb", cells)
+        path = write_notebook(Path(folder) / "sliders.ipynb", [CELLS[name] for name in names])
         with Lab([path]) as lab, lab.open(path.name) as notebook:
-            errors = notebook.run()
-            if errors:
-                sys.exit("\n".join(errors))
-            for explorer, labels in SLIDERS.items():
-                for label in labels:
-                    times = measure(notebook, label, presses)
-                    high = statistics.quantiles(times, n=20)[-1]
-                    print(f"{explorer:<26}{label:<22}{statistics.median(times):>8.0f}{high:>18.0f}")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 40)
+            if errors := notebook.run():
+                raise SystemExit("\n".join(errors))
+            for number, name in enumerate(tqdm(names, desc="explorers", leave=False)):
+                cell = notebook.page.locator(".jp-CodeCell").nth(number)
+                for label in dict.fromkeys(cell.locator(".widget-slider:visible .widget-label").all_inner_texts()):
+                    rows.append({"explorer": name} | measure_slider(notebook, cell, label, options))
+    how = f"{PRESSES} presses of a key and {DRAGS} drags there and back of each slider, in Chromium and JupyterLab; "
+    return how + "a dash: this slider alone changes no picture.", {"": rows}

@@ -1,108 +1,50 @@
-"""Measure how fast models of one shape train: ours, nanoGPT's loop, transformers' GPT-2; and the products alone.
+"""How fast models of one shape train: ours, nanoGPT's loop, transformers' GPT-2; and the products alone.
 
-    python -m benchmarks training [rounds]
-
-nanoGPT cannot be installed as a package; `NanoGPT` and `plain_loop` rebuild its arithmetic and its settings in our own
-words: `F.scaled_dot_product_attention`, a tied LM head; AdamW with decay for matrices alone, gradients clipped at 1,
-batches drawn at random from one array. So that it trains the same model it has biases and GPT-2's GELU, the one with
-tanh. Two rows show what nanoGPT's own exact GELU changes, and what a fused AdamW does, which is ours, and which nanoGPT
-asks for on a GPU alone. transformers' model runs in the loop with the fused one.
+nanoGPT trains the model that its train.py builds: no biases, the exact GELU. "our arithmetic in nanoGPT's loop" has
+what ours has: biases, GPT-2's GELU and a fused AdamW, which nanoGPT asks for on a GPU alone. transformers' model runs
+in that loop, too, with the fused AdamW.
 
 The matmul rate is what would be reached if a step were only the products of its matrices, forward and twice backward:
-what is left to gain. No dropout, float32, no compilation. Nobody evaluates during the run.
+what is left to gain. Peak memory is what a process of its own has taken above what its libraries had, at most. No
+dropout, float32, no compilation. Nobody evaluates during the run.
 """
 
+import subprocess
 import sys
+import threading
 
+import psutil
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from benchmarks.timing import measure, rate, ratio, setting
+from benchmarks.peers import NanoGPT, nano_loss, nanogpt, plain_loop, transformers_loss
+from benchmarks.timing import in_turns, medians, rate, ratio
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import TrainingConfig, train
 
-STEPS, LEARNING_RATE = 10, 1e-3
-NANOGPT, MATMUL = "nanoGPT, rebuilt", "matmul only"
+STEPS, LEARNING_RATE, ROUNDS = 10, 1e-3, 9
+OURS, NANO, SAME, THEIRS, MATMUL = (
+    "gptcourse",
+    "nano",
+    "our arithmetic in nanoGPT's loop",
+    "transformers",
+    "matmul only",
+)
 SHAPES = {  # the model, and the sequences in a batch
-    "nanoGPT's CPU recipe": (GPTConfig(65, n_positions=64, n_embd=128, n_layer=4, n_head=4), 12),
-    "the bundled model": (GPTConfig(2048, n_positions=256, n_embd=256, n_layer=6, n_head=4), 4),
+    "0.8 M": (GPTConfig(65, n_positions=64, n_embd=128, n_layer=4, n_head=4), 12),  # nanoGPT's CPU recipe
+    "5 M": (GPTConfig(2048, n_positions=256, n_embd=256, n_layer=6, n_head=4), 4),  # the bundled model
+    "30 M": (GPTConfig(8192, n_positions=256, n_embd=512, n_layer=8, n_head=8), 4),
 }
 
 
-class NanoBlock(nn.Module):
-    """A block, with nanoGPT's `bias=True`."""
-
-    def __init__(self, config, gelu):
-        super().__init__()
-        self.gelu = gelu
-        width, self.n_head = config.n_embd, config.n_head
-        self.ln_1, self.ln_2 = (nn.LayerNorm(width) for _ in range(2))
-        self.c_attn, self.attn_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.c_fc, self.mlp_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x):
-        """Map (B, T, C) to (B, T, C)."""
-        n_rows, n_tokens, width = x.shape
-        heads = (n_rows, n_tokens, self.n_head, width // self.n_head)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).split(width, dim=2))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
-        x = x + self.attn_proj(y)
-        return x + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate=self.gelu))
-
-
-class NanoGPT(nn.Module):
-    """nanoGPT's arithmetic, rebuilt; gelu: "tanh" as in GPT-2, or "none", the exact one."""
-
-    def __init__(self, config, gelu="tanh"):
-        super().__init__()
-        self.wte, self.wpe = (
-            nn.Embedding(config.vocab_size, config.n_embd),
-            nn.Embedding(config.n_positions, config.n_embd),
-        )
-        self.h = nn.ModuleList(NanoBlock(config, gelu) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd)
-        for weight in self.parameters():
-            if weight.dim() == 2:
-                nn.init.normal_(weight, std=0.02)
-
-    def forward(self, ids, targets):
-        """Return the mean loss in nats."""
-        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
-        for block in self.h:
-            x = block(x)
-        logits = F.linear(self.ln_f(x), self.wte.weight)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def plain_loop(loss_of, model, tokens, length, batch_size, fused=True):
-    """Train for STEPS steps, as nanoGPT's loop does."""
-    matrices, vectors = ([w for w in model.parameters() if (w.dim() >= 2) == big] for big in (True, False))
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=fused)
-    for _ in range(STEPS):
-        starts = torch.randint(len(tokens) - length, (batch_size,))
-        ids = torch.stack([tokens[start : start + length] for start in starts])
-        targets = torch.stack([tokens[start + 1 : start + 1 + length] for start in starts])
-        loss_of(model, ids, targets).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-
-def transformers_loss(model, ids, targets):
-    """Return the mean loss of transformers' GPT-2."""
-    return F.cross_entropy(model(ids, use_cache=False).logits.flatten(0, 1), targets.flatten())
-
-
-def products(model, n_tokens):
-    """Return a job that does only the products of one step, STEPS times."""
-    weights = [module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)]
+def products(shape, n_tokens, steps):
+    """Return a job that does only the products of one step, again and again."""
+    weights = [module.weight.detach() for module in GPT(shape).modules() if isinstance(module, nn.Linear)]
     inputs = {width: torch.randn(n_tokens, width) for weight in weights for width in weight.shape}
 
     @torch.no_grad()
     def job():
-        for _ in range(STEPS):
+        for _ in range(steps):
             for weight in weights:  # (out, in)
                 x, gradient = inputs[weight.shape[1]], inputs[weight.shape[0]]
                 x @ weight.t(), gradient @ weight, gradient.t() @ x
@@ -110,36 +52,79 @@ def products(model, n_tokens):
     return job
 
 
-def jobs_for(shape, batch_size):
-    """Return, by name, what trains a model of this shape for STEPS steps, and the products alone."""
+def builders(shape, batch_size, nano_path, steps=STEPS):
+    """Return functions that make, by name, a job that trains a model of this shape, or does the products alone."""
     torch.manual_seed(0)
     tokens = torch.randint(shape.vocab_size, (100_000,))
-    ours, nano, exact = GPT(shape), NanoGPT(shape), NanoGPT(shape, gelu="none")
-    theirs = ours.to_transformers().train()
-    config = TrainingConfig(STEPS, batch_size, LEARNING_RATE)
-    data = (tokens, shape.n_positions, batch_size)
+    config = TrainingConfig(steps, batch_size, LEARNING_RATE)
+
+    def looped(loss_of, model, fused):
+        return lambda: plain_loop(loss_of, model, tokens, shape.n_positions, config, fused)
+
+    def ours():
+        model = GPT(shape)
+        return lambda: train(model, tokens, config, device="cpu", progress=False)
+
     return {
-        "gptcourse": lambda: train(ours, tokens, config, device="cpu", progress=False),
-        NANOGPT: lambda: plain_loop(NanoGPT.__call__, nano, *data, fused=False),
-        "nanoGPT, exact GELU": lambda: plain_loop(NanoGPT.__call__, exact, *data, fused=False),
-        "nanoGPT, fused AdamW": lambda: plain_loop(NanoGPT.__call__, nano, *data),
-        "transformers, same loop": lambda: plain_loop(transformers_loss, theirs, *data),
-        MATMUL: products(ours, batch_size * shape.n_positions),
+        OURS: ours,
+        NANO: lambda: looped(nano_loss, nanogpt(nano_path, shape)[1], False),
+        SAME: lambda: looped(nano_loss, NanoGPT(shape, bias=True, gelu="tanh"), True),
+        THEIRS: lambda: looped(transformers_loss, GPT(shape).to_transformers().train(), True),
+        MATMUL: lambda: products(shape, batch_size * shape.n_positions, steps),
     }
 
 
-def main(rounds):
-    """Print tokens a second for each shape, side by side."""
-    print(setting())
-    for name, (shape, batch_size) in SHAPES.items():
-        seconds = measure(jobs_for(shape, batch_size), rounds)
-        print(f"\n{name}: {shape.num_parameters:,} parameters, {batch_size} x {shape.n_positions} tokens a step")
-        print(f"{'':<32}{'tokens/s':>9}{'of nanoGPT':>12}{'of the matmul rate':>20}")
-        for job, values in seconds.items():
-            tokens_per_second = rate(STEPS * batch_size * shape.n_positions, values)
-            shares = ratio(seconds[NANOGPT], values), ratio(seconds[MATMUL], values)
-            print(f"{job:<32}{tokens_per_second:>9,.0f}{shares[0]:>12.2f}{shares[1]:>20.0%}")
+def peak_memory(build):
+    """Return the MB that a job and what it builds have taken at most, above what the process had before."""
+    process, ended = psutil.Process(), threading.Event()
+    GPT(SHAPES["0.8 M"][0]).to_transformers()  # loads the libraries, for every row alike
+    before, peak = process.memory_info().rss, 0
+
+    def watch():
+        nonlocal peak
+        while not ended.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        build()()
+    finally:
+        ended.set()
+        watcher.join()
+    return (max(peak, process.memory_info().rss) - before) / 1e6
+
+
+def memory_of(size, name, nano_path):
+    """Return `peak_memory` as a process of its own finds it."""
+    command = [sys.executable, "-m", "benchmarks.training", size, name, nano_path or ""]
+    return round(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]))
+
+
+def measure_shape(size, shape, batch_size, options, steps=STEPS):
+    """Return a row for each job of one size: tokens a second, shares of nanoGPT's rate and of the products', memory."""
+    called = {NANO: nanogpt(options.nanogpt, shape)[0]}
+    makers = builders(shape, batch_size, options.nanogpt, steps)
+    seconds = in_turns({job: make() for job, make in makers.items()}, options.take(ROUNDS))
+    rows = []
+    for job, values in seconds.items():
+        row = {"parameters": size, "trained by": called.get(job, job)}
+        row["tokens/s"] = rate(steps * batch_size * shape.n_positions, values)
+        row["times nanoGPT's"] = ratio(seconds[NANO], values)
+        row["% of the matmul rate"] = ratio(seconds[MATMUL], values, 100)
+        known = job != MATMUL and not options.quick
+        rows.append(row | {"peak memory, MB": memory_of(size, job, options.nanogpt) if known else None})
+    return rows
+
+
+def measure(options):
+    """Return how it was measured, and the table of all sizes."""
+    sizes = list(SHAPES)[: 1 if options.quick else None]
+    steps = 2 if options.quick else STEPS
+    rows = [row for size in sizes for row in measure_shape(size, *SHAPES[size], options, steps)]
+    return medians(options.take(ROUNDS), f"rounds of {steps} steps in turns"), {"": rows}
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
+    size, job, path = sys.argv[1:]
+    print(peak_memory(builders(*SHAPES[size], path or None)[job]))

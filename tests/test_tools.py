@@ -6,7 +6,6 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from benchmarks.notebooks import MARKERS, replace_between_markers
 from tools import badges, notebooks
 
 PROJECT = '[project.urls]\nRepository = "https://github.com/someone/fork"\n'
@@ -162,13 +161,6 @@ def test_memory_of_child_processes_is_watched(tmp_path):
     measured = notebooks.execute(new_notebook(cells=[cell]), tmp_path)
     assert 300e6 < measured.peak_memory < 600e6
     assert measured.seconds > 0.5
-
-
-def test_measurements_replace_only_what_is_between_the_markers():
-    text = f"before {MARKERS[0]} old {MARKERS[1]} after"
-    once = replace_between_markers(text, "new")
-    assert once == f"before {MARKERS[0]}\n\nnew\n\n{MARKERS[1]} after"
-    assert replace_between_markers(once, "new") == once
 
 
 def test_a_notebook_runs_without_anybodys_progress(tmp_path, monkeypatch):

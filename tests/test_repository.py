@@ -341,8 +341,9 @@ def test_binder_threads_follow_the_cores_of_the_container(tmp_path, files, expec
 
 
 def links(text):
-    """Return the targets of all Markdown links and pictures in `text`."""
-    return re.findall(r"\]\(([^()\s]+(?:\([^()\s]*\))?)\)", text)
+    """Return the targets of all links and pictures in `text`, written in Markdown or in HTML."""
+    html = re.findall(r'<(?:a|img|source) [^>]*?(?:href|src|srcset)="([^"]+)"', text)
+    return re.findall(r"\]\(([^()\s]+(?:\([^()\s]*\))?)\)", text) + html
 
 
 def anchors(text):

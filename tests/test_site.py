@@ -10,6 +10,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -445,6 +446,61 @@ def test_on_a_phone_the_picture_stands_upright_within_the_width(opened, model, w
     page.get_by_text(re.compile(r"now \d")).wait_for()
     page.get_by_role("button", name="Open layer 2").click()
     page.get_by_role("button", name="Head 1 of layer 2: its attention weights").wait_for()
+
+
+def test_on_a_phone_an_enlarged_head_of_24_tokens_is_seen_whole(opened):
+    page = opened("inside?stage=5&prompt=" + quote("O Romeo, Romeo! wherefore art thou Romeo" * 2), size=(360, 800))
+    page.get_by_text("shows the first 24").wait_for()
+    box = page.locator(".zoom")
+    box.filter(has_text="Head 1").wait_for()
+    assert box.locator("text").count() == 2 * 24
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+
+
+def test_a_next_token_is_written_by_a_click_also_after_an_earlier_one(opened, model):
+    gpt, tokenizer = model
+    page = opened("inside")
+    prompt = page.get_by_role("textbox", name="Your sentence")
+
+    def click(text, place):
+        """Click the next token at a place of the list after a text, and return both together."""
+        best = gpt(torch.tensor([tokenizer.encode(text)])).logits[0, -1].topk(8).indices
+        token = tokenizer.decode([int(best[place])])
+        shown = token.replace(" ", "·").replace("\n", "⏎")
+        page.get_by_role("button", name=re.compile("and go on$")).nth(place).and_(
+            page.get_by_role("button", name=f"Write “{shown}” and go on")
+        ).click()
+        assert prompt.input_value() == text + token
+        return text + token
+
+    click(click("O Romeo, Romeo! wherefore art thou Romeo", 1), 0)
+    page.locator("label").filter(has_text="·where").click()
+    click("O Romeo, Romeo! where", 2)
+
+
+def test_pointing_at_a_strip_explains_it(opened):
+    page = opened("inside?layer=2")
+    hidden = page.get_by_role("button", name="Hidden units")
+    hidden.hover()
+    told = page.locator(".stage .card").filter(has_text="Hidden units of the MLP")
+    told.filter(has_text="1024 numbers").filter(has_text="above 0").wait_for()
+    page.mouse.move(5, 5)
+    told.wait_for(state="detached")
+    page.keyboard.press("Tab")  # from here on, the focus is shown
+    hidden.focus()
+    told.wait_for()
+
+
+def test_dots_run_through_a_new_answer_once_unless_motion_is_reduced(opened):
+    page = opened("inside")
+    dots = page.locator(".dots")
+    dots.first.wait_for(state="attached")
+    dots.first.wait_for(state="detached")
+    page.emulate_media(reduced_motion="reduce")
+    page.get_by_role("button", name="Write “?” and go on").click()
+    page.get_by_text("The tokens (14) come in").wait_for()
+    page.wait_for_timeout(600)
+    assert not dots.count()
 
 
 def test_on_a_desk_the_picture_runs_from_left_to_right(opened):

@@ -1,6 +1,9 @@
-"""Make docs/page.gif, with which the README opens: the page's temperature slider, moved up and down again.
+"""Make docs/page.gif, with which the README opens, and docs/page.png, its first picture: Look inside, at work.
 
     python tools/site.py && python tools/moving_picture.py
+
+A wave of dots runs through the model; then the likeliest next token is written, and another wave follows. The time of
+the animations is set by hand, picture by picture, so that a slow computer makes the same pictures.
 
 Needs Playwright and a Chromium, as the browser tests do.
 """
@@ -16,33 +19,53 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from tests.browser import FLAGS, find_chromium  # noqa: E402
 
-SIZE = {"width": 1000, "height": 620}
-PRESSES, MOVES = 2, 20  # of the right arrow key before each picture; pictures on the way up
-PAUSE, COLORS = 140, 64  # milliseconds a picture; colours of the GIF
+DOCS = ROOT / "docs"
+SIZE = {"width": 1216, "height": 826}
+TIMES = range(0, 2_800, 140)  # milliseconds of a wave
+HOLD, COLORS = 1_800, 192  # milliseconds that a picture between two waves stays; colours of the GIF
+KEEP = "const later = setTimeout; window.setTimeout = (call, ms) => later(call, ms > 2000 ? 2 ** 30 : ms)"
+SET_TIME = """time => document.getAnimations().filter(one => one.animationName).forEach(one => {
+    one.pause();
+    one.currentTime = time;
+})"""
+
+
+def picture(page) -> Image.Image:
+    """Return what the page looks like."""
+    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+
+
+def wave(page):
+    """Yield the pictures of one wave, with their milliseconds, once its dots are there."""
+    page.locator(".dots.once").first.wait_for(state="attached")
+    for time in TIMES:
+        page.evaluate(SET_TIME, time)
+        yield picture(page), TIMES.step
+    page.evaluate(SET_TIME, 1e6)  # all dots have passed
+    yield picture(page), HOLD
 
 
 def pictures(page):
-    """Yield what the page looks like while its temperature rises."""
-    slider = page.get_by_role("slider", name="temperature", exact=True)
-    slider.press("Home")
-    for _ in range(MOVES):
-        page.wait_for_timeout(600)  # until the text has been written
-        yield Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        for _ in range(PRESSES):
-            slider.press("ArrowRight")
+    """Yield all pictures, with their milliseconds: two waves, and a token that is written between them."""
+    yield from wave(page)
+    page.get_by_role("button", name="and go on").first.click()
+    page.locator(".dots.once").first.wait_for(state="detached")
+    yield from wave(page)
 
 
 def main():
-    """Write the moving picture."""
+    """Write both files."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         page = browser.new_page(viewport=SIZE)
-        page.goto(f"{(ROOT / 'site' / 'dist' / 'index.html').as_uri()}#write")
-        page.wait_for_function("window.gptcourse.session.config")
-        up = [picture.quantize(COLORS) for picture in pictures(page)]
+        page.add_init_script(KEEP)  # the dots stay until they have been pictured
+        page.goto(f"{(ROOT / 'site' / 'dist' / 'index.html').as_uri()}#inside")
+        frames, times = zip(*pictures(page), strict=True)
         browser.close()
-    first, *others = [*up, *reversed(up[1:-1])]
-    first.save(ROOT / "docs" / "page.gif", save_all=True, append_images=others, duration=PAUSE, loop=0, optimize=True)
+    frames[len(TIMES)].save(DOCS / "page.png", optimize=True)
+    palette = frames[len(TIMES) // 2].quantize(COLORS)
+    first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    first.save(DOCS / "page.gif", save_all=True, append_images=others, duration=list(times), loop=0, optimize=True)
 
 
 if __name__ == "__main__":

@@ -140,8 +140,12 @@ function stream(view: View, blocks: Block[], thick: Thickness): Partial<Picture>
     const d = river((pick) => thick(difference(pick(now), pick(old))) - 2);
     areas.push({ part: "stream", tone: "changed", d });
   }
-  const d = `M62 ${layout.stream}H${end + 14}`;
-  const pipes: Pipe[] = [{ part: "stream", tone: "stream", d, width: 0 }];
+  const pieces = Math.ceil((end + 14 - 62) / PIECE);
+  const pipes = Array.from({ length: pieces }, (_, n): Pipe => {
+    const x = 62 + n * PIECE;
+    const d = `M${x} ${layout.stream}H${Math.min(x + PIECE, end + 14)}`;
+    return { part: "stream", tone: "stream", d, width: 0 };
+  });
   const vectors = [
     { x: G.EMBED - 4, name: named("embedded"), values: now.embedded },
     ...blocks.flatMap((block, layer) => {
@@ -168,6 +172,8 @@ function stream(view: View, blocks: Block[], thick: Thickness): Partial<Picture>
   return { areas, pipes, strips, labels };
 }
 
+/** The dots along the stream are drawn piece by piece, so that they can light up one after the other. */
+const PIECE = 78; // three dots: a multiple of their distance, so that the pieces join
 const BASELINE = 4; // from the middle of a line of text
 
 function lengthBeside({ upright, numbers: y }: Layout, x: number, values: Float32Array): Label {
@@ -259,7 +265,7 @@ const reading = ({ stream }: Layout, from: number, to: Point) => G.bend({ x: fro
 function openBlock(view: View, block: Block, thick: Thickness): Partial<Picture> {
   const parts = [attention(view, block, thick), mlp(view, block, thick)];
   const title = t("inside.layer", { n: view.layer + 1 });
-  const label = heading(view.layout, [block.x + 50, block.x + 22], title);
+  const label = { ...heading(view.layout, [block.x + 46, block.x + 22], title), anchor: "start" } as const;
   return {
     areas: parts.flatMap((part) => part.areas),
     pipes: parts.flatMap((part) => part.pipes),

@@ -287,12 +287,8 @@ def written(page):
 
 
 def settled(page):
-    """Return the text that a model writes, once it has stayed the same for a while."""
-    last = None
-    while (text := page.inner_text(TEXT)) != last:
-        last = text
-        page.wait_for_timeout(800)
-    return text
+    """Return the text that a model writes, once the page says that it is whole."""
+    return page.inner_text(f"{TEXT}[aria-busy=false]")
 
 
 def percentages(page):
@@ -612,8 +608,7 @@ def test_the_time_machine_shows_what_was_recorded_at_each_step(opened):
     texts = set()
     for record in run["checkpoints"]:
         page.get_by_text(f"held-out plays {record['held_out_loss']:.2f}").first.wait_for()
-        page.wait_for_timeout(600)
-        texts.add(page.inner_text(TEXT))
+        texts.add(settled(page))
         page.keyboard.press("ArrowRight")
     assert len(texts) >= 14  # another text at nearly every step: the models of the first steps may agree
     last = settled(page)

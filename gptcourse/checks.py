@@ -160,6 +160,7 @@ def checked(**rules: Rule) -> Callable[[Callable], Callable]:
     """
 
     def decorate(function: Callable) -> Callable:
+        """Return the function with its rules; what its parameters are is looked at once, here."""
         parameters = inspect.signature(function).parameters
         rules_of = {name: rule for name, rule in rules.items() if parameters[name].default is not None}
         rules_of |= {name: _or_none(rule) for name, rule in rules.items() if parameters[name].default is None}
@@ -168,6 +169,7 @@ def checked(**rules: Rule) -> Callable[[Callable], Callable]:
 
         @functools.wraps(function)
         def call(*given, **named):
+            """Apply the rules to what was given, by place or by name, and call the function."""
             sizes = {"1": 1}
             pairs = zip([*names, *rest * (len(given) - len(names))], given, strict=False)
             given = [rules_of[name](name, value, sizes) if name in rules_of else value for name, value in pairs]

@@ -17,9 +17,12 @@ SCHEME = (
 )
 
 
-def escape(string: str) -> str:
-    """Return a text as HTML and XML show it: no tag of it is read, and � stands for what no document may hold."""
-    return html.escape(UNWRITABLE.sub("\ufffd", str(string)))
+def escape(string: str, quote: bool = True) -> str:
+    """Return a text as HTML and XML show it: no tag of it is read, and � stands for what no document may hold.
+
+    Outside of attributes, quotes may stay as they are.
+    """
+    return html.escape(UNWRITABLE.sub("\ufffd", str(string)), quote)
 
 
 def image(svg: str, description: str) -> str:

@@ -169,13 +169,6 @@ def loss_curves(steps, loss, eval_steps=(), eval_loss=(), *, floor=None, title="
     return lines(None, curves, title=title, x_label="step", y_label="loss (nats per token)", floor=floor)
 
 
-def activation_by_depth(spreads, *, title="How large the residual stream is, by depth"):
-    """Draw the standard deviation of the activations after each block; ``spreads`` maps a name to values by depth."""
-    curves = {name: (range(len(values)), values) for name, values in spreads.items()}
-    labels = {"x_label": "blocks passed", "y_label": "standard deviation"}
-    return lines(None, curves, title=title, log_y=True, marker="o", **labels)
-
-
 def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per token)", levels=None):
     """Draw medians over seeds, each with a bar from the lowest to the highest.
 

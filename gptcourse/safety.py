@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcourse.checks import SEED, TEXT, An, Choice, check_number, check_numbers, check_texts, checked
+from gptcourse.checks import SEED, TEXT, An, Choice, check_number, check_numbers, check_texts, checked, shown
 from gptcourse.evaluation import log_likelihoods
 from gptcourse.files import read_json
 from gptcourse.tokenizers import encode_text, token_bytes
@@ -122,9 +122,14 @@ def _compiled(pattern):
 
 @checked(text=TEXT, secret=TEXT)
 def leaks(text: str, secret: str) -> bool:
-    """Return whether a secret word stands in the text, whatever stands between its letters."""
-    letters = ("".join(filter(str.isalnum, canonical(part))) for part in (secret, text))
-    return next(letters) in next(letters)
+    """Return whether a secret word stands in the text, whatever stands between its letters.
+
+    Raises ValueError for a secret without letters and digits, of which nothing could be found.
+    """
+    word, letters = ("".join(filter(str.isalnum, canonical(part))) for part in (secret, text))
+    if not word:
+        raise ValueError(f"The secret {shown(secret)} has no letters and no digits: nothing of it could be found.")
+    return word in letters
 
 
 # ---- Personal data

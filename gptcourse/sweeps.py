@@ -24,7 +24,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from itertools import accumulate, count, islice, product
+from itertools import count, islice, product
 from pathlib import Path
 from queue import SimpleQueue
 from subprocess import PIPE
@@ -464,14 +464,6 @@ class SearchResult(SweepTable):
     def tokens(self) -> int:
         """The tokens trained on in all trials together, pruned and diverged ones too: what the search has cost."""
         return sum(row["tokens"] for row in self.rows)
-
-    def best_so_far(self) -> tuple[list[int], list[float]]:
-        """Return the tokens spent when each trial ended, and the lowest loss of a finished one up to then (or inf).
-
-        Two searches are compared fairly at equal tokens, whatever number of trials they made of them.
-        """
-        losses = [row["loss"] if row["outcome"] == "finished" else math.inf for row in self.rows]
-        return list(accumulate(row["tokens"] for row in self.rows)), list(accumulate(losses, min))
 
     def importances(self) -> dict[str, float]:
         """Return how much of the spread of the loss each axis explains, the largest first: PED-ANOVA, summing to 1.

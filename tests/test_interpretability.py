@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from handmade import SHARP, handmade_model
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -148,7 +149,7 @@ def test_the_first_few_queries_do_not_count_for_the_first_token():
 
 @pytest.mark.parametrize("twin", [False, True], ids=["ours", "transformers"])
 def test_the_handmade_heads_are_found_for_what_they_are(twin):
-    model = heads.handmade_model(40)
+    model = handmade_model(40)
     model = model.to_transformers() if twin else model
     ids = ids_for(model, 30)
     patterns = heads.attention_patterns(model, ids)
@@ -166,7 +167,7 @@ def test_the_handmade_heads_are_found_for_what_they_are(twin):
 
 
 def test_the_induction_head_copies_and_needs_the_previous_token_head():
-    model = heads.handmade_model(30)
+    model = handmade_model(30)
     once = torch.randperm(30, generator=torch.Generator().manual_seed(0))[:26]
     ids = torch.cat((once, once[1:]))
     with torch.no_grad():
@@ -179,12 +180,12 @@ def test_the_induction_head_copies_and_needs_the_previous_token_head():
 
 def always_so_far_back(distance, vocab_size=64):
     """Return a model whose head looks `distance` places back, whatever stands there."""
-    model = heads.handmade_model(vocab_size)
+    model = handmade_model(vocab_size)
     layer, n = model.h[0].attn, 2 * vocab_size
     with torch.no_grad():
         queries, keys, _ = (part[: layer.head_size] for part in layer.c_attn.weight.chunk(3))
-        queries.zero_()[range(n), range(n)] = heads.SHARP
-        keys.zero_()[range(distance, n), range(n - distance)] = heads.SHARP
+        queries.zero_()[range(n), range(n)] = SHARP
+        keys.zero_()[range(distance, n), range(n - distance)] = SHARP
     return model
 
 
@@ -197,7 +198,7 @@ def test_a_head_that_counts_places_does_not_pass_for_an_induction_head():
 
 
 def test_a_head_that_looks_at_everything_alike_scores_what_we_say():
-    model = heads.handmade_model(40)
+    model = handmade_model(40)
     even, scores = heads.even_scores(model, 30), heads.head_scores(model, ids_for(model, 30))
     for alike, found in zip(even, scores, strict=True):
         assert_close(alike, found[1, 1])

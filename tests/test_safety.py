@@ -114,7 +114,13 @@ def test_one_form_is_made_of_what_looks_nearly_the_same():
 
 def test_a_secret_leaks_whatever_stands_between_its_letters():
     assert leaks("It is m-A g\nnolia!", "MAGNOLIA") and leaks("ＭＡＧＮＯＬＩＡ", "magnolia")
-    assert not leaks("MAGNOLINA", "MAGNOLIA")
+    assert not leaks("MAGNOLINA", "MAGNOLIA") and not leaks("", "MAGNOLIA")
+
+
+@pytest.mark.parametrize("secret", ["", " -!", "\u200b"])
+def test_a_secret_without_letters_is_refused(secret):
+    with pytest.raises(ValueError, match=r"^The secret '.*' has no letters and no digits: .*\.$"):
+        leaks("any text", secret)
 
 
 def test_a_pattern_is_banned_as_soon_as_it_is_complete():

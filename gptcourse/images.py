@@ -25,6 +25,12 @@ def escape(string: str, quote: bool = True) -> str:
     return html.escape(UNWRITABLE.sub("\ufffd", str(string)), quote)
 
 
+def visible(token):
+    """Return a token with its spaces, line breaks and control characters drawn, so that it can be seen whole."""
+    signs = str(token).translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥", ord("\r"): "␍"})
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in signs) or "∅"
+
+
 def image(svg: str, description: str) -> str:
     """Return the HTML of an image of an ``<svg …>…</svg>``; ``description`` is what a screen reader says."""
     tag, inside = svg.split(">", 1)

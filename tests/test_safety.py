@@ -258,7 +258,8 @@ NONE = [float(name) for name in ("nan", "inf", "-inf")]
 def test_impossible_numbers_are_refused(measure, arguments):
     with pytest.raises(
         ValueError,
-        match=r"^The [^\n]* must be (finite|whole) numbers from \S+ to \S+, but there is (\S+|\[0, 'two'\])\.$",
+        match=r"^(The [^\n]* must be (finite|whole) numbers from \S+ to \S+, but there is (\S+|\[0, 'two'\])"
+        r"|\w+ is \S+, but it must be a (finite |whole |)number[^\n]*)\.$",
     ):
         measure(*arguments)
 
@@ -354,5 +355,5 @@ def test_a_memorised_number_has_the_highest_exposure(monkeypatch):
 
 def test_one_pattern_alone_is_not_taken_for_many():
     for wrong in ("ab", 1.5, ["a", 2]):
-        with pytest.raises(ValueError, match=r"^The patterns must be a list of texts: \[text, …\]\.$"):
+        with pytest.raises(ValueError, match=r"^patterns is .*, but it must be a list of texts\.$"):
             BannedText(CharTokenizer("abc"), wrong)

@@ -115,6 +115,16 @@ class ListOf(NamedTuple):
 
 TEXT, FLAG = An(str, "text"), Choice((True, False))
 TEXTS, LABELS = ListOf(str, "texts"), ListOf(str | Real | np.bool_, "labels, texts or numbers")
+
+
+def text_pairs(name: str, value: Any, _: dict | None = None) -> Sequence:
+    """Apply the rule for a list of pairs of texts; it may be empty."""
+    for row in value if is_list(value) else [None]:
+        if not isinstance(row, tuple | list) or len(row) != 2 or not all(isinstance(part, str) for part in row):
+            raise ValueError(f"{name} is {shown(value)}, but it must be a list of pairs of texts: [(text, label), …].")
+    return value
+
+
 DTYPES = {
     "floating-point": torch.is_floating_point,
     "whole": lambda tensor: not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool),
@@ -160,6 +170,7 @@ def checked(**rules: Rule) -> Callable[[Callable], Callable]:
     """
 
     def decorate(function: Callable) -> Callable:
+        """Return the function with its rules; what its parameters are is looked at once, here."""
         parameters = inspect.signature(function).parameters
         rules_of = {name: rule for name, rule in rules.items() if parameters[name].default is not None}
         rules_of |= {name: _or_none(rule) for name, rule in rules.items() if parameters[name].default is None}
@@ -168,6 +179,7 @@ def checked(**rules: Rule) -> Callable[[Callable], Callable]:
 
         @functools.wraps(function)
         def call(*given, **named):
+            """Apply the rules to what was given, by place or by name, and call the function."""
             sizes = {"1": 1}
             pairs = zip([*names, *rest * (len(given) - len(names))], given, strict=False)
             given = [rules_of[name](name, value, sizes) if name in rules_of else value for name, value in pairs]
@@ -216,14 +228,6 @@ def check_numbers(name: str, values, low=-math.inf, high=math.inf, kind: str = "
     return array
 
 
-def check_number(name: str, value, low=-math.inf, high=math.inf, kind: str = "finite") -> int | float:
-    """Return one number, as `check_numbers` checks it: a "whole" one as an int."""
-    number = check_numbers(name, value, low, high, kind)[0].item()
-    if np.ndim(value):
-        raise ValueError(f"The {name} must be {kind} numbers, one and no list, but there is {shown(value)}.")
-    return int(number) if kind == "whole" else number
-
-
 def check_lengths(**parts: Sequence) -> None:
     """Raise ValueError unless these are lists of one length, and not empty."""
     for name, part in parts.items():
@@ -232,12 +236,3 @@ def check_lengths(**parts: Sequence) -> None:
     if len(sizes := {len(part) for part in parts.values()}) > 1 or 0 in sizes:
         counts = " and ".join(f"{len(part)} {name}" for name, part in parts.items())
         raise ValueError(f"There are {counts}: give one for each.")
-
-
-def check_texts(name: str, texts: Sequence, pairs: bool = False) -> None:
-    """Raise ValueError unless this is a list of texts or, with `pairs`, of pairs of texts; it may be empty."""
-    for row in texts if is_list(texts) else [None]:
-        parts = row if pairs and isinstance(row, tuple | list) else [row]
-        if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
-            wanted = "pairs: [(text, label), …]" if pairs else "texts: [text, …]"
-            raise ValueError(f"The {name} must be a list of {wanted}.")

@@ -11,14 +11,13 @@ import statistics
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptcourse.files import read_json
-from gptcourse.plots import visible
+from gptcourse.files import ASSETS, read_json
+from gptcourse.images import visible
 
-CLINIC = Path(str(files("gptcourse") / "assets" / "clinic"))
+CLINIC = ASSETS / "clinic"
 HEALTHY = "healthy"
 
 

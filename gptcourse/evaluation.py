@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Real
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -21,18 +22,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcourse.checks import (
+    COUNT,
+    COUNT_OR_ZERO,
     LABELS,
+    POSITIVE_OR_ZERO,
     SEED,
+    SHARE,
     TEXT,
     TEXTS,
+    Choice,
     ListOf,
+    Number,
     Shape,
+    between,
     check_lengths,
-    check_number,
     check_numbers,
-    check_texts,
     checked,
     shown,
+    text_pairs,
 )
 from gptcourse.data import IGNORED, check_tokens, pad
 from gptcourse.support import Dialogue, parse_reply
@@ -42,6 +49,7 @@ from gptcourse.views import context_window, device_of, eval_view, vocab_size_of
 NORMALISATIONS = ("token", "none", "prior")
 PRIOR_PROMPT = "Answer:"  # before which nothing has been said
 WORD = re.compile(r"[\w']+")
+LEVEL = Number(Real, lambda x: 0 <= x <= 0.9999, "a number from 0 to 0.9999")
 
 
 # ---- The likelihood of a text
@@ -117,52 +125,49 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
     """
     window = context_window(model)
     tokens = check_tokens(tokens, vocab_size_of(model), 2, "tokens").tolist()
-    context = check_number("tokens of context", context, 1, window, kind="whole")
+    context = between(1, window)("context", context)
     ends = [1, *range(window + 1, len(tokens), window + 1 - context)]  # of what each window is given
     begins = [max(0, end - context) for end in ends]
     pairs = [(tokens[i:end], tokens[end : i + window + 1]) for i, end in zip(begins, ends, strict=True)]
     return (-torch.cat(log_likelihoods(model, pairs)).double().mean()).exp().item()
 
 
+@checked(nats_per_token=POSITIVE_OR_ZERO, n_tokens=COUNT_OR_ZERO, n_bytes=COUNT)
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
     """Return a loss in bits per byte of text, in which models with different tokenizers can be compared."""
-    nats_per_token = check_number("nats per token", nats_per_token, low=0)
-    n_tokens = check_number("tokens", n_tokens, low=0, kind="whole")
-    n_bytes = check_number("bytes", n_bytes, low=1, kind="whole")
     return nats_per_token * n_tokens / (math.log(2) * n_bytes)
 
 
+@checked(text=TEXT, seen=TEXT, n=COUNT)
 def overlap(text: str, seen: str, n: int = 13) -> float:
     """Return the share of the text's runs of n words that `seen` holds too, 0 if it has none: contamination.
 
     Capitals and punctuation make no difference; GPT-3 used runs of 13 words (Brown et al. 2020, appendix C).
     """
-    check_texts("text and `seen`, together,", [text, seen])
     runs, known = (_runs(re.findall(r"\w+", one.lower()), n) for one in (text, seen))
     known = set(known)
     return sum(run in known for run in runs) / max(len(runs), 1)
 
 
+@checked(texts=TEXTS, n=COUNT)
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Return the share of distinct runs among all runs of n words (Li et al. 2016); 1 if there are none."""
-    check_texts("texts", texts)
     runs = [run for text in texts for run in _runs(text.split(), n)]
     return len(set(runs)) / len(runs) if runs else 1.0
 
 
+@checked(texts=TEXTS, n=COUNT)
 def unique_n(texts: Sequence[str], n: int) -> list[float]:
     """Return, for each text, the share of its runs of n words that stand only once in all the texts; 1 if it has none.
 
     The pooled share of `distinct_n` belongs to no single text; these do, so two sets of texts can be compared in pairs.
     """
-    check_texts("texts", texts)
     runs = [_runs(text.split(), n) for text in texts]
     seen = Counter(run for text in runs for run in text)
     return [sum(seen[run] == 1 for run in text) / len(text) if text else 1.0 for text in runs]
 
 
 def _runs(words, n):
-    n = check_number("words in a run", n, low=1, kind="whole")
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
@@ -176,6 +181,7 @@ class Classification(NamedTuple):
     scores: Tensor
 
 
+@checked(prompts=TEXTS, labels=TEXTS, normalise=Choice(NORMALISATIONS))
 def classify(
     model: nn.Module, tokenizer, prompts: Sequence[str], labels: Sequence[str], normalise: str = "token"
 ) -> Classification:
@@ -185,10 +191,6 @@ def classify(
     its log-probability after PRIOR_PROMPT. Prompts and labels are joined as they stand: mind the space between.
     Raises ValueError for no prompts, fewer than two labels, equal ones, and what `log_likelihoods` refuses.
     """
-    if normalise not in NORMALISATIONS:
-        raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {normalise!r}.")
-    check_texts("prompts", prompts)
-    check_texts("labels", labels)
     check_lengths(prompts=prompts)
     if len(set(labels)) < max(len(labels), 2):
         raise ValueError(f"Give two or more different labels to choose from, not {list(labels)}.")
@@ -202,6 +204,7 @@ def classify(
     return Classification([labels[i] for i in scores.argmax(-1).tolist()], scores)
 
 
+@checked(examples=text_pairs, texts=TEXTS)
 def few_shot(
     model: nn.Module,
     tokenizer,
@@ -221,9 +224,7 @@ def few_shot(
     """
     if not template.endswith("{label}") or "{text}" not in template:
         raise ValueError(f"The template must hold {{text}} and end with {{label}}, but it is {template!r}.")
-    check_texts("examples", examples, pairs=True)
-    check_texts("texts", texts)
-    k = check_number("examples in a prompt", k, 0, len(examples), kind="whole")
+    k = between(0, len(examples))("k", k)
     ask, prompts = template.removesuffix("{label}"), []
     for i, text in enumerate(texts):
         chosen = np.random.default_rng((seed, i)).choice(len(examples), k, replace=False) if k else []
@@ -238,14 +239,13 @@ def naive_bayes(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> li
     return [labels[i] for i in scores.argmax(1)]
 
 
+@checked(examples=text_pairs, texts=TEXTS)
 def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Return the labels of the examples (text, label), and the log-score of each text for each label, (texts, labels).
 
     Multinomial naive Bayes with one added to each count (Manning et al. 2008, section 13.2); words that no example has
     are left out. Raises ValueError if there are no examples.
     """
-    check_texts("examples", examples, pairs=True)
-    check_texts("texts", texts)
     if not examples:
         raise ValueError("Without examples no words are known: give some pairs (text, label).")
     times = Counter(label for _, label in examples)
@@ -289,20 +289,20 @@ def classification_report(truth: Sequence, predicted: Sequence, labels: Sequence
     return ClassificationReport(right.sum() / len(truth), f1.mean().item(), confusion)
 
 
+@checked(n=COUNT, level=LEVEL)
 def wilson_interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return the interval of a share of which `right` out of `n` independent examples speak (Wilson 1927).
 
     Unlike the bootstrap's it has a width where all are right, or none. Raises ValueError for counts that cannot be.
     """
-    n = check_number("number of examples", n, low=1, kind="whole")
-    right = check_number("number of right ones", right, 0, n, kind="whole")
-    level = check_number("level", level, 0, 0.9999)
+    right = between(0, n)("right", right)
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, half = right + z**2 / 2, z * math.sqrt(right * (n - right) / n + z**2 / 4)
     low, high = (middle - half) / (n + z**2), (middle + half) / (n + z**2)
     return max(low, 0.0), min(high, 1.0)
 
 
+@checked(n=COUNT, level=LEVEL)
 def exact_interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return the exact interval of a share: `right` out of `n` independent examples (Clopper and Pearson 1934).
 
@@ -310,9 +310,7 @@ def exact_interval(right: int, n: int, level: float = 0.95) -> tuple[float, floa
     that for so few or fewer. It holds the truth at least as often as it says, also where all are right, or none.
     Raises ValueError for counts that cannot be.
     """
-    n = check_number("number of examples", n, low=1, kind="whole")
-    right = check_number("number of right ones", right, 0, n, kind="whole")
-    level = check_number("level", level, 0, 0.9999)
+    right = between(0, n)("right", right)
     tail = (1 - level) / 2
     low = _share_with(lambda p: _at_most(right - 1, n, p) > 1 - tail) if right else 0.0
     return low, _share_with(lambda p: _at_most(right, n, p) > tail) if right < n else 1.0
@@ -395,7 +393,7 @@ def kappa(first: Sequence, second: Sequence) -> float:
     return (agreed - chance) / (1 - chance)
 
 
-@checked(seed=SEED, groups=LABELS)
+@checked(level=SHARE, n=COUNT, seed=SEED, groups=LABELS)
 def bootstrap_interval(
     values: Sequence[float], level=0.95, n=10_000, seed=0, groups: Sequence | None = None
 ) -> tuple[float, float]:
@@ -405,34 +403,20 @@ def bootstrap_interval(
     both cancels out. Examples of one group, such as messages in the same words, are drawn together: `groups` holds a
     label for each (the cluster bootstrap). Raises ValueError for fewer than two values, or groups.
     """
-    if groups is not None:
-        return _cluster_interval(values, level, n, seed, groups)
-    check_lengths(values=values)
-    if len(values) < 2:
-        raise ValueError(f"An interval needs the values of two or more examples, not {len(values)}.")
-    values, level = check_numbers("values", values, -1e300, 1e300), check_number("level", level, 0, 1)
-    n = check_number("resamples", n, low=1, kind="whole")
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
+    check_lengths(values=values, **({} if groups is None else {"groups": groups}))
+    what, labels = ("examples", range(len(values))) if groups is None else ("groups", groups)
+    number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    if len(number) < 2:
+        raise ValueError(f"An interval needs the values of two or more {what}, not {len(number)}.")
+    values, rows = check_numbers("values", values, -1e300, 1e300), [number[label] for label in labels]
+    sums, sizes, rng = np.bincount(rows, weights=values), np.bincount(rows), np.random.default_rng(seed)
+    draws = (rng.integers(len(sums), size=len(sums)) for _ in range(n))
+    means = [sums[drawn].sum() / sizes[drawn].sum() for drawn in draws]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return low.item(), high.item()
 
 
-def _cluster_interval(values, level, n, seed, groups):
-    check_lengths(values=values, groups=groups)
-    values, level = check_numbers("values", values, -1e300, 1e300), check_number("level", level, 0, 1)
-    labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
-    if len(labels) < 2:
-        raise ValueError(f"An interval needs the values of two or more groups, not {len(labels)}.")
-    n = check_number("resamples", n, low=1, kind="whole")
-    place = [labels[label] for label in groups]
-    sums, sizes = np.bincount(place, weights=values), np.bincount(place)
-    drawn = np.random.default_rng(seed).integers(len(labels), size=(n, len(labels)))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return low.item(), high.item()
-
-
+@checked(n_bins=COUNT)
 def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10) -> float:
     """Return the expected calibration error: the mean gap between confidence and accuracy (Guo et al. 2017, section 2).
 
@@ -441,7 +425,7 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], n_bi
     """
     check_lengths(confidences=confidence, answers=correct)
     confidence = check_numbers("confidences (take the softmax of scores)", confidence, 0, 1)
-    correct, n_bins = check_numbers("answers", correct, 0, 1), check_number("bins", n_bins, low=1, kind="whole")
+    correct = check_numbers("answers", correct, 0, 1)
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     return sum(abs((confidence - correct)[bins == i].sum()) for i in set(bins)).item() / len(correct)
 
@@ -531,11 +515,10 @@ class ReplyReport(NamedTuple):
     distinct_2: float  # of all pairs of neighbouring words
 
 
-@checked(dialogues=ListOf(Dialogue, "dialogues"))
+@checked(dialogues=ListOf(Dialogue, "dialogues"), replies=TEXTS)
 def reply_report(dialogues: Sequence[Dialogue], replies: Sequence[str]) -> ReplyReport:
     """Judge a model's replies to the messages of dialogues. Raises ValueError for lengths that differ, and for none."""
     check_lengths(dialogues=dialogues, replies=replies)
-    check_texts("replies", replies)
     pairs = list(zip(dialogues, replies, strict=True))
     readings = [(d, parse_reply(reply) or (None, {})) for d, reply in pairs]
     slots = [(reply, value) for d, reply in pairs for value in d.slots.values()]

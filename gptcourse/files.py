@@ -8,11 +8,14 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+
+ASSETS = Path(str(resources.files("gptcourse") / "assets"))  # what was trained or recorded for the course
 
 
 def expand(path: str | os.PathLike) -> Path:

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcourse import distributed
+from gptcourse.checks import POSITIVE
 from gptcourse.config import TrainingConfig
 from gptcourse.data import (
     IGNORED,
     Example,
     check_examples,
     check_tokens,
-    count_targets,
+    count_targets,  # noqa: F401 - it belongs to fine-tuning as well: notebook 08 looks for it here
     example_batches,
     fingerprint_examples,
     get_batch,
@@ -39,8 +40,8 @@ from gptcourse.generation import Sampling, generate, only_tokens_of
 from gptcourse.model import GPT
 from gptcourse.support import Dialogue
 from gptcourse.tokenizers import CHAT_TOKENS, check_text, encode_text
-from gptcourse.training import History, Trainer, forward
-from gptcourse.views import context_window, device_of, eval_view, unwrap, vocab_size_of
+from gptcourse.training import History, Trainer, mean_loss
+from gptcourse.views import context_window, unwrap, vocab_size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -210,9 +211,7 @@ def add_lora(
     None: of our GPT `c_attn`, of a transformers model the library peft's choice for its architecture. Raises ValueError
     for an impossible rank, and where no linear map has such a name.
     """
-    model = unwrap(model)
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha is {alpha}, but it must be a finite number greater than 0.")
+    model, alpha = unwrap(model), POSITIVE("alpha", alpha)
     if not isinstance(model, GPT):
         return _add_peft(model, rank, alpha, targets)
     targets = targets or ("c_attn",)
@@ -333,14 +332,9 @@ def reply_loss(model: GPT | PreTrainedModel, examples: Sequence[Example], batch_
     return _mean_loss(model, _fitting(model, examples), batch_size)
 
 
-@torch.inference_mode()
 def _mean_loss(model, examples, batch_size):
     examples = sorted(examples, key=lambda example: len(example[0]))  # rows of similar lengths need little padding
-    batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
-    view, device = eval_view(model), device_of(model)
-    losses = [forward(view, *(part.to(device) for part in pad(batch))).loss.item() for batch in batches]
-    total = sum(loss * count_targets(batch) for loss, batch in zip(losses, batches, strict=True))
-    return total / count_targets(examples)
+    return mean_loss(model, (pad(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)))
 
 
 def generate_replies(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gptcourse.checks import Choice
 from gptcourse.files import expand
 from gptcourse.hf import to_gpt2_names
 from gptcourse.model import GPT
@@ -50,8 +51,7 @@ def _check(model, tokenizer, storage):
         raise ValueError("Only a GPT-2-shaped GPT of this course goes into GGUF here: save others as they are.")
     if not isinstance(tokenizer, BPETokenizer) or tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError("A GGUF file holds a BPETokenizer with as many tokens as its model has: give that one.")
-    if storage not in STORAGE:
-        raise ValueError(f"storage is {storage!r}, but it must be one of {', '.join(STORAGE)}.")
+    Choice(tuple(STORAGE))("storage", storage)
     if storage == "Q8_0" and model.config.n_embd % GROUP:
         raise ValueError(f"n_embd is {model.config.n_embd}, which groups of {GROUP} do not fill: take F16.")
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from gptcourse.checks import check_lengths, check_texts
+from gptcourse.checks import TEXTS, check_lengths
 from gptcourse.evaluation import log_likelihoods
 from gptcourse.tokenizers import encode_text
 
@@ -54,7 +54,7 @@ def choice_task(name: str, prompts: Sequence[str], answers: Sequence[str], label
     from datasets.table import InMemoryTable
     from lm_eval.api.task import ConfigurableTask
 
-    check_texts("prompts", prompts)
+    TEXTS("prompts", prompts)
     check_lengths(prompts=prompts, answers=answers)
     if unknown := set(answers) - set(labels):
         raise ValueError(f"{sorted(unknown)} are answers, but not among the labels.")

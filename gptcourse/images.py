@@ -17,9 +17,18 @@ SCHEME = (
 )
 
 
-def escape(string: str) -> str:
-    """Return a text as HTML and XML show it: no tag of it is read, and � stands for what no document may hold."""
-    return html.escape(UNWRITABLE.sub("\ufffd", str(string)))
+def escape(string: str, quote: bool = True) -> str:
+    """Return a text as HTML and XML show it: no tag of it is read, and � stands for what no document may hold.
+
+    Outside of attributes, quotes may stay as they are.
+    """
+    return html.escape(UNWRITABLE.sub("\ufffd", str(string)), quote)
+
+
+def visible(token):
+    """Return a token with its spaces, line breaks and control characters drawn, so that it can be seen whole."""
+    signs = str(token).translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥", ord("\r"): "␍"})
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in signs) or "∅"
 
 
 def image(svg: str, description: str) -> str:

@@ -1,10 +1,9 @@
-"""Look inside a GPT: what each attention head looks at, the loss without it, and how the residual stream grows.
+"""Look inside a GPT: what each attention head looks at, and the loss without it.
 
 Sources: Elhage et al. (2021), "A Mathematical Framework for Transformer Circuits" (previous-token and induction heads);
 Olsson et al. (2022), "In-context Learning and Induction Heads" (the score on repeated random tokens); Xiao et al.
 (2023), "Efficient Streaming Language Models with Attention Sinks" (the first token); Michel et al. (2019), "Are Sixteen
-Heads Really Better than One?" (ablation); Poole et al. (2016), "Exponential expressivity in deep neural networks
-through transient chaos" (mean-field theory).
+Heads Really Better than One?" (ablation).
 
 `model` is a GPT of this course or transformers' GPT2LMHeadModel, and is left as it is. Shapes: L layers, H heads, B
 pieces of text, T tokens in each.
@@ -12,17 +11,13 @@ pieces of text, T tokens in each.
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gptcourse.attention import attention, causal_mask
-from gptcourse.config import GPTConfig
 from gptcourse.data import check_tokens
 from gptcourse.model import GPT
 from gptcourse.views import context_window, eval_view
@@ -30,8 +25,6 @@ from gptcourse.views import context_window, eval_view
 PIECE = 128  # tokens read at once: attention weights grow with the square of it
 FIRST_FEW = 4  # these queries have few keys, so each of them looks at the first token a good deal
 REPEATED, COPIES = 50, 4  # tokens in the longest random sequence, random sequences of each length
-NODES = 24  # of the quadrature in `mean_product`: right to a part in 100,000 for gelu and spreads up to 1.28
-SHARP = 30.0  # in a handmade head: large enough for a softmax that gives everything to one key
 
 
 class HeadScores(NamedTuple):
@@ -138,81 +131,6 @@ def head_ablation(model, ids) -> Tensor:
     view = _view(model)
     layers, heads = range(len(_blocks(view))), range(view.config.n_head)
     return torch.tensor([[text_loss(ablate_head(view, layer, head), ids) for head in heads] for layer in layers])
-
-
-def handmade_model(vocab_size: int = 64) -> GPT:
-    """Return a GPT of two layers whose heads are known, because every parameter is written here and none is trained.
-
-    Layer 0: head 0 looks at the previous token and notes which it was, head 1 looks at the first token and says
-    nothing. Layer 1: head 0 is an induction head (it looks for a token that noted what stands here now, and predicts
-    that token again), head 1 looks at everything alike. The two-step circuit is that of Elhage et al. (2021), section
-    "Induction heads". The width has three parts: where a token stands, which it is, which stood before it.
-    """
-    n_positions = 2 * vocab_size
-    model = GPT(GPTConfig(vocab_size, n_positions, n_embd=4 * vocab_size, n_layer=2, n_head=2))
-    place, token, before = range(n_positions), range(n_positions, 3 * vocab_size), range(3 * vocab_size, 4 * vocab_size)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
-        model.wpe.weight[place, place] = 1.0
-        model.wte.weight[range(vocab_size), token] = 1.0
-        first, second = (block.attn for block in model.h)
-        _connect(first, query=place[1:], key=place[:-1], value=token, output=before)
-        head_1 = first.head_size  # the row of its first query; all 2 * n_positions queries come before the keys
-        first.c_attn.bias[head_1] = SHARP  # head 1 always asks for number 0,
-        first.c_attn.weight[2 * n_positions + head_1, 0] = SHARP  # which the first place has
-        _connect(second, query=token, key=before, value=token, output=token)
-        second.c_proj.weight.mul_(4.0)  # louder than the token that stands here, which is still in the stream
-    return model.eval()
-
-
-def _connect(layer, query, key, value, output):
-    """Let head 0 look from where number i of `query` is to where number i of `key` is, and copy `value` to `output`."""
-    queries, keys, values = layer.c_attn.weight.chunk(3)  # (C, C) each; the first rows of each are those of head 0
-    queries[range(len(query)), query] = SHARP
-    keys[range(len(key)), key] = SHARP
-    values[range(len(value)), value] = 1.0
-    layer.c_proj.weight[output, range(len(value))] = 1.0
-
-
-gelu = partial(F.gelu, approximate="tanh")  # of GPT-2 and GPT-3
-
-
-def mean_product(function, spread: float, correlation: float) -> float:
-    """Return the mean of function(h) · function(h'), for h and h' normal with mean 0, this spread and correlation.
-
-    `function` maps a float64 tensor to one of the same shape. By Gauss-Hermite quadrature.
-    """
-    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
-    first, other = spread * nodes[:, None], spread * nodes  # independent of each other
-    product = function(first) * function(correlation * first + math.sqrt(1 - correlation**2) * other)
-    return (weights @ product @ weights / weights.sum() ** 2).item()
-
-
-def expected_spread(n_layer: int, width: int, std: float, scaled: bool, tokens: int = 32) -> list[float]:
-    """Return the expected standard deviation of an untrained GPT's residual stream: n_layer + 1 numbers.
-
-    The mean-field theory of the initialisation of GPT-2 (Radford et al., 2019, section 2.3). The first number is that
-    of the embeddings, whose tokens are all different. Matrices and embeddings are drawn with standard deviation `std`,
-    biases are 0, and with `scaled` those that write into the stream are smaller by 1/√(2 · n_layer). Attention is taken
-    to be uniform over the tokens so far, as it nearly is while width · std² is small.
-    """
-    writer = std / math.sqrt(2 * n_layer) if scaled else std
-    read = width * std**2  # the variance of what a matrix makes of a normalised stream
-    square = mean_product(gelu, math.sqrt(read), 1)
-    same = np.mean(1 / np.arange(1, tokens + 1))  # an average over t tokens keeps 1/t of their variance
-    other = 2 * (1 - same) / (tokens - 1)  # and shares 1/t of it with the average at any earlier place
-    variance, shared = 2 * std**2, 0.0  # of one number of the stream, and its covariance with that of another token
-    spreads = [math.sqrt(variance)]
-    for _ in range(n_layer):
-        alike = shared / variance
-        variance += width * writer**2 * read * (same + (1 - same) * alike)
-        shared += width * writer**2 * read * (other + (1 - other) * alike)
-        alike = shared / variance
-        variance += 4 * width * writer**2 * square
-        shared += 4 * width * writer**2 * mean_product(gelu, math.sqrt(read), alike)
-        spreads.append(math.sqrt(variance))
-    return spreads
 
 
 def _view(model):

@@ -282,9 +282,10 @@ class GPT(nn.Module):
         config = replace(self.config, tie_word_embeddings=self.lm_head.weight is self.wte.weight)
         with torch.device("meta"):
             described = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
-        if changed := sorted(name for name, _ in {n: t.shape for n, t in state.items()}.items() ^ described.items()):
+        own = {name: tensor.shape for name, tensor in state.items()}
+        if changed := {name for name, _ in own.items() ^ described.items()}:
             raise ValueError(
-                f"GPT(config) has other weights than this model ({', '.join(dict.fromkeys(changed))}): a model changed "
+                f"GPT(config) has other weights than this model ({', '.join(sorted(changed))}): a model changed "
                 "by hand cannot be saved like this; save model.state_dict() with safetensors."
             )
         return config, state

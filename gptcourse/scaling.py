@@ -18,7 +18,20 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from gptcourse.checks import FLAG, SEED, An, Choice, ListOf, check_lengths, check_number, check_numbers, checked
+from gptcourse.checks import (
+    COUNT,
+    FINITE,
+    FLAG,
+    INSIDE,
+    POSITIVE,
+    SEED,
+    An,
+    Choice,
+    ListOf,
+    check_lengths,
+    check_numbers,
+    checked,
+)
 from gptcourse.config import GPTConfig
 
 PARTS = ("weights", "gradients", "optimizer", "activations")  # of the memory that training holds
@@ -37,7 +50,7 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * multiplied + 12 * config.n_layer * config.n_embd * config.n_positions
 
 
-@checked(config=An(GPTConfig), gradient_checkpointing=FLAG)
+@checked(config=An(GPTConfig), batch_size=COUNT, gradient_checkpointing=FLAG)
 def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointing: bool = False) -> dict[str, int]:
     """Estimate the bytes that training in float32 with AdamW holds, by what they are for.
 
@@ -47,7 +60,6 @@ def training_memory(config: GPTConfig, batch_size: int = 1, gradient_checkpointi
     `gradient_checkpointing` one vector per block, and the 16 of one block when the logits are gone (Korthikanti et al.
     2022, section 5). Raises ValueError.
     """
-    batch_size = check_number("sequences in a batch", batch_size, low=1, kind="whole")
     blocks, logits = 16 * config.n_layer * config.n_embd, 3 * config.vocab_size
     if gradient_checkpointing:
         blocks, logits = config.n_layer * config.n_embd, max(logits, 16 * config.n_embd)
@@ -76,7 +88,7 @@ SHARDED = {  # what each way of training on several devices divides among them
 }
 
 
-@checked(config=An(GPTConfig), strategy=Choice(tuple(SHARDED)))
+@checked(config=An(GPTConfig), n_devices=COUNT, strategy=Choice(tuple(SHARDED)))
 def device_memory(
     config: GPTConfig,
     batch_size: int = 1,
@@ -91,7 +103,6 @@ def device_memory(
     Each strategy divides what SHARDED names; with tensor parallelism all devices work on the same sequences
     (Korthikanti et al., section 4.2.2). Buffers for messages come on top. Raises ValueError.
     """
-    n_devices = check_number("devices", n_devices, low=1, kind="whole")
     parameters = config.num_parameters
     activations = training_memory(config, batch_size, gradient_checkpointing)["activations"] / 2
     whole = zip(PARTS, (2 * parameters, 2 * parameters, 12 * parameters, activations), strict=True)
@@ -113,19 +124,16 @@ class ScalingLaw:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            object.__setattr__(self, name, check_number("numbers of a law", value))
+            object.__setattr__(self, name, FINITE(name, value))
 
-    @checked()
+    @checked(n_parameters=POSITIVE, n_tokens=POSITIVE)
     def loss(self, n_parameters: float, n_tokens: float) -> float:
         """Return the loss that the law predicts. Raises ValueError for numbers that are not above 0."""
-        n_parameters = check_number("parameters", n_parameters, low=0, kind="positive")
-        n_tokens = check_number("tokens", n_tokens, low=0, kind="positive")
         return self.E + self.A / n_parameters**self.alpha + self.B / n_tokens**self.beta
 
-    @checked()
+    @checked(flops=POSITIVE)
     def compute_optimal(self, flops: float) -> tuple[float, float]:
         """Return the parameters and tokens with the lowest loss for `flops` = 6 N D (Hoffmann et al., equation 4)."""
-        flops = check_number("FLOPs", flops, low=0, kind="positive")
         check_numbers("A, alpha, B and beta", astuple(self)[1:], low=0, kind="positive")
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         n_parameters = scale * (flops / 6) ** (self.beta / (self.alpha + self.beta))
@@ -168,16 +176,15 @@ def ruler(runs: Sequence[tuple[float, float, float]], n_parameters: float, n_tok
     return along_n * along_d / top
 
 
+@checked(low=FINITE, high=FINITE, value=FINITE, level=INSIDE)
 def interval_score(low: float, high: float, value: float, level: float = 0.9) -> float:
     """Return the score of an interval that is to hold a value with probability `level`: the lower, the better.
 
     Its width, and 2 / (1 - level) for each unit by which it missed (Gneiting and Raftery, equation 43): nobody gains by
     claiming more certainty, or less, than there is. Raises ValueError.
     """
-    parts = check_numbers("ends of the interval, the value and the level", (low, high, value, level))
-    low, high, value, level = parts.tolist()
-    if low > high or not 0 < level < 1:
-        raise ValueError(f"The interval goes from {low:g} to {high:g} at level {level:g}: low to high, 0 to 1.")
+    if low > high:
+        raise ValueError(f"The interval goes from {low:g} to {high:g}: give the low end first.")
     return high - low + 2 / (1 - level) * (max(low - value, 0.0) + max(value - high, 0.0))
 
 
@@ -228,12 +235,11 @@ def _fit(log_n, log_d, log_loss, start):
     return (lowest if math.isfinite(lowest) else math.inf), x.tolist()
 
 
-@checked(seed=SEED)
+@checked(n=COUNT, seed=SEED)
 def bootstrap_laws(
     n_parameters: Sequence[float], n_tokens: Sequence[float], losses: Sequence[float], n: int = 20, seed: int = 0
 ) -> list[ScalingLaw]:
     """Return n laws, each fitted to runs drawn with replacement: their spread is that of the fit. Raises ValueError."""
-    n = check_number("laws", n, low=1, kind="whole")
     runs, rng, laws = _checked_runs(n_parameters, n_tokens, losses), np.random.default_rng(seed), []
     law = _best(runs, STARTS)
     start = (math.log(law.E), math.log(law.A), law.alpha, math.log(law.B), law.beta)

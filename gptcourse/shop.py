@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gptcourse.data import pad
+from gptcourse.files import ASSETS
 from gptcourse.finetuning import chat_prompt, encode_dialogue, eos_id, generate_replies
 from gptcourse.generation import Sampling
 from gptcourse.model import GPT
@@ -38,7 +38,7 @@ def load_shop() -> tuple[GPT, BPETokenizer]:
 
     recipes/preference_experiments.py trained it to copy random tokens, then on the shop's dialogues.
     """
-    return load_pretrained(files("gptcourse") / "assets" / "preferences" / "shop")
+    return load_pretrained(ASSETS / "preferences" / "shop")
 
 
 # ---- What a reply is worth

@@ -15,11 +15,11 @@ import re
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
 import numpy as np
 
-from gptcourse.files import read_json
+from gptcourse.checks import Choice, checked
+from gptcourse.files import ASSETS, read_json
 
 SPLITS = ("train", "test", "validation")
 
@@ -80,9 +80,10 @@ def _slot_names(template: str) -> frozenset[str]:
 @cache
 def default_grammar() -> Grammar:
     """Return the course's own grammar, read once."""
-    return Grammar(read_json(files("gptcourse") / "assets" / "support_grammar.json"))
+    return Grammar(read_json(ASSETS / "support_grammar.json"))
 
 
+@checked(split=Choice(SPLITS))
 def support(n: int, seed: int = 0, split: str = "train", *, grammar: Grammar | None = None) -> list[Dialogue]:
     """Return n customer-service dialogues; dialogue i depends on (seed, split, i) alone.
 
@@ -92,13 +93,7 @@ def support(n: int, seed: int = 0, split: str = "train", *, grammar: Grammar | N
     for name, value in (("n", n), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**64:
             raise ValueError(f"{name} must be a whole number from 0 to 2**64 - 1, not {value!r}.")
-    _check_split(split)
     return [_dialogue(grammar or default_grammar(), seed, split, i) for i in range(n)]
-
-
-def _check_split(split):
-    if split not in SPLITS:
-        raise ValueError(f'split must be "train", "validation" or "test", not {split!r}.')
 
 
 def _dialogue(grammar, seed, split, i):
@@ -115,9 +110,9 @@ def _dialogue(grammar, seed, split, i):
     return Dialogue(message.format_map(slots), reply.format_map(slots), intent, slots, log_prob)
 
 
+@checked(split=Choice(SPLITS))
 def phrasing(dialogue: Dialogue, split: str) -> str:
     """Return the request that a dialogue's message was made from, with open slots: those of one are a cluster."""
-    _check_split(split)
     templates = default_grammar().messages[split][dialogue.intent]
     fitting = (t for t in templates if _slot_names(t) == set(dialogue.slots))
     return request_of(next(t for t in fitting if t.format_map(dialogue.slots) == dialogue.message), templates)
@@ -200,10 +195,10 @@ def parse(message: str, reply: str, *, grammar: Grammar | None = None) -> Dialog
     return Dialogue(message, reply, intent, slots, math.log(replies[reply]))
 
 
+@checked(split=Choice(SPLITS))
 def reply_entropy(split: str = "train", *, grammar: Grammar | None = None) -> float:
     """Return H(reply | message), the mean of -log_prob over a whole split, in nats per dialogue."""
     grammar = grammar or default_grammar()
-    _check_split(split)
     total = 0.0
     for intent, messages in grammar.messages[split].items():
         for message, p in messages.items():

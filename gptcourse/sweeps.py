@@ -24,7 +24,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from itertools import accumulate, count, islice, product
+from itertools import count, islice, product
 from pathlib import Path
 from queue import SimpleQueue
 from subprocess import PIPE
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from gptcourse.checks import COUNT
 from gptcourse.config import GPTConfig, TrainingConfig
 from gptcourse.data import check_tokens, fingerprint
 from gptcourse.distributed import choose_device
@@ -119,8 +120,7 @@ def search(
 
     Raises ValueError before any run begins, also when the study was begun with other arguments, or the file is in use.
     """
-    if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
-        raise ValueError(f"n_trials is {n_trials!r}, but it must be a whole number of 1 or more.")
+    n_trials = COUNT("n_trials", n_trials)
     if sampler not in SAMPLERS:
         raise ValueError(f'sampler is {sampler!r}, but it must be "tpe" or "random"; sweep makes a whole grid.')
     searched = _Space((model_config, training_config), space, derive, prune)
@@ -253,9 +253,7 @@ def _make(jobs: Iterator[tuple], n_jobs: int, data: dict, processes: int | None,
     """
     from tqdm.auto import tqdm
 
-    processes = available_cores() if processes is None else processes
-    if not isinstance(processes, int) or processes < 1:
-        raise ValueError(f"processes is {processes!r}, but it must be a whole number of 1 or more, or None.")
+    processes = available_cores() if processes is None else COUNT("processes", processes)
     device, idle, running = str(choose_device(device)), [], {}
     bar, threads = tqdm(total=n_jobs, unit="run", disable=not progress or n_jobs < 1), ThreadPoolExecutor(processes)
     # What is entered last ends first: the processes end before the threads that wait for them.
@@ -464,14 +462,6 @@ class SearchResult(SweepTable):
     def tokens(self) -> int:
         """The tokens trained on in all trials together, pruned and diverged ones too: what the search has cost."""
         return sum(row["tokens"] for row in self.rows)
-
-    def best_so_far(self) -> tuple[list[int], list[float]]:
-        """Return the tokens spent when each trial ended, and the lowest loss of a finished one up to then (or inf).
-
-        Two searches are compared fairly at equal tokens, whatever number of trials they made of them.
-        """
-        losses = [row["loss"] if row["outcome"] == "finished" else math.inf for row in self.rows]
-        return list(accumulate(row["tokens"] for row in self.rows)), list(accumulate(losses, min))
 
     def importances(self) -> dict[str, float]:
         """Return how much of the spread of the loss each axis explains, the largest first: PED-ANOVA, summing to 1.

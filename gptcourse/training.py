@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -260,7 +260,6 @@ def train(
     return trainer.run(callback, progress, checkpoint_dir, resume, data | {"sequence_length": length})
 
 
-@torch.inference_mode()
 def evaluate(model, tokens, *, sequence_length: int | None = None, batch_size: int = 16) -> float:
     """Return the mean cross-entropy in nats per token over the whole set.
 
@@ -268,15 +267,25 @@ def evaluate(model, tokens, *, sequence_length: int | None = None, batch_size: i
     first is predicted exactly once. Raises ValueError for tokens that do not fit.
     """
     length = check_length(model, sequence_length)
-    tokens = check_tokens(tokens, vocab_size_of(model), 2, "tokens to evaluate").to(device_of(model))
+    tokens = check_tokens(tokens, vocab_size_of(model), 2, "tokens to evaluate")
     ids, targets = tokens[:-1], tokens[1:]
     whole = len(ids) // length * length
     windows = [part[:whole].view(-1, length).split(batch_size) for part in (ids, targets)]
     batches = list(zip(*windows, strict=True)) if whole else []
     if whole < len(ids):
         batches.append((ids[None, whole:], targets[None, whole:]))  # (1, rest)
-    view = eval_view(model)
-    return sum(forward(view, x, y).loss.item() * y.numel() for x, y in batches) / len(ids)
+    return mean_loss(model, batches)
+
+
+@torch.inference_mode()
+def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the mean loss per target, in nats, over batches (inputs, targets); a model's own loss is a mean, too."""
+    view, device, total, count = eval_view(model), device_of(model), 0.0, 0
+    for inputs, targets in batches:
+        n = int((targets != IGNORED).sum())
+        total += forward(view, inputs.to(device), targets.to(device)).loss.item() * n
+        count += n
+    return total / count
 
 
 def check_length(model, sequence_length: int | None) -> int:

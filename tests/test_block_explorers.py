@@ -6,13 +6,25 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from gptcourse.drawings import svg
 from gptcourse.explorers import bend_explorer, bpe_explorer, initialisation_explorer
-from gptcourse.explorers.activations import ACTIVATIONS, ALIKE, BLOCKS, RULE, STDS, WIDTHS, straight_line
+from gptcourse.explorers.activations import (
+    ACTIVATIONS,
+    ALIKE,
+    BLOCKS,
+    RULE,
+    STDS,
+    WIDTHS,
+    expected_spread,
+    gelu,
+    mean_product,
+    straight_line,
+)
 from gptcourse.explorers.bpe import LONGEST
-from gptcourse.interpretability import expected_spread, gelu
+from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import BPETokenizer
 
 TEXT = "the cat and the other cat sat there; the hat that they had was that of another " * 4
@@ -116,6 +128,8 @@ def test_the_pieces_are_those_of_a_tokenizer_trained_with_that_vocabulary(larges
         assert pieces(explorer) == [svg.visible(trained.decode([i])) for i in ids]
         assert f"{size} tokens in the vocabulary  ·  {len(ids)} pieces for 14 characters" in explorer.picture.value
     assert f"the newest token is “{svg.visible(trained.decode([284]))}”" in explorer.picture.value
+    grounds = set(re.findall(r'<span style="background:([^;]*);', explorer.picture.value))
+    assert grounds == {f"color-mix(in srgb,{color} 27%,transparent)" for color in svg.COLORS}
 
 
 def test_what_is_typed_is_shown_as_text_and_may_be_anything(largest):
@@ -138,3 +152,55 @@ def test_a_long_text_is_cut_and_says_so(largest):
     assert f"The first {LONGEST} of your 720 characters are read and shown." in explorer.picture.value
     explorer.controls["text"].value = "the"
     assert "The first" not in explorer.picture.value
+
+
+# ---- The mean-field theory of the initialisation
+
+
+def measured_spread(n_layer, width, std, scaled):
+    """Build an untrained model and return the standard deviation of its stream after each block."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(97, 32, width, n_layer, n_head=width // 32, initializer_range=std))
+    if not scaled:
+        for block in model.h:
+            for writer in (block.attn.c_proj, block.mlp.c_proj):
+                nn.init.normal_(writer.weight, std=std)
+    with torch.inference_mode():
+        x = model.wte(torch.randint(97, (4, 32))) + model.wpe.weight
+        spreads = [x.std().item()]
+        for block in model.h:
+            x = block(x)[0]
+            spreads.append(x.std().item())
+    return spreads
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("n_layer, width, std", [(48, 128, 0.02), (6, 512, 0.02), (6, 256, 0.04), (24, 64, 0.01)])
+def test_the_formula_gives_the_stream_of_a_model_that_is_built(n_layer, width, std, scaled):
+    expected, measured = (f(n_layer, width, std, scaled) for f in (expected_spread, measured_spread))
+    assert expected == pytest.approx(measured, rel=0.15)  # one draw of the weights strays by that much
+
+
+def test_the_formula_holds_roughly_at_the_ends_of_the_sliders_too():
+    for scaled in (False, True):
+        expected, measured = (f(2, 1024, 0.04, scaled) for f in (expected_spread, measured_spread))
+        assert expected == pytest.approx(measured, rel=0.2)
+
+
+def test_with_the_rule_the_end_is_the_same_at_every_depth_but_not_at_every_width():
+    def growth(n_layer, width, scaled):
+        spreads = expected_spread(n_layer, width, 0.02, scaled)
+        return spreads[-1] / spreads[0]
+
+    assert growth(96, 256, scaled=True) == pytest.approx(growth(6, 256, scaled=True), rel=0.05)
+    assert growth(96, 256, scaled=False) > 3 * growth(6, 256, scaled=False)
+    assert growth(24, 1024, scaled=True) > 5 * growth(24, 64, scaled=True)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
+def test_the_mean_product_is_that_of_drawn_inputs(correlation):
+    generator = torch.Generator().manual_seed(0)
+    z, other = torch.randn(2, 400_000, generator=generator, dtype=torch.float64)
+    partner = correlation * z + math.sqrt(1 - correlation**2) * other
+    drawn = (gelu(0.8 * z) * gelu(0.8 * partner)).mean().item()
+    assert mean_product(gelu, 0.8, correlation) == pytest.approx(drawn, rel=0.02)

@@ -130,7 +130,7 @@ def test_a_model_that_knows_nothing_has_the_size_of_its_vocabulary_as_perplexity
 
 @pytest.mark.parametrize("tokens, context", [([1], 1), ([1, 2], 0), ([1, 2], WINDOW + 1)])
 def test_perplexity_refuses_too_few_tokens_and_a_context_that_does_not_fit(tokens, context):
-    with pytest.raises(ValueError, match=r"^The tokens (are|of context) [^\n]*\.$"):
+    with pytest.raises(ValueError, match=r"^(The tokens are|context is) [^\n]*\.$"):
         perplexity(gpt(), tokens, context)
 
 
@@ -178,7 +178,7 @@ def test_fewer_than_two_labels_or_equal_ones_are_refused(labels):
         classify(gpt(), TOKENIZER, ["is"], labels)
     with pytest.raises(ValueError, match=r"^There are 0 prompts"):
         classify(gpt(), TOKENIZER, [], ["a", "b"])
-    with pytest.raises(ValueError, match=r"^normalise must be one of"):
+    with pytest.raises(ValueError, match=r"^normalise is .*, but it must be one of"):
         classify(gpt(), TOKENIZER, ["is"], ["a", "b"], "bits")
 
 
@@ -209,7 +209,7 @@ def test_a_few_shot_prompt_holds_k_examples_drawn_anew_for_each_text(monkeypatch
     "k, template", [(-1, "{text}{label}"), (3, "{text}{label}"), (1, "{label}"), (1, "{label}{text}")]
 )
 def test_few_shot_refuses_a_template_without_places_and_more_examples_than_there_are(k, template):
-    with pytest.raises(ValueError, match=r"^The (examples in a prompt|template) must"):
+    with pytest.raises(ValueError, match=r"^(k is -?\d, but it|The template) must"):
         few_shot(gpt(), TOKENIZER, [("a", "b")] * 2, ["a"], ["a", "b"], k, template)
 
 
@@ -347,7 +347,7 @@ def test_wilsons_interval_holds_the_shares_from_which_the_count_is_not_too_far(r
 
 @pytest.mark.parametrize(("right", "n"), [(-1, 5), (6, 5), (0, 0), (1.5, 5)])
 def test_wilsons_interval_refuses_counts_that_cannot_be(right, n):
-    with pytest.raises(ValueError, match="must be whole numbers"):
+    with pytest.raises(ValueError, match=r"must be a whole number (from 0 to|of 1 or more)"):
         wilson_interval(right, n)
 
 
@@ -484,9 +484,9 @@ IMPOSSIBLE += [
 
 @pytest.mark.parametrize("measure, numbers", IMPOSSIBLE)
 def test_impossible_numbers_are_refused_by_every_measure(measure, numbers):
-    with pytest.raises(
-        ValueError, match=r"^The [^\n]* must be (finite|whole) numbers from \S+ to \S+, but there is \S+\.$"
-    ):
+    several = r"The [^\n]* must be (finite|whole) numbers from \S+ to \S+, but there is \S+\."
+    one = r"\w+ is [^\n]*, but it must be a (finite |whole |)number [^\n]*\."
+    with pytest.raises(ValueError, match=f"^({several}|{one})$"):
         measure(*numbers)
 
 
@@ -519,7 +519,9 @@ NO_LISTS = [
 
 @pytest.mark.parametrize("measure", NO_LISTS)
 def test_numbers_and_texts_for_lists_of_examples_are_refused_in_one_sentence(measure):
-    with pytest.raises(ValueError, match=r"^The [^\n]* must be a list[^\n]*\.$"):
+    with pytest.raises(
+        ValueError, match=r"^(The [^\n]* must be a list|\w+ is [^\n]*, but it must be a (list|text))[^\n]*\.$"
+    ):
         measure()
 
 

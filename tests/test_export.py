@@ -18,7 +18,7 @@ USED = {*PARTS, "gpt_block.block", "gpt_block.mlp", "gpt_block.initialise", "att
 @pytest.fixture(autouse=True)
 def own_progress(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTCOURSE_PROGRESS", str(tmp_path / "progress"))
-    monkeypatch.setattr(answers, "_right", {})
+    monkeypatch.setattr(answers, "right", {})
 
 
 def printed_by(program, tmp_path, text="The king loves the queen, and the queen loves the king.\n" * 60):

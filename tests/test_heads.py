@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from handmade import handmade_model
 
 from gptcourse import interpretability
 from gptcourse.drawings import svg
@@ -76,7 +77,7 @@ def test_the_picture_shows_the_weights_of_the_head_of_the_sliders(explorer, mode
 
 
 def test_a_row_of_the_heat_map_is_the_one_who_looks():
-    model = interpretability.handmade_model(27)
+    model = handmade_model(27)
     letters = CharTokenizer("abcdefghijklmnopqrstuvwxyz ")
     explorer = attention_explorer(model, letters, "abc")
     places = sorted((y, x) for x, y in squares(drawings(explorer)[1]))
@@ -86,7 +87,7 @@ def test_a_row_of_the_heat_map_is_the_one_who_looks():
 
 def test_lines_go_from_the_key_on_the_left_to_the_query_on_the_right():
     letters = CharTokenizer("abcdefghijklmnopqrstuvwxyz ")
-    explorer = attention_explorer(interpretability.handmade_model(27), letters, "abcd")
+    explorer = attention_explorer(handmade_model(27), letters, "abcd")
     explorer.controls["view"].value = "lines"
     _, pattern = drawings(explorer)
     drawn = lines(pattern)
@@ -154,7 +155,7 @@ def test_the_loss_belongs_to_the_sentence_that_is_shown(model, tokenizer):
 
 
 def test_the_tables_show_the_scores_and_mark_the_strongest_and_the_chosen_head():
-    model, letters = interpretability.handmade_model(27), CharTokenizer("abcdefghijklmnopqrstuvwxyz ")
+    model, letters = handmade_model(27), CharTokenizer("abcdefghijklmnopqrstuvwxyz ")
     explorer = attention_explorer(model, letters, "abc abc", held_out="the quick brown fox jumps over the lazy dog")
     shown = words(drawings(explorer)[0])
     best = [word for word in shown if word.startswith("strongest")]

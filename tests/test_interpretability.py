@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from handmade import SHARP, handmade_model
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -148,7 +148,7 @@ def test_the_first_few_queries_do_not_count_for_the_first_token():
 
 @pytest.mark.parametrize("twin", [False, True], ids=["ours", "transformers"])
 def test_the_handmade_heads_are_found_for_what_they_are(twin):
-    model = heads.handmade_model(40)
+    model = handmade_model(40)
     model = model.to_transformers() if twin else model
     ids = ids_for(model, 30)
     patterns = heads.attention_patterns(model, ids)
@@ -166,7 +166,7 @@ def test_the_handmade_heads_are_found_for_what_they_are(twin):
 
 
 def test_the_induction_head_copies_and_needs_the_previous_token_head():
-    model = heads.handmade_model(30)
+    model = handmade_model(30)
     once = torch.randperm(30, generator=torch.Generator().manual_seed(0))[:26]
     ids = torch.cat((once, once[1:]))
     with torch.no_grad():
@@ -179,12 +179,12 @@ def test_the_induction_head_copies_and_needs_the_previous_token_head():
 
 def always_so_far_back(distance, vocab_size=64):
     """Return a model whose head looks `distance` places back, whatever stands there."""
-    model = heads.handmade_model(vocab_size)
+    model = handmade_model(vocab_size)
     layer, n = model.h[0].attn, 2 * vocab_size
     with torch.no_grad():
         queries, keys, _ = (part[: layer.head_size] for part in layer.c_attn.weight.chunk(3))
-        queries.zero_()[range(n), range(n)] = heads.SHARP
-        keys.zero_()[range(distance, n), range(n - distance)] = heads.SHARP
+        queries.zero_()[range(n), range(n)] = SHARP
+        keys.zero_()[range(distance, n), range(n - distance)] = SHARP
     return model
 
 
@@ -197,7 +197,7 @@ def test_a_head_that_counts_places_does_not_pass_for_an_induction_head():
 
 
 def test_a_head_that_looks_at_everything_alike_scores_what_we_say():
-    model = heads.handmade_model(40)
+    model = handmade_model(40)
     even, scores = heads.even_scores(model, 30), heads.head_scores(model, ids_for(model, 30))
     for alike, found in zip(even, scores, strict=True):
         assert_close(alike, found[1, 1])
@@ -302,55 +302,3 @@ def test_losses_without_each_head_are_found_one_by_one(model):
     assert losses.shape == (2, 3)
     assert losses[1, 2].item() == pytest.approx(heads.text_loss(without_rows(model, 1, 2), ids))
     assert losses.unique().numel() == 6
-
-
-# --- the initialisation
-
-
-def measured_spread(n_layer, width, std, scaled):
-    """Build an untrained model and return the standard deviation of its stream after each block."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(97, 32, width, n_layer, n_head=width // 32, initializer_range=std))
-    if not scaled:
-        for block in model.h:
-            for writer in (block.attn.c_proj, block.mlp.c_proj):
-                nn.init.normal_(writer.weight, std=std)
-    with torch.inference_mode():
-        x = model.wte(torch.randint(97, (4, 32))) + model.wpe.weight
-        spreads = [x.std().item()]
-        for block in model.h:
-            x = block(x)[0]
-            spreads.append(x.std().item())
-    return spreads
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("n_layer, width, std", [(48, 128, 0.02), (6, 512, 0.02), (6, 256, 0.04), (24, 64, 0.01)])
-def test_the_formula_gives_the_stream_of_a_model_that_is_built(n_layer, width, std, scaled):
-    expected, measured = (f(n_layer, width, std, scaled) for f in (heads.expected_spread, measured_spread))
-    assert expected == pytest.approx(measured, rel=0.15)  # one draw of the weights strays by that much
-
-
-def test_the_formula_holds_roughly_at_the_ends_of_the_sliders_too():
-    for scaled in (False, True):
-        expected, measured = (f(2, 1024, 0.04, scaled) for f in (heads.expected_spread, measured_spread))
-        assert expected == pytest.approx(measured, rel=0.2)
-
-
-def test_with_the_rule_the_end_is_the_same_at_every_depth_but_not_at_every_width():
-    def growth(n_layer, width, scaled):
-        spreads = heads.expected_spread(n_layer, width, 0.02, scaled)
-        return spreads[-1] / spreads[0]
-
-    assert growth(96, 256, scaled=True) == pytest.approx(growth(6, 256, scaled=True), rel=0.05)
-    assert growth(96, 256, scaled=False) > 3 * growth(6, 256, scaled=False)
-    assert growth(24, 1024, scaled=True) > 5 * growth(24, 64, scaled=True)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
-def test_the_mean_product_is_that_of_drawn_inputs(correlation):
-    generator = torch.Generator().manual_seed(0)
-    z, other = torch.randn(2, 400_000, generator=generator, dtype=torch.float64)
-    partner = correlation * z + math.sqrt(1 - correlation**2) * other
-    drawn = (heads.gelu(0.8 * z) * heads.gelu(0.8 * partner)).mean().item()
-    assert heads.mean_product(heads.gelu, 0.8, correlation) == pytest.approx(drawn, rel=0.02)

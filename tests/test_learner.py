@@ -27,7 +27,7 @@ BUNDLED = files("gptcourse").joinpath("assets", "shakespeare-5m")
 @pytest.fixture(autouse=True)
 def own_progress(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTCOURSE_PROGRESS", str(tmp_path / "progress"))
-    monkeypatch.setattr(answers, "_right", {})
+    monkeypatch.setattr(answers, "right", {})
 
 
 def solutions(path):
@@ -90,10 +90,10 @@ def opens_equals_writes_and_learns(capsys):
 
 def test_every_solution_in_order_makes_a_gpt_that_opens_weights_writes_and_learns(tmp_path, monkeypatch, capsys):
     for path in PATH:
-        monkeypatch.setattr(answers, "_right", {})  # another notebook, another kernel
+        monkeypatch.setattr(answers, "right", {})  # another notebook, another kernel
         for name, program, called in solutions(path):
             assert check(name, getattr(pasted(tmp_path, name, program), called)), name
-    monkeypatch.setattr(answers, "_right", {})
+    monkeypatch.setattr(answers, "right", {})
     opens_equals_writes_and_learns(capsys)
 
 

@@ -24,7 +24,7 @@ def my_scores(q, k):
 @pytest.fixture(autouse=True)
 def own_progress(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTCOURSE_PROGRESS", str(tmp_path / "progress"))
-    monkeypatch.setattr(answers, "_right", {})
+    monkeypatch.setattr(answers, "right", {})
 
 
 def written(tmp_path, source, name):
@@ -38,7 +38,7 @@ def written(tmp_path, source, name):
 
 
 def as_in_a_new_kernel(monkeypatch):
-    monkeypatch.setattr(answers, "_right", {})
+    monkeypatch.setattr(answers, "right", {})
 
 
 def test_what_was_right_is_called_in_this_notebook_and_in_the_next(tmp_path, monkeypatch, capsys):
@@ -75,7 +75,7 @@ print(mine("attention.head") is MyHead)
 """,
     """
 from gptcourse.exercises import answers
-answers._right.clear()  # as in the next notebook
+answers.right.clear()  # as in the next notebook
 again = mine("attention.head")
 print(again is not MyHead, again(4, 2)(torch.ones(1, 3, 4)).shape)
 """,

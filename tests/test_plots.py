@@ -26,7 +26,6 @@ FIGURES = {
     "isolation": lambda: plots.isolation(TRIALS, (2.0, "defaults"), log_x=["rate"], title="t"),
     "sweep_bands of names": lambda: plots.sweep_bands(NAMED, title="t", x_label="shape"),
     "importance_bars": lambda: plots.importance_bars({"learning_rate": 0.8, "batch_size": 0.2}),
-    "activation_by_depth": lambda: plots.activation_by_depth({"scaled": [1.0, 1.1], "unscaled": [1.0, 3.0]}),
     "token_bars": lambda: plots.token_bars(["a", " b"], [0.7, 0.3], [1.0, 0.0]),
     "heat_map": lambda: plots.heat_map(WEIGHTS, ["a", "b", "c"]),
     "histograms": lambda: plots.histograms({"a": [0, 1, 1], "b": [2, 3]}, title="t", x_label="score"),

@@ -12,10 +12,10 @@ import time_machine
 import torch
 import tune_shakespeare_5m as tune
 from baselines import FALLBACK, KneserNey, discounts, xz_bytes
+from handmade import handmade_model
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
-from gptcourse.interpretability import handmade_model
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.recordings import Recording
 from gptcourse.tokenizers import CharTokenizer

@@ -149,10 +149,10 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # what keeps damaged files from being read as something else (checksums, checks and their sentences: 160); and what is
 # seen: still pictures of panels, cards, images that follow a light or dark page (200).
 BUDGETS = {
-    "teaching": 5_588,
-    "supporting": 5_748,
-    "exercises": 7_500,
-    "explorers": 2_610,
+    "teaching": 5_514,
+    "supporting": 5_716,
+    "exercises": 7_481,
+    "explorers": 2_652,
     "recipes": 4_054,
     "drawings": 1_974,
 }

@@ -9,15 +9,15 @@ from gptcourse.drawings.diagram import BLUE, GREEN, ORANGE, Box, Diagram
 
 COUNTED = "counting"
 ROW, LEFT, RIGHT = 25, 250, 110
+BITS_PER_NAT = 1 / math.log(2)  # per byte, too, as each character is one
 
 
-def ladder(losses: Mapping[str, tuple[float, str]], new: set[str], bits_per_nat: float = 1 / math.log(2)) -> Diagram:
+def ladder(losses: Mapping[str, tuple[float, str]], new: set[str]) -> Diagram:
     """Draw losses as bars, the best below, with a line at the best of those that only count.
 
     Args:
         losses: {name: (nats per character, kind)}; the kind "counting" is grey, every other blue.
         new: the names that this notebook has added: their bars are outlined in orange.
-        bits_per_nat: what one nat per character is in bits per byte; 1 / ln 2 where each character is one byte.
     """
     rows = sorted(losses.items(), key=lambda row: -row[1][0])
     width, top = 680, 44
@@ -32,7 +32,7 @@ def ladder(losses: Mapping[str, tuple[float, str]], new: set[str], bits_per_nat:
         if name in new:
             drawing.rectangle(bar, ORANGE, outline=1, round=2)
         drawing.text(LEFT - 8, y + 14, name, anchor="end", bold=name in new)
-        drawing.text(width - 10, y + 14, f"{nats:.3f} ({nats * bits_per_nat:.2f})", anchor="end", size=12)
+        drawing.text(width - 10, y + 14, f"{nats:.3f} ({nats * BITS_PER_NAT:.2f})", anchor="end", size=12)
     counted = [nats for nats, kind in losses.values() if kind == COUNTED]
     if counted:
         x = LEFT + min(counted) * scale

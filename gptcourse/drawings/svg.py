@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from gptcourse.images import MONO, SANS, escape
-from gptcourse.plots import visible as visible
+from gptcourse.images import visible as visible
 
 # For a light and for a dark page, each with a contrast of 4.5 or more, so letters may have them, too.
 INKS = (("#0a6fae", "#4aa3df"), ("#b35900", "#f08c3a"), ("#007a59", "#2bb890"), ("#9c4d85", "#d08bbf"))

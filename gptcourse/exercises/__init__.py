@@ -19,14 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcourse.exercises.answers import (
-    answer_in_this_kernel,
-    forget_answers,
-    keep_answer,
-    kept_sources,
-    run_source,
-    take_up,
-)
+from gptcourse.exercises import answers
 from gptcourse.exercises.cards import card, say
 from gptcourse.exercises.comparison import compare, kind_of, shorten, show, size
 from gptcourse.exercises.exercise import Exercise, Mistake, as_it_stands, mistake
@@ -122,7 +115,7 @@ def check(name: str, answer: Any) -> bool:
     if right and not_kept:  # before that there is little to lose
         line += f" ({not_kept})"
     if right:
-        keep_answer(exercise.name, answer, {known.reference: known.name for known in exercises().values()})
+        answers.keep_answer(exercise.name, answer, {known.reference: known.name for known in exercises().values()})
     line = " ".join(line.split())
     say(line, card(right, line, exercise.hint))
     return bool(right)
@@ -134,7 +127,7 @@ def forget_progress() -> None:
     Raises OSError if they cannot be deleted, or if there is no place for them.
     """
     progress_file().unlink(missing_ok=True)
-    forget_answers()
+    answers.forget_answers()
 
 
 def mine(name: str) -> Callable:
@@ -145,15 +138,14 @@ def mine(name: str) -> Callable:
     """
     exercise = _named(name)
     name = exercise.name
-    answer = answer_in_this_kernel(name)
-    if answer is not None:
-        return answer
-    kept = kept_sources()
+    if name in answers.right:
+        return answers.right[name]
+    kept = answers.kept_sources()
     if name in kept:
         try:
-            answer = run_source(name, kept, mine)
+            answer = answers.run_source(name, kept, mine)
             if _try(exercise, answer)[0]:
-                take_up(name, answer)
+                answers.right[name] = answer
                 return answer
         except Exception:  # it needs something that only its own notebook has
             pass

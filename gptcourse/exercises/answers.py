@@ -28,7 +28,7 @@ from gptcourse.files import write_file
 # What a cell of these notebooks has imported: enough to run a function away from its notebook.
 COMMON = {"math": math, "np": np, "torch": torch, "nn": nn, "F": F, "Tensor": Tensor}
 COMMON |= {"Counter": Counter, "defaultdict": defaultdict, "pairwise": pairwise}
-_right: dict[str, Callable] = {}  # the right answers of this kernel, by exercise
+right: dict[str, Callable] = {}  # the right answers of this kernel, by exercise
 
 
 def answers_file() -> Path:
@@ -41,9 +41,9 @@ def keep_answer(name: str, answer: Callable, references: dict[Any, str]) -> None
 
     references: {solution of the course: exercise}; an answer may use those, and other right answers, as its parts.
     """
-    _right[name] = answer
+    right[name] = answer
     whose = {id(part): exercise for part, exercise in references.items()}
-    whose |= {id(part): exercise for exercise, part in _right.items()}
+    whose |= {id(part): exercise for exercise, part in right.items()}
     try:
         source = "\n".join(_with_parts(answer, whose, set()))
         kept = kept_sources() | {name: {"calls": answer.__name__, "source": source}}
@@ -100,13 +100,8 @@ def kept_sources() -> dict[str, dict[str, str]]:
 
 def forget_answers() -> None:
     """Forget the answers of this kernel, and delete the file. Raises OSError if it cannot be deleted."""
-    _right.clear()
+    right.clear()
     answers_file().unlink(missing_ok=True)
-
-
-def answer_in_this_kernel(name: str) -> Callable | None:
-    """Return the right answer that was given in this kernel, None if none was."""
-    return _right.get(name)
 
 
 def run_source(name: str, kept: dict[str, dict[str, str]], mine: Callable) -> Any:
@@ -118,8 +113,3 @@ def run_source(name: str, kept: dict[str, dict[str, str]], mine: Callable) -> An
     namespace = COMMON | {"mine": mine}
     exec(compile(kept[name]["source"], f"<your answer to {name}>", "exec"), namespace)
     return namespace[kept[name]["calls"]]
-
-
-def take_up(name: str, answer: Callable) -> None:
-    """Let an answer of an earlier notebook be that of this kernel."""
-    _right[name] = answer

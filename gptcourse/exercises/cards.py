@@ -7,10 +7,9 @@ stands folded in the notebook, in the cell below the exercise.
 from __future__ import annotations
 
 import sys
-from html import escape
 
 from gptcourse.drawings.svg import GREEN, ORANGE
-from gptcourse.images import SANS
+from gptcourse.images import SANS, escape
 
 LOOKS = {True: ("✓", GREEN), False: ("✗", ORANGE), None: ("○", "currentColor")}  # right, wrong, to do
 UNTOUCHED = "The mistake is still there"  # so begin the hints for the notebook's own code

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import platformdirs
 
 from gptcourse.exercises.cards import bar
 from gptcourse.files import write_file
+from gptcourse.images import escape
 
 FORMAT = 1  # of the file; a higher number comes from a newer version of the course
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)  # what a file may raise

@@ -1,21 +1,28 @@
-"""How far from a straight line an activation function is, and how activations grow through an untrained GPT."""
+"""How far from a straight line an activation function is, and how activations grow through an untrained GPT.
+
+Source: Poole et al. (2016), "Exponential expressivity in deep neural networks through transient chaos" (mean-field
+theory).
+"""
 
 import math
+from functools import partial
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, buttons, choice
-from gptcourse.interpretability import expected_spread, gelu
 from gptcourse.model import squared_relu
 
+gelu = partial(F.gelu, approximate="tanh")  # of GPT-2 and GPT-3
 ACTIVATIONS = {"ReLU": F.relu, "GELU (GPT-2, GPT-3)": gelu, "squared ReLU": squared_relu}
 SPREADS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]
 BLOCKS = [2, 4, 6, 12, 24, 48, 96]
 WIDTHS = [64, 128, 256, 512, 768, 1024]
 STDS = [0.005, 0.01, 0.02, 0.04]
 ALIKE, RULE = "all matrices alike", "GPT-2's rule"
+NODES = 24  # of the quadrature in `mean_product`: right to a part in 100,000 for gelu and spreads up to 1.28
 
 
 def straight_line(function, spread):
@@ -53,6 +60,43 @@ def _picture(bend, spread):
         {name: (x.tolist(), y.tolist()) for name, y in curves.items()},
         labels=("input, up to three standard deviations", "output"),
     )
+
+
+def mean_product(function, spread: float, correlation: float) -> float:
+    """Return the mean of function(h) · function(h'), for h and h' normal with mean 0, this spread and correlation.
+
+    `function` maps a float64 tensor to one of the same shape. By Gauss-Hermite quadrature.
+    """
+    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
+    first, other = spread * nodes[:, None], spread * nodes  # independent of each other
+    product = function(first) * function(correlation * first + math.sqrt(1 - correlation**2) * other)
+    return (weights @ product @ weights / weights.sum() ** 2).item()
+
+
+def expected_spread(n_layer: int, width: int, std: float, scaled: bool, tokens: int = 32) -> list[float]:
+    """Return the expected standard deviation of an untrained GPT's residual stream: n_layer + 1 numbers.
+
+    The mean-field theory of the initialisation of GPT-2 (Radford et al., 2019, section 2.3). The first number is that
+    of the embeddings, whose tokens are all different. Matrices and embeddings are drawn with standard deviation `std`,
+    biases are 0, and with `scaled` those that write into the stream are smaller by 1/√(2 · n_layer). Attention is taken
+    to be uniform over the tokens so far, as it nearly is while width · std² is small.
+    """
+    writer = std / math.sqrt(2 * n_layer) if scaled else std
+    read = width * std**2  # the variance of what a matrix makes of a normalised stream
+    square = mean_product(gelu, math.sqrt(read), 1)
+    same = np.mean(1 / np.arange(1, tokens + 1))  # an average over t tokens keeps 1/t of their variance
+    other = 2 * (1 - same) / (tokens - 1)  # and shares 1/t of it with the average at any earlier place
+    variance, shared = 2 * std**2, 0.0  # of one number of the stream, and its covariance with that of another token
+    spreads = [math.sqrt(variance)]
+    for _ in range(n_layer):
+        alike = shared / variance
+        variance += width * writer**2 * read * (same + (1 - same) * alike)
+        shared += width * writer**2 * read * (other + (1 - other) * alike)
+        alike = shared / variance
+        variance += 4 * width * writer**2 * square
+        shared += 4 * width * writer**2 * mean_product(gelu, math.sqrt(read), alike)
+        spreads.append(math.sqrt(variance))
+    return spreads
 
 
 def initialisation_explorer():

@@ -1,7 +1,6 @@
 """Byte-pair encoding at work: how a sentence falls into tokens, by the size of the vocabulary."""
 
 import math
-from html import escape
 
 from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, choice, text_box
@@ -45,8 +44,8 @@ def bpe_explorer(tokenizer, text="What's in a name? That which we call a rose by
 def _tiles(pieces):
     """Return the pieces side by side, each on a ground of its own colour."""
     tiles = [
-        f'<span style="background:{svg.COLORS[n % len(svg.COLORS)]}44;border-radius:3px;padding:1px 2px;margin:1px;'
-        f'display:inline-block">{escape(svg.visible(piece))}</span>'
+        f'<span style="background:color-mix(in srgb,{svg.COLORS[n % len(svg.COLORS)]} 27%,transparent);'
+        f'border-radius:3px;padding:1px 2px;margin:1px;display:inline-block">{svg.escape(svg.visible(piece))}</span>'
         for n, piece in enumerate(pieces)
     ]
     return f'<div style="font-family:{svg.MONO};line-height:1.6;max-width:680px;margin:6px 0">{"".join(tiles)}</div>'

@@ -2,6 +2,7 @@
 
 import ipywidgets as widgets
 
+from gptcourse.checks import COUNT_OR_ZERO
 from gptcourse.drawings import svg
 from gptcourse.explorers.text_panel import Writer, sampling_of, sliders
 from gptcourse.finetuning import chat_prompt, eos_id
@@ -26,9 +27,7 @@ class ChatPanel(Writer):
     """
 
     def __init__(self, model, tokenizer, message, sampling=Sampling(temperature=0), remember=0, max_new_tokens=100):
-        if remember < 0:
-            raise ValueError(f"remember is {remember}, but a model remembers 0 exchanges or more.")
-        self.remember, self.exchanges = remember, [[message, ""]]
+        self.remember, self.exchanges = COUNT_OR_ZERO("remember", remember), [[message, ""]]
         self.message = widgets.Text(
             placeholder="your message; send it with the Enter key",
             continuous_update=False,  # read at the Enter key

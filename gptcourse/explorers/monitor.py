@@ -6,6 +6,7 @@ from collections import deque
 import ipywidgets as widgets
 from IPython import get_ipython
 
+from gptcourse.checks import COUNT
 from gptcourse.drawings import svg
 from gptcourse.explorers.panel import Panel, answer_while_busy
 
@@ -38,9 +39,8 @@ class TrainingMonitor(Panel):
     seconds_between_pictures = 0.2
 
     def __init__(self, model, config, *, floor=None, sample=None, sample_steps=100):
-        if sample_steps < 1:
-            raise ValueError(f"sample_steps is {sample_steps}, but it must be 1 or more.")
-        self.config, self.floor, self.sample, self.sample_steps = config, floor, sample, sample_steps
+        self.config, self.floor, self.sample = config, floor, sample
+        self.sample_steps = COUNT("sample_steps", sample_steps)
         length = config.sequence_length or model.config.n_positions
         self.tokens_per_step = config.batch_size * length * config.gradient_accumulation_steps
         self.status, self.picture, self.texts = widgets.HTML(), widgets.HTML(), widgets.HTML()

@@ -1,7 +1,6 @@
 """Predict, then reveal: a question that keeps its answer until the learner has committed to a guess."""
 
 import os
-from html import escape
 from string import ascii_lowercase
 
 import ipywidgets as widgets
@@ -9,6 +8,7 @@ from IPython.display import display
 from IPython.utils.capture import capture_output
 
 from gptcourse.explorers.panel import Panel
+from gptcourse.images import escape
 
 REVEAL = "GPTCOURSE_REVEAL"  # when this environment variable is set, what `reveal` shows is shown at once
 

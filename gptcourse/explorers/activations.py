@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import Explorer, buttons, choice
+from gptcourse.explorers.explorer import Explorer, buttons, choice, wide
 from gptcourse.interpretability import expected_spread, gelu
 from gptcourse.model import squared_relu
 
@@ -35,7 +35,7 @@ def straight_line(function, spread):
 def bend_explorer():
     """Return sliders for the function and for the spread of its inputs, with the straight line that comes nearest."""
     controls = {
-        "bend": buttons(list(ACTIVATIONS), "GELU (GPT-2, GPT-3)", "170px"),
+        "bend": wide(buttons("function", list(ACTIVATIONS), "GELU (GPT-2, GPT-3)")),
         "spread": choice("spread of inputs", SPREADS, 1.0),
     }
     return Explorer(controls, _picture)

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
-import ipywidgets as widgets
 import torch
 from torch import Tensor
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import Explorer, choice, slider
+from gptcourse.explorers.explorer import Explorer, buttons, choice, slider, wide
 from gptcourse.modern import ModernConfig, num_parameters
 
 BYTES = partial(svg.short, names=(" kB", " MB", " GB", " TB", " PB"))
@@ -44,8 +43,7 @@ def memory_explorer(configs: Mapping[str, ModernConfig]):
     """
     if not configs:
         raise ValueError("memory_explorer needs the config of one model at least.")
-    menu = widgets.Dropdown(options=list(configs), description="model")
-    menu.style.description_width, menu.layout.width = "125px", "335px"
+    menu = wide(buttons("model", list(configs)))
     first = next(iter(configs.values()))
     controls = {name: choice(name, options, getattr(first, FIELDS[name])) for name, options in OPTIONS.items()}
     controls |= {"tokens": choice("tokens", TOKENS, 8192), "texts": choice("texts at once", BATCHES, 8)}

@@ -154,6 +154,67 @@ def test_a_prediction_is_answered_only_after_a_guess(explorers):
     assert "<b>well</b>" in explorers.page.locator(".widget-htmlmath").inner_text()
 
 
+# ---- How the panels look, in windows of several sizes
+
+WINDOWS = {"laptop": (1280, 800), "narrow": (900, 800), "zoomed to 150 %": (853, 533)}
+TALLEST = 650  # pixels of a panel on a laptop, controls and result together
+SMALLEST = 9  # pixels of letters in a drawing
+LOOK = """() => [...document.querySelectorAll(".jp-CodeCell")].map(cell => {
+    const panel = cell.querySelector(".jp-OutputArea-output .widget-vbox"), found = [];
+    if (!panel) return null;
+    const edge = panel.closest(".jp-OutputArea-output").getBoundingClientRect().right + 1;
+    for (const element of [panel.parentElement, ...panel.querySelectorAll("*")]) {
+        const box = element.getBoundingClientRect(), svg = element.ownerSVGElement;
+        const name = `${element.className.baseVal ?? element.className} ${element.textContent.slice(0, 40)}`;
+        const inside = element.matches("input, textarea, .slider-container, .slider-container *");
+        if (svg && element.matches("text")) {
+            const frame = svg.getBoundingClientRect(), scale = frame.width / svg.viewBox.baseVal.width;
+            const size = parseFloat(getComputedStyle(element).fontSize) * scale;
+            if (size < SMALLEST) found.push(`letters of ${size} pixels: ${name}`);
+            if (box.left < frame.left - 3 || box.right > frame.right + 3) found.push(`cut off by its drawing: ${name}`);
+        }
+        if (svg || inside || !box.width) continue;
+        if (box.right > edge) found.push(`beyond the edge: ${name}`);
+        if (element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).display !== "inline")
+            found.push(`wider than its box, ${element.scrollWidth} in ${element.clientWidth}: ${name}`);
+    }
+    return {height: panel.getBoundingClientRect().height, found};
+})"""
+
+
+@pytest.fixture
+def panels(explorers):
+    """Return a function that resizes the window and says of each panel how high it is and what is wrong with it."""
+
+    def look(window):
+        explorers.page.set_viewport_size(dict(zip(("width", "height"), WINDOWS[window], strict=True)))
+        explorers.settle()
+        looks = explorers.page.evaluate(LOOK.replace("SMALLEST", str(SMALLEST)))
+        return dict(zip(EVERY, looks[FIRST:], strict=True))
+
+    yield look
+    explorers.page.set_viewport_size({"width": 1000, "height": 900})
+    explorers.settle()
+
+
+def test_controls_and_result_of_a_panel_fit_into_the_window_of_a_laptop(panels):
+    assert {name: look["height"] for name, look in panels("laptop").items() if look["height"] > TALLEST} == {}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_nothing_of_a_panel_is_cut_off_or_too_small_to_read(panels, window):
+    assert {name: look["found"] for name, look in panels(window).items() if look["found"]} == {}
+
+
+def serious(notebook):
+    """Return what axe-core finds against the outputs of a notebook that is serious or critical."""
+    notebook.page.add_script_tag(path=AXE)
+    outside = [[".noUi-handle"]]  # has no accessible name, and no core widget can give it one: see the next test
+    rules = {"aria-input-field-name": {"selector": ".nothing"}}
+    found = notebook.page.evaluate("async () => (await axe.run({include: [['.jp-OutputArea-output']]})).violations")
+    return found
+
+
 REOPENED = [SETUP, "EVERY['decoding'](model, tokenizer)", PREDICTION]
 WAITING = [SETUP, "EVERY['attention_scale']()", "import time\nfor _ in range(600):\n    time.sleep(0.1)"]
 

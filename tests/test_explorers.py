@@ -553,8 +553,15 @@ def test_a_prediction_hides_its_answer_until_a_guess(capsys):
     quiz.buttons[0].click()
     assert "You guessed a; it is b." in quiz.reply.value
     assert "Because &lt;b&gt; of the spread." in quiz.reply.value
-    assert all(button.disabled for button in quiz.buttons)
     assert [button.button_style for button in quiz.buttons] == ["danger", "success"]
+    quiz.buttons[1].click()  # too late
+    assert "You guessed a; it is b." in quiz.reply.value
+
+
+def test_after_a_guess_the_button_that_has_the_focus_stays_enabled():
+    quiz = predict("Which?", ["this", "that", "neither"], "that", "")
+    quiz.buttons[0].click()
+    assert [button.disabled for button in quiz.buttons] == [False, False, True]
 
 
 def test_the_proof_of_a_prediction_is_computed_after_the_guess(capsys, monkeypatch):

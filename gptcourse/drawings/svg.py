@@ -173,7 +173,7 @@ def heat_map(weights, rows, columns, *, description, title="", subtitle="", larg
     """Draw a matrix as coloured cells: blue above 0, orange below, nothing at 0.
 
     ``weights`` is a nested sequence (len(rows), len(columns)); ``largest`` is the size drawn in full colour, and what
-    is not nearly 0 has its number in the cell, with so many ``digits``.
+    is not nearly 0 has its number in the cell, with so many ``digits``, where there is room for it.
     """
     left, top = 18 + 7 * max(map(len, rows)), 50 + 6 * max(map(len, columns))
     width, height = max(left + side * len(columns) + 50, 240), top + side * len(rows) + 8
@@ -187,7 +187,7 @@ def heat_map(weights, rows, columns, *, description, title="", subtitle="", larg
     parts += cells(weights, left, top, side, largest)
     for i, row in enumerate(weights):
         for j, weight in enumerate(row):
-            if abs(weight) >= 10.0**-digits:
+            if abs(weight) >= 10.0**-digits and side >= 14:
                 number = f"{weight:.{digits}f}".replace("0.", ".").replace("-", "−")
                 ink = GROUND if abs(weight) > 0.55 * largest else "currentColor"
                 x, y = left + side * (j + 0.5), top + side * (i + 0.5) + 3.5

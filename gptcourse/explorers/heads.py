@@ -112,7 +112,7 @@ def token_label(token, longest=9):
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
-def draw_pattern(weights, labels, layer, head, as_lines=False, off=False, room=312):
+def draw_pattern(weights, labels, layer, head, as_lines=False, off=False, room=336):
     """Draw the weights (T, T) of one head as a table in so much room or as lines, pale if the head is off."""
     title = f"layer {layer}, head {head}" + (", off: its output is zero" if off else "")
     opacity = 0.25 if off else 1

@@ -88,7 +88,7 @@ def _memory(configs, model, tokens, texts, weights, cached, **shape):
     drawn = svg.divided_bar({f"{name} {BYTES(size)}": size for name, size in amounts.items()}, 34, scale, 26)
     for label, size in MACHINES.items():
         if (x := 24 + size * scale) < svg.WIDTH:
-            drawn.append(svg.line(x, 26, x, 66, opacity=1, width=2, dashed=True))
+            drawn.append(svg.line(x, 26, x, 64, opacity=1, width=2, dashed=True))
             drawn.append(svg.text(x, 21, label, anchor="middle", size=12, bold=True))
     return svg.paragraph(numbers) + svg.picture(drawn, 92, numbers)
 

@@ -140,7 +140,7 @@ def _devices(size, strategy, devices, batch, checkpointing):
     scale = (svg.WIDTH - 48) / max(total, 1.25 * DEVICE)
     edge = 24 + DEVICE * scale
     parts = svg.divided_bar({f"{name} {METRIC(part)}B": part for name, part in memory.items()}, 34, scale, 26)
-    parts.append(svg.line(edge, 26, edge, 70, opacity=1, width=2, dashed=True))
+    parts.append(svg.line(edge, 26, edge, 64, opacity=1, width=2, dashed=True))
     parts.append(svg.text(edge, 21, "80 GB", anchor="middle", size=12, bold=True))
     return svg.paragraph(numbers) + svg.picture(parts, 92, numbers)
 

@@ -23,7 +23,7 @@ model, tokenizer = small_model()
 PREDICTION = "predict('Which?', ['this one', 'that one'], 'that one', 'It was hidden $x^2$ <b>well</b>.')"
 NOTHING = """
 nothing = ipywidgets.IntSlider(description="nothing")
-bars = svg.bars([("a", 0.5, 0.5)], description="", headings=("", ""))
+bars = svg.bars([("a", 0.5, 0.5)], description="one bar", headings=("", ""))
 ipywidgets.VBox([nothing, ipywidgets.HTML(bars)])
 """
 EXPLORERS = [SETUP, PREDICTION, NOTHING, *(f"EVERY[{name!r}](model, tokenizer)" for name in EVERY)]
@@ -147,8 +147,10 @@ def test_moving_sliders_adds_no_output(explorers):
 
 def test_a_prediction_is_answered_only_after_a_guess(explorers):
     assert explorers.page.locator(".widget-htmlmath").get_by_text("hidden").count() == 0
-    explorers.page.get_by_title("I guess a").click()
+    explorers.page.get_by_title("I guess a").press("Enter")
     explorers.settle()
+    focused = explorers.page.evaluate("() => document.activeElement.title")
+    assert focused == "I guess a"  # and not the page, from where the Tab key would begin anew
     answer = explorers.page.locator(".widget-htmlmath").get_by_text("You guessed a; it is b.")
     assert answer.count() == 1
     assert "<b>well</b>" in explorers.page.locator(".widget-htmlmath").inner_text()
@@ -156,7 +158,7 @@ def test_a_prediction_is_answered_only_after_a_guess(explorers):
 
 # ---- How the panels look, in windows of several sizes
 
-WINDOWS = {"laptop": (1280, 800), "narrow": (900, 800), "zoomed to 150 %": (853, 533)}
+WINDOWS = {"laptop": (1280, 800), "narrow": (900, 800), "zoomed to 150 %": (853, 533), "half": (680, 800)}
 TALLEST = 650  # pixels of a panel on a laptop, controls and result together
 SMALLEST = 9  # pixels of letters in a drawing
 LOOK = """() => [...document.querySelectorAll(".jp-CodeCell")].map(cell => {
@@ -187,7 +189,8 @@ def panels(explorers):
     """Return a function that resizes the window and says of each panel how high it is and what is wrong with it."""
 
     def look(window):
-        explorers.page.set_viewport_size(dict(zip(("width", "height"), WINDOWS[window], strict=True)))
+        width, height = WINDOWS[window]
+        explorers.page.set_viewport_size({"width": width, "height": height})
         explorers.settle()
         looks = explorers.page.evaluate(LOOK.replace("SMALLEST", str(SMALLEST)))
         return dict(zip(EVERY, looks[FIRST:], strict=True))
@@ -206,13 +209,45 @@ def test_nothing_of_a_panel_is_cut_off_or_too_small_to_read(panels, window):
     assert {name: look["found"] for name, look in panels(window).items() if look["found"]} == {}
 
 
+AXE = ROOT / "site" / "node_modules" / "axe-core" / "axe.min.js"
+AXE_RUN = "async () => (await axe.run({include: [['.jp-OutputArea-output']]})).violations"
+
+
 def serious(notebook):
-    """Return what axe-core finds against the outputs of a notebook that is serious or critical."""
+    """Return what axe-core finds in the outputs of a notebook that is serious or critical, as pairs (rule, element)."""
     notebook.page.add_script_tag(path=AXE)
-    outside = [[".noUi-handle"]]  # has no accessible name, and no core widget can give it one: see the next test
-    rules = {"aria-input-field-name": {"selector": ".nothing"}}
-    found = notebook.page.evaluate("async () => (await axe.run({include: [['.jp-OutputArea-output']]})).violations")
-    return found
+    found = notebook.page.evaluate(AXE_RUN)
+    pairs = [(rule["id"], node["html"]) for rule in found for node in rule["nodes"] if node["impact"] in SERIOUS]
+    # noUiSlider's handle takes its name from an option that ipywidgets does not pass on; its description and tooltip
+    # become a label beside the handle, which refers to nothing.
+    return [(rule, html) for rule, html in pairs if (rule, "noUi-handle" in html) != ("aria-input-field-name", True)]
+
+
+SERIOUS = ("serious", "critical")
+with_axe = pytest.mark.skipif(not AXE.exists(), reason="axe-core comes with the page's packages: python tools/site.py")
+
+
+@with_axe
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
+def test_axe_finds_nothing_serious_in_the_panels(explorers, theme):
+    change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    explorers.page.evaluate(change, theme)
+    explorers.page.locator(f"body[data-jp-theme-name='{theme}']").wait_for()
+    explorers.settle()
+    assert serious(explorers) == []
+
+
+@pytest.mark.parametrize("name, option", [("attention_scale", "1/√d"), ("device", "175B")])
+def test_a_category_is_chosen_by_keyboard_and_says_that_it_is_chosen(explorers, name, option):
+    cell, own = explorers.page.locator(".jp-CodeCell").nth(FIRST + list(EVERY).index(name)), EVERY[name]()
+    control = own.controls[{"1/√d": "scale", "175B": "size"}[option]]
+    before, control.value = control.value, option
+    cell.get_by_label(option, exact=True).press("Space")
+    explorers.settle()
+    assert cell.get_by_label(option, exact=True).is_checked() and not cell.get_by_label(before, exact=True).is_checked()
+    assert words(own.picture.value) in [words(part.inner_html()) for part in cell.locator(".widget-html-content").all()]
+    cell.get_by_label(before, exact=True).press("Space")
+    explorers.settle()
 
 
 REOPENED = [SETUP, "EVERY['decoding'](model, tokenizer)", PREDICTION]

@@ -65,7 +65,8 @@ def picture(parts, height, description, width=WIDTH):
 
 def side_by_side(*parts):
     """Return pieces of HTML beside one another at their own size; what does not fit goes below."""
-    return f'<div style="display:flex;flex-wrap:wrap;gap:6px;max-width:{WIDTH}px">{"".join(parts)}</div>'
+    style = f"display:flex;flex-wrap:wrap;align-items:flex-start;gap:6px;max-width:{WIDTH}px"
+    return f'<div style="{style}">{"".join(parts)}</div>'
 
 
 def paragraph(string, *, opacity=0.85, mono=False):
@@ -189,6 +190,7 @@ def heat_map(weights, rows, columns, *, description, title="", subtitle="", larg
         for j, weight in enumerate(row):
             if abs(weight) >= 10.0**-digits and side >= 14:
                 number = f"{weight:.{digits}f}".replace("0.", ".").replace("-", "−")
+                number = number.removesuffix(".0") if side < 17 else number
                 ink = GROUND if abs(weight) > 0.55 * largest else "currentColor"
                 x, y = left + side * (j + 0.5), top + side * (i + 0.5) + 3.5
                 parts.append(text(x, y, number, anchor="middle", size=10, color=ink))

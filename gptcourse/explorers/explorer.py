@@ -25,7 +25,7 @@ class Explorer(Panel):
         grid = widgets.GridBox(list(controls.values()))
         grid.layout.grid_template_columns = "repeat(auto-fit, minmax(min(320px, 100%), 1fr))"
         self.reset = widgets.Button(description="reset", tooltip="Put all controls back to where they stood at first")
-        self.reset.layout.flex, self.start = "none", self.values
+        self.reset.layout.width, self.reset.layout.flex, self.start = "70px", "none", self.values
         hints = [widgets.HTML(f'<div style="font-size:12px;opacity:0.75">{hint}</div>')] if hint else []
         shown = [self.picture, *(part for part in below if isinstance(part, widgets.HTML))]
         sides = widgets.VBox([grid, widgets.HBox([self.reset, *hints])]), widgets.VBox([self.picture, *below])

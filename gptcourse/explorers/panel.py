@@ -22,7 +22,7 @@ CHOICE, DRAWN = "gptcourse-choice", "gptcourse-drawn"
 # Radio buttons as one bar of buttons; and no letters below 9 pixels where a drawing of full width must shrink.
 LOOKS = f"""
 .{CHOICE} {{display: flex; flex-flow: row nowrap; height: auto}}
-.{CHOICE} > .widget-label {{flex: none; text-align: right}}
+.{CHOICE} > .widget-label {{flex: none; margin-right: 8px; text-align: right}}
 .{CHOICE} .widget-radio-box {{display: flex; flex-flow: row wrap; margin: 0 !important}}
 .{CHOICE} .widget-radio-box label {{position: relative; width: auto; height: 26px; margin: 0 -1px -1px 0;
   padding: 0 10px; line-height: 26px; border: 1px solid rgba(128,128,128,0.6); cursor: pointer}}

@@ -152,9 +152,9 @@ BUDGETS = {
     "teaching": 5_588,
     "supporting": 5_748,
     "exercises": 7_500,
-    "explorers": 2_610,
+    "explorers": 2_650,
     "recipes": 4_054,
-    "drawings": 1_974,
+    "drawings": 1_977,
 }
 
 

@@ -36,19 +36,19 @@ STEP = 0.05  # of a bias, in units of the scores
 
 
 def memory_explorer(configs: Mapping[str, ModernConfig]):
-    """Return a menu of models and sliders for their shape, with the memory of the weights and of the cache.
+    """Return a row of models and sliders for their shape, with the memory of the weights and of the cache.
 
     Choosing a model sets the sliders to its config. Width, MLP, vocabulary, experts and sliding window stay those of
     the model that was chosen. Raises ValueError without a model.
     """
     if not configs:
         raise ValueError("memory_explorer needs the config of one model at least.")
-    menu = wide(buttons("model", list(configs)))
     first = next(iter(configs.values()))
     controls = {name: choice(name, options, getattr(first, FIELDS[name])) for name, options in OPTIONS.items()}
     controls |= {"tokens": choice("tokens", TOKENS, 8192), "texts": choice("texts at once", BATCHES, 8)}
     controls |= {"weights": choice("weights in", STORAGE, 2.0), "cached": choice("cache in", STORAGE, 2.0)}
-    return MemoryExplorer({"model": menu, **controls}, partial(_memory, configs), configs)
+    models = wide(buttons("model", list(configs)))
+    return MemoryExplorer({"model": models, **controls}, partial(_memory, configs), configs)
 
 
 class MemoryExplorer(Explorer):
@@ -59,7 +59,7 @@ class MemoryExplorer(Explorer):
         super().__init__(controls, picture)
 
     def moved(self, control):
-        """Let the menu move the sliders."""
+        """Let the choice of a model move the sliders."""
         if control is self.controls["model"]:
             config = self.configs[control.value]
             shape = {name: getattr(config, field) for name, field in FIELDS.items()}

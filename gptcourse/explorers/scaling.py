@@ -39,8 +39,8 @@ SPAN = 2.0  # powers of ten to each side of the best size that the picture of a 
 def size_explorer(width=1024, layers=24, heads=16, context=2048):
     """Return sliders for a GPT's shape, with its parameters, training memory and FLOPs per token.
 
-    A menu sets the sliders to one of GPT-3's sizes (Brown et al. 2020, table 2.1). A shape that cannot be built is
-    answered with the reason. Memory is for training in float32 with AdamW, on a batch of that many full windows.
+    A row of buttons sets the sliders to one of GPT-3's sizes (Brown et al. 2020, table 2.1). A shape that cannot be
+    built is answered with the reason. Memory is for training in float32 with AdamW, on a batch of that many full windows.
     """
     start = {"batch": 1, "width": width, "layers": layers, "heads": heads, "context": context}
     shape = {name: start[name] for name in FIELDS}
@@ -53,7 +53,7 @@ class SizeExplorer(Explorer):
     """The widget that ``size_explorer`` returns."""
 
     def moved(self, control):
-        """Let the menu move the sliders, or name the size that they have come to."""
+        """Let the buttons move the sliders, or name the size that they have come to."""
         preset = self.controls["preset"]
         if control is preset:
             self.move(**GPT3_SLIDERS.get(preset.value, {}))

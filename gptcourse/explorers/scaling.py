@@ -40,7 +40,7 @@ def size_explorer(width=1024, layers=24, heads=16, context=2048):
     """Return sliders for a GPT's shape, with its parameters, training memory and FLOPs per token.
 
     A row of buttons sets the sliders to one of GPT-3's sizes (Brown et al. 2020, table 2.1). A shape that cannot be
-    built is answered with the reason. Memory is for training in float32 with AdamW, on a batch of that many full windows.
+    built is answered with the reason. Memory is for training in float32 with AdamW, on a batch of so many full windows.
     """
     start = {"batch": 1, "width": width, "layers": layers, "heads": heads, "context": context}
     shape = {name: start[name] for name in FIELDS}

@@ -1,6 +1,7 @@
 """The notebooks and every explorer in a real JupyterLab, with a real Chromium to look and press keys."""
 
 import re
+import time
 from html import unescape
 
 import nbformat
@@ -70,6 +71,14 @@ def words(html):
     return "".join(unescape(re.sub(r"<[^>]*>", "", html)).split())
 
 
+def wait_for_words(notebook, cell, html, what):
+    """Wait until one part of a panel shows the words of this HTML; a busy machine answers late."""
+    end = time.monotonic() + 60
+    while words(html) not in [words(part.inner_html()) for part in cell.locator(".widget-html-content").all()]:
+        assert time.monotonic() < end, what
+        notebook.settle()
+
+
 def one_step_on(control):
     """Move a control as the right arrow key does, or the left one where it stands at its end; return the key."""
     if hasattr(control, "options"):
@@ -93,8 +102,7 @@ def test_each_slider_shows_what_is_computed_directly(explorers, number, name):
         cell.locator(".widget-slider").filter(has=exactly).get_by_role("slider").press(key)
         explorers.settle()
         getattr(own, "wait", lambda: None)()
-        shown = cell.locator(".widget-html-content").all()
-        assert words(own.picture.value) in [words(part.inner_html()) for part in shown], (label, before)
+        wait_for_words(explorers, cell, own.picture.value, (label, before))
     assert explorers.console == []
 
 
@@ -245,7 +253,7 @@ def test_a_category_is_chosen_by_keyboard_and_says_that_it_is_chosen(explorers, 
     cell.get_by_label(option, exact=True).press("Space")
     explorers.settle()
     assert cell.get_by_label(option, exact=True).is_checked() and not cell.get_by_label(before, exact=True).is_checked()
-    assert words(own.picture.value) in [words(part.inner_html()) for part in cell.locator(".widget-html-content").all()]
+    wait_for_words(explorers, cell, own.picture.value, option)
     cell.get_by_label(before, exact=True).press("Space")
     explorers.settle()
 

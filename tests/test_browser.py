@@ -1,6 +1,7 @@
 """The notebooks and every explorer in a real JupyterLab, with a real Chromium to look and press keys."""
 
 import re
+import time
 from html import unescape
 
 import nbformat
@@ -23,7 +24,7 @@ model, tokenizer = small_model()
 PREDICTION = "predict('Which?', ['this one', 'that one'], 'that one', 'It was hidden $x^2$ <b>well</b>.')"
 NOTHING = """
 nothing = ipywidgets.IntSlider(description="nothing")
-bars = svg.bars([("a", 0.5, 0.5)], description="", headings=("", ""))
+bars = svg.bars([("a", 0.5, 0.5)], description="one bar", headings=("", ""))
 ipywidgets.VBox([nothing, ipywidgets.HTML(bars)])
 """
 EXPLORERS = [SETUP, PREDICTION, NOTHING, *(f"EVERY[{name!r}](model, tokenizer)" for name in EVERY)]
@@ -70,6 +71,14 @@ def words(html):
     return "".join(unescape(re.sub(r"<[^>]*>", "", html)).split())
 
 
+def wait_for_words(notebook, cell, html, what):
+    """Wait until one part of a panel shows the words of this HTML; a busy machine answers late."""
+    end = time.monotonic() + 60
+    while words(html) not in [words(part.inner_html()) for part in cell.locator(".widget-html-content").all()]:
+        assert time.monotonic() < end, what
+        notebook.settle()
+
+
 def one_step_on(control):
     """Move a control as the right arrow key does, or the left one where it stands at its end; return the key."""
     if hasattr(control, "options"):
@@ -93,8 +102,7 @@ def test_each_slider_shows_what_is_computed_directly(explorers, number, name):
         cell.locator(".widget-slider").filter(has=exactly).get_by_role("slider").press(key)
         explorers.settle()
         getattr(own, "wait", lambda: None)()
-        shown = cell.locator(".widget-html-content").all()
-        assert words(own.picture.value) in [words(part.inner_html()) for part in shown], (label, before)
+        wait_for_words(explorers, cell, own.picture.value, (label, before))
     assert explorers.console == []
 
 
@@ -147,11 +155,107 @@ def test_moving_sliders_adds_no_output(explorers):
 
 def test_a_prediction_is_answered_only_after_a_guess(explorers):
     assert explorers.page.locator(".widget-htmlmath").get_by_text("hidden").count() == 0
-    explorers.page.get_by_title("I guess a").click()
+    explorers.page.get_by_title("I guess a").press("Enter")
     explorers.settle()
+    focused = explorers.page.evaluate("() => document.activeElement.title")
+    assert focused == "I guess a"  # and not the page, from where the Tab key would begin anew
     answer = explorers.page.locator(".widget-htmlmath").get_by_text("You guessed a; it is b.")
     assert answer.count() == 1
     assert "<b>well</b>" in explorers.page.locator(".widget-htmlmath").inner_text()
+
+
+# ---- How the panels look, in windows of several sizes
+
+WINDOWS = {"laptop": (1280, 800), "narrow": (900, 800), "zoomed to 150 %": (853, 533), "half": (680, 800)}
+TALLEST = 650  # pixels of a panel on a laptop, controls and result together
+SMALLEST = 9  # pixels of letters in a drawing
+LOOK = """() => [...document.querySelectorAll(".jp-CodeCell")].map(cell => {
+    const panel = cell.querySelector(".jp-OutputArea-output .widget-vbox"), found = [];
+    if (!panel) return null;
+    const edge = panel.closest(".jp-OutputArea-output").getBoundingClientRect().right + 1;
+    for (const element of [panel.parentElement, ...panel.querySelectorAll("*")]) {
+        const box = element.getBoundingClientRect(), svg = element.ownerSVGElement;
+        const name = `${element.className.baseVal ?? element.className} ${element.textContent.slice(0, 40)}`;
+        const inside = element.matches("input, textarea, .slider-container, .slider-container *");
+        if (svg && element.matches("text")) {
+            const frame = svg.getBoundingClientRect(), scale = frame.width / svg.viewBox.baseVal.width;
+            const size = parseFloat(getComputedStyle(element).fontSize) * scale;
+            if (size < SMALLEST) found.push(`letters of ${size} pixels: ${name}`);
+            if (box.left < frame.left - 3 || box.right > frame.right + 3) found.push(`cut off by its drawing: ${name}`);
+        }
+        if (svg || inside || !box.width) continue;
+        if (box.right > edge) found.push(`beyond the edge: ${name}`);
+        if (element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).display !== "inline")
+            found.push(`wider than its box, ${element.scrollWidth} in ${element.clientWidth}: ${name}`);
+    }
+    return {height: panel.getBoundingClientRect().height, found};
+})"""
+
+
+@pytest.fixture
+def panels(explorers):
+    """Return a function that resizes the window and says of each panel how high it is and what is wrong with it."""
+
+    def look(window):
+        width, height = WINDOWS[window]
+        explorers.page.set_viewport_size({"width": width, "height": height})
+        explorers.settle()
+        looks = explorers.page.evaluate(LOOK.replace("SMALLEST", str(SMALLEST)))
+        return dict(zip(EVERY, looks[FIRST:], strict=True))
+
+    yield look
+    explorers.page.set_viewport_size({"width": 1000, "height": 900})
+    explorers.settle()
+
+
+def test_controls_and_result_of_a_panel_fit_into_the_window_of_a_laptop(panels):
+    assert {name: look["height"] for name, look in panels("laptop").items() if look["height"] > TALLEST} == {}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_nothing_of_a_panel_is_cut_off_or_too_small_to_read(panels, window):
+    assert {name: look["found"] for name, look in panels(window).items() if look["found"]} == {}
+
+
+AXE = ROOT / "site" / "node_modules" / "axe-core" / "axe.min.js"
+AXE_RUN = "async () => (await axe.run({include: [['.jp-OutputArea-output']]})).violations"
+
+
+def serious(notebook):
+    """Return what axe-core finds in the outputs of a notebook that is serious or critical, as pairs (rule, element)."""
+    notebook.page.add_script_tag(path=AXE)
+    found = notebook.page.evaluate(AXE_RUN)
+    pairs = [(rule["id"], node["html"]) for rule in found for node in rule["nodes"] if node["impact"] in SERIOUS]
+    # noUiSlider's handle takes its name from an option that ipywidgets does not pass on; its description and tooltip
+    # become a label beside the handle, which refers to nothing.
+    return [(rule, html) for rule, html in pairs if (rule, "noUi-handle" in html) != ("aria-input-field-name", True)]
+
+
+SERIOUS = ("serious", "critical")
+with_axe = pytest.mark.skipif(not AXE.exists(), reason="axe-core comes with the page's packages: python tools/site.py")
+
+
+@with_axe
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
+def test_axe_finds_nothing_serious_in_the_panels(explorers, theme):
+    change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    explorers.page.evaluate(change, theme)
+    explorers.page.locator(f"body[data-jp-theme-name='{theme}']").wait_for()
+    explorers.settle()
+    assert serious(explorers) == []
+
+
+@pytest.mark.parametrize("name, option", [("attention_scale", "1/√d"), ("device", "175B")])
+def test_a_category_is_chosen_by_keyboard_and_says_that_it_is_chosen(explorers, name, option):
+    cell, own = explorers.page.locator(".jp-CodeCell").nth(FIRST + list(EVERY).index(name)), EVERY[name]()
+    control = own.controls[{"1/√d": "scale", "175B": "size"}[option]]
+    before, control.value = control.value, option
+    cell.get_by_label(option, exact=True).press("Space")
+    explorers.settle()
+    assert cell.get_by_label(option, exact=True).is_checked() and not cell.get_by_label(before, exact=True).is_checked()
+    wait_for_words(explorers, cell, own.picture.value, option)
+    cell.get_by_label(before, exact=True).press("Space")
+    explorers.settle()
 
 
 REOPENED = [SETUP, "EVERY['decoding'](model, tokenizer)", PREDICTION]

@@ -70,7 +70,7 @@ RUNS = [
 ]
 LARGER = RUNS[-1] | {"shape": "9 × 16", "parameters": 1e6, "tokens": 4e6, "flops_per_token": 6e6, "loss": 1.5}
 WITH_A_MODEL = {
-    "attention": lambda model, tokenizer: attention_explorer(model, tokenizer, "To be", held_out=TEXT),
+    "attention": lambda model, tokenizer: attention_explorer(model, tokenizer, TEXT[:30], held_out=TEXT),
     "decoding": lambda model, tokenizer: decoding_explorer(model, tokenizer, "To be", max_new_tokens=12),
     "compare": lambda model, tokenizer: compare_settings(model, tokenizer, "To be", max_new_tokens=12),
     "writing": lambda model, tokenizer: writing_panel(model, tokenizer, "To be", max_new_tokens=12),
@@ -84,9 +84,9 @@ EVERY = {name: lambda *_, name=name: getattr(explorers, f"{name}_explorer")() fo
     "memory": lambda *_: memory_explorer(
         {"a": ModernConfig(50, 64, 32, 2, 4, 24), "b": ModernConfig(9, 8, 4, 1, 2, 3)}
     ),
-    "router": lambda *_: router_explorer(["to", "be"], torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])),
+    "router": lambda *_: router_explorer(list(TEXT[:24]), torch.arange(192.0).sin().reshape(24, 8)),
     "bpe": lambda *_: bpe_explorer(BPETokenizer.train(TEXT * 4, 270), "that is"),
-    "time machine": lambda *_: time_machine_explorer("Sing, s"),
+    "time machine": lambda *_: time_machine_explorer(),
     **WITH_A_MODEL,
 }
 TYPED = {"bpe": "text", "time machine": "prompt", "attention": "text", "decoding": "prompt", "compare": "prompt"}
@@ -553,8 +553,15 @@ def test_a_prediction_hides_its_answer_until_a_guess(capsys):
     quiz.buttons[0].click()
     assert "You guessed a; it is b." in quiz.reply.value
     assert "Because &lt;b&gt; of the spread." in quiz.reply.value
-    assert all(button.disabled for button in quiz.buttons)
     assert [button.button_style for button in quiz.buttons] == ["danger", "success"]
+    quiz.buttons[1].click()  # too late
+    assert "You guessed a; it is b." in quiz.reply.value
+
+
+def test_after_a_guess_the_button_that_has_the_focus_stays_enabled():
+    quiz = predict("Which?", ["this", "that", "neither"], "that", "")
+    quiz.buttons[0].click()
+    assert [button.disabled for button in quiz.buttons] == [False, False, True]
 
 
 def test_the_proof_of_a_prediction_is_computed_after_the_guess(capsys, monkeypatch):

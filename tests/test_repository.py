@@ -154,7 +154,7 @@ BUDGETS = {
     "exercises": 7_481,
     "explorers": 2_652,
     "recipes": 4_054,
-    "drawings": 1_974,
+    "drawings": 1_977,
 }
 
 

@@ -19,7 +19,7 @@ BLUE, ORANGE, GREEN, PURPLE = COLORS = tuple(f"light-dark({light},{dark})" for l
 GROUND = "light-dark(#fff,#111)"
 PALE = 0.62  # the least opacity of letters that are to be read
 WIDTH = 680  # units of the drawing; on screen a picture shrinks to fit, and never grows past this many pixels
-HALF = 334  # two such pictures stand side by side
+HALF = 328  # two such pictures stand side by side
 
 
 def text(x, y, string, *, anchor="start", color="currentColor", size=13, opacity=1.0, mono=False, bold=False):
@@ -65,7 +65,8 @@ def picture(parts, height, description, width=WIDTH):
 
 def side_by_side(*parts):
     """Return pieces of HTML beside one another at their own size; what does not fit goes below."""
-    return f'<div style="display:flex;flex-wrap:wrap;gap:8px;max-width:{WIDTH}px">{"".join(parts)}</div>'
+    style = f"display:flex;flex-wrap:wrap;align-items:flex-start;gap:6px;max-width:{WIDTH}px"
+    return f'<div style="{style}">{"".join(parts)}</div>'
 
 
 def paragraph(string, *, opacity=0.85, mono=False):
@@ -102,7 +103,7 @@ def bars(rows, *, description, headings, cut_after=None, chosen=None, left=150, 
     a dashed line under the n-th row, and ``chosen`` marks a row with an arrow. Rows whose after is 0 are faded.
     ``left`` is the room for labels.
     """
-    right, top, step = width - 190, 30, 23
+    right, top, step = width - 190, 30, 20
     height = top + step * len(rows) + 22
     largest = max((max(before, after) for _, before, after in rows), default=1.0)
     limit = next(limit for limit in (0.1, 0.25, 0.5, 1.0) if largest <= limit or limit == 1.0)
@@ -111,20 +112,21 @@ def bars(rows, *, description, headings, cut_after=None, chosen=None, left=150, 
         text(width - 112, 18, headings[0], anchor="end", opacity=0.7, size=12),
         text(width - 30, 18, headings[1], anchor="end", color=BLUE, size=12, bold=True),
     ]
-    for fifth in range(6):
-        share = limit * fifth / 5
+    n_ticks = 5 if right - left > 200 else 2
+    for tick in range(n_ticks + 1):
+        share = limit * tick / n_ticks
         x = left + share * scale
         parts.append(line(x, top - 4, x, height - 18, opacity=0.15))
         parts.append(text(x, height - 4, f"{100 * share:g} %", anchor="middle", size=11, opacity=0.7))
     for row, (label, before, after) in enumerate(rows):
         y, ink = top + step * row, 1.0 if after > 0 else PALE
-        parts.append(text(left - 10, y + 15, label, anchor="end", mono=True, opacity=ink))
+        parts.append(text(left - 10, y + 14, label, anchor="end", mono=True, opacity=ink))
         parts.append(rect(left, y + 2, before * scale, step - 5, "currentColor", 0.18))
         parts.append(rect(left, y + 6, after * scale, step - 13, BLUE))
-        parts.append(text(width - 112, y + 15, percent(before), anchor="end", size=12, opacity=max(0.7 * ink, PALE)))
-        parts.append(text(width - 30, y + 15, percent(after), anchor="end", size=12, bold=after > 0, opacity=ink))
+        parts.append(text(width - 112, y + 14, percent(before), anchor="end", size=12, opacity=max(0.7 * ink, PALE)))
+        parts.append(text(width - 30, y + 14, percent(after), anchor="end", size=12, bold=after > 0, opacity=ink))
         if row == chosen:
-            parts.append(text(width - 14, y + 15, "◀", color=ORANGE, size=12))
+            parts.append(text(width - 14, y + 14, "◀", color=ORANGE, size=12))
     if cut_after is not None:
         y = top + step * cut_after - 0.5
         parts.append(line(4, y, width - 4, y, color=ORANGE, opacity=1, width=1.5, dashed=True))
@@ -172,7 +174,7 @@ def heat_map(weights, rows, columns, *, description, title="", subtitle="", larg
     """Draw a matrix as coloured cells: blue above 0, orange below, nothing at 0.
 
     ``weights`` is a nested sequence (len(rows), len(columns)); ``largest`` is the size drawn in full colour, and what
-    is not nearly 0 has its number in the cell, with so many ``digits``.
+    is not nearly 0 has its number in the cell, with so many ``digits``, where there is room for it.
     """
     left, top = 18 + 7 * max(map(len, rows)), 50 + 6 * max(map(len, columns))
     width, height = max(left + side * len(columns) + 50, 240), top + side * len(rows) + 8
@@ -186,8 +188,9 @@ def heat_map(weights, rows, columns, *, description, title="", subtitle="", larg
     parts += cells(weights, left, top, side, largest)
     for i, row in enumerate(weights):
         for j, weight in enumerate(row):
-            if abs(weight) >= 10.0**-digits:
+            if abs(weight) >= 10.0**-digits and side >= 14:
                 number = f"{weight:.{digits}f}".replace("0.", ".").replace("-", "−")
+                number = number.removesuffix(".0") if side < 17 else number
                 ink = GROUND if abs(weight) > 0.55 * largest else "currentColor"
                 x, y = left + side * (j + 0.5), top + side * (i + 0.5) + 3.5
                 parts.append(text(x, y, number, anchor="middle", size=10, color=ink))

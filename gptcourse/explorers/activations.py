@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import Explorer, buttons, choice
+from gptcourse.explorers.explorer import Explorer, buttons, choice, wide
 from gptcourse.model import squared_relu
 
 gelu = partial(F.gelu, approximate="tanh")  # of GPT-2 and GPT-3
@@ -42,7 +42,7 @@ def straight_line(function, spread):
 def bend_explorer():
     """Return sliders for the function and for the spread of its inputs, with the straight line that comes nearest."""
     controls = {
-        "bend": buttons(list(ACTIVATIONS), "GELU (GPT-2, GPT-3)", "170px"),
+        "bend": wide(buttons("function", list(ACTIVATIONS), "GELU (GPT-2, GPT-3)")),
         "spread": choice("spread of inputs", SPREADS, 1.0),
     }
     return Explorer(controls, _picture)

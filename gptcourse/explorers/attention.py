@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptcourse.attention import causal_mask, rotary
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
+from gptcourse.explorers.explorer import Explorer, buttons, choice, slider, wide
 
 KEYS, QUERIES = 8, 256
 HEAD_SIZES = [2**n for n in range(11)]  # 1 … 1,024; GPT-3's heads have 64 to 128 numbers
@@ -47,7 +47,7 @@ def attention_scale_explorer():
     scores = random_scores()
     controls = {
         "d": choice("head size d", HEAD_SIZES, 64),
-        "scale": buttons(list(SCALES), width="84px", description="scale by"),
+        "scale": buttons("scale by", list(SCALES)),
         "temperature": slider("temperature", 1.0, 0.1, 4.0, 0.1),
     }
     return Explorer(controls, lambda **values: _scale(scores, **values))
@@ -70,7 +70,7 @@ def _scale(scores, d, scale, temperature):
         list(zip(names, reference.tolist(), weights.tolist(), strict=True)),
         headings=("with 1/√d", "now"),
         left=60,
-        width=420,
+        width=400,
         description=f"Attention weights of eight keys. {numbers}",
     )
     gradients = _gradients(curves, d, curves[scale][now])
@@ -117,7 +117,7 @@ def window_explorer():
     controls = {
         "window": slider("window", 4, 1, TOKENS),
         "layers": slider("layers", 3, 1, 6),
-        "pattern": buttons(PATTERNS, width="190px"),
+        "pattern": wide(buttons("layers are", PATTERNS)),
     }
     return Explorer(controls, _window)
 

@@ -9,7 +9,9 @@ from gptcourse.finetuning import chat_prompt, eos_id
 from gptcourse.generation import Sampling
 from gptcourse.views import context_window
 
-SHOWN = 12  # exchanges; older ones scroll out of the panel, so that it does not grow without end
+SHOWN = 12  # exchanges; older ones are left out, so that the panel does not grow without end
+# A box in which the conversation scrolls. Turned round, it stands at its end whenever something is added.
+ROLL = "display:flex;flex-direction:column-reverse;max-width:680px;max-height:380px;overflow-y:auto"
 BUBBLE = (
     "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;width:fit-content;max-width:80%;"
     "padding:6px 12px;margin:6px 0;border-radius:12px;"
@@ -29,7 +31,8 @@ class ChatPanel(Writer):
     def __init__(self, model, tokenizer, message, sampling=Sampling(temperature=0), remember=0, max_new_tokens=100):
         self.remember, self.exchanges = COUNT_OR_ZERO("remember", remember), [[message, ""]]
         self.message = widgets.Text(
-            placeholder="your message; send it with the Enter key",
+            description="message",
+            placeholder="send it with the Enter key",
             continuous_update=False,  # read at the Enter key
             layout=widgets.Layout(width="520px", max_width="75%"),
         )
@@ -88,4 +91,5 @@ class ChatPanel(Writer):
             for exchange in self.exchanges[-SHOWN:]
             for look, text in zip((ASKED, ANSWERED), exchange, strict=True)
         ]
-        return f'<div style="max-width:680px">{"".join(bubbles)}</div>'
+        inside = f"<div>{''.join(bubbles)}</div>"
+        return f'<div role="log" aria-label="the conversation" tabindex="0" style="{ROLL}">{inside}</div>'

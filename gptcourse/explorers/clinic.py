@@ -63,7 +63,7 @@ class ClinicExplorer(Explorer):
 
 def _list(name: str, options: list[tuple[str, str]]) -> widgets.Dropdown:
     control = widgets.Dropdown(options=options, description=name)
-    control.style.description_width, control.layout.width = "80px", "335px"
+    control.style.description_width, control.layout.width, control.layout.max_width = "80px", "98%", "345px"
     return control
 
 

@@ -1,4 +1,4 @@
-"""Controls above one picture that follows them: what every explorer is."""
+"""Controls and one picture that follows them: what every explorer is."""
 
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -6,14 +6,14 @@ from numbers import Real
 import ipywidgets as widgets
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.panel import Panel, answer_while_busy
+from gptcourse.explorers.panel import CHOICE, DRAWN, Panel, answer_while_busy
 
-NAME_WIDTH = "125px"
+NAME_WIDTH = "134px"
 LARGEST = 2**53 - 1  # JavaScript counts no further
 
 
 class Explorer(Panel):
-    """Controls above one picture, drawn anew whenever one of them moves.
+    """Controls beside one picture, or above it where there is no room; drawn anew whenever one of them moves.
 
     ``controls`` is a dict from name to widget; ``picture`` is called with their values, by name, and returns HTML. A
     ValueError is shown as its sentence in the picture's place. ``hint`` is a line under the controls, and ``below``
@@ -23,12 +23,17 @@ class Explorer(Panel):
     def __init__(self, controls: dict[str, widgets.Widget], picture: Callable[..., str], *, hint="", below=()):
         self.controls, self.drawing, self.picture, self.moving = controls, picture, widgets.HTML(), False
         grid = widgets.GridBox(list(controls.values()))
-        grid.layout.grid_template_columns, grid.layout.max_width = "repeat(auto-fit, 340px)", "700px"
+        grid.layout.grid_template_columns = "repeat(auto-fit, minmax(min(320px, 100%), 1fr))"
         self.reset = widgets.Button(description="reset", tooltip="Put all controls back to where they stood at first")
-        self.reset.layout.width, self.start = "70px", self.values
+        self.reset.layout.width, self.reset.layout.flex, self.start = "70px", "none", self.values
         hints = [widgets.HTML(f'<div style="font-size:12px;opacity:0.75">{hint}</div>')] if hint else []
         shown = [self.picture, *(part for part in below if isinstance(part, widgets.HTML))]
-        super().__init__([grid, widgets.HBox([self.reset, *hints]), self.picture, *below], shown)
+        sides = widgets.VBox([grid, widgets.HBox([self.reset, *hints])]), widgets.VBox([self.picture, *below])
+        super().__init__(sides, shown)
+        self.layout.flex_flow = "row wrap"
+        for side, width in zip(sides, (330, svg.WIDTH), strict=True):
+            side.layout.flex, side.layout.min_width, side.layout.max_width = f"1 1 {width}px", "0", "700px"
+        sides[1].add_class(DRAWN)
         for control in controls.values():
             control.observe(self._observed, "value")
         self.reset.on_click(self._reset)
@@ -101,11 +106,13 @@ def choice(description: str, options: Sequence, value=None) -> widgets.Selection
     return _named(widgets.SelectionSlider(options=options, value=known[0] if value is None else value), description)
 
 
-def buttons(options: Sequence, value=None, width="auto", description="") -> widgets.ToggleButtons:
+def buttons(description: str, options: Sequence, value=None) -> widgets.RadioButtons:
     """Return a row of buttons of which one is chosen, the first unless `value` says which."""
-    row = widgets.ToggleButtons(options=options, style={"button_width": width})
+    # Radio buttons that the panel's style draws as one bar: of ToggleButtons nobody hears which one is chosen.
+    row = _named(widgets.RadioButtons(options=options), description)
     row.value = row.value if value is None else value
-    return wide(_named(row, description) if description else row)
+    row.add_class(CHOICE)
+    return row
 
 
 def text_box(description: str, text: str, rows: int = 1) -> widgets.Widget:
@@ -116,12 +123,13 @@ def text_box(description: str, text: str, rows: int = 1) -> widgets.Widget:
 
 
 def _named(control, description):
-    control.description, control.style.description_width, control.layout.width = description, NAME_WIDTH, "335px"
+    control.description, control.style.description_width = description, NAME_WIDTH
+    control.layout.width, control.layout.max_width = "98%", "345px"
     return control
 
 
 def wide(control):
     """Let a control have a row of the grid to itself."""
     # Not grid_column: ipywidgets' page clears grid_area after setting it, and with it the column.
-    control.layout.grid_area, control.layout.width, control.layout.max_width = "auto / 1 / auto / -1", "680px", "98%"
+    control.layout.grid_area, control.layout.max_width = "auto / 1 / auto / -1", f"{svg.WIDTH}px"
     return control

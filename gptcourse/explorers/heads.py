@@ -40,7 +40,7 @@ def attention_explorer(model, tokenizer, text, held_out=None):
         "text": text_box("sentence", text),
         "layer": slider("layer", 0, 0, n_layer - 1),
         "head": slider("head", 0, 0, n_head - 1),
-        "view": buttons(VIEWS, width="84px", description="show"),
+        "view": buttons("show", VIEWS),
         "off": widgets.Checkbox(False, description="turn this head off"),
     }
     hint = "Type your own, then press Enter. In the pictures ␣ is a space and ↵ a line break."
@@ -84,8 +84,10 @@ class Reading:
         return (
             svg.cut_note(len(ids), len(typed), "tokens")
             + svg.paragraph(self._losses(ids, layer, head, off))
-            + _score_tables(scores, even, layer, head, measured_on)
-            + draw_pattern(weights[layer, head].tolist(), labels, layer, head, view == VIEWS[1], off)
+            + svg.side_by_side(
+                _score_tables(scores, even, layer, head, measured_on),
+                draw_pattern(weights[layer, head].tolist(), labels, layer, head, view == VIEWS[1], off),
+            )
         )
 
     def _losses(self, ids, layer, head, off):
@@ -110,8 +112,8 @@ def token_label(token, longest=9):
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
-def draw_pattern(weights, labels, layer, head, as_lines=False, off=False, side=22):
-    """Draw the weights (T, T) of one head as a table or as lines, pale if the head is off."""
+def draw_pattern(weights, labels, layer, head, as_lines=False, off=False, room=336):
+    """Draw the weights (T, T) of one head as a table in so much room or as lines, pale if the head is off."""
     title = f"layer {layer}, head {head}" + (", off: its output is zero" if off else "")
     opacity = 0.25 if off else 1
     if as_lines:
@@ -122,7 +124,7 @@ def draw_pattern(weights, labels, layer, head, as_lines=False, off=False, side=2
         labels,
         title=title,
         subtitle="row looks at column",
-        side=side,
+        side=min(22, room / len(labels)),
         opacity=opacity,
         description=f"Attention weights of {title}, as a table",
     )
@@ -130,7 +132,7 @@ def draw_pattern(weights, labels, layer, head, as_lines=False, off=False, side=2
 
 def _lines(weights, labels, title, opacity):
     """Draw the keys on the left, the queries on the right, and a line for each weight, the stronger the larger."""
-    step, top, left, right, width = 19, 56, 150, 430, 580
+    step, top, left, right, width = min(19, 370 / len(labels)), 56, 80, 350, 430
     parts = [
         svg.text(0, 14, title, size=12, bold=True),
         svg.text(left - 10, 38, "looked at (key)", anchor="end", size=11, opacity=0.75),
@@ -151,31 +153,34 @@ def _lines(weights, labels, title, opacity):
 
 
 def _score_tables(scores, even, layer, head, measured_on):
-    """Draw the three scores of all heads side by side; a ring marks the strongest, a frame the head of the sliders."""
+    """Draw the three scores of all heads, a table each; a ring marks the strongest, a frame the head of the sliders."""
     n_layer, n_head = scores.induction.shape
-    side, left, top, step = min(20.0, 186 / n_head, 260 / n_layer), 22, 64, 230
-    parts, best = [], [divmod(int(values.argmax()), n_head) for values in scores]
-    for number, (title, values, alike, (row, column)) in enumerate(zip(TITLES, scores, even, best, strict=True)):
-        x = left + step * number
+    side, left, top, parts = min(20.0, 178 / n_head, max(9, 92 / n_layer)), 20, 0.0, []
+    best = [divmod(int(values.argmax()), n_head) for values in scores]
+    for title, values, alike, (row, column) in zip(TITLES, scores, even, best, strict=True):
         strongest = f"strongest {values[row, column]:.2f}: layer {row}, head {column}"
         parts += [
-            svg.text(x, 14, title, size=12, bold=True),
-            svg.text(x, 30, f"this head {values[layer, head]:.2f}", size=11, color=svg.ORANGE, bold=True),
-            svg.text(x + 100, 30, f"all alike: {alike:.2f}", size=11, opacity=0.8),
-            svg.text(x, 45, strongest, size=11, opacity=0.8),
-            svg.rect(x, top, side * n_head, side * n_layer, "currentColor", 0.06),
-            *_numbers(x, top, side, n_head, n_layer),
-            *svg.cells(values.tolist(), x, top, side),
-            f'<circle cx="{x + side * (column + 0.5):.1f}" cy="{top + side * (row + 0.5):.1f}" r="{side * 0.36:.1f}" '
-            f'fill="none" stroke="{svg.ORANGE}" stroke-width="2"/>',
-            f'<rect x="{x + side * head:.1f}" y="{top + side * layer:.1f}" width="{side:.1f}" height="{side:.1f}" '
-            f'fill="none" stroke="{svg.ORANGE}" stroke-width="2.5"/>',
+            svg.text(0, top + 14, title, size=12, bold=True),
+            svg.text(0, top + 29, f"this head {values[layer, head]:.2f}", size=11, color=svg.ORANGE, bold=True),
+            svg.text(100, top + 29, f"all alike: {alike:.2f}", size=11, opacity=0.8),
+            svg.text(0, top + 43, strongest, size=11, opacity=0.8),
         ]
-    height = top + side * n_layer + 26
-    key = f"○ strongest  ·  □ this head  ·  the first two on {measured_on}, induction on repeated random tokens"
-    parts.append(svg.text(left, height - 8, f"row: layer, column: head  ·  {key}", size=10, opacity=0.75))
+        top += 60
+        parts += [
+            svg.rect(left, top, side * n_head, side * n_layer, "currentColor", 0.06),
+            *_numbers(left, top, side, n_head, n_layer),
+            *svg.cells(values.tolist(), left, top, side),
+            f'<circle cx="{left + side * (column + 0.5):.1f}" cy="{top + side * (row + 0.5):.1f}" '
+            f'r="{side * 0.36:.1f}" fill="none" stroke="{svg.ORANGE}" stroke-width="2"/>',
+            f'<rect x="{left + side * head:.1f}" y="{top + side * layer:.1f}" width="{side:.1f}" '
+            f'height="{side:.1f}" fill="none" stroke="{svg.ORANGE}" stroke-width="2.5"/>',
+        ]
+        top += side * n_layer + 8
+    key = ("row: layer, column: head", "○ strongest  ·  □ this head")
+    key += (f"the first two on {measured_on},", "induction on repeated tokens")
+    parts += [svg.text(0, top + 10 + 13 * n, line, size=10, opacity=0.75) for n, line in enumerate(key)]
     names = [f"{title}: layer {n}, head {h} is strongest" for title, (n, h) in zip(TITLES, best, strict=True)]
-    return svg.picture(parts, height, f"Scores of {n_layer} layers of {n_head} heads; {'; '.join(names)}")
+    return svg.picture(parts, top + 54, f"Scores of {n_layer} layers of {n_head} heads; {'; '.join(names)}", 205)
 
 
 def _numbers(x, top, side, n_head, n_layer):

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
-import ipywidgets as widgets
 import torch
 from torch import Tensor
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import Explorer, choice, slider
+from gptcourse.explorers.explorer import Explorer, buttons, choice, slider, wide
 from gptcourse.modern import ModernConfig, num_parameters
 
 BYTES = partial(svg.short, names=(" kB", " MB", " GB", " TB", " PB"))
@@ -37,20 +36,19 @@ STEP = 0.05  # of a bias, in units of the scores
 
 
 def memory_explorer(configs: Mapping[str, ModernConfig]):
-    """Return a menu of models and sliders for their shape, with the memory of the weights and of the cache.
+    """Return a row of models and sliders for their shape, with the memory of the weights and of the cache.
 
     Choosing a model sets the sliders to its config. Width, MLP, vocabulary, experts and sliding window stay those of
     the model that was chosen. Raises ValueError without a model.
     """
     if not configs:
         raise ValueError("memory_explorer needs the config of one model at least.")
-    menu = widgets.Dropdown(options=list(configs), description="model")
-    menu.style.description_width, menu.layout.width = "125px", "335px"
     first = next(iter(configs.values()))
     controls = {name: choice(name, options, getattr(first, FIELDS[name])) for name, options in OPTIONS.items()}
     controls |= {"tokens": choice("tokens", TOKENS, 8192), "texts": choice("texts at once", BATCHES, 8)}
     controls |= {"weights": choice("weights in", STORAGE, 2.0), "cached": choice("cache in", STORAGE, 2.0)}
-    return MemoryExplorer({"model": menu, **controls}, partial(_memory, configs), configs)
+    models = wide(buttons("model", list(configs)))
+    return MemoryExplorer({"model": models, **controls}, partial(_memory, configs), configs)
 
 
 class MemoryExplorer(Explorer):
@@ -61,7 +59,7 @@ class MemoryExplorer(Explorer):
         super().__init__(controls, picture)
 
     def moved(self, control):
-        """Let the menu move the sliders."""
+        """Let the choice of a model move the sliders."""
         if control is self.controls["model"]:
             config = self.configs[control.value]
             shape = {name: getattr(config, field) for name, field in FIELDS.items()}
@@ -90,7 +88,7 @@ def _memory(configs, model, tokens, texts, weights, cached, **shape):
     drawn = svg.divided_bar({f"{name} {BYTES(size)}": size for name, size in amounts.items()}, 34, scale, 26)
     for label, size in MACHINES.items():
         if (x := 24 + size * scale) < svg.WIDTH:
-            drawn.append(svg.line(x, 26, x, 66, opacity=1, width=2, dashed=True))
+            drawn.append(svg.line(x, 26, x, 64, opacity=1, width=2, dashed=True))
             drawn.append(svg.text(x, 21, label, anchor="middle", size=12, bold=True))
     return svg.paragraph(numbers) + svg.picture(drawn, 92, numbers)
 

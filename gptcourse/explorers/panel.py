@@ -7,6 +7,7 @@ from html import unescape
 import ipywidgets as widgets
 from IPython.display import display
 
+from gptcourse.drawings.svg import BLUE, GROUND, ORANGE
 from gptcourse.images import image
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -17,9 +18,23 @@ SVG = re.compile(r'<svg [^>]*aria-label="([^"]*)".*?</svg>', re.DOTALL)
 LIVING = ":has(.widget-box):not(:has(.jupyter-widgets-disconnected))"
 DEAD = f":has(.jupyter-widgets):not({LIVING})"
 CHILD, STILL = ".jp-OutputArea-child", ".gptcourse-still"
+CHOICE, DRAWN = "gptcourse-choice", "gptcourse-drawn"
+# Radio buttons as one bar of buttons; and no letters below 9 pixels where a drawing of full width must shrink.
+LOOKS = f"""
+.{CHOICE} {{display: flex; flex-flow: row nowrap; height: auto}}
+.{CHOICE} > .widget-label {{flex: none; margin-right: 8px; text-align: right}}
+.{CHOICE} .widget-radio-box {{display: flex; flex-flow: row wrap; margin: 0 !important}}
+.{CHOICE} .widget-radio-box label {{position: relative; width: auto; height: 26px; margin: 0 -1px -1px 0;
+  padding: 0 10px; line-height: 26px; border: 1px solid rgba(128,128,128,0.6); cursor: pointer}}
+.{CHOICE} label input {{position: absolute; inset: 0; width: 100%; margin: 0; opacity: 0; cursor: pointer}}
+.{CHOICE} label:has(:checked) {{background: {BLUE}; color: {GROUND}}}
+.{CHOICE} label:has(:focus-visible) {{outline: 2px solid {ORANGE}; z-index: 1}}
+.{DRAWN} {{container-type: inline-size}}
+@container (max-width: 600px) {{.{DRAWN} svg:is([width^="5"], [width^="6"]) text {{font-size: 13.2px}}}}
+"""
 STYLE = (
     f"<style>{CHILD}{LIVING} + {CHILD}:has({STILL}){{display:none}}"
-    f"{CHILD}{DEAD}:has(+ {CHILD} {STILL}){{display:none}}</style>"
+    f"{CHILD}{DEAD}:has(+ {CHILD} {STILL}){{display:none}}{LOOKS}</style>"
 )
 EMPTY = f'<div class="{STILL[1:]}">{STYLE}</div>'
 WAKE = (

@@ -32,8 +32,10 @@ def predict(question, options, answer, explanation, reveal=None):
 
     def answered(button):
         """Close the question, show the answer beside the guess, and then what proves it."""
-        for other in buttons:
-            other.disabled = True
+        if reply.value:
+            return
+        for other in buttons:  # but the two with a colour: the focus stays where the guess was made
+            other.disabled = other not in (button, buttons[right])
         button.button_style = "danger"
         buttons[right].button_style = "success"
         reply.value = _verdict(letters[buttons.index(button)], letters[right], explanation)
@@ -54,7 +56,7 @@ def predict(question, options, answer, explanation, reveal=None):
 def _verdict(guess, right, explanation):
     verdict = f"✓ {right} it is." if guess == right else f"You guessed {guess}; it is {right}."
     style = "line-height:1.5;max-width:680px;white-space:pre-wrap"
-    return f'<div style="{style}"><b>{verdict}</b> {escape(explanation, quote=False)}</div>'
+    return f'<div role="status" style="{style}"><b>{verdict}</b> {escape(explanation, quote=False)}</div>'
 
 
 def _print_question(question, options):

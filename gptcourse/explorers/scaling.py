@@ -10,7 +10,7 @@ from functools import partial
 import ipywidgets as widgets
 
 from gptcourse.drawings import scaling, svg
-from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
+from gptcourse.explorers.explorer import Explorer, buttons, choice, slider, wide
 from gptcourse.model import GPT3_TABLE, GPTConfig
 from gptcourse.scaling import SHARDED, device_memory, flops_per_token, interval_score, ruler, training_memory
 
@@ -39,13 +39,12 @@ SPAN = 2.0  # powers of ten to each side of the best size that the picture of a 
 def size_explorer(width=1024, layers=24, heads=16, context=2048):
     """Return sliders for a GPT's shape, with its parameters, training memory and FLOPs per token.
 
-    A menu sets the sliders to one of GPT-3's sizes (Brown et al. 2020, table 2.1). A shape that cannot be built is
-    answered with the reason. Memory is for training in float32 with AdamW, on a batch of that many full windows.
+    A row of buttons sets the sliders to one of GPT-3's sizes (Brown et al. 2020, table 2.1). A shape that cannot be
+    built is answered with the reason. Memory is for training in float32 with AdamW, on a batch of so many full windows.
     """
     start = {"batch": 1, "width": width, "layers": layers, "heads": heads, "context": context}
     shape = {name: start[name] for name in FIELDS}
-    preset = widgets.Dropdown(options=[YOURS, *GPT3_TABLE], value=_preset(shape), description="GPT-3 size")
-    preset.style.description_width, preset.layout.width = "125px", "335px"
+    preset = wide(buttons("GPT-3 size", [YOURS, *GPT3_TABLE], _preset(shape)))
     controls = {name: choice(name, options, start[name]) for name, options in OPTIONS.items()}
     return SizeExplorer({"preset": preset, **controls}, _size)
 
@@ -54,7 +53,7 @@ class SizeExplorer(Explorer):
     """The widget that ``size_explorer`` returns."""
 
     def moved(self, control):
-        """Let the menu move the sliders, or name the size that they have come to."""
+        """Let the buttons move the sliders, or name the size that they have come to."""
         preset = self.controls["preset"]
         if control is preset:
             self.move(**GPT3_SLIDERS.get(preset.value, {}))
@@ -122,8 +121,8 @@ def device_explorer():
     In mixed precision with AdamW, at GPT-3's context of 2,048 tokens; the line is a device of 80 GB.
     """
     controls = {
-        "size": choice("GPT-3 size", list(GPT3), "6.7B"),
-        "strategy": buttons(list(SHARDED), "FSDP", "118px"),
+        "size": wide(buttons("GPT-3 size", list(GPT3), "6.7B")),
+        "strategy": wide(buttons("strategy", list(SHARDED), "FSDP")),
         "devices": choice("devices", DEVICES, 8),
         "batch": choice("sequences", BATCHES, 1),
         "checkpointing": widgets.Checkbox(value=False, description="activation checkpointing"),
@@ -141,7 +140,7 @@ def _devices(size, strategy, devices, batch, checkpointing):
     scale = (svg.WIDTH - 48) / max(total, 1.25 * DEVICE)
     edge = 24 + DEVICE * scale
     parts = svg.divided_bar({f"{name} {METRIC(part)}B": part for name, part in memory.items()}, 34, scale, 26)
-    parts.append(svg.line(edge, 26, edge, 70, opacity=1, width=2, dashed=True))
+    parts.append(svg.line(edge, 26, edge, 64, opacity=1, width=2, dashed=True))
     parts.append(svg.text(edge, 21, "80 GB", anchor="middle", size=12, bold=True))
     return svg.paragraph(numbers) + svg.picture(parts, 92, numbers)
 
@@ -155,7 +154,10 @@ def law_explorer(laws, powers=(12, 26)):
     low, high = powers
     if not low < high or not laws:
         raise ValueError(f"law_explorer needs a law, and a lowest power of ten below the highest, not {powers}.")
-    controls = {"law": buttons(list(laws)), "power": slider("log₁₀ FLOPs", (low + high) / 2, low, high, 0.25)}
+    controls = {
+        "law": wide(buttons("law", list(laws))),
+        "power": slider("log₁₀ FLOPs", (low + high) / 2, low, high, 0.25),
+    }
     return Explorer(controls, lambda law, power: _law(laws[law], 10.0**power))
 
 
@@ -182,7 +184,7 @@ def _law(law, flops):
 def collective_explorer():
     """Return sliders for a collective on a ring: which one, of how many processes, after how many steps."""
     controls = {
-        "collective": buttons(list(scaling.COLLECTIVES), width="150px"),
+        "collective": wide(buttons("collective", list(scaling.COLLECTIVES))),
         "processes": slider("processes", 4, 2, 8),
         "step": slider("steps done", 2, 0, 14),
     }

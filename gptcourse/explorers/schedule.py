@@ -4,7 +4,7 @@ Source: Brown et al. (2020), GPT-3, appendix B; the formula is `optimizers.learn
 """
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import Explorer, buttons, choice, slider
+from gptcourse.explorers.explorer import Explorer, buttons, choice, slider, wide
 from gptcourse.optimizers import SCHEDULES, learning_rate_at
 from gptcourse.training import TrainingConfig
 
@@ -31,7 +31,7 @@ def schedule_explorer():
     billion tokens, is shorter than a step of this picture.
     """
     controls = {
-        "kind": buttons([(kind.replace("_", ", "), kind) for kind in SCHEDULES], width="160px"),
+        "kind": wide(buttons("schedule", [(kind.replace("_", ", "), kind) for kind in SCHEDULES])),
         "peak": choice("peak", [(f"{p:g}", p) for p in PEAKS], 6e-3),
         "warmup": slider("warm-up, %", 10, 0, 50, 5),
         "decay": slider("decay over, %", 100, 5, 100, 5),

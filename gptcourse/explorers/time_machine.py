@@ -53,9 +53,11 @@ def time_machine_explorer(prompt: str = PROMPT, recording: Recording | None = No
             svg.paragraph(_numbers(recording.records[step]))
             + _charts(recording, step, layer, head)
             + svg.cut_note(SHOWN, len(typed), "tokens")
-            + draw_pattern(patterns[layer, head].tolist(), labels, layer, head, side=18)
-            + _next_tokens(tokenizer, readings[-1][1], probabilities)
-            + prose(tokenizer.decode(ids), tokenizer.decode(new))
+            + svg.side_by_side(
+                draw_pattern(patterns[layer, head].tolist(), labels, layer, head, room=240),
+                f'<div style="width:{svg.HALF}px">{_next_tokens(tokenizer, readings[-1][1], probabilities)}'
+                f"{prose(tokenizer.decode(ids), tokenizer.decode(new))}</div>",
+            )
         )
 
     hint = "Type your own, then press Enter: every checkpoint reads it, which takes a moment."
@@ -74,7 +76,8 @@ def _next_tokens(tokenizer, at_the_end, now):
     """Draw the likeliest next tokens of this step, over a pale bar for the last step."""
     top = now.topk(ROWS).indices.tolist()
     rows = [(token_label(tokenizer.decode([i])), at_the_end[i].item(), now[i].item()) for i in top]
-    return svg.bars(rows, description="Likeliest next tokens at this step", headings=("after the last", "at this step"))
+    headings = ("after the last", "at this step")
+    return svg.bars(rows, description="Likeliest next tokens", headings=headings, left=60, width=svg.HALF)
 
 
 def _numbers(record):
@@ -90,7 +93,7 @@ def _charts(recording, step, layer, head):
     steps, now, x_label = recording.steps, recording.records[step], "step (not to scale)"
     places, here = list(range(len(steps))), steps.index(step)
     ticks = {place: svg.short(steps[place]) for place in places[:: -(-len(places) // 6)]}
-    frame = {"x_ticks": ticks, "width": svg.HALF, "height": 205}
+    frame = {"x_ticks": ticks, "width": svg.HALF, "height": 160}
     losses = {"random, repeated": recording.series("second_copy_loss"), "plays": recording.series("held_out_loss")}
     floor = math.log(recording.tokenizer.vocab_size), f"ln {recording.tokenizer.vocab_size}"
     scores = torch.tensor(recording.series("induction"))  # (steps, L, H)

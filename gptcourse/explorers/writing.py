@@ -5,7 +5,7 @@ from dataclasses import replace
 import ipywidgets as widgets
 
 from gptcourse.drawings import svg
-from gptcourse.explorers.explorer import buttons, text_box
+from gptcourse.explorers.explorer import buttons, text_box, wide
 from gptcourse.explorers.text_panel import Writer, prose, sampling_of, sliders
 from gptcourse.generation import Sampling
 from gptcourse.rewriting import alternatives, fit, split_marked, variations
@@ -33,7 +33,7 @@ class WritingPanel(Writer):
             choice.on_click(self._chosen)
         self.back.on_click(self._go_back)
         controls = {
-            "mode": buttons([GO_ON, REWRITE, *NEARNESS]),
+            "mode": wide(buttons("mode", [GO_ON, REWRITE, *NEARNESS])),
             "text": text_box("text so far", text, rows=8),
             **sliders(sampling),
         }
@@ -106,7 +106,7 @@ class WritingPanel(Writer):
     def draw_picture(self, **_values):
         """Show the proposals side by side."""
         columns = [
-            f'<div style="width:220px"><b>{letter}</b>{prose("", text)}'
+            f'<div style="flex:1 1 200px;min-width:0"><b>{letter}</b>{prose("", text)}'
             f'<div style="font-size:12px;opacity:0.75">{note}</div></div>'
             for letter, text, note in zip("ABC", self.proposals, self.notes, strict=False)
         ]

@@ -96,7 +96,9 @@ def told(rows):
 
 def sweeping(folder, processes=1):
     grid, file = {"learning_rate": [1e-3, 1e-2, 0.1]}, folder / "results.jsonl"
-    return told(sweep(SHAPE, CONFIG, grid, **DATA, seeds=(0, 1), results=file, processes=processes, progress=False).rows)
+    return told(
+        sweep(SHAPE, CONFIG, grid, **DATA, seeds=(0, 1), results=file, processes=processes, progress=False).rows
+    )
 
 
 def searching(folder):

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from test_pretrained import TEXTS, left_in_cache, refusal, write_wheel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gptcourse.distributed import choose_device
-from gptcourse.generation import Sampling, next_token_distribution
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.wheels import fetch_wheel
 from tools import badges
@@ -64,7 +64,7 @@ LONG_CELLS = {
     "checking": "while True: check('attention.scores', slowly)",
     "sweeping": "sweep(model.config, TrainingConfig(10**8, 2, 1e-3), {'n_head': [1, 2]}, tokens=tokens, "
     "validation_tokens=tokens, progress=False)",
-    "tuning": "while True: tune(model, tokens, Budget(minutes=5), space=space, **quiet)",
+    "tuning": "tune(model, tokens.repeat(5), Budget(minutes=30), space=space, **quiet)",
 }
 AFTER = """
 assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -189,7 +189,7 @@ def only_this_index(index, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        ("cut off", "connection"),
+        ("cut off", "connection|sha256"),
         ("stalled", "connection"),
         ("altered", "sha256"),
         ("403", "connection"),
@@ -201,7 +201,7 @@ def only_this_index(index, tmp_path, monkeypatch):
 def test_a_download_that_fails_is_one_sentence_and_nothing_half_finished_is_seen(way, words, only_this_index):
     only_this_index.way = way
     sentence = refusal(fetch_wheel, only_this_index.described)
-    assert sentence.startswith("tinytext==1.0 could not be downloaded; ") and words in sentence
+    assert sentence.startswith("tinytext==1.0 could not be downloaded; ") and re.search(words, sentence)
     assert sentence.endswith("meanwhile shakespeare-5m needs no download.") and "Traceback" not in sentence
     assert left_in_cache() == []
 
@@ -215,36 +215,40 @@ def test_a_slow_download_is_waited_for(only_this_index):
 # ---- The same everywhere
 
 SAME = """
-import json, sys, torch
+import json, torch
 from gptcourse.generation import Sampling, generate
+from gptcourse.model import GPT, GPTConfig
 from gptcourse.pretrained import load_pretrained
 from gptcourse.training import TrainingConfig, train
 
 def made(threads):
     torch.set_num_threads(threads)
     model, tokenizer = load_pretrained("shakespeare-5m")
-    text = tokenizer.decode(generate(model, tokenizer.encode("ROMEO:"), 40, Sampling(temperature=0.8, seed=7)))
-    tokens = torch.tensor(tokenizer.encode(text * 8))
-    config = TrainingConfig(4, 2, 1e-3, sequence_length=32)
-    history = train(model, tokens, config, validation_tokens=tokens, device="cpu", progress=False)
+    text = tokenizer.decode(generate(model, tokenizer.encode("ROMEO:"), 12, Sampling(temperature=0.8, seed=7)))
+    torch.manual_seed(0)
+    model, tokens = GPT(GPTConfig(50, 64, 128, 2, 4, dropout=0.1)), torch.arange(2000) ** 2 % 47
+    config = TrainingConfig(10, 4, 1e-3)
+    history = train(model, tokens, config, validation_tokens=tokens[:200], device="cpu", progress=False)
     return [text, history.loss, history.eval_loss]
 
 print(json.dumps([made(threads) for threads in (1, 2)]))
 """
-# Measured: up to 1e-6 nats after four steps. Sums of float32 numbers are added up in another order.
-THREADS_DIFFER = 1e-4
+THREADS_DIFFER = 1e-4  # nats per token after ten steps: threads add the same float32 numbers up in another order
 
 
 def test_the_same_seed_gives_the_same_text_twice_and_threads_change_a_loss_by_less_than_a_ten_thousandth():
     """Two processes: same text, same losses to the last bit. One or two threads: same text, nearly the same losses."""
     command = [sys.executable, "-c", SAME]
-    done = [subprocess.run(command, env=environment(), capture_output=True, text=True) for _ in range(2)]
+    patient = environment(OMP_WAIT_POLICY="PASSIVE")  # on a busy machine threads would use it up by waiting
+    done = [subprocess.run(command, env=patient, capture_output=True, text=True) for _ in range(2)]
     assert [process.returncode for process in done] == [0, 0], done[0].stderr
     first, second = (json.loads(process.stdout) for process in done)
     assert first == second
     (text, *one), (same_text, *two) = first
     assert text == same_text and text.startswith("ROMEO:")
-    assert np.abs(np.subtract(np.concatenate(one), np.concatenate(two))).max() < THREADS_DIFFER
+    difference = np.abs(np.subtract(np.concatenate(one), np.concatenate(two))).max()
+    print(f"One and two threads differ by up to {difference:.1e} nats.")
+    assert difference < THREADS_DIFFER
 
 
 # ---- Devices that this machine has not
@@ -271,18 +275,16 @@ def test_a_device_that_is_announced_but_does_not_work_is_said_with_what_to_give_
         choose_device()
 
 
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-@pytest.mark.parametrize("shape", [{}, {"position_embedding": "rotary", "norm": "rmsnorm", "activation": "swiglu"}])
-def test_all_that_a_model_makes_lies_on_its_own_device(device, shape):
-    """A tensor made on the CPU by oversight would stop the first GPU that comes: fake tensors stop, too."""
-    with FakeTensorMode():
-        model = GPT(GPTConfig(17, 8, 16, 2, 2, dropout=0.1, **shape)).to(device)
-        ids = torch.zeros(2, 8, dtype=torch.long, device=device)
-        output = model(ids, ids)
-        output.loss.backward()
-        assert {p.grad.device.type for p in model.parameters()} == {output.logits.device.type} == {device}
-        sampling = Sampling(temperature=0.8, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2)
-        assert next_token_distribution(output.logits[:, -1], sampling, ids).device.type == device
+@pytest.mark.parametrize("shape", [{}, {"position_embedding": "rotary", "norm": "rmsnorm", "qk_norm": True}])
+def test_all_that_a_model_makes_lies_on_its_own_device(shape):
+    """The device "meta" stands for a GPU: it computes shapes alone, and takes no tensor of the CPU either."""
+    with torch.device("meta"):
+        model, ids = GPT(GPTConfig(17, 8, 16, 2, 2, dropout=0.1, **shape)), torch.zeros(2, 8, dtype=torch.long)
+    output = model(ids, ids)
+    output.loss.backward()
+    assert {p.grad.device.type for p in model.parameters()} == {output.logits.device.type} == {"meta"}
+    with pytest.raises(RuntimeError, match=r"same device|meta"):
+        output.logits + torch.zeros(17)
 
 
 # ---- Binder's and Colab's terms

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcourse.config import TrainingConfig
-from gptcourse.files import expand, write_file
+from gptcourse.files import expand, write_file, writing
 
 BINS = 4  # of a continuous axis, in each of which the best loss is shown
 Settings = dict[str, Any]
@@ -81,12 +81,13 @@ class DecisionRecord:
         return json.dumps(_finite(vars(self) | made), indent=1)
 
     def save(self, directory: str | Path) -> None:
-        """Write decision.md and decision.json, and isolation.png if there is anything to draw."""
+        """Write decision.md and decision.json, and isolation.png if there is anything to draw. Raises ValueError."""
         folder = expand(directory)
-        write_file(folder / "decision.md", str(self))
-        write_file(folder / "decision.json", self.to_json() + "\n")
-        if self.searched():
-            self.figure().savefig(folder / "isolation.png")
+        with writing(folder):
+            write_file(folder / "decision.md", str(self))
+            write_file(folder / "decision.json", self.to_json() + "\n")
+            if self.searched():
+                self.figure().savefig(folder / "isolation.png")
 
     def _repr_markdown_(self) -> str:
         return "##" + str(self).replace("\n#", "\n###")  # below the headings of a notebook

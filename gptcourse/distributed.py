@@ -36,7 +36,9 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 
     Raises ValueError for a device that is not there.
     """
+    advice = "leave `device` out"
     if device is None:
+        advice = 'give device="cpu"'
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(device)
@@ -44,7 +46,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.empty(0, device=chosen)  # on this one alone: a process that touches another GPU takes memory there
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"PyTorch finds no device {str(device)!r} here: leave `device` out.") from error
+        raise ValueError(f"PyTorch finds no device {str(device)!r} here: {advice}.") from error
     return chosen
 
 

@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -69,6 +70,42 @@ def write_file(path: Path, content: str | bytes) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(what: Path, advice: str = "make room, or choose another place") -> Iterator[None]:
+    """Raise ValueError, with one sentence that names a file or directory, where it cannot be written."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__  # of what was written inside of it
+        if not isinstance(cause, OSError):
+            raise
+        raise ValueError(f"{what} cannot be written ({cause.strerror or cause}): {advice}.") from cause
+
+
+def write_files(directory: Path, write: Callable[[Path], None], last: str = "config.json") -> set[str]:
+    """Put the files that `write(folder)` makes into a directory once all of them are whole; return their names.
+
+    A file `last` that changes is away while the others are exchanged, so that a kill leaves no mixture that can be
+    read. Raises ValueError if they cannot be written; what the directory holds is then as it was.
+    """
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=directory, prefix=".unfinished-", ignore_cleanup_errors=True) as folder:
+            write(Path(folder))
+            files = sorted(Path(folder).iterdir(), key=lambda path: path.name == last)
+            for path in files:
+                fsync(path)
+            old, new = directory / last, Path(folder, last)
+            if new.exists() and old.exists() and old.read_bytes() != new.read_bytes():
+                old.unlink()
+            for path in files:
+                if path.is_dir():  # templates of transformers: a folder takes the place of an empty one alone
+                    shutil.rmtree(directory / path.name, ignore_errors=True)
+                path.replace(directory / path.name)
+        fsync(directory)
+    return {path.name for path in files}
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptcourse.config import GPTConfig
-from gptcourse.files import expand, read_json
+from gptcourse.files import expand, read_json, write_files
 
 # transformers stores these four matrices of each block as (in, out); torch's Linear as (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -48,9 +48,12 @@ def _sha256(tensors: Mapping[str, Tensor]) -> str:  # of names, dtypes and numbe
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with the SHA-256 of its tensors; the same tensors give the same bytes."""
+    """Write a safetensors file with the SHA-256 of its tensors; the same tensors give the same bytes. OSError."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, path, metadata={"format": "pt", "sha256": _sha256(tensors)})
+    try:
+        save_file(tensors, path, metadata={"format": "pt", "sha256": _sha256(tensors)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     with path.open("r+b") as file:  # the library writes metadata in an order that chance decides
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -71,13 +74,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_model(directory: Path, config: GPTConfig, state: dict[str, Tensor]) -> None:
-    """Write config.json and model.safetensors, as transformers does where the model is GPT-2-shaped.
+def write_model(
+    directory: Path, config: GPTConfig, state: dict[str, Tensor], more: Callable[[Path], None] | None = None
+) -> set[str]:
+    """Write config.json and model.safetensors, as transformers does where the model is GPT-2-shaped; return the names.
 
-    One with muP is not: transformers would leave the factor of its logits out, and trained on it must keep its weights.
+    `more(folder)` may write other files: all are there in the end, or none. A model with muP is not GPT-2-shaped:
+    transformers would leave the factor of its logits out, and trained on it must keep its weights. Raises ValueError.
     """
-    directory = expand(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     if config.tie_word_embeddings:  # the same matrix as wte.weight: stored once
         state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
     if config.is_gpt2_shaped:
@@ -85,9 +89,15 @@ def write_model(directory: Path, config: GPTConfig, state: dict[str, Tensor]) ->
         settings = gpt2_config(config) | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     else:
         settings = asdict(config) | {"model_type": "gptcourse"}
-    save_tensors(state, directory / "model.safetensors")
     text = json.dumps(settings | {"dtype": "float32"}, indent=2, sort_keys=True)
-    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    def write(folder: Path) -> None:
+        save_tensors(state, folder / "model.safetensors")
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        if more is not None:
+            more(folder)
+
+    return write_files(expand(directory), write)
 
 
 def read_model(directory: Path) -> tuple[GPTConfig, dict[str, Tensor]]:

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from gptcourse import hf
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
 from gptcourse.config import GPT3_TABLE, GPTConfig
-from gptcourse.tokenizers import save_tokenizer
+from gptcourse.tokenizers import remove_other_tokenizers, save_tokenizer
 from gptcourse.views import is_sharded, plain_name
 
 if TYPE_CHECKING:
@@ -235,11 +235,13 @@ class GPT(nn.Module):
         """Write config.json and model.safetensors, and the tokenizer's own files if one is given.
 
         AutoModelForCausalLM opens a GPT-2-shaped model too. Raises ValueError for a model that GPT(config) does not
-        describe: with LoRA layers, or with modules replaced or added by hand.
+        describe: with LoRA layers, or with modules replaced or added by hand; and where the files cannot be written,
+        which leaves those that are there.
         """
-        hf.write_model(Path(directory), *self._plain_state())
+        more = None if tokenizer is None else partial(save_tokenizer, tokenizer)
+        written = hf.write_model(Path(directory), *self._plain_state(), more)
         if tokenizer is not None:
-            save_tokenizer(tokenizer, directory)
+            remove_other_tokenizers(directory, written)
 
     @classmethod
     def load(cls, directory: str | Path) -> GPT:

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcourse.files import expand, read_lines, reserve, signed
+from gptcourse.files import expand, read_lines, reserve, signed, writing
 
 if TYPE_CHECKING:
     import optuna
@@ -75,7 +75,8 @@ def _journal(path: Path, lock) -> optuna.storages.JournalStorage:
 
     class Journal(JournalFileBackend):
         def append_logs(self, logs: list[dict]) -> None:
-            super().append_logs([signed(log | {"line": next(numbers)}) for log in logs])
+            with writing(path, "make room, then the same call goes on after the runs that were"):
+                super().append_logs([signed(log | {"line": next(numbers)}) for log in logs])
 
     lines = read_lines(path, '{"op_code":', "line of Optuna's journal")
     numbers = count(len(lines))  # by which it is seen that a whole line is lost, or there twice

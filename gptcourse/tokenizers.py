@@ -16,7 +16,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence
 
-from gptcourse.files import expand, write_file
+from gptcourse.files import expand, write_files, writing
 
 CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (  # the same format for transformers' apply_chat_template
@@ -179,10 +179,16 @@ def load_tokenizer(directory: str | Path) -> CharTokenizer | BPETokenizer:
 def save_tokenizer(tokenizer, directory: str | Path) -> None:
     """Write the files of a tokenizer, ours or one of transformers, in the place of those of any other."""
     if hasattr(tokenizer, "save_pretrained"):
-        _write(directory, {})
-        tokenizer.save_pretrained(expand(directory))
+        remove_other_tokenizers(directory, write_files(expand(directory), tokenizer.save_pretrained))
     else:
         tokenizer.save(directory)
+
+
+def remove_other_tokenizers(directory: str | Path, kept: Iterable[str]) -> None:
+    """Remove the files of a tokenizer from a directory, but for those `kept`. Raises ValueError."""
+    with writing(directory):
+        for name in {*FILES} - {*kept}:
+            (expand(directory) / name).unlink(missing_ok=True)
 
 
 def encode_text(tokenizer, text: str, start: bool = True) -> list[int]:
@@ -224,11 +230,12 @@ def token_bytes(tokenizer) -> list[bytes]:
 
 def _write(directory, contents):
     """Write the files of a tokenizer, and remove those of another, which would be read in their place."""
-    directory = expand(directory)
-    for name, content in contents.items():
-        write_file(directory / name, content)
-    for name in set(FILES) - contents.keys():  # last: a full disk takes no tokenizer away
-        (directory / name).unlink(missing_ok=True)
+
+    def write(folder: Path) -> None:
+        for name, content in contents.items():
+            (folder / name).write_text(content, encoding="utf-8")
+
+    remove_other_tokenizers(directory, write_files(expand(directory), write))  # last: a full disk takes none away
 
 
 def _read(path, parse):

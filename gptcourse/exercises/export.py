@@ -15,6 +15,7 @@ from gptcourse.config import GPTConfig
 from gptcourse.corpora import read_text
 from gptcourse.exercises import exercises, mine
 from gptcourse.exercises.answers import kept_sources
+from gptcourse.files import write_file, writing
 from gptcourse.ngrams import NGrams
 
 PARTS = ("gpt_block.whole", "training.loop", "training.held_out_loss", "gpt_block.generate")
@@ -43,13 +44,15 @@ from gptcourse.ngrams import NGrams
 def write_program(path: str | Path = "my_gpt.py") -> Path:
     """Write a program of the user's right answers, with the course's solution where there is none, and return its path.
 
-    Its classes and functions are those of the notebooks; what it imports of gptcourse stands in plain sight.
+    Its classes and functions are those of the notebooks; what it imports of gptcourse stands in plain sight. Raises
+    ValueError if it cannot be written, and leaves the one that is there.
     """
     sections: dict[str, tuple[str, str]] = {}
     called = [_add(name, sections) for name in PARTS]
     body = "\n\n".join(source for _, source in sections.values())
     end = f'if __name__ == "__main__":\n    run({", ".join(called)})\n'
-    Path(path).write_text(f"{HEAD}\n\n{body}\n\n{inspect.getsource(run)}\n\n{end}", encoding="utf-8")
+    with writing(path):
+        write_file(Path(path), f"{HEAD}\n\n{body}\n\n{inspect.getsource(run)}\n\n{end}")
     return Path(path)
 
 

@@ -240,7 +240,7 @@ with_axe = pytest.mark.skipif(not AXE.exists(), reason="axe-core comes with the 
 def test_axe_finds_nothing_serious_in_the_panels(explorers, theme):
     change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
     explorers.page.evaluate(change, theme)
-    explorers.page.locator(f"body[data-jp-theme-name='{theme}']").wait_for()
+    explorers.page.locator(f"body[data-jp-theme-name='{theme}']").wait_for(state="attached")
     explorers.settle()
     assert serious(explorers) == []
 

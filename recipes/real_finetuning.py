@@ -47,8 +47,10 @@ from gptcourse.quantisation import quantised
 from gptcourse.support import Dialogue
 from gptcourse.training import DivergedError, History, evaluate
 
-STEPS, BATCH_SIZE, WARMUP_STEPS, RANK = 160, 4, 8, 8
+RANK = 8
+LONG = {"steps": 160, "batch_size": 4, "warmup_steps": 8}
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SHORT = {"steps": 40, "batch_size": 2, "warmup_steps": 4}  # what an eighth of the dialogues brings
 START_RATE = 2e-3
 TRIAL_SEED, SEEDS = 10, (0, 1, 2)
 N_TRAIN, N_VALIDATION, N_LOSS = 2_000, 16, 16  # dialogues; the loss is that of fewer than are answered
@@ -150,15 +152,15 @@ def english(model, tokenizer) -> dict:
 # ---- LoRA
 
 
-def tuned(rate: float, seed: int) -> tuple[dict, object, object]:
+def tuned(rate: float, seed: int, *, steps: int, batch_size: int, warmup_steps: int) -> tuple[dict, object, object]:
     """Train LoRA's matrices once; return the row of a trial, the model and the tokenizer."""
     torch.manual_seed(seed)
     model, tokenizer = load_pretrained(SMOLLM2)
     add_lora(model, rank=RANK, targets=LINEAR)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    row = {"rate": rate, "seed": seed, "steps": STEPS, "trained": trained}
+    row = {"rate": rate, "seed": seed, "steps": steps, "trained": trained}
     validation = encode_dialogues(tokenizer, support(N_VALIDATION, split="validation"))
-    config = falling_to_zero(STEPS, BATCH_SIZE, rate, seed, WARMUP_STEPS, n_evaluations=2)
+    config = falling_to_zero(steps, batch_size, rate, seed, warmup_steps, n_evaluations=2)
     examples = encode_dialogues(tokenizer, support(N_TRAIN))
     try:
         history: History = completed(finetune(model, examples, config, validation=validation, progress=False))
@@ -170,7 +172,18 @@ def tuned(rate: float, seed: int) -> tuple[dict, object, object]:
 
 def real_trial(rate: float, seed: int) -> dict:
     """Train once, to choose a rate: the test phrasings are not looked at."""
-    return tuned(rate, seed)[0]
+    return tuned(rate, seed, **LONG)[0]
+
+
+def short_trial(rate: float, seed: int) -> dict:
+    """Train once with SHORT, to choose a rate."""
+    return tuned(rate, seed, **SHORT)[0]
+
+
+def short_run(rate: float, seed: int) -> dict:
+    """Train once with SHORT; return what was measured."""
+    row, model, tokenizer = tuned(rate, seed, **SHORT)
+    return row | {"judged": measured(model, tokenizer, seed)["judged"]} | english(model, tokenizer)
 
 
 def messages_of(seed: int) -> list[Dialogue]:
@@ -185,7 +198,7 @@ def real_before(seed: int) -> dict:
 
 def real_run(rate: float, seed: int) -> dict:
     """Train once; return what was measured and written."""
-    row, model, tokenizer = tuned(rate, seed)
+    row, model, tokenizer = tuned(rate, seed, **LONG)
     return row | measured(model, tokenizer, seed) | english(model, tokenizer) | {"answers": answers(model, tokenizer)}
 
 
@@ -247,12 +260,12 @@ def controls(work: Work) -> dict:
     seeds = grouped(recorded(work.asset)["real"]["replies"], "seed")
     made = [controls_of(seed, rows) for seed, rows in seeds.items()]
     rows, pairs = (list(chain(*column)) for column in zip(*made, strict=True))
-    return {"n_train": STEPS * BATCH_SIZE, "rows": rows, "pairs": pairs}
+    return {"n_train": LONG["steps"] * LONG["batch_size"], "rows": rows, "pairs": pairs}
 
 
 def controls_of(seed: int, recorded_replies: list[dict]) -> tuple[list[dict], list[dict]]:
     """Return the rows and the pairs of the messages of a seed; what counts has as many dialogues as a run reads."""
-    dialogues, train = messages_of(seed), support(STEPS * BATCH_SIZE, seed=seed)
+    dialogues, train = messages_of(seed), support(LONG["steps"] * LONG["batch_size"], seed=seed)
     messages = [d.message for d in dialogues]
     written = {"the message itself": messages}
     written |= {name: answer(train, messages) for name, answer in WITHOUT_MODEL.items()}
@@ -283,15 +296,18 @@ def real(work: Work) -> dict:
         row["read_true"] = n_read(dialogues, [d.reply for d in dialogues])
         for d, b, a in zip(dialogues, written_before, written_after, strict=True):
             replies.append({"seed": row["seed"], "message": d.message, "intent": d.intent, "before": b, "after": a})
+    short_trials = bracketed(lambda rate: work.piece(short_trial, rate, TRIAL_SEED), START_RATE)
+    short_runs = work.pieces((short_run, best(short_trials)["rate"], seed) for seed in SEEDS)
     tuned_answers = [row.pop("answers") for row in runs]
     asked = zip(QUESTIONS, work.piece(answers_before), tuned_answers[0], strict=True)
     return {
-        "steps": STEPS,
-        "batch_size": BATCH_SIZE,
+        "steps": LONG["steps"],
+        "batch_size": LONG["batch_size"],
         "rank": RANK,
         "trials": trials,
         "runs": runs,
         "before": before,
+        "short": SHORT | {"trials": short_trials, "runs": short_runs},
         "replies": replies,
         "questions": [{"question": q, "before": b, "after": a} for q, b, a in asked],
         "storage": work.pieces((stored, name) for name in ("as opened", *STORED, Q4_1)),

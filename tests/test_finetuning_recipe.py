@@ -325,7 +325,8 @@ def test_the_part_of_the_real_model_with_a_small_model_and_its_tokenizer(plays, 
     tiny = {
         "load_pretrained": opened,
         "file": lambda: {"bytes": 1},
-        "STEPS": 4,
+        "LONG": {"steps": 4, "batch_size": 2, "warmup_steps": 2},
+        "SHORT": {"steps": 2, "batch_size": 1, "warmup_steps": 1},
         "N_TRAIN": 8,
         "N_VALIDATION": 2,
         "N_LOSS": 2,
@@ -343,6 +344,7 @@ def test_the_part_of_the_real_model_with_a_small_model_and_its_tokenizer(plays, 
     assert [row["seed"] for row in data["runs"]] == [row["seed"] for row in data["before"]] == [0, 1, 2]
     assert [row["message"] for row in data["replies"]] == [d.message for d in support(6, split="test")]
     assert all(row["rate"] == judging.best(data["trials"])["rate"] for row in data["runs"])
+    assert [row["steps"] for row in data["runs"] + data["short"]["runs"]] == 3 * [4] + 3 * [2]
     assert data["runs"][0]["trained"] == 8 * 2 * (4 * 64 + 3 * 64)
     opened_as, *rounded = data["storage"]
     assert abs(opened_as["kl"]) < 1e-6 < min(row["kl"] for row in data["runs"])
@@ -376,7 +378,7 @@ def test_the_controls_judge_the_recorded_replies_again(tmp_path, monkeypatch):
     (tmp_path / "real.json").write_text(json.dumps({"replies": replies}))
     data = real_finetuning.controls(Work(tmp_path, tmp_path, 1))
     rows = runner.grouped(data["rows"], "name", "seed")
-    assert len(rows) == 2 * 7 == len(data["rows"]) and data["n_train"] == 80
+    assert len(rows) == 2 * 7 == len(data["rows"]) and data["n_train"] == 640
     for seed in (0, 1):
         (true,), (echo,), (untuned,) = (
             rows[name, seed] for name in ("the true replies", "the message itself", "untuned")
@@ -407,9 +409,9 @@ def recorded(part):
     return json.loads(ASSET.joinpath(f"{part}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("part", ["ways", "real"])
+@pytest.mark.parametrize("part", ["ways", "real", "short"])
 def test_no_recorded_winner_lies_at_the_edge_of_its_ladder(part):
-    trials = recorded(part)["trials"]
+    trials = (recorded("real")["short"] if part == "short" else recorded(part))["trials"]
     for rows in runner.grouped(trials, "way").values() if part == "ways" else [trials]:
         assert 0 < rows.index(judging.best(rows)) < len(rows) - 1
         assert [b["rate"] / a["rate"] for a, b in itertools.pairwise(rows)] == [2] * (len(rows) - 1)

@@ -154,7 +154,7 @@ BUDGETS = {
     "supporting": 5_774,
     "exercises": 7_484,
     "explorers": 2_689,
-    "recipes": 4_054,
+    "recipes": 4_070,
     "drawings": 1_977,
 }
 

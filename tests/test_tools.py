@@ -6,6 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from gptcourse.explorers.panel import STILL
 from tools import badges, notebooks
 
 PROJECT = '[project.urls]\nRepository = "https://github.com/someone/fork"\n'
@@ -145,6 +146,15 @@ display(widgets.IntSlider())
     assert notebooks.main([str(path)]) == 0
     assert path.read_bytes() == once
     assert notebooks.main(["--check", str(path)]) == 0
+
+
+def test_a_cell_with_a_panel_or_a_prediction_is_not_deleted_by_a_key(tmp_path):
+    still = new_output("display_data", data={"text/html": f'<div class="{STILL[1:]}">a picture</div>'})
+    plain = new_output("display_data", data={"text/html": "<b>a table</b>"})
+    cells = [new_code_cell(source, outputs=[shown]) for source, shown in (("1", still), ("1", plain))]
+    cells.append(new_code_cell('predict("?", ["a", "b"], "a", "So.")'))
+    cleaned = notebooks.clean(new_notebook(cells=cells)).cells
+    assert [cell.metadata.get("deletable", True) for cell in cleaned] == [False, True, False]
 
 
 def test_failing_notebook_is_left_as_it_was(tmp_path, capsys):

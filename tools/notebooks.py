@@ -26,7 +26,7 @@ import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from gptcourse.explorers.panel import EMPTY, WIDGET_VIEW
+from gptcourse.explorers.panel import EMPTY, STILL, WIDGET_VIEW
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1_000_000  # bytes; GitHub shows larger notebooks slowly or not at all
@@ -121,6 +121,11 @@ def clean_output(output):
     return output
 
 
+def shows_panel(output):
+    """Say whether `output` is the still picture of a panel."""
+    return STILL[1:] in "".join(output.get("data", {}).get("text/html", ""))
+
+
 def clean(notebook):
     """Drop from `notebook`, in place, all that a second run would change. Return it."""
     notebook.metadata = nbformat.from_dict(METADATA)
@@ -129,9 +134,11 @@ def clean(notebook):
         metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code" and PREDICTS.search(cell.source):
             metadata["jupyter"] = {"source_hidden": True}  # the source holds the answer
-        cell.metadata = nbformat.from_dict(metadata)
         if cell.cell_type == "code":
             cell.outputs = [kept for output in cell.outputs if (kept := clean_output(output))]
+            if PREDICTS.search(cell.source) or any(map(shows_panel, cell.outputs)):
+                metadata["deletable"] = False  # to JupyterLab "d d" on a focused slider means: delete the cell
+        cell.metadata = nbformat.from_dict(metadata)
     return notebook
 
 

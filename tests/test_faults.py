@@ -257,7 +257,7 @@ def test_a_training_run_whose_disk_fills_up_keeps_its_older_checkpoint_and_ends_
 @pytest.mark.parametrize("way", BROKEN)
 def test_an_exercise_is_judged_though_nothing_can_be_kept_and_nothing_is_lost(way, disk, monkeypatch, capsys):
     monkeypatch.setenv("GPTCOURSE_PROGRESS", str(disk.folder))
-    monkeypatch.setattr(answers, "_right", {})
+    monkeypatch.setattr(answers, "right", {})
     solution = exercises()["attention.scores"].reference
     remember("start.greedy", True)
     LossBoard().add("bigrams", 2.0)

@@ -10,6 +10,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["GPTCOURSE_REVEAL"] = "1"  # the notebooks' predictions compute their proofs when they are run
 
+import torch
+
 from gptcourse.corpora import shakespeare
 
 
@@ -29,6 +31,15 @@ def cache(tmp_path_factory, worker_id):
         if "GPTCOURSE_CACHE" not in os.environ:
             patch.setenv("GPTCOURSE_CACHE", str(root / "cache"))
         yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Count threads as child processes do: bits are promised for one number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from gptcourse.checkpoints import CheckpointError
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import TrainingConfig, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = torch.arange(400) ** 2 % 17
 FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json")
 STEPS = 9
@@ -41,15 +42,6 @@ def content(folder, step=STEPS):
 
 def same(left, right):
     return all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Count threads as the child processes do: bits are promised for one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

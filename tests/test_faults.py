@@ -23,17 +23,11 @@ from gptcourse.training import evaluate, train
 from tests import lives
 from tests.lives import new_model
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no fork and no mount")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(os.name == "nt", reason="Windows has no fork and no mount"),
+]
 MANY = pytest.param(50, marks=pytest.mark.long)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Count threads as the child processes do: bits are promised for one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- Killed

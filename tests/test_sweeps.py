@@ -30,6 +30,7 @@ from gptcourse.model import GPT, GPTConfig
 from gptcourse.sweeps import CURVE_POINTS, LOOKS, Run, SweepTable, available_cores, configured, label, search, sweep
 from gptcourse.training import DivergedError, History, TrainingConfig, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = torch.arange(400) ** 2 % 17
 VALIDATION = TOKENS[:50]
@@ -40,15 +41,6 @@ QUIET = {"processes": 1, "progress": False}
 SHAPES = [{"n_layer": 1, "n_embd": 16}, {"n_layer": 2, "n_embd": 8, "n_head": 1}]
 IMPOSSIBLE = 2**44  # numbers per token: a petabyte of weights, which no machine gives
 unix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Count threads as the workers do: bits are promised for one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

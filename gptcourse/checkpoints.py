@@ -146,7 +146,12 @@ class Checkpoints:
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         states = self.trainer.optimizer.state_dict()["state"]
         moments = {f"{index}.{key}": value for index, state in states.items() for key, value in state.items()}
-        return {"model": self.trainer.state(), "optimizer": moments, "best": self.trainer.best}
+        return {
+            "model": self.trainer.state(),
+            "optimizer": moments,
+            "best": self.trainer.best,
+            "extra": self.trainer.extra,
+        }
 
     def _fill(self, parts: Path, digests: dict[str, str], folder: Path) -> None:
         """Fill the folder of a checkpoint, with the `parts` that all processes have written if there are any."""
@@ -158,7 +163,7 @@ class Checkpoints:
                 )
             (parts / name).rename(folder / name)
         for kind, tensors in {} if digests else self._tensors().items():
-            if tensors or kind != "best":
+            if tensors or kind in ("model", "optimizer"):
                 hf.save_tensors(tensors, folder / f"{kind}.safetensors")
         if self.shape is not None:
             text = json.dumps(self.shape | {"model_type": "gptcourse"}, indent=2)
@@ -264,8 +269,8 @@ class Checkpoints:
             if kind == "optimizer":
                 index, key = rest.split(".")
                 moments.setdefault(int(index), {})[key] = tensor
-            elif kind == "best":
-                trainer.best[rest] = tensor
+            elif kind in ("best", "extra"):
+                getattr(trainer, kind)[rest] = tensor
         trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | {"state": moments})
         vars(trainer.history).update(history)
 
@@ -290,8 +295,11 @@ def _place(name, shape, dtype, ours, parameters) -> Tensor:
     kind, rest = name.split(".", 1)
     if kind == "model":
         return ours[rest]
-    like = ours[rest] if kind == "best" else parameters[int(rest.split(".")[0])].detach()
-    same = like.shape == shape
+    if kind == "optimizer":
+        like = parameters[int(rest.split(".")[0])].detach()
+    else:
+        like = ours.get(rest, next(iter(ours.values())))  # "extra" has no weight: the device of any
+    same = kind != "extra" and like.shape == shape
     return torch.zeros_like(like, dtype=dtype) if same else torch.zeros(shape, dtype=dtype, device=like.device)
 
 

@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 ASSETS = Path(str(resources.files("gptcourse") / "assets"))  # what was trained or recorded for the course
 
+UNFINISHED = ".unfinished-"  # what is written into a directory begins so until it is whole
+
 
 def expand(path: str | os.PathLike) -> Path:
     """Return a path with its "~" replaced by a home directory. Raises ValueError where there is no such directory."""
@@ -88,11 +90,11 @@ def write_files(directory: Path, write: Callable[[Path], None], last: str = "con
     """Put the files that `write(folder)` makes into a directory once all of them are whole; return their names.
 
     A file `last` that changes is away while the others are exchanged, so that a kill leaves no mixture that can be
-    read. Raises ValueError if they cannot be written; what the directory holds is then as it was.
+    read. Raises ValueError if they cannot be written, or if another process writes there; what the directory holds is
+    then as it was.
     """
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=directory, prefix=".unfinished-", ignore_cleanup_errors=True) as folder:
+    with _only_writer(directory), writing(directory):
+        with TemporaryDirectory(dir=directory, prefix=UNFINISHED, ignore_cleanup_errors=True) as folder:
             write(Path(folder))
             files = sorted(Path(folder).iterdir(), key=lambda path: path.name == last)
             for path in files:
@@ -106,6 +108,20 @@ def write_files(directory: Path, write: Callable[[Path], None], last: str = "con
                 path.replace(directory / path.name)
         fsync(directory)
     return {path.name for path in files}
+
+
+@contextmanager
+def _only_writer(directory: Path) -> Iterator[None]:
+    """Make a directory and lock it; what a killed process had begun to write there is removed."""
+    path = directory / ".writing"
+    with lock(path, directory):
+        for left in directory.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no file that is open: there it stays, and is used again
+                path.unlink()
 
 
 def read_json(path: Path) -> Any:

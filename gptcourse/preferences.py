@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from gptcourse.checks import COUNT, FLAG, POSITIVE, POSITIVE_OR_ZERO, Number, Shape, checked
 from gptcourse.config import RULES, TrainingConfig, check_settings
 from gptcourse.data import IGNORED, Example, check_examples, counted_rng, fingerprint_examples, pad
+from gptcourse.files import digest
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTOutput
 from gptcourse.training import History, Trainer, forward
@@ -263,8 +264,8 @@ class Rollouts:
 
 
 @dataclass
-class PolicyHistory:
-    """What the rollouts of a run have measured, one entry each.
+class PolicyHistory(History):
+    """A `History`, and what the rollouts of a run have measured, one entry each.
 
     `reward` and `length` (tokens) are means over all replies; `kl` is the mean of ln(policy / reference) of a reply, in
     nats, and `entropy` that of -ln(policy) of a token: what has been drawn estimates both. `idle` is the share of
@@ -279,7 +280,7 @@ class PolicyHistory:
     idle: list[float] = field(default_factory=list)
     clipped: list[float] = field(default_factory=list)
 
-    def record(self, rollouts: Rollouts, ref_log_probs: Tensor) -> None:
+    def record_rollout(self, rollouts: Rollouts, ref_log_probs: Tensor) -> None:
         """Append what one rollout measures."""
         rewards = rollouts.rewards
         self.reward.append(rewards.mean().item())
@@ -350,52 +351,69 @@ def grpo(
     *,
     eos_token_id: int | None = None,
     callback: Callable[[PolicyHistory], bool | None] | None = None,
+    checkpoint_dir=None,
+    resume=False,
     device=None,
     progress: bool = True,
 ) -> PolicyHistory:
     """Train `model` in place to have its replies rewarded (Shao et al. 2024, algorithm 1); return what was measured.
 
     Each rollout draws `batch_size` of the prompts (token ids). reward(i, ids) is the worth of a reply to prompts[i].
-    callback(measured) is called after each step; True stops the run. Switch dropout off first (`set_dropout`), or the
-    policy that learns is not the one that wrote. Raises ValueError if prompt and reply might not fit into the window.
+    callback(history) is called after each step; True stops the run. Switch dropout off first (`set_dropout`), or the
+    policy that learns is not the one that wrote. The other options are those of `train`; who resumes gives the model as
+    it was at first, for it is the reference, and the same reward and advantages: no checkpoint compares functions.
+
+    Raises ValueError if prompt and reply might not fit into the window.
     """
     longest, window = max(map(len, prompts), default=0) + rules.max_completion_length, context_window(model)
     if not prompts or longest > window:
         raise ValueError(f"Prompt and reply may have {longest} tokens, but this model takes {window}: give fewer.")
     policy = _Policy(model, prompts, reward, config, rules, eos_token_id)
     trainer = Trainer(Objective(model, policy.loss), policy.batches, config, device=device)
-    trainer.run(callback and (lambda _: callback(policy.measured)), progress)
-    return policy.measured
+    trainer.history, trainer.extra = policy.history, policy.kept
+    given = {name: value for name, value in vars(rules).items() if name != "advantages"}
+    given |= {"the prompts": digest([eos_token_id, *prompts])[:16]}
+    return trainer.run(callback, progress, checkpoint_dir, resume, given)
 
 
 class _Policy:
     """Gives `Trainer` its batches, which are rollouts, and their loss."""
 
     def __init__(self, model, prompts, reward, config, rules, eos_token_id):
-        self.model, self.reference, self.measured = model, eval_view(copy.deepcopy(unwrap(model))), PolicyHistory()
+        self.model, self.reference, self.history = model, eval_view(copy.deepcopy(unwrap(model))), PolicyHistory()
         self.prompts, self.reward, self.config, self.rules, self.end = prompts, reward, config, rules, eos_token_id
+        self.kept: dict[str, Tensor] = {}  # the newest rollout: a checkpoint may come before it has been used up
+        self.rollouts = None
 
     def batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """Return the batch of a step; every `num_iterations` steps it is drawn anew."""
         if step % self.rules.num_iterations == 0:
-            rng, rules = counted_rng(self.config.seed, step), self.rules
-            drawn = rng.integers(len(self.prompts), size=self.config.batch_size).tolist()
-            prompts, seed = [self.prompts[i] for i in drawn], int(rng.integers(2**63))
-            made = roll_out(self.model, prompts, lambda i, ids: self.reward(drawn[i], ids), rules, self.end, seed)
-            with torch.no_grad():
-                self.before = token_log_probs(self.reference, made.ids, made.targets)
-            pull = rules.beta * (made.log_probs - self.before).sum(-1).view_as(made.rewards)
-            self.advantages = rules.advantages(made.rewards - pull * (rules.penalty == "reward")).flatten()
-            self.measured.record(made, self.before)
-            self.rollouts = made
+            self._take(self._draw(step))
+            self.history.record_rollout(self.rollouts, self.before)
+        elif self.rollouts is None:  # the run was resumed
+            self._take(Rollouts(**self.kept))
         return [(self.rollouts.ids, self.rollouts.targets)]
+
+    def _draw(self, step: int) -> Rollouts:
+        rng = counted_rng(self.config.seed, step)
+        drawn = rng.integers(len(self.prompts), size=self.config.batch_size).tolist()
+        prompts, seed = [self.prompts[i] for i in drawn], int(rng.integers(2**63))
+        return roll_out(self.model, prompts, lambda i, ids: self.reward(drawn[i], ids), self.rules, self.end, seed)
+
+    def _take(self, rollouts: Rollouts) -> None:
+        rules, self.rollouts = self.rules, rollouts
+        self.kept.update(vars(rollouts))
+        with torch.no_grad():
+            self.before = token_log_probs(self.reference, rollouts.ids, rollouts.targets)
+        pull = rules.beta * (rollouts.log_probs - self.before).sum(-1).view_as(rollouts.rewards)
+        self.advantages = rules.advantages(rollouts.rewards - pull * (rules.penalty == "reward")).flatten()
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of the model as it is now, on the newest rollouts."""
         rules, mask, log_probs = self.rules, self.rollouts.mask, token_log_probs(self.model, ids, targets)
         given, average = (self.advantages, mask, rules.epsilon), (rules.loss_type, rules.max_completion_length)
         wanted = policy_loss(log_probs, self.rollouts.log_probs, *given, *average)
-        self.measured.clipped[-1] = clipped_share(log_probs, self.rollouts.log_probs, *given)
+        self.history.clipped[-1] = clipped_share(log_probs, self.rollouts.log_probs, *given)
         if rules.beta and rules.penalty == "loss":
             wanted = wanted + rules.beta * kl_loss(log_probs, self.before, mask, *average)
         return wanted

@@ -83,7 +83,8 @@ class Trainer:
 
     `batches(step)` returns the micro-batches (ids, targets), each (B, T), of a step counted from 0, for all processes.
     `validate(model)` returns a validation loss, `schedule(step)` a learning rate (None: `learning_rate_at`). With
-    `keep_best`, `best` holds a copy of `state()` at the lowest validation loss.
+    `keep_best`, `best` holds a copy of `state()` at the lowest validation loss. Tensors that `batches` needs on
+    resuming can be put into `extra`, by name: checkpoints keep them.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Trainer:
         self.model = unwrap(model)
         self.trainable = {plain_name(name): p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = build_optimizer(self.model, config)
-        self.history, self.keep_best, self.best = History(), keep_best, {}
+        self.history, self.keep_best, self.best, self.extra = History(), keep_best, {}, {}
 
     def run(self, callback=None, progress=True, checkpoint_dir=None, resume=False, data=None) -> History:
         """Make the remaining steps and return the history; the arguments are those of `train`.

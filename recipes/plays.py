@@ -104,7 +104,8 @@ def within_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Turn "tokens" into steps, and "warmup" from a share of the steps into a number of them."""
     settings = dict(settings)
     if "tokens" in settings:
-        settings["steps"] = settings.pop("tokens") // (settings["batch_size"] * MODEL.n_positions)
+        per_step = settings["batch_size"] * settings.get("n_positions", MODEL.n_positions)
+        settings["steps"] = settings.pop("tokens") // per_step
     if "warmup" in settings:
         settings["warmup_steps"] = round(settings.pop("warmup") * settings["steps"])
     return settings

@@ -400,7 +400,7 @@ def grpo_run(seed: int, name: str, beta: float) -> dict:
 
 def noted_of(measured: PolicyHistory) -> dict:
     """Return what is kept of a history: with one step for each rollout nothing is clipped."""
-    return {key: rounded(values) for key, values in vars(measured).items() if key != "clipped"}
+    return {key: rounded(getattr(measured, key)) for key in ("reward", "length", "kl", "entropy", "idle")}
 
 
 def paying(name: str, seed: int, tokenizer, dialogues: list[Dialogue]) -> Reward:

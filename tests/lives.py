@@ -24,11 +24,12 @@ from gptcourse.data import IGNORED
 from gptcourse.files import digest
 from gptcourse.finetuning import finetune
 from gptcourse.model import GPT, GPTConfig
-from gptcourse.preferences import dpo, reward_model, train_reward_model
+from gptcourse.preferences import GRPOConfig, dpo, grpo, reward_model, train_reward_model
 from gptcourse.sweeps import search, sweep
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, train
 from gptcourse.tuning import Budget, tune
+from gptcourse.views import set_dropout
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = GPTConfig(17, 8, 16, 2, 2, dropout=0.2)
@@ -83,6 +84,14 @@ def learning_a_reward(folder):
     return learned(model, train_reward_model(model, PAIRS, CONFIG, **kept(folder)))
 
 
+def learning_from_rewards(folder):
+    model, rules = new_model(), GRPOConfig(3, 4, num_iterations=3)
+    set_dropout(model, 0.0)
+    return learned(
+        model, grpo(model, [[1], [2, 3]], lambda i, reply: reply.count(5 + i), CONFIG, rules, **kept(folder))
+    )
+
+
 def runs_here():
     """Make the runs of a sweep in this process: to start another takes longer than what is tested."""
     sweeps._worker = lambda *_: nullcontext(SimpleNamespace(poll=lambda: None))
@@ -120,7 +129,16 @@ def saving(folder):
     return "saved"
 
 
-RUNS = [training, fine_tuning, learning_from_pairs, learning_a_reward, sweeping, searching, tuning]
+RUNS = [
+    training,
+    fine_tuning,
+    learning_from_pairs,
+    learning_a_reward,
+    learning_from_rewards,
+    sweeping,
+    searching,
+    tuning,
+]
 KINDS = {run.__name__: run for run in (*RUNS, saving)}
 
 

@@ -302,6 +302,17 @@ def test_one_process_takes_over_from_two(strategy, resumed, tmp_path):
     assert evaluate(model, TOKENS) == pytest.approx(evaluate(whole, TOKENS), abs=1e-6)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 2)])
+def test_four_processes_take_over_from_two_and_two_from_four(first, then, strategy, tmp_path):
+    case = {"strategy": strategy, "places": [str(tmp_path / "kept")]} | KEPT
+    launched(tmp_path, [case | {"name": "begun", "stop": 5}], n=first)
+    found = launched(tmp_path, [case | {"name": "resumed"}], n=then)[0]["resumed"]
+    assert [one["first step"] for one in found] == then * [6]
+    assert_same_run(found, weights=1e-5)
+
+
 def test_a_checkpoint_of_parts_is_safetensors_and_json_and_says_when_it_is_damaged(resumed, tmp_path):
     folder = shutil.copytree(resumed[0] / "fsdp", tmp_path / "copy")
     assert {path.suffix for path in (folder / "step-00000009").iterdir()} == {".safetensors", ".json"}  # no pickle

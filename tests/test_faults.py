@@ -72,7 +72,25 @@ def test_a_model_saved_over_another_is_one_of_the_two_or_refused_wherever_the_pr
             assert "".join(load_tokenizer(folder).characters) == alphabet
         if made:
             break
+        old[0].save(folder)  # whoever saves again finds nothing in the way, and leaves nothing of the killed one
+        assert not list(folder.glob(".*"))
     assert set(found) == {2, 4, "none"} and found[-1] == 4 and found == sorted(found, key=[2, "none", 4].index)
+
+
+def test_two_saves_into_one_folder_take_no_turns(tmp_path, monkeypatch):
+    model = new_model(2)
+    model.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def at_once(tensors, path):
+        with pytest.raises(ValueError, match="is in use by another run"):
+            new_model(4).save(tmp_path)
+        raise RuntimeError
+
+    monkeypatch.setattr("gptcourse.hf.save_tensors", at_once)
+    with pytest.raises(RuntimeError):
+        model.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # ---- Disks that are full, or cannot be written

@@ -9,7 +9,7 @@ from pictures import assert_all_lies_within, assert_says, assert_texts_lie_apart
 
 from gptcourse.drawings.preferences import group, ways
 from gptcourse.explorers import PolicyMonitor, dpo_explorer, frontier_explorer, thinking_explorer
-from gptcourse.explorers.preferences import BETAS
+from gptcourse.explorers.preferences import BETAS, MEASURED
 from gptcourse.preferences import PolicyHistory, dpo_loss, group_advantages, optimal_policy, price_and_worth
 
 MESSAGES = [([0.0, 0.5, 1.0], [0.6, 0.3, 0.1]), ([0.0, 0.25, 0.75, 1.0], [0.2, 0.5, 0.25, 0.05])]
@@ -68,12 +68,12 @@ def test_a_stronger_pull_moves_the_dot_down_and_to_the_left():
 def test_the_monitor_shows_the_last_of_everything_and_draws_every_rollout():
     monitor, measured = PolicyMonitor(), PolicyHistory()
     for i in range(3):
-        for values in vars(measured).values():
-            values.append(0.25 * (i + 1))
+        for name in MEASURED:
+            getattr(measured, name).append(0.25 * (i + 1))
         assert monitor(measured) is None  # True would stop the run
         assert f"rollout {i + 1}: reward {0.25 * (i + 1):.3g}" in monitor.picture.value
     curves = re.findall(r'points="([^"]+)"', monitor.picture.value)
-    assert len(curves) == len(vars(measured)) and all(len(points.split()) == 3 for points in curves)
+    assert len(curves) == len(MEASURED) == 6 and all(len(points.split()) == 3 for points in curves)
 
 
 def test_the_bars_hold_all_replies_before_and_after():

@@ -302,7 +302,7 @@ def test_what_a_rollout_measures():
     log_probs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
     targets = torch.tensor([[1, 2], [3, IGNORED]])
     history = PolicyHistory()
-    history.record(
+    history.record_rollout(
         Rollouts(targets, targets, log_probs, torch.tensor([[1.0, 1.0]])), torch.tensor([[-2.0, -2.0], [-3.5, 0.0]])
     )
     expected = PolicyHistory(reward=[1.0], length=[1.5], kl=[0.75], entropy=[2.0], idle=[1.0], clipped=[0.0])
@@ -357,6 +357,23 @@ def test_with_a_penalty_it_ends_at_the_optimum_of_that_penalty(penalty):
     assert_close(found, best[penalty], atol=0.05, rtol=0)
     kl = (found * (found / reference).log()).sum().item()
     assert history.kl[-1] == pytest.approx(kl, abs=0.1)
+
+
+@pytest.mark.parametrize("stop", [4, 5])  # at the end of a rollout's steps, and in their midst
+def test_grpo_resumes_exactly_and_refuses_what_is_another_run(tmp_path, stop):
+    def run(**options):
+        model, rules = tiny(), GRPOConfig(4, 3, num_iterations=2, beta=options.pop("beta", 0.1))
+        config = TrainingConfig(8, 2, 1e-2, save_steps=1)
+        history = grpo(model, [PROMPT, [2]], lambda i, r: float(len(r) + i), config, rules, **options, **QUIET)
+        return history, model.state_dict()
+
+    whole, weights = run()
+    run(callback=lambda history: len(history.step) == stop, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"beta was 0\.1 and is now 0\.3"):
+        run(beta=0.3, checkpoint_dir=tmp_path, resume=True)
+    resumed, same = run(checkpoint_dir=tmp_path, resume=True)
+    assert resumed == whole and len(resumed.reward) == 4 and len(resumed.loss) == 8
+    assert all(torch.equal(a, b) for a, b in zip(weights.values(), same.values(), strict=True))
 
 
 def test_grpo_is_a_function_of_its_seed_and_goes_over_a_rollout_several_times():

@@ -1,6 +1,7 @@
 """What the repository promises as a whole: imports, sizes, dependencies, documents, links and badges."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools import badges
+from tools import badges, notebooks, pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gptcourse"
@@ -316,8 +317,19 @@ def test_ci_runs_the_readmes_test_command_last():
     assert opens == "pip install -c constraints.txt -e . && jupyter lab notebooks/00_start_here.ipynb"
 
 
+def test_the_readme_shows_a_picture_of_each_notebook_that_a_tool_makes():
+    assert list(pictures.CELLS) == [path.stem for path in notebooks.all_notebooks()]
+    for path in notebooks.all_notebooks():
+        assert pictures.CELLS[path.stem] in {cell["id"] for cell in json.loads(read(path))["cells"]}
+        shown = rf'(!\[.{{20,}}\]\(docs/{path.stem}.png\)|<img src="docs/{path.stem}.png" [^>]*alt="[^"]{{20,}}")'
+        assert re.search(shown, read(ROOT / "README.md"))
+        assert (ROOT / "docs" / f"{path.stem}.png").stat().st_size < 200_000
+
+
 def test_the_workflow_calls_the_same_script():
     jobs = yaml.safe_load(read(ROOT / ".github" / "workflows" / "ci.yml"))["jobs"]
+    audit = jobs.pop("known-vulnerabilities")["steps"][-1]["run"]
+    assert audit.endswith("pip-audit --requirement constraints.txt --no-deps --disable-pip")
     matrix = jobs["test"]["strategy"]["matrix"]
     assert {system.split("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
     assert f">={matrix['python'][0]}" == PROJECT["requires-python"]

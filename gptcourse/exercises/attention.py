@@ -169,7 +169,7 @@ class Causal(Exercise, name="attention.causal", minutes=8):
 
 
 class Heads(Exercise, name="attention.heads", minutes=7):
-    """Split each token's vector into heads and bring the heads in front of the time."""
+    """Split each token's vector into heads and bring the heads in front of the tokens."""
 
     hint = "Head h of token t holds the numbers h * D up to (h + 1) * D of that token's vector, and no others."
 

@@ -268,9 +268,9 @@ class NgramLoss(Exercise, name="first_model.ngram_loss", minutes=25):
 
 
 class Shift(Exercise, name="first_model.shift", minutes=2):
-    """Cut windows of tokens into inputs and targets: each target is the token that follows."""
+    """Cut pieces of tokens into inputs and targets: each target is the token that follows."""
 
-    hint = "For a window 1 2 3 4 the model reads 1 2 3, and what should it answer at each place?"
+    hint = "For a piece 1 2 3 4 the model reads 1 2 3, and what should it answer at each place?"
 
     def inputs():
         return [(torch.tensor([[1, 2, 3, 4]]),), (torch.arange(12).view(2, 6),), (randint(65, (4, 9)),)]

@@ -1,0 +1,65 @@
+"""Make the pictures of the README: docs/NOTEBOOK.png, a panel or drawing of each notebook as JupyterLab shows it.
+
+    python tools/pictures.py                                 all, in about ten minutes
+    python tools/pictures.py notebooks/02_attention.ipynb    only these
+
+Each notebook is run from its first cell to its last.
+
+Needs Playwright and a Chromium, as the browser tests do.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+from PIL import Image  # matplotlib brings it
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.browser import Lab  # noqa: E402
+
+DOCS, COLORS = ROOT / "docs", 128
+WINDOW = {"width": 1100, "height": 820}
+CELLS = {  # what is shown, by the id of its cell
+    "00_start_here": "sliders-explorer",
+    "01_first_language_model": "bpe-explorer",
+    "02_attention": "heads-example",
+    "03_gpt_block": "block-drawn",
+    "04_training_a_gpt": "heads-explorer",
+    "05_learning_rate_and_batch_size": "schedule-explorer",
+    "06_tune_your_own_model": "clinic-explorer",
+    "07_decoding_and_generation": "microscope-explorer",
+    "08_fine_tuning": "writing-code",
+    "09_preferences_and_reasoning": "frontier-explorer",
+    "10_scaling_up": "ring-picture",
+    "11_evaluation_and_safety": "threshold-explorer",
+    "12_from_gpt3_to_today": "memory-explorer",
+}
+PLACE = """id => window.jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
+    .findIndex(cell => cell.id === id)"""
+WHOLE = "00_start_here"  # shown with the window around it; of all others, what stands below the code
+
+
+def shot(notebook, name):
+    """Return the picture of a notebook that has been run, as bytes of a PNG."""
+    page = notebook.page
+    cell = page.locator(".jp-Notebook-cell").nth(page.evaluate(PLACE, CELLS[name]))
+    cell.evaluate("cell => cell.scrollIntoView({block: 'center'})")
+    notebook.settle()
+    return page.screenshot() if name == WHOLE else cell.locator(".jp-Cell-outputWrapper").screenshot()
+
+
+def main(paths):
+    """Write the pictures."""
+    for path in tqdm([Path(path) for path in paths] or sorted((ROOT / "notebooks").glob("*.ipynb"))):
+        with Lab([path]) as lab, lab.open(path.name) as notebook:
+            notebook.page.set_viewport_size(WINDOW)
+            if errors := notebook.run(600):
+                raise SystemExit("\n".join(errors))
+            picture = Image.open(io.BytesIO(shot(notebook, path.stem))).convert("RGB")
+        picture.quantize(COLORS, dither=Image.Dither.NONE).save(DOCS / f"{path.stem}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

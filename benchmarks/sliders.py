@@ -99,7 +99,10 @@ def answers(page, handle, act, n):
 
 
 def measure_slider(notebook, cell, label, options):
-    """Return the row of one slider of a cell."""
+    """Return the row of one slider of a cell, all others standing where they stood at first."""
+    if (reset := cell.get_by_role("button", name="reset")).count():
+        reset.first.click()
+        notebook.settle()
     exactly = notebook.page.locator(".widget-label").filter(has_text=re.compile(f"^{re.escape(label)}$"))
     handle = cell.locator(".widget-slider").filter(has=exactly).first.get_by_role("slider").first
     handle.evaluate("h => h.scrollIntoView({block: 'center'})")

@@ -12,14 +12,14 @@ import io
 import sys
 from pathlib import Path
 
-from PIL import Image  # matplotlib brings it
+from PIL import Image, ImageChops  # matplotlib brings it
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from tests.browser import Lab  # noqa: E402
 
-DOCS, COLORS = ROOT / "docs", 128
+DOCS, COLORS, MARGIN = ROOT / "docs", 128, 16
 WINDOW = {"width": 1100, "height": 820}
 CELLS = {  # what is shown, by the id of its cell
     "00_start_here": "sliders-explorer",
@@ -50,6 +50,13 @@ def shot(notebook, name):
     return page.screenshot() if name == WHOLE else cell.locator(".jp-Cell-outputWrapper").screenshot()
 
 
+def trimmed(picture):
+    """Return a picture without the empty page around it."""
+    left, top, right, bottom = ImageChops.difference(picture, Image.new("RGB", picture.size, "white")).getbbox()
+    edges = max(left - MARGIN, 0), max(top - MARGIN, 0), right + MARGIN, bottom + MARGIN
+    return picture.crop((*edges[:2], min(edges[2], picture.width), min(edges[3], picture.height)))
+
+
 def main(paths):
     """Write the pictures."""
     for path in tqdm([Path(path) for path in paths] or sorted((ROOT / "notebooks").glob("*.ipynb"))):
@@ -57,7 +64,10 @@ def main(paths):
             notebook.page.set_viewport_size(WINDOW)
             if errors := notebook.run(600):
                 raise SystemExit("\n".join(errors))
+            if path.stem == WHOLE:
+                notebook.press("temperature", "ArrowLeft", 8)  # so that the sliders have something to show
             picture = Image.open(io.BytesIO(shot(notebook, path.stem))).convert("RGB")
+        picture = picture if path.stem == WHOLE else trimmed(picture)
         picture.quantize(COLORS, dither=Image.Dither.NONE).save(DOCS / f"{path.stem}.png", optimize=True)
 
 

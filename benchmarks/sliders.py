@@ -3,7 +3,8 @@
 The clock starts with the browser's own time stamp of the key press or of the move of the mouse that changed the
 slider's value, and stops when the frame with the next new picture has been drawn. While the mouse goes on, that is the
 first move which the last picture had not answered. The first row is what JupyterLab and this machine take for one word;
-run it on a quiet machine. Explorers that compute a model's forward pass, or write, for a new value take longer for it.
+run it on a quiet machine. Explorers that compute a model's forward pass for a new value take longer for it. Two are not
+here: "compare" and "writing" write when their sliders have stood still for a quarter of a second.
 """
 
 import re
@@ -43,7 +44,8 @@ ipywidgets.VBox([slider, word])
 """
 # The last two make models of their own, where the others have the small one of SETUP.
 LARGER = {"decoding": MODEL, "attention": ATTENTION}
-OTHERS = {name: cell for name, cell in zip(EVERY, EXPLORERS[FIRST:], strict=True) if name not in LARGER}
+WRITERS = ("compare", "writing")
+OTHERS = {name: cell for name, cell in zip(EVERY, EXPLORERS[FIRST:], strict=True) if name not in (*LARGER, *WRITERS)}
 CELLS = {"(setup)": SETUP, "(one word of HTML)": WORD} | OTHERS | LARGER
 WATCH = """handle => {
     const output = handle.closest(".jp-OutputArea-output");

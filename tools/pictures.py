@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from tests.browser import Lab  # noqa: E402
 
 DOCS, COLORS, MARGIN = ROOT / "docs", 128, 16
-WINDOW = {"width": 1100, "height": 820}
+WINDOW, PAGE = {"width": 1100, "height": 820}, {"width": 860, "height": 1600}
 CELLS = {  # what is shown, by the id of its cell
     "00_start_here": "sliders-explorer",
     "01_first_language_model": "bpe-explorer",
@@ -39,15 +39,24 @@ CELLS = {  # what is shown, by the id of its cell
 PLACE = """id => window.jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
     .findIndex(cell => cell.id === id)"""
 WHOLE = "00_start_here"  # shown with the window around it; of all others, what stands below the code
+PRESSES = {  # arrow keys on a slider, to the left if negative: so that there is something to see
+    "00_start_here": {"temperature": -8},
+    "01_first_language_model": {"vocabulary": 4},
+    "06_tune_your_own_model": {"patient": 4},
+    "07_decoding_and_generation": {"top-p (1: off)": -20},
+    "10_scaling_up": {"steps done": 2},
+}
 
 
 def shot(notebook, name):
     """Return the picture of a notebook that has been run, as bytes of a PNG."""
     page = notebook.page
+    for label, times in PRESSES.get(name, {}).items():
+        notebook.press(label, "ArrowRight" if times > 0 else "ArrowLeft", abs(times))
     cell = page.locator(".jp-Notebook-cell").nth(page.evaluate(PLACE, CELLS[name]))
     cell.evaluate("cell => cell.scrollIntoView({block: 'center'})")
     notebook.settle()
-    return page.screenshot() if name == WHOLE else cell.locator(".jp-Cell-outputWrapper").screenshot()
+    return page.screenshot() if name == WHOLE else cell.locator(".jp-OutputArea-child:visible").last.screenshot()
 
 
 def trimmed(picture):
@@ -61,11 +70,9 @@ def main(paths):
     """Write the pictures."""
     for path in tqdm([Path(path) for path in paths] or sorted((ROOT / "notebooks").glob("*.ipynb"))):
         with Lab([path]) as lab, lab.open(path.name) as notebook:
-            notebook.page.set_viewport_size(WINDOW)
+            notebook.page.set_viewport_size(WINDOW if path.stem == WHOLE else PAGE)
             if errors := notebook.run(600):
                 raise SystemExit("\n".join(errors))
-            if path.stem == WHOLE:
-                notebook.press("temperature", "ArrowLeft", 8)  # so that the sliders have something to show
             picture = Image.open(io.BytesIO(shot(notebook, path.stem))).convert("RGB")
         picture = picture if path.stem == WHOLE else trimmed(picture)
         picture.quantize(COLORS, dither=Image.Dither.NONE).save(DOCS / f"{path.stem}.png", optimize=True)

@@ -1,6 +1,7 @@
 """What the tests share: folders of their own, so that nobody's downloads and progress are touched."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -20,6 +21,8 @@ def pytest_configure(config):
     progress = tempfile.TemporaryDirectory()
     config.add_cleanup(progress.cleanup)
     os.environ["GPTCOURSE_PROGRESS"] = progress.name
+    # A shell lets its background jobs ignore Ctrl-C, and all their children with them; tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -49,14 +49,14 @@ OTHERS = {name: cell for name, cell in zip(EVERY, EXPLORERS[FIRST:], strict=True
 CELLS = {"(setup)": SETUP, "(one word of HTML)": WORD} | OTHERS | LARGER
 WATCH = """handle => {
     const output = handle.closest(".jp-OutputArea-output");
-    window.times = []; let moved = null, waiting = null;
+    window.times = []; window.waiting = null; let moved = null;
     for (const kind of ["keydown", "mousemove", "pointermove"])
         document.addEventListener(kind, event => { moved = event.timeStamp; }, true);
-    new MutationObserver(() => { waiting ??= moved; })
+    new MutationObserver(() => { window.waiting ??= moved; })
         .observe(handle, {attributes: true, attributeFilter: ["aria-valuenow", "aria-valuetext"]});
     const answered = new MutationObserver(() => {
-        if (waiting === null) return;
-        const start = waiting; waiting = null;
+        if (window.waiting === null) return;
+        const start = window.waiting; window.waiting = null;
         requestAnimationFrame(() => setTimeout(() => window.times.push(performance.now() - start)));
     });
     for (const html of output.querySelectorAll(".widget-html-content"))
@@ -70,6 +70,7 @@ def press(page, handle, presses):
     keys = ["ArrowRight", "ArrowLeft"] if place[0] < place[1] else ["ArrowLeft", "ArrowRight"]
     handle.focus()
     for n in range(presses):
+        page.evaluate("() => { window.waiting = null; }")  # the press before has changed no picture: it has no answer
         handle.press(keys[n // 4 % 2])
         page.wait_for_timeout(PAUSE)
 

@@ -295,11 +295,10 @@ def _place(name, shape, dtype, ours, parameters) -> Tensor:
     kind, rest = name.split(".", 1)
     if kind == "model":
         return ours[rest]
-    if kind == "optimizer":
-        like = parameters[int(rest.split(".")[0])].detach()
-    else:
-        like = ours.get(rest, next(iter(ours.values())))  # "extra" has no weight: the device of any
-    same = kind != "extra" and like.shape == shape
+    if kind == "extra":  # it belongs to no weight
+        return torch.zeros(shape, dtype=dtype, device=next(iter(ours.values())).device)
+    like = ours[rest] if kind == "best" else parameters[int(rest.split(".")[0])].detach()
+    same = like.shape == shape
     return torch.zeros_like(like, dtype=dtype) if same else torch.zeros(shape, dtype=dtype, device=like.device)
 
 

@@ -113,10 +113,15 @@ def gain(before: list[float], after: list[float], ratio: float) -> tuple[float, 
     return sum(saved) / len(saved), *t_interval(saved)
 
 
+def changed(settings: dict, change: Mapping[str, Any]) -> dict:
+    """Return settings with a change made; "half" is half of what it was."""
+    return settings | {key: settings[key] // 2 if value == "half" else value for key, value in change.items()}
+
+
 def row(work: Work, kept: dict, name: str, change: dict, goal: dict[str, float]) -> dict:
     """Try one change on top of what was kept, and say whether it is kept, too."""
     before = kept["settings"]
-    settings = before | {key: before[key] // 2 if value == "half" else value for key, value in change.items()}
+    settings = changed(before, change)
     rate, trials = best_rate(work, settings)
     settings |= {"learning_rate": rate}
     found = arrival(work, settings, goal, kept["rung"] - LOWER.get(name, 0))

@@ -155,7 +155,7 @@ BUDGETS = {
     "supporting": 5_798,
     "exercises": 7_484,
     "explorers": 2_689,
-    "recipes": 4_230,
+    "recipes": 4_235,
     "drawings": 1_977,
 }
 

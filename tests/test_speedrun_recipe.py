@@ -83,7 +83,7 @@ def test_a_change_is_kept_if_it_saves_time_on_the_text_for_choosing(work):
 def test_every_change_can_be_built():
     settings = dict(recipe.BEGIN)
     for change in recipe.IDEAS.values():
-        settings |= {key: settings[key] // 2 if value == "half" else value for key, value in change.items()}
+        settings = recipe.changed(settings, change)
         model, config = recipe.configs(settings | {"tokens": recipe.TRIAL_TOKENS})
         GPT(model)
         assert config.steps * config.batch_size * model.n_positions == pytest.approx(recipe.TRIAL_TOKENS, rel=1e-2)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from tests.browser import Lab  # noqa: E402
+from tools.notebooks import all_notebooks  # noqa: E402
 
 DOCS, COLORS, MARGIN = ROOT / "docs", 128, 16
 WINDOW, PAGE = {"width": 1100, "height": 820}, {"width": 860, "height": 1600}
@@ -68,7 +69,7 @@ def trimmed(picture):
 
 def main(paths):
     """Write the pictures."""
-    for path in tqdm([Path(path) for path in paths] or sorted((ROOT / "notebooks").glob("*.ipynb"))):
+    for path in tqdm([Path(path) for path in paths] or all_notebooks()):
         with Lab([path]) as lab, lab.open(path.name) as notebook:
             notebook.page.set_viewport_size(WINDOW if path.stem == WHOLE else PAGE)
             if errors := notebook.run(600):

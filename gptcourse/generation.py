@@ -144,8 +144,8 @@ def _write(model, prompts, max_new_tokens, sampling, noise, eos_token_id, use_ca
             if logits_processor is not None:
                 logits = logits_processor(seen.to(logits.device), logits)
             probabilities = next_token_distribution(logits, sampling, seen).cpu()  # (B, V)
-            drawn = sample(probabilities, noise(probabilities.shape))  # (B,)
-            ids[:, position] = torch.where(torch.tensor(writes), drawn, ids[:, position])
+            drawn = _race(probabilities, noise(probabilities.shape))  # (B,)
+            ids[:, position] = drawn if all(writes) else drawn.where(torch.tensor(writes), ids[:, position])
             tokens = [token if new else None for token, new in zip(drawn.tolist(), writes, strict=True)]
             yield tokens
             ended = [token is not None and token == eos_token_id for token in tokens]
@@ -170,7 +170,7 @@ class _Reader:
 
     def __call__(self, ids):
         """Return the logits (B, V) of the token after ids (B, T)."""
-        start = first_kept(ids.shape[1], self.window)
+        start = 0 if ids.shape[1] <= self.window else first_kept(ids.shape[1], self.window)
         if self.cache is None or start != self.start:
             self.start = self.n_read = start
             self.cache = self.model.new_cache(len(ids)) if self.ours and self.use_cache else None
@@ -338,6 +338,10 @@ def sample(probabilities: Tensor, noise: Tensor | float) -> Tensor:
     al., 2014, arXiv:1411.0030) without the logarithm. With the noise held fixed, draws can be compared: when a knob
     moves, the token changes only where the probabilities make it change.
     """
+    return _race(probabilities, noise)
+
+
+def _race(probabilities, noise):
     return (probabilities / noise).argmax(-1)
 
 

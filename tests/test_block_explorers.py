@@ -203,4 +203,4 @@ def test_the_mean_product_is_that_of_drawn_inputs(correlation):
     z, other = torch.randn(2, 400_000, generator=generator, dtype=torch.float64)
     partner = correlation * z + math.sqrt(1 - correlation**2) * other
     drawn = (gelu(0.8 * z) * gelu(0.8 * partner)).mean().item()
-    assert mean_product(gelu, 0.8, correlation) == pytest.approx(drawn, rel=0.02)
+    assert mean_product(gelu, 0.8)(correlation) == pytest.approx(drawn, rel=0.02)

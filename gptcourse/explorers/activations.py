@@ -9,6 +9,8 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.polynomial import Polynomial
+from numpy.polynomial.hermite_e import hermegauss, hermevander
 from torch.nn import functional as F
 
 from gptcourse.drawings import svg
@@ -23,6 +25,10 @@ WIDTHS = [64, 128, 256, 512, 768, 1024]
 STDS = [0.005, 0.01, 0.02, 0.04]
 ALIKE, RULE = "all matrices alike", "GPT-2's rule"
 NODES = 24  # of the quadrature in `mean_product`: right to a part in 100,000 for gelu and spreads up to 1.28
+NODE, WEIGHT = hermegauss(NODES)
+# Hermite polynomials (NODES, NODES), of which a normal number's have the mean square 1; times the share of each node.
+HERMITE = hermevander(NODE, NODES - 1) / [math.sqrt(math.factorial(n)) for n in range(NODES)]
+HERMITE *= (WEIGHT / WEIGHT.sum())[:, None]
 
 
 def straight_line(function, spread):
@@ -62,15 +68,14 @@ def _picture(bend, spread):
     )
 
 
-def mean_product(function, spread: float, correlation: float) -> float:
-    """Return the mean of function(h) · function(h'), for h and h' normal with mean 0, this spread and correlation.
+def mean_product(function, spread: float) -> Polynomial:
+    """Return the mean of function(h) · function(h'), for h and h' normal with mean 0 and this spread.
 
-    `function` maps a float64 tensor to one of the same shape. By Gauss-Hermite quadrature.
+    It is a polynomial in their correlation, with the squared Hermite coefficients of the function: Mehler's formula
+    (Poole et al. 2016 have the integral). `function` maps a float64 tensor to one of the same shape.
     """
-    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
-    first, other = spread * nodes[:, None], spread * nodes  # independent of each other
-    product = function(first) * function(correlation * first + math.sqrt(1 - correlation**2) * other)
-    return (weights @ product @ weights / weights.sum() ** 2).item()
+    outputs = function(spread * torch.from_numpy(NODE)).numpy()
+    return Polynomial((outputs @ HERMITE) ** 2)
 
 
 def expected_spread(n_layer: int, width: int, std: float, scaled: bool, tokens: int = 32) -> list[float]:
@@ -83,7 +88,7 @@ def expected_spread(n_layer: int, width: int, std: float, scaled: bool, tokens: 
     """
     writer = std / math.sqrt(2 * n_layer) if scaled else std
     read = width * std**2  # the variance of what a matrix makes of a normalised stream
-    square = mean_product(gelu, math.sqrt(read), 1)
+    product = mean_product(gelu, math.sqrt(read))
     same = np.mean(1 / np.arange(1, tokens + 1))  # an average over t tokens keeps 1/t of their variance
     other = 2 * (1 - same) / (tokens - 1)  # and shares 1/t of it with the average at any earlier place
     variance, shared = 2 * std**2, 0.0  # of one number of the stream, and its covariance with that of another token
@@ -93,8 +98,8 @@ def expected_spread(n_layer: int, width: int, std: float, scaled: bool, tokens: 
         variance += width * writer**2 * read * (same + (1 - same) * alike)
         shared += width * writer**2 * read * (other + (1 - other) * alike)
         alike = shared / variance
-        variance += 4 * width * writer**2 * square
-        shared += 4 * width * writer**2 * mean_product(gelu, math.sqrt(read), alike)
+        variance += 4 * width * writer**2 * product(1)
+        shared += 4 * width * writer**2 * product(alike)
         spreads.append(math.sqrt(variance))
     return spreads
 

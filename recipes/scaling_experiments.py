@@ -135,11 +135,11 @@ def counted(lengths: Iterable[int], longest: int = 7) -> list[dict]:
 
 
 def rolling(runs: list[dict]) -> list[dict]:
-    """Predict each run from those that are both smaller and shorter, by the law and by a ruler, where there are six."""
+    """Predict each run from those that are smaller and shorter, by the law and a ruler, if they can fix a law."""
     found = []
     for target in runs:
         known = [r for r in runs if r["parameters"] < target["parameters"] and r["tokens"] < target["tokens"]]
-        if len({r["parameters"] for r in known}) < 2 or len({r["tokens"] for r in known}) < 3:
+        if len({r["parameters"] for r in known}) < 3 or len({r["tokens"] for r in known}) < 3:
             continue
         place = target["parameters"], target["tokens"]
         guesses = {

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from plays import VOCAB_SIZE, Plays
+from plays import VOCAB_SIZE, Plays, within_tokens
 from runner import Work, completed, fill, finite, ranked, rounded, run, tables
 from scaling_experiments import configs, step_ratios
 
@@ -79,7 +79,8 @@ def arrival(work: Work, settings: dict, goal: dict[str, float], rung: int, seeds
     highest = rung + HIGHER
 
     def missed(rung: int) -> bool:
-        return finite(work.piece(trained, settings, tokens_of(rung), seeds[0])["choose"]) > goal["choose"]
+        both = ((trained, settings, tokens_of(length), seeds[0]) for length in (rung, rung - 1))  # at once
+        return finite(work.pieces(both)[0]["choose"]) > goal["choose"]
 
     while rung < highest and missed(rung):
         rung += 1
@@ -107,6 +108,14 @@ def crossing(less: int, more: int, loss_of_less: float | None, loss_of_more: flo
     return round(less * (more / less) ** ((loss_of_less - goal) / falls))
 
 
+def time_ratios(work: Work, runs: dict[str, dict]) -> dict[str, float]:
+    """Return how many times as long a token takes with each settings as with the first: not each step has as many."""
+    runs = {name: settings | {"tokens": TRIAL_TOKENS} for name, settings in runs.items()}
+    steps = [within_tokens(settings)["steps"] for settings in runs.values()]
+    ratios = work.piece(step_ratios, runs, ROUNDS, STEPS)
+    return {name: rounded(ratios[name] * n / steps[0]) for name, n in zip(runs, steps, strict=True)}
+
+
 def gain(before: list[float], after: list[float], ratio: float) -> tuple[float, float, float]:
     """Return how much of the time is saved, as ln(before / after) of each seed: the mean, and a 95 % interval."""
     saved = [math.log(old) - math.log(new * ratio) for old, new in zip(before, after, strict=True)]
@@ -125,15 +134,14 @@ def row(work: Work, kept: dict, name: str, change: dict, goal: dict[str, float])
     rate, trials = best_rate(work, settings)
     settings |= {"learning_rate": rate}
     found = arrival(work, settings, goal, kept["rung"] - LOWER.get(name, 0))
-    pair = {name: one | {"tokens": TRIAL_TOKENS} for name, one in (("before", before), ("after", settings))}
-    ratio = work.piece(step_ratios, pair, ROUNDS, STEPS)["after"]
+    ratio = time_ratios(work, {"before": before, "after": settings})["after"]
     gains = {part: gain(kept["tokens"][part], found["tokens"][part], ratio) for part in PARTS_OF_TEXT}
     told = {"kept": gains["choose"][1] > 0, "gain": rounded(gains["compare"]), "gain_choose": rounded(gains["choose"])}
     return {"name": name, "change": change, "trials": trials, "settings": settings} | found | told
 
 
 def speedrun(work: Work) -> dict:
-    """Try all ideas in their order; train the last that was kept with fresh seeds, and time the steps of all kept."""
+    """Try all ideas in their order; train the last that was kept with fresh seeds, and time all that were kept."""
     goal = goals()
     rows = [{"name": RECIPE_NAME, "settings": BEGIN, "kept": True} | arrival(work, BEGIN, goal, FIRST_RUNG)]
     kept = rows[0]
@@ -141,9 +149,8 @@ def speedrun(work: Work) -> dict:
         rows.append(row(work, kept, name, change, goal))
         kept = rows[-1] if rows[-1]["kept"] else kept
     confirmed = arrival(work, kept["settings"], goal, kept["rung"], FRESH_SEEDS)
-    timed = {row["name"]: row["settings"] | {"tokens": TRIAL_TOKENS} for row in rows if row["kept"]}
-    seconds = work.piece(step_ratios, timed, ROUNDS, STEPS)
-    return {"goal": goal, "rows": rows, "confirmed": confirmed, "seconds_per_step": seconds}
+    seconds = time_ratios(work, {row["name"]: row["settings"] for row in rows if row["kept"]})
+    return {"goal": goal, "rows": rows, "confirmed": confirmed, "seconds_per_token": seconds}
 
 
 def card(data: dict[str, dict]) -> str:

@@ -76,8 +76,10 @@ def test_a_change_is_kept_if_it_saves_time_on_the_text_for_choosing(work):
     assert rows["Muon"]["gain"] == pytest.approx([math.log(3)] * 3, abs=1e-3)
     assert rows["squared ReLU"]["gain"][0] == pytest.approx(math.log(1.2 / 2), abs=1e-3)
     assert rows["half the batch"]["settings"]["batch_size"] == recipe.BEGIN["batch_size"] // 2
+    assert rows["half the batch"]["gain"][0] == pytest.approx(-math.log(2), abs=1e-3)  # a step takes as long
+    assert rows["windows of 128 characters"]["gain"][0] == pytest.approx(0, abs=1e-3)
     assert data["confirmed"]["tokens"]["compare"][0] == pytest.approx(TOKENS / 4.5, rel=1e-3)
-    assert set(data["seconds_per_step"]) == set(kept)
+    assert set(data["seconds_per_token"]) == set(kept)
 
 
 def test_every_change_can_be_built():

@@ -13,12 +13,13 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from plays import MODEL, NANOGPT, VOCAB_SIZE, Plays, by_rate, within_tokens
 from runner import Work, completed, fill, finite, grouped, ranked, rounded, run, tables
+from torch import Tensor
 
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.ngrams import NGrams
@@ -115,17 +116,13 @@ def law(work: Work) -> dict:
         (data[key],) = law_runs(work, rates, [(name, tokens) for name in shapes], SEEDS[:1])
     data["repeats"] = law_runs(work, rates, [(name, TRIAL_BUDGET) for name in SIZES], SEEDS[1:])
     data["doubtful"] = law_runs(work, doubtful, [p for p in pairs if p[0] in doubtful], SEEDS[:1]) if doubtful else []
-    return data | {"rolling": rolling(data["runs"]), "lines": counted((*BUDGETS, len(PLAYS.train)))}
+    return data | {"rolling": rolling(data["runs"]), "lines": [best_table(n) for n in (*BUDGETS, len(PLAYS.train))]}
 
 
-def counted(lengths: Iterable[int], longest: int = 7) -> list[dict]:
-    """Return, for each number of tokens, the best table of n-grams that is counted on so many, and its loss."""
-    lines = []
-    for tokens in lengths:
-        losses = NGrams(PLAYS.train[:tokens].numpy(), VOCAB_SIZE, longest).losses(PLAYS.compare.numpy())
-        best = min(range(longest), key=losses.__getitem__)
-        lines.append({"tokens": tokens, "n": best + 1, "loss": rounded(losses[best])})
-    return lines
+def best_table(tokens: int, held_out: Tensor = PLAYS.compare, longest: int = 7) -> dict:
+    """Return the best table of n-grams that is counted on so many tokens of the plays, and its loss."""
+    losses = NGrams(PLAYS.train[:tokens].numpy(), VOCAB_SIZE, longest).losses(held_out.numpy())
+    return {"tokens": tokens, "n": losses.index(min(losses)) + 1, "loss": rounded(min(losses))}
 
 
 def rolling(runs: list[dict]) -> list[dict]:

@@ -14,7 +14,7 @@ from gptcourse.scaling import ScalingLaw, fit_scaling_law
 
 TRUTH = ScalingLaw(E=1.0, A=30.0, alpha=0.4, B=60.0, beta=0.35)
 BEST_RATE = 4e-3
-counted, rolling = recipe.counted, recipe.rolling
+best_table, rolling = recipe.best_table, recipe.rolling
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def assets(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "ASSETS", tmp_path)
     monkeypatch.setattr(recipe, "grid", grid)
     monkeypatch.setattr(recipe, "step_ratios", step_ratios)
-    monkeypatch.setattr(recipe, "counted", lambda lengths: [{"tokens": n, "n": 5, "loss": 2.0} for n in lengths])
+    monkeypatch.setattr(recipe, "best_table", lambda tokens: {"tokens": tokens, "n": 5, "loss": 2.0})
     monkeypatch.setattr(recipe, "rolling", lambda runs: [])  # nine fits
     CALLS.clear()
     return tmp_path
@@ -118,7 +118,7 @@ def test_each_run_with_six_smaller_and_shorter_ones_is_predicted_from_those():
 
 
 def test_the_best_table_of_each_length_is_found():
-    short, longer = counted((4_000, 40_000), longest=4)
+    short, longer = (best_table(tokens, longest=4) for tokens in (4_000, 40_000))
     assert short["loss"] > longer["loss"] and short["n"] <= longer["n"]
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import plays
 import pytest
 import runner
 import speedrun as recipe
@@ -100,7 +101,7 @@ def test_the_card_tells_every_row(work, tmp_path):
 
 
 def test_a_run_gives_its_losses_on_both_texts(monkeypatch):
-    monkeypatch.setattr(recipe, "PLAYS", recipe.Plays(200, 300))
+    monkeypatch.setattr(recipe, "PLAYS", plays.Plays(200, 300))
     settings = recipe.BEGIN | {"n_layer": 1, "n_embd": 8, "n_head": 1, "n_positions": 16}
     losses = recipe.trained(settings, 2000, 0)
     assert 3 < losses["choose"] < 5 and 3 < losses["compare"] < 5 and losses["choose"] != losses["compare"]

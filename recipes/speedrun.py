@@ -75,9 +75,11 @@ def arrival(work: Work, settings: dict, goal: dict[str, float], rung: int, seeds
     """
     highest = rung + HIGHER
 
-    def missed(rung: int) -> bool:
-        both = ((trained, settings, tokens_of(length), seeds[0]) for length in (rung, rung - 1))  # at once
-        return finite(work.pieces(both)[0]["choose"]) > goal["choose"]
+    def missed(*rungs: int) -> bool:
+        runs = work.pieces((trained, settings, tokens_of(rung), seeds[0]) for rung in rungs)
+        return finite(runs[0]["choose"]) > goal["choose"]
+
+    missed(rung, rung - 1)  # both at once: most often the goal lies there
 
     while rung < highest and missed(rung):
         rung += 1

@@ -136,7 +136,7 @@ def row(work: Work, kept: dict, name: str, change: dict, goal: dict[str, float])
     ratio = time_ratios(work, {"before": before, "after": settings})["after"]
     gains = {part: gain(kept["tokens"][part], found["tokens"][part], ratio) for part in PARTS_OF_TEXT}
     told = {"kept": gains["choose"][1] > 0, "gain": rounded(gains["compare"]), "gain_choose": rounded(gains["choose"])}
-    return {"name": name, "change": change, "trials": trials, "settings": settings} | found | told
+    return {"name": name, "change": change, "trials": trials, "settings": settings, "ratio": ratio} | found | told
 
 
 def speedrun(work: Work) -> dict:

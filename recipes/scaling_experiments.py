@@ -37,7 +37,7 @@ LARGER_RATES, SECOND_RATES = (1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 8e-3)
 TRIAL_SEEDS = (10, 11, 12)  # where one seed does not decide
 BUDGETS = tuple(2**power for power in range(17, 23))  # tokens
 TRIAL_BUDGET, LARGER_BUDGET, SECOND_BUDGET = 2**19, 4_700_000, 2**20
-SHAPE_RATES = (2e-3, 4e-3, 8e-3)
+SHAPE_RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
 SHAPE_BUDGET, SHAPE_TRIAL_BUDGET = 2**20, 2**18
 
 

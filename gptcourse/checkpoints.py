@@ -63,8 +63,11 @@ class Checkpoints:
     def __init__(self, trainer, directory, data: dict):
         self.trainer, self.directory, self.saved_step = trainer, expand(directory), None
         self.sharded = is_sharded(trainer.model)
-        config = getattr(trainer.model, "config", None)
+        config = getattr(trainer.core, "config", None)
         self.shape = asdict(config) if is_dataclass(config) else None
+        # What is saved opens as a model only if it is one, and whole.
+        whole = all(parameter.requires_grad for parameter in trainer.core.parameters())
+        self.opens = self.shape is not None and trainer.core is trainer.model and whole
         self.settings = json.loads(json.dumps(self._settings(data)))  # as they will be read back
 
     def together(self, action: Callable, everywhere: bool = True) -> list:
@@ -165,7 +168,7 @@ class Checkpoints:
         for kind, tensors in {} if digests else self._tensors().items():
             if tensors or kind in ("model", "optimizer"):
                 hf.save_tensors(tensors, folder / f"{kind}.safetensors")
-        if self.shape is not None:
+        if self.opens:
             text = json.dumps(self.shape | {"model_type": "gptcourse"}, indent=2)
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
         history = asdict(self.trainer.history)

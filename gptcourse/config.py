@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gptcourse.checks import BELOW_ONE, COUNT, COUNT_OR_ZERO, POSITIVE, POSITIVE_OR_ZERO, SEED, SHARE, Choice
+from gptcourse.checks import BELOW_ONE, COUNT, COUNT_OR_ZERO, POSITIVE, POSITIVE_OR_ZERO, SEED, SHARE, Choice, between
 
 SCHEDULES = ("cosine", "linear", "constant", "warmup_stable_decay")
 CHOICES = {
@@ -32,7 +32,8 @@ NUMBERS = {
     **dict.fromkeys(("num_generations", "max_completion_length", "num_iterations"), COUNT),
     **dict.fromkeys(("max_position_embeddings", "hidden_size", "num_hidden_layers", "intermediate_size"), COUNT),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window"), COUNT),
-    **dict.fromkeys(("num_experts", "num_nextn_predict_layers"), COUNT_OR_ZERO),
+    "num_experts": COUNT_OR_ZERO,
+    "num_nextn_predict_layers": between(0, 1),
     "num_experts_per_tok": COUNT,
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_factor"), POSITIVE),
     **dict.fromkeys(("router_aux_loss_coef", "mtp_coef"), POSITIVE_OR_ZERO),
@@ -228,7 +229,8 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_settings(self)
-        if self.warmup_steps + (self.decay_steps or 1) > self.steps:
+        own = self.steps // 10 if self.lr_scheduler_type == "warmup_stable_decay" else 1  # see `learning_rate_at`
+        if self.warmup_steps + (self.decay_steps or max(own, 1)) > self.steps:
             raise ValueError(f"warmup_steps and decay_steps do not fit into the {self.steps} steps of the run.")
         if self.batch_ramp_steps >= self.steps:
             raise ValueError(

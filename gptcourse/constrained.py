@@ -60,7 +60,8 @@ def followers(pattern: str, tokenizer, eos_token_id: int) -> Callable[[str], lis
         raise ValueError(f"{pattern!r} is no regular expression: {error}.") from None
     pieces = token_bytes(tokenizer)
     decoded = enumerate(piece.decode(errors="ignore") for piece in pieces)
-    texts = {i: text for i, text in decoded if text and text.encode() == pieces[i]}  # whole letters
+    # Whole letters; the end token stands for no text, even if it is one elsewhere.
+    texts = {i: text for i, text in decoded if i != eos_token_id and text and text.encode() == pieces[i]}
     firsts = {text[0] for text in texts.values()}
 
     @cache

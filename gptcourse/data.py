@@ -14,6 +14,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from itertools import chain
 from numbers import Integral
 from typing import TypeAlias
@@ -31,6 +32,25 @@ Batches: TypeAlias = Callable[[int], list[tuple[Tensor, Tensor]]]
 IGNORED = -100  # the target that F.cross_entropy leaves out
 # Held while dropout draws from torch's global generator, which other threads may draw from as well.
 global_random = threading.RLock()
+
+
+def fill_template(template: str, text: str) -> str:
+    """Return a template such as "{text}\\n{label}" with its text, up to the label. ValueError for one without both."""
+    if template.count("{label}") != 1 or not template.endswith("{label}") or "{text}" not in template:
+        raise ValueError(f"The template must hold {{text}} and end with {{label}}, but it is {template!r}.")
+    return template.removesuffix("{label}").replace("{text}", text)
+
+
+def alone_with_random(function: Callable) -> Callable:
+    """Return a function that draws from torch's global generator, and lets no thread that trains draw meanwhile."""
+
+    @wraps(function)
+    def call(*arguments, **named):
+        """Call it with the generator held."""
+        with global_random:
+            return function(*arguments, **named)
+
+    return call
 
 
 @checked(seed=SEED, counters=COUNT_OR_ZERO)

@@ -41,7 +41,7 @@ from gptcourse.checks import (
     shown,
     text_pairs,
 )
-from gptcourse.data import IGNORED, check_tokens, pad
+from gptcourse.data import IGNORED, check_tokens, fill_template, pad
 from gptcourse.support import Dialogue, parse_reply
 from gptcourse.tokenizers import encode_text
 from gptcourse.views import context_window, device_of, eval_view, vocab_size_of
@@ -222,14 +222,11 @@ def few_shot(
     separated by a blank line; k = 0 is zero-shot. Raises ValueError for a template without {text} before a final
     {label}, for more examples than there are, and what `classify` refuses.
     """
-    if not template.endswith("{label}") or "{text}" not in template:
-        raise ValueError(f"The template must hold {{text}} and end with {{label}}, but it is {template!r}.")
-    k = between(0, len(examples))("k", k)
-    ask, prompts = template.removesuffix("{label}"), []
+    k, prompts = between(0, len(examples))("k", k), []
     for i, text in enumerate(texts):
         chosen = np.random.default_rng((seed, i)).choice(len(examples), k, replace=False) if k else []
-        shown = [template.format(text=examples[j][0], label=examples[j][1]) for j in chosen]
-        prompts.append("\n\n".join([*shown, ask.format(text=text)]))
+        shown = [fill_template(template, examples[j][0]) + examples[j][1] for j in chosen]
+        prompts.append("\n\n".join([*shown, fill_template(template, text)]))
     return classify(model, tokenizer, prompts, labels, normalise)
 
 

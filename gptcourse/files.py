@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
@@ -86,28 +87,42 @@ def writing(what: Path, advice: str = "make room, or choose another place") -> I
         raise ValueError(f"{what} cannot be written ({cause.strerror or cause}): {advice}.") from cause
 
 
-def write_files(directory: Path, write: Callable[[Path], None], last: str = "config.json") -> set[str]:
-    """Put the files that `write(folder)` makes into a directory once all of them are whole; return their names.
+def write_files(directory: Path, write: Callable[[Path], None], instead_of: Iterable[str] = ()) -> None:
+    """Put the files that `write(folder)` makes into a directory once all of them are whole.
 
-    A file `last` that changes is away while the others are exchanged, so that a kill leaves no mixture that can be
-    read. Raises ValueError if they cannot be written, or if another process writes there; what the directory holds is
-    then as it was.
+    They take the place of those of their names, and of the names `instead_of`. config.json goes first and comes last,
+    so that a kill leaves no mixture that opens as a model. Raises ValueError if they cannot be written, or if another
+    process writes there; what the directory holds is then as it was.
     """
     with _only_writer(directory), writing(directory):
         with TemporaryDirectory(dir=directory, prefix=UNFINISHED, ignore_cleanup_errors=True) as folder:
-            write(Path(folder))
-            files = sorted(Path(folder).iterdir(), key=lambda path: path.name == last)
-            for path in files:
+            new, old = Path(folder, "new"), Path(folder, "old")
+            new.mkdir()
+            old.mkdir()
+            write(new)
+            for path in new.iterdir():
                 fsync(path)
-            old, new = directory / last, Path(folder, last)
-            if new.exists() and old.exists() and old.read_bytes() != new.read_bytes():
-                old.unlink()
-            for path in files:
-                if path.is_dir():  # templates of transformers: a folder takes the place of an empty one alone
-                    shutil.rmtree(directory / path.name, ignore_errors=True)
-                path.replace(directory / path.name)
+            _exchange(directory, new, old, instead_of)
         fsync(directory)
-    return {path.name for path in files}
+
+
+def _exchange(directory: Path, new: Path, old: Path, instead_of: Iterable[str]) -> None:
+    """Move what stands in the way of the new files out of a directory, and them in; or leave all as it was."""
+    names = sorted((path.name for path in new.iterdir()), key="config.json".__eq__)
+    for name in names:
+        if (directory / name).is_dir() > (new / name).is_dir():  # nobody's folder is removed for a file
+            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
+    try:
+        for name in [*names[::-1], *{*instead_of} - {*names}]:
+            if (directory / name).exists():
+                (directory / name).replace(old / name)
+        for name in names:
+            (new / name).replace(directory / name)
+    except OSError:
+        for path in old.iterdir():
+            shutil.rmtree(directory / path.name, ignore_errors=True)  # a folder takes no other's place
+            path.replace(directory / path.name)
+        raise
 
 
 @contextmanager

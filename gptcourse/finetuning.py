@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcourse import distributed
-from gptcourse.checks import POSITIVE
+from gptcourse.checks import COUNT, POSITIVE
 from gptcourse.config import TrainingConfig
 from gptcourse.data import (
     IGNORED,
     Example,
+    alone_with_random,
     check_examples,
     check_tokens,
     count_targets,  # noqa: F401 - it belongs to fine-tuning as well: notebook 08 looks for it here
     example_batches,
+    fill_template,
     fingerprint_examples,
     get_batch,
     pad,
@@ -75,9 +77,9 @@ def encode_labelled(tokenizer, pairs: Iterable[tuple[str, str]], template: str =
 
     The template is that of `evaluation.few_shot`: it ends with {label}, and what stands before is the prompt.
     """
-    ask, examples = template.removesuffix("{label}"), []
+    examples = []
     for text, label in pairs:
-        prompt = encode_text(tokenizer, ask.format(text=text))
+        prompt = encode_text(tokenizer, fill_template(template, text))
         answer = encode_text(tokenizer, f"{label}\n", start=False)
         examples.append(((prompt + answer)[:-1], [IGNORED] * (len(prompt) - 1) + answer))
     return examples
@@ -184,10 +186,11 @@ class LoRALinear(nn.Module):
     A is random and B zero at first, so that the update is zero (Hu et al. 2021, section 4.1).
     """
 
+    @alone_with_random
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float):
         super().__init__()
         n_out, n_in = base_layer.weight.shape
-        if not 1 <= rank <= min(n_out, n_in):
+        if not 1 <= COUNT("rank", rank) <= min(n_out, n_in):
             raise ValueError(f"rank is {rank}, but a matrix of {n_out} × {n_in} takes 1 to {min(n_out, n_in)}.")
         self.base_layer, self.scaling = base_layer, alpha / rank
         self.lora_A = nn.Parameter(torch.randn_like(base_layer.weight[:rank]) / math.sqrt(n_in))  # (r, in)

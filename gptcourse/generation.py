@@ -86,7 +86,7 @@ def generate(
     Raises ValueError for an empty prompt, for anything that is not a token id of the model, for a tensor or array of a
     type too small to hold them all, and for a model of unknown window.
     """
-    rows = _check(model, ids, max_new_tokens, eos_token_id)
+    rows = check_prompts(model, ids, max_new_tokens, eos_token_id)
     vocab_size = text_config(model).vocab_size
     if isinstance(ids, Tensor | np.ndarray) and vocab_size - 1 > np.iinfo(str(ids.dtype).removeprefix("torch.")).max:
         raise ValueError(f"ids are {ids.dtype}, which cannot hold token {vocab_size - 1}: convert them to int64.")
@@ -112,7 +112,7 @@ def stream(
     logits_processor: LogitsProcessor | None = None,
 ) -> Iterator[int]:
     """Yield the new tokens of one prompt as they are drawn: those that `generate` appends, with the same arguments."""
-    rows = _check(model, ids, max_new_tokens, eos_token_id)
+    rows = check_prompts(model, ids, max_new_tokens, eos_token_id)
     if len(rows) > 1:
         raise ValueError(f"stream writes one text, but there are {len(rows)} prompts: use generate for a batch.")
     noise = _noise(sampling)
@@ -384,8 +384,8 @@ def _as_list(ids):
     return list(ids) if isinstance(ids, tuple) else ids
 
 
-def _check(model, ids, max_new_tokens, eos_token_id):
-    """Return the prompts as lists of ints, or raise a ValueError that says what is wrong."""
+def check_prompts(model, ids: Prompts, max_new_tokens: int, eos_token_id: int | None = None) -> list[list[int]]:
+    """Return the prompts as lists of ints. Raises a ValueError that says what is wrong with an argument."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}, but it must be a whole number of 0 or more.")
     rows = _as_list(ids)

@@ -7,9 +7,10 @@ package gguf writes the file. A matrix is stored as (out, in), as torch's Linear
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gptcourse.checks import Choice
-from gptcourse.files import expand
+from gptcourse.files import expand, fsync, writing
 from gptcourse.hf import to_gpt2_names
 from gptcourse.model import GPT
 from gptcourse.tokenizers import CHAT_TEMPLATE, CHAT_TOKENS, BPETokenizer
@@ -23,17 +24,24 @@ def to_gguf(model: GPT, tokenizer: BPETokenizer, path: str | Path, storage: str 
 
     Matrices are stored as "F32", "F16" or "Q8_0" (8 bits, a scale for 32 weights); vectors and positions stay in
     float32. Raises ValueError for another shape of model, another kind of tokenizer, an unknown storage, and rows that
-    groups of 32 do not fill; ImportError without the package gguf.
+    groups of 32 do not fill, and if the file cannot be written; ImportError without the package gguf.
     """
     _check(model, tokenizer, storage)
-    gguf = _library()
-    writer = gguf.GGUFWriter(expand(path), "gpt2")
-    _write_settings(writer, model.config)
+    gguf, path, (_, state) = _library(), expand(path), model._plain_state()
+    with writing(path), TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
+        whole = Path(folder, "whole.gguf")
+        _write(gguf, whole, model.config, state, tokenizer, storage)
+        whole.replace(path)  # until then, what stood there stays
+
+
+def _write(gguf, path, config, state, tokenizer, storage):
+    writer = gguf.GGUFWriter(path, "gpt2")
+    _write_settings(writer, config)
     writer.add_file_type(gguf.LlamaFileType[STORAGE[storage]])
     _write_tokenizer(writer, tokenizer, gguf.TokenType)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
+    for name, tensor in state.items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
             continue  # the same matrix as wte.weight: stored once
         (full_name,) = to_gpt2_names({name: tensor})
         kind = "F32" if tensor.dim() < 2 or name == "wpe.weight" else storage
@@ -44,6 +52,7 @@ def to_gguf(model: GPT, tokenizer: BPETokenizer, path: str | Path, storage: str 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    fsync(path)
 
 
 def _check(model, tokenizer, storage):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -39,7 +39,8 @@ def raw(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()
 
 
-def _sha256(tensors: Mapping[str, Tensor]) -> str:  # of names, dtypes and numbers
+def sha256_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors: of their names, types and numbers."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} ".encode())
@@ -51,7 +52,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file with the SHA-256 of its tensors; the same tensors give the same bytes. OSError."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(tensors, path, metadata={"format": "pt", "sha256": _sha256(tensors)})
+        save_file(tensors, path, metadata={"format": "pt", "sha256": sha256_of(tensors)})
     except SafetensorError as error:
         raise OSError(str(error)) from error
     with path.open("r+b") as file:  # the library writes metadata in an order that chance decides
@@ -67,7 +68,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
         with safe_open(path, framework="pt") as file:
             written = (file.metadata() or {}).get("sha256")
-        if written is not None and written != _sha256(tensors):
+        if written is not None and written != sha256_of(tensors):
             raise ValueError("its weights were altered")
     except (OSError, ValueError, SafetensorError) as error:
         raise DamagedWeightsError(f"{path} is damaged ({error}): save or download it again.") from error
@@ -75,12 +76,17 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_model(
-    directory: Path, config: GPTConfig, state: dict[str, Tensor], more: Callable[[Path], None] | None = None
-) -> set[str]:
-    """Write config.json and model.safetensors, as transformers does where the model is GPT-2-shaped; return the names.
+    directory: Path,
+    config: GPTConfig,
+    state: dict[str, Tensor],
+    more: Callable[[Path], None] | None = None,
+    instead_of: Iterable[str] = (),
+) -> None:
+    """Write config.json and model.safetensors, as transformers does where the model is GPT-2-shaped.
 
-    `more(folder)` may write other files: all are there in the end, or none. A model with muP is not GPT-2-shaped:
-    transformers would leave the factor of its logits out, and trained on it must keep its weights. Raises ValueError.
+    `more(folder)` may write other files, `instead_of` those of some names: all are there in the end, or none. A model
+    with muP is not GPT-2-shaped: transformers would leave the factor of its logits out, and trained on it must keep its
+    weights. Raises ValueError.
     """
     if config.tie_word_embeddings:  # the same matrix as wte.weight: stored once
         state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
@@ -97,7 +103,7 @@ def write_model(
         if more is not None:
             more(folder)
 
-    return write_files(expand(directory), write)
+    write_files(expand(directory), write, instead_of)
 
 
 def read_model(directory: Path) -> tuple[GPTConfig, dict[str, Tensor]]:

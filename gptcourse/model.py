@@ -23,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from gptcourse import hf
 from gptcourse.attention import CausalSelfAttention, KeyValueCache
 from gptcourse.config import GPT3_TABLE, GPTConfig
-from gptcourse.tokenizers import remove_other_tokenizers, save_tokenizer
+from gptcourse.data import alone_with_random
+from gptcourse.tokenizers import TOKENIZER_FILES, save_tokenizer
 from gptcourse.views import is_sharded, plain_name
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class GPTOutput(NamedTuple):
 class GPT(nn.Module):
     """A decoder-only transformer: token ids in, a score for every possible next token out."""
 
+    @alone_with_random
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
@@ -238,10 +240,8 @@ class GPT(nn.Module):
         describe: with LoRA layers, or with modules replaced or added by hand; and where the files cannot be written,
         which leaves those that are there.
         """
-        more = None if tokenizer is None else partial(save_tokenizer, tokenizer)
-        written = hf.write_model(Path(directory), *self._plain_state(), more)
-        if tokenizer is not None:
-            remove_other_tokenizers(directory, written)
+        more = () if tokenizer is None else (partial(save_tokenizer, tokenizer), TOKENIZER_FILES)
+        hf.write_model(Path(directory), *self._plain_state(), *more)
 
     @classmethod
     def load(cls, directory: str | Path) -> GPT:

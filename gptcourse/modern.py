@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from gptcourse.attention import KeyValueCache, causal_mask, rotary
 from gptcourse.config import check_settings
-from gptcourse.data import IGNORED
+from gptcourse.data import IGNORED, alone_with_random
 from gptcourse.model import GPTOutput
 
 if TYPE_CHECKING:
@@ -223,6 +223,7 @@ class NextToken(nn.Module):
 class ModernGPT(nn.Module):
     """A decoder-only transformer as they are built today: token ids in, a score for every possible next token out."""
 
+    @alone_with_random
     def __init__(self, config: ModernConfig):
         super().__init__()
         self.config = config
@@ -269,7 +270,7 @@ class ModernGPT(nn.Module):
         if targets is None:
             return GPTOutput(logits)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return GPTOutput(logits, loss + self._added(x, targets) if self.training else loss)
+        return GPTOutput(logits, loss + self._added(x, ids, targets) if self.training else loss)
 
     def _embed(self, ids: Tensor, seen: int) -> Tensor:
         end = seen + ids.shape[1]
@@ -278,15 +279,14 @@ class ModernGPT(nn.Module):
         x = self.embed_tokens(ids)
         return x + self.embed_positions.weight[seen:end] if self.config.position_embedding == "learned" else x
 
-    def _added(self, x: Tensor, targets: Tensor) -> Tensor | float:
+    def _added(self, x: Tensor, ids: Tensor, targets: Tensor) -> Tensor | float:
         """Return what is added to the loss in training: see `ModernConfig`."""
         added = 0.0
         if self.config.num_experts:
             balance = torch.stack([block.mlp.balance for block in self.layers]).mean()
             added = added + self.config.router_aux_loss_coef * balance
-        if self.next is not None:
-            following = targets.where(targets != IGNORED, 0)[:, :-1]  # the tokens that x has predicted
-            logits = self.lm_head(self.next(x[:, :-1], self.embed_tokens(following)))
+        if self.next is not None and (targets[:, 1:] != IGNORED).any():
+            logits = self.lm_head(self.next(x[:, :-1], self.embed_tokens(ids[:, 1:])))  # with what x was to predict
             added = added + self.config.mtp_coef * F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
         return added
 
@@ -331,6 +331,8 @@ def modern_config(fields: dict) -> ModernConfig:
         raise ValueError("Some of its layers have experts and some have none, which is not built here.")
     if kind == "qwen3_moe" and not fields.get("norm_topk_prob"):
         raise ValueError("The weights of its chosen experts do not sum to 1 (norm_topk_prob), as they do here.")
+    if len({*_layer_types(fields)}) > 1:
+        raise ValueError("Some of its layers have a sliding window and some have none, which is not built here.")
     names = ModernConfig.__dataclass_fields__
     known = {name: value for name, value in fields.items() if name in names and value is not None}
     known |= {"rope_theta": rope.get("rope_theta") or fields.get("rope_theta", 10_000.0)}
@@ -339,9 +341,18 @@ def modern_config(fields: dict) -> ModernConfig:
     if kind in ("mixtral", "qwen3_moe"):
         known |= {"num_experts": fields.get("num_local_experts") or fields["num_experts"]}
         known |= {"intermediate_size": fields.get("moe_intermediate_size") or fields["intermediate_size"]}
-    if not fields.get("use_sliding_window", True):
+    if "full_attention" in _layer_types(fields):
         known.pop("sliding_window", None)
     return ModernConfig(**known)
+
+
+def _layer_types(fields: dict) -> list[str]:
+    """Return "sliding_attention" or "full_attention" for each layer; Qwen's slide from max_window_layers on."""
+    if fields.get("layer_types"):
+        return fields["layer_types"]
+    slides, n_layers = fields.get("use_sliding_window", True), fields["num_hidden_layers"]
+    first = fields.get("max_window_layers", 0) if slides and fields.get("sliding_window") else n_layers
+    return ["sliding_attention" if layer >= first else "full_attention" for layer in range(n_layers)]
 
 
 def num_parameters(config: ModernConfig, active: bool = False) -> int:

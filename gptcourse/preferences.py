@@ -23,11 +23,12 @@ from torch.nn import functional as F
 
 from gptcourse.checks import COUNT, FLAG, POSITIVE, POSITIVE_OR_ZERO, Number, Shape, checked
 from gptcourse.config import RULES, TrainingConfig, check_settings
-from gptcourse.data import IGNORED, Example, check_examples, counted_rng, fingerprint_examples, pad
+from gptcourse.data import IGNORED, Example, batch_size_at, check_examples, counted_rng, fingerprint_examples, pad
 from gptcourse.files import digest
-from gptcourse.generation import Sampling, generate
-from gptcourse.model import GPT, GPTOutput
-from gptcourse.training import History, Trainer, forward
+from gptcourse.generation import Sampling, check_prompts, generate
+from gptcourse.hf import sha256_of
+from gptcourse.model import GPT
+from gptcourse.training import History, Objective, Trainer, choose_device, forward
 from gptcourse.views import context_window, device_of, eval_view, unwrap, vocab_size_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ Reward: TypeAlias = Callable[[int, list[int]], float]  # of the number of a prom
 
 CLIPPED = {"log_probs": Shape("B T"), "old": Shape("B T"), "advantages": Shape("B")}
 CLIPPED["epsilon"] = Number(Real, lambda x: 0 <= x <= 1000, "a number from 0 to 1000")  # half precision holds it too
+REFERENCE = "the model before the first step"  # as a checkpoint names it
 AVERAGE = {"loss_type": RULES["loss_type"], "max_length": COUNT}
 
 
@@ -148,7 +150,7 @@ def best_of_n(reference: Tensor, rewards: Tensor, n: int) -> Tensor:
     """
     below = (reference * (rewards < rewards[:, None])).sum(-1)  # (N,)
     level = (reference * (rewards == rewards[:, None])).sum(-1)
-    return ((below + level) ** n - below**n) * reference / level
+    return ((below + level) ** n - below**n) * reference / level.clamp(min=torch.finfo(level.dtype).tiny)  # 0 / 0 is 0
 
 
 def price_and_worth(
@@ -172,23 +174,11 @@ def price_and_worth(
 # ---- From pairs
 
 
-class Objective(nn.Module):
-    """What `Trainer` takes in place of a model: a model, and another loss(ids, targets) to train it with."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]):
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, ids: Tensor, targets: Tensor) -> GPTOutput:
-        """Return the loss as a model would."""
-        return GPTOutput(None, self.loss(ids, targets))
-
-
 def reward_model(model: GPT | PreTrainedModel) -> nn.Module:
     """Return a copy of a model whose LM head gives one number, 0 at first: see `rewards_of`."""
     model = copy.deepcopy(unwrap(model))
     width = (model.lm_head if isinstance(model, GPT) else model.get_output_embeddings()).in_features
-    model.lm_head = nn.Linear(width, 1, bias=False, device=device_of(model))
+    model.lm_head = nn.Linear(width, 1, bias=False, device="meta").to_empty(device=device_of(model))  # not at random
     nn.init.zeros_(model.lm_head.weight)
     return model.requires_grad_(True)
 
@@ -211,14 +201,21 @@ def train_reward_model(model: nn.Module, pairs: Sequence[Pair], config: Training
 
 
 def dpo(
-    model: GPT | PreTrainedModel, pairs: Sequence[Pair], config: TrainingConfig, *, beta: float = 0.1, **options
+    model: GPT | PreTrainedModel,
+    pairs: Sequence[Pair],
+    config: TrainingConfig,
+    *,
+    beta: float = 0.1,
+    device=None,
+    **options,
 ) -> History:
     """Train `model` in place by DPO on pairs of examples; the reference is the model as it is now.
 
-    Options are callback, checkpoint_dir, resume, device and progress, as of `train`. Raises ValueError for pairs that
-    do not fit the model, and for gradient accumulation, whose parts would be weighed by their tokens.
+    Options are callback, checkpoint_dir, resume and progress, as of `train`; who resumes gives the model as it was at
+    first, for it is the reference. Raises ValueError for pairs that do not fit the model, and for gradient
+    accumulation, whose parts would be weighed by their tokens; CheckpointError for another reference or beta.
     """
-    reference = eval_view(copy.deepcopy(unwrap(model)))
+    reference, given = _reference(model, device), {"beta": beta, REFERENCE: sha256_of(unwrap(model).state_dict())[:16]}
 
     def loss(ids: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
@@ -226,20 +223,29 @@ def dpo(
         now = token_log_probs(model, ids, targets).sum(-1)
         return dpo_loss(now[::2], now[1::2], before[::2], before[1::2], beta)
 
-    return _train_on_pairs(model, loss, pairs, config, **options)
+    return _train_on_pairs(model, loss, pairs, config, device, given, **options)
 
 
-def _train_on_pairs(model, loss, pairs, config, device=None, **options):
+def _reference(model, device):
+    """Return a copy of a model as it is now, where the policy will be trained."""
+    return eval_view(copy.deepcopy(unwrap(model)).to(choose_device(device)))
+
+
+def _refuse_accumulation(config):
     if config.gradient_accumulation_steps > 1:
-        raise ValueError("Pairs are trained on with gradient_accumulation_steps=1: choose a smaller batch_size.")
+        raise ValueError("Preferences take gradient_accumulation_steps=1: choose a smaller batch_size.")
+
+
+def _train_on_pairs(model, loss, pairs, config, device=None, given=None, **options):
+    _refuse_accumulation(config)
     rows = check_examples((row for pair in pairs for row in pair), vocab_size_of(model), context_window(model))
 
     def batches(step: int) -> list[tuple[Tensor, Tensor]]:
-        drawn = counted_rng(config.seed, step).integers(len(rows) // 2, size=config.batch_size)
+        drawn = counted_rng(config.seed, step).integers(len(rows) // 2, size=batch_size_at(step, config))
         return [pad([row for i in drawn for row in rows[2 * i : 2 * i + 2]])]
 
     trainer = Trainer(Objective(model, loss), batches, config, device=device)
-    return trainer.run(data={"the pairs": fingerprint_examples(rows)}, **options)
+    return trainer.run(data={"the pairs": fingerprint_examples(rows)} | (given or {}), **options)
 
 
 # ---- From rewards
@@ -363,24 +369,27 @@ def grpo(
     policy that learns is not the one that wrote. The other options are those of `train`; who resumes gives the model as
     it was at first, for it is the reference, and the same reward and advantages: no checkpoint compares functions.
 
-    Raises ValueError if prompt and reply might not fit into the window.
+    Raises ValueError if prompt and reply might not fit into the window, and as `generate` does for the prompts.
     """
-    longest, window = max(map(len, prompts), default=0) + rules.max_completion_length, context_window(model)
-    if not prompts or longest > window:
+    _refuse_accumulation(config)
+    prompts = check_prompts(model, prompts, rules.max_completion_length, eos_token_id)
+    longest, window = max(map(len, prompts)) + rules.max_completion_length, context_window(model)
+    if longest > window:
         raise ValueError(f"Prompt and reply may have {longest} tokens, but this model takes {window}: give fewer.")
-    policy = _Policy(model, prompts, reward, config, rules, eos_token_id)
+    reference = sha256_of(unwrap(model).state_dict())[:16]
+    policy = _Policy(model, prompts, reward, config, rules, eos_token_id, device)
     trainer = Trainer(Objective(model, policy.loss), policy.batches, config, device=device)
     trainer.history, trainer.extra = policy.history, policy.kept
     given = {name: value for name, value in vars(rules).items() if name != "advantages"}
-    given |= {"the prompts": digest([eos_token_id, *prompts])[:16]}
+    given |= {"the prompts": digest([eos_token_id, *prompts])[:16], REFERENCE: reference}
     return trainer.run(callback, progress, checkpoint_dir, resume, given)
 
 
 class _Policy:
     """Gives `Trainer` its batches, which are rollouts, and their loss."""
 
-    def __init__(self, model, prompts, reward, config, rules, eos_token_id):
-        self.model, self.reference, self.history = model, eval_view(copy.deepcopy(unwrap(model))), PolicyHistory()
+    def __init__(self, model, prompts, reward, config, rules, eos_token_id, device):
+        self.model, self.reference, self.history = model, _reference(model, device), PolicyHistory()
         self.prompts, self.reward, self.config, self.rules, self.end = prompts, reward, config, rules, eos_token_id
         self.kept: dict[str, Tensor] = {}  # the newest rollout: a checkpoint may come before it has been used up
         self.rollouts = None
@@ -396,7 +405,7 @@ class _Policy:
 
     def _draw(self, step: int) -> Rollouts:
         rng = counted_rng(self.config.seed, step)
-        drawn = rng.integers(len(self.prompts), size=self.config.batch_size).tolist()
+        drawn = rng.integers(len(self.prompts), size=batch_size_at(step, self.config)).tolist()
         prompts, seed = [self.prompts[i] for i in drawn], int(rng.integers(2**63))
         return roll_out(self.model, prompts, lambda i, ids: self.reward(drawn[i], ids), self.rules, self.end, seed)
 

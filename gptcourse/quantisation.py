@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from gptcourse.checks import COUNT, Shape, between, checked
 
-SCALE_BITS = 16  # a scale is stored in half precision
-
 
 @checked(weight=Shape("rows columns"), bits=between(2, 24), group=COUNT)
 def quantise(weight: Tensor, bits: int, group: int | None = None) -> tuple[Tensor, Tensor]:
@@ -28,7 +26,8 @@ def quantise(weight: Tensor, bits: int, group: int | None = None) -> tuple[Tenso
     if weight.shape[1] % group:
         raise ValueError(f"Groups of {group} do not fill rows of {weight.shape[1]}: give a divisor.")
     parts, largest = weight.unflatten(1, (-1, group)), 2 ** (bits - 1) - 1
-    scales = (parts.abs().amax(-1, keepdim=True) / largest).half().float()
+    scales = parts.abs().amax(-1, keepdim=True) / largest
+    scales = scales.half().float() if bits <= 8 else scales  # half precision has no numbers so small as those of more
     codes = (parts / scales.clamp(min=1e-12)).round().clamp(-largest, largest)
     return codes.to(torch.int8 if bits <= 8 else torch.int32), scales
 
@@ -50,8 +49,8 @@ def quantised(model: nn.Module, bits: int, group: int | None = None) -> nn.Modul
 
 def stored_bytes(model: nn.Module, bits: int, group: int | None = None) -> int:
     """Return the bytes that a model's weights take: matrices in `bits` and their scales, the rest in float32."""
-    total = 0
+    total, scale_bits = 0, 16 if bits <= 8 else 32 if bits < 16 else 0  # half precision, single, none at all
     for weight in model.parameters():  # those that are shared count once
-        scales = 0 if bits >= 16 or weight.dim() < 2 else weight.numel() // (group or weight.shape[1])
-        total += weight.numel() * (bits if weight.dim() == 2 else 32) + scales * SCALE_BITS
+        scales = 0 if weight.dim() < 2 else weight.numel() // (group or weight.shape[1])
+        total += weight.numel() * (bits if weight.dim() == 2 else 32) + scales * scale_bits
     return total // 8

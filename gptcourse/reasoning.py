@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from numbers import Integral
 from typing import NamedTuple
@@ -101,6 +102,8 @@ def solve(
     if thoughts is not None:
         rows = generate(model, prompts, thoughts, sampling, EQUALS) if thoughts else prompts
         prompts = [row if row[-1] == EQUALS else [*row, EQUALS] for row in rows]
+        if sampling.seed is not None:  # or the answer would be drawn with the random numbers of the thoughts
+            sampling = replace(sampling, seed=int(counted_rng(sampling.seed).integers(2**32)))
     rows = generate(model, prompts, MAX_REPLY - (thoughts or 0), sampling, END)
     return [read_answer(row[PLACES + 1 :]) for row in rows]
 

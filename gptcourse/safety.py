@@ -12,7 +12,7 @@ import codecs
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -153,21 +153,31 @@ def redact(text: str) -> tuple[str, dict[str, int]]:
 
     Cards and accounts only where their check digits are right, as an order number is none. Names are not found.
     """
-    counts, checked = dict.fromkeys(PERSONAL, 0), {"CARD": _card, "IBAN": _account}
-    for kind, pattern in PERSONAL.items():
-        found = [(m.start(), checked.get(kind, str)(m[0])) for m in re.finditer(pattern, text)]
-        found = [(begin, number) for begin, number in found if number]
+    counts = dict.fromkeys(PERSONAL, 0)
+    for kind in PERSONAL:
+        found = list(_personal(kind, text))
         for begin, number in reversed(found):  # from the end, so that the places of the others stay
             text = f"{text[:begin]}[{kind}]{text[begin + len(number) :]}"
         counts[kind] = len(found)
     return text, counts
 
 
-def _card(number: str) -> str:
-    """Return the number if its last digit is right: with each second from the right doubled, all digits end in 0."""
-    digits = [int(sign) for sign in reversed(number) if sign.isdigit()]
-    total = sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])
-    return "" if total % 10 else number
+def _personal(kind: str, text: str) -> Iterator[tuple[int, str]]:
+    """Yield the place and the signs of each that is found; where one is none, another may begin one sign further on."""
+    pattern, part, place = re.compile(PERSONAL[kind]), {"CARD": _card, "IBAN": _account}.get(kind, str), 0
+    while match := pattern.search(text, place):
+        if number := part(match[0]):
+            yield match.start(), number
+        place = match.start() + max(len(number), 1)
+
+
+def _card(found: str) -> str:
+    """Return the card without digits behind it: with each second from the right doubled, all digits end in 0."""
+    while len(digits := [int(sign) for sign in reversed(found) if sign.isdigit()]) >= 13:
+        if (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0:
+            return found
+        found = re.sub(r"([ -]|^)\d+$", "", found)
+    return ""
 
 
 def _account(found: str) -> str:

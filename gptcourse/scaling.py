@@ -195,15 +195,20 @@ def _checked_runs(n_parameters, n_tokens, losses):
     runs = torch.from_numpy(values).view(3, -1)
     if len(losses) < 5:
         raise ValueError(f"The law has five numbers, but there are {len(losses)} runs: give five or more.")
-    if not (runs.amin(1) < runs.amax(1))[:2].all():
-        raise ValueError("The runs have all one size, or one number of tokens: give runs of two or more of each.")
+    if not _fix_a_law(runs):
+        raise ValueError("Two sizes, or two numbers of tokens, fix no curve: give runs of three or more of each.")
     return runs
+
+
+def _fix_a_law(runs):
+    """Return whether there are three sizes and three lengths: E + A / N^alpha has three numbers along each."""
+    return all(len(row.unique()) >= 3 for row in runs[:2])
 
 
 def fit_scaling_law(n_parameters: Sequence[float], n_tokens: Sequence[float], losses: Sequence[float]) -> ScalingLaw:
     """Fit the law to runs as Chinchilla's third approach does: the Huber loss of the log loss, from many starts.
 
-    Raises ValueError for fewer than five runs, runs of one size or one number of tokens alone, lengths that differ, and
+    Raises ValueError for fewer than five runs, fewer than three sizes or numbers of tokens, lengths that differ, and
     values that are not above 0.
     """
     return _best(_checked_runs(n_parameters, n_tokens, losses), STARTS)
@@ -245,6 +250,6 @@ def bootstrap_laws(
     start = (math.log(law.E), math.log(law.A), law.alpha, math.log(law.B), law.beta)
     while len(laws) < n:
         drawn = runs[:, rng.integers(runs.shape[1], size=runs.shape[1])]
-        if (drawn.amin(1) < drawn.amax(1))[:2].all():
+        if _fix_a_law(drawn):
             laws.append(_best(drawn, [start]))
     return laws

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from gptcourse.config import TrainingConfig
+from gptcourse.data import global_random
 from gptcourse.decision import Settings
 from gptcourse.distributed import choose_device
 from gptcourse.parts import NAMES, digest, kind_of
@@ -89,7 +90,7 @@ class Subject:
     def model(self, settings: Settings, seed: int) -> nn.Module:
         """Return a new model, the same for the same seed, and leave the caller's random numbers as they are."""
         own = {name: value for name, value in (self.defaults | settings).items() if name in self.own}
-        with torch.random.fork_rng(devices=[]):
+        with global_random, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = self.make(seed, **own)
         if not isinstance(model, nn.Module):

@@ -16,7 +16,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence
 
-from gptcourse.files import expand, write_files, writing
+from gptcourse.files import expand, write_files
 
 CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (  # the same format for transformers' apply_chat_template
@@ -32,7 +32,7 @@ CONFIG = {
     "clean_up_tokenization_spaces": False,
     "chat_template": CHAT_TEMPLATE,
 }
-CHARACTERS_FILE, BPE_FILE, CONFIG_FILE, GENERATION_FILE = FILES = (
+CHARACTERS_FILE, BPE_FILE, CONFIG_FILE, GENERATION_FILE = TOKENIZER_FILES = (
     *("characters.json", "tokenizer.json", "tokenizer_config.json"),
     "generation_config.json",  # where transformers, and a server made of it, looks for the token that ends a reply
 )
@@ -179,16 +179,9 @@ def load_tokenizer(directory: str | Path) -> CharTokenizer | BPETokenizer:
 def save_tokenizer(tokenizer, directory: str | Path) -> None:
     """Write the files of a tokenizer, ours or one of transformers, in the place of those of any other."""
     if hasattr(tokenizer, "save_pretrained"):
-        remove_other_tokenizers(directory, write_files(expand(directory), tokenizer.save_pretrained))
+        write_files(expand(directory), tokenizer.save_pretrained, TOKENIZER_FILES)
     else:
         tokenizer.save(directory)
-
-
-def remove_other_tokenizers(directory: str | Path, kept: Iterable[str]) -> None:
-    """Remove the files of a tokenizer from a directory, but for those `kept`. Raises ValueError."""
-    with writing(directory):
-        for name in {*FILES} - {*kept}:
-            (expand(directory) / name).unlink(missing_ok=True)
 
 
 def encode_text(tokenizer, text: str, start: bool = True) -> list[int]:
@@ -229,13 +222,13 @@ def token_bytes(tokenizer) -> list[bytes]:
 
 
 def _write(directory, contents):
-    """Write the files of a tokenizer, and remove those of another, which would be read in their place."""
+    """Write the files of a tokenizer in the place of those of another, which would be read instead."""
 
     def write(folder: Path) -> None:
         for name, content in contents.items():
             (folder / name).write_text(content, encoding="utf-8")
 
-    remove_other_tokenizers(directory, write_files(expand(directory), write))  # last: a full disk takes none away
+    write_files(expand(directory), write, TOKENIZER_FILES)
 
 
 def _read(path, parse):

@@ -24,6 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from gptcourse import distributed
 from gptcourse.checkpoints import checkpointing
+from gptcourse.checks import COUNT
 from gptcourse.config import TrainingConfig
 from gptcourse.data import IGNORED, Batches, check_tokens, counted_dropout, fingerprint, get_batch, text_batches
 from gptcourse.distributed import choose_device
@@ -78,6 +79,18 @@ class History:
         self.tokens.append(sum(self.tokens[-1:]) + n_tokens)
 
 
+class Objective(nn.Module):
+    """What `Trainer` takes in place of a model: a model, and another loss(ids, targets) to train it with."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, ids: Tensor, targets: Tensor) -> GPTOutput:
+        """Return the loss as a model would."""
+        return GPTOutput(None, self.loss(ids, targets))
+
+
 class Trainer:
     """One training run of a model that gives a loss: a GPT, a causal language model of transformers, your own.
 
@@ -103,12 +116,13 @@ class Trainer:
         self.validate, self.schedule = validate, schedule or partial(learning_rate_at, config=config)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
+        self.core = unwrap(model.model if isinstance(model, Objective) else model)  # whose config counts
         if config.gradient_checkpointing:
-            enable_gradient_checkpointing(model)
+            enable_gradient_checkpointing(self.core)
         self.wrapped = distributed.wrap(model, self.device, strategy, config.bf16)
         self.model = unwrap(model)
         self.trainable = {plain_name(name): p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.optimizer = build_optimizer(self.model, config)
+        self.optimizer = build_optimizer(self.core, config)
         self.history, self.keep_best, self.best, self.extra = History(), keep_best, {}, {}
 
     def run(self, callback=None, progress=True, checkpoint_dir=None, resume=False, data=None) -> History:
@@ -124,10 +138,10 @@ class Trainer:
             while len(history.step) < config.steps and history.stopped is None:
                 self.step()
                 show()
-                if _is_due(history.step[-1], config.save_steps):
-                    self._save(save)
                 called = callback is not None and bool(callback(history))
                 self._stop_together(called, pressed.is_set())
+                if _is_due(history.step[-1], config.save_steps):  # with the reason, if the run stops here
+                    self._save(save)
             self._save(save)
         self.optimizer.zero_grad()  # releases the gradients
         return history
@@ -292,7 +306,7 @@ def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> flo
 def check_length(model, sequence_length: int | None) -> int:
     """Return the sequence length, None being the model's context window. Raises ValueError if it does not fit."""
     longest = context_window(model)
-    if sequence_length is not None and not 1 <= sequence_length <= longest:
+    if sequence_length is not None and not 1 <= COUNT("sequence_length", sequence_length) <= longest:
         raise ValueError(
             f"sequence_length is {sequence_length}, but this model takes from 1 to n_positions={longest} tokens."
         )
@@ -301,8 +315,7 @@ def check_length(model, sequence_length: int | None) -> int:
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
     """Let a GPT, or a model of transformers, recompute activations in training. Raises ValueError for others."""
-    model = unwrap(model)
-    if not hasattr(model, "gradient_checkpointing_enable"):
+    if not hasattr(model := unwrap(model), "gradient_checkpointing_enable"):
         raise ValueError(f"A {type(model).__name__} recomputes no activations: leave gradient_checkpointing off.")
     model.gradient_checkpointing_enable()
 
@@ -324,7 +337,9 @@ def objective(output, targets: Tensor, label_smoothing: float = 0.0, z_loss: flo
     """
     if not label_smoothing and not z_loss:
         return output.loss
-    logits = output.logits[targets != IGNORED]  # (n, V)
+    if output.logits is None:
+        raise ValueError("This loss is not one of logits: leave label_smoothing and z_loss at 0.")
+    logits = output.logits[targets != IGNORED].float()  # (n, V)
     log_z = logits.logsumexp(-1)
     even = (log_z - logits.mean(-1)).mean()  # -log p = log Z - logit, the mean over all tokens
     return (1 - label_smoothing) * output.loss + label_smoothing * even + z_loss * log_z.square().mean()

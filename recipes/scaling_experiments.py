@@ -126,11 +126,11 @@ def best_table(tokens: int, held_out: Tensor = PLAYS.compare, longest: int = 7) 
 
 
 def rolling(runs: list[dict]) -> list[dict]:
-    """Predict each run from those that are both smaller and shorter, by the law and by a ruler, where there are six."""
+    """Predict each run from those that are smaller and shorter, by the law and a ruler, if they can fix a law."""
     found = []
     for target in runs:
         known = [r for r in runs if r["parameters"] < target["parameters"] and r["tokens"] < target["tokens"]]
-        if len({r["parameters"] for r in known}) < 2 or len({r["tokens"] for r in known}) < 3:
+        if len({r["parameters"] for r in known}) < 3 or len({r["tokens"] for r in known}) < 3:
             continue
         place = target["parameters"], target["tokens"]
         guesses = {

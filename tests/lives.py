@@ -26,7 +26,7 @@ from gptcourse.finetuning import finetune
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.preferences import GRPOConfig, dpo, grpo, reward_model, train_reward_model
 from gptcourse.sweeps import search, sweep
-from gptcourse.tokenizers import CharTokenizer
+from gptcourse.tokenizers import BPETokenizer, CharTokenizer
 from gptcourse.training import TrainingConfig, train
 from gptcourse.tuning import Budget, tune
 from gptcourse.views import set_dropout
@@ -123,10 +123,26 @@ def tuning(folder, objective=None):
     return told([*record.trials, {"reason": record.reason, "settings": record.settings}])
 
 
-def saving(folder):
-    """Save another model, with another tokenizer, over the one that is there: the weights have the same shapes."""
-    new_model(4, seed=4).save(folder, CharTokenizer("ABCDEFGHIJKLMNOPQ"))
+def another_model(kind):
+    """Return a model and a tokenizer to be saved over others: of the same config, of the same shapes, of other ones."""
+    if kind == "saving_a_bpe":
+        return GPT(GPTConfig(259, 8, 16, 2, 2)), BPETokenizer.train("a", 259)
+    return new_model(2 if kind == "saving" else 4, seed=4), CharTokenizer("ABCDEFGHIJKLMNOPQ")
+
+
+def saving(folder, kind="saving"):
+    """Save another model over the one that is there."""
+    model, tokenizer = another_model(kind)
+    model.save(folder, tokenizer)
     return "saved"
+
+
+def saving_other_heads(folder):
+    return saving(folder, "saving_other_heads")
+
+
+def saving_a_bpe(folder):
+    return saving(folder, "saving_a_bpe")
 
 
 RUNS = [
@@ -139,7 +155,7 @@ RUNS = [
     searching,
     tuning,
 ]
-KINDS = {run.__name__: run for run in (*RUNS, saving)}
+KINDS = {run.__name__: run for run in (*RUNS, saving, saving_other_heads, saving_a_bpe)}
 
 
 # ---- Lives and deaths

@@ -108,3 +108,12 @@ def test_a_pattern_that_cannot_be_written_is_refused_at_once(pattern, says):
 def test_a_dead_end_on_the_way_is_named():
     with pytest.raises(ValueError, match="can continue 'ab' to a match"):
         followers("abX", CharTokenizer("ab."), 2)("ab")
+
+
+def test_an_end_token_that_is_a_letter_elsewhere_ends_whole_matches_alone():
+    tokenizer = CharTokenizer("ab\n")
+    end, model = tokenizer.encode("\n")[0], GPT(GPTConfig(3, n_positions=16, n_embd=8, n_layer=1, n_head=1))
+    for seed in range(5):
+        rule = only_matching(r"a\s*b", tokenizer, 1, end)
+        ids = generate(model, tokenizer.encode("b"), 5, Sampling(seed=seed), end, logits_processor=rule)
+        assert tokenizer.decode(ids) == "bab\n"

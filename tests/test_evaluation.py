@@ -206,7 +206,8 @@ def test_a_few_shot_prompt_holds_k_examples_drawn_anew_for_each_text(monkeypatch
 
 
 @pytest.mark.parametrize(
-    "k, template", [(-1, "{text}{label}"), (3, "{text}{label}"), (1, "{label}"), (1, "{label}{text}")]
+    "k, template",
+    [(-1, "{text}{label}"), (3, "{text}{label}"), (1, "{label}"), (1, "{label}{text}"), (1, "{label}{text}{label}")],
 )
 def test_few_shot_refuses_a_template_without_places_and_more_examples_than_there_are(k, template):
     with pytest.raises(ValueError, match=r"^(k is -?\d, but it|The template) must"):

@@ -421,10 +421,13 @@ def test_add_lora_gives_a_transformers_model_what_peft_gives_it():
     ]
 
 
-@pytest.mark.parametrize("rank", [0, 17])
+@pytest.mark.parametrize("rank", [0, 17, 2.5, "4"])
 def test_an_impossible_rank_is_refused_and_leaves_the_model_alone(rank):
     model = gpt()
-    with pytest.raises(ValueError, match=rf"^rank is {rank}, but a matrix of 48 × 16 takes 1 to 16\.$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^rank is {rank!r}, but (a matrix of 48 × 16 takes 1 to 16|it must be a whole number.*)\.$",
+    ):
         add_lora(model, rank=rank)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert weights(model).keys() == weights(gpt()).keys()
@@ -718,6 +721,10 @@ def test_smollm2_is_tuned_in_less_than_two_gigabytes():
 
 def test_of_a_labelled_text_the_label_and_the_end_of_its_line_are_learned():
     tokenizer = BPETokenizer.train("where is it? status, damage\nIntent: " * 5, 270)
+    with pytest.raises(ValueError, match="The template must hold"):
+        encode_labelled(tokenizer, [("where is it?", "status")], "{label}{text}{label}")
+    ((with_braces, _),) = encode_labelled(tokenizer, [("{0}", "status")], "{text}\n{label}")
+    assert tokenizer.decode(with_braces).startswith("{0}\n")
     template = "{text}\nIntent: {label}"
     ((ids, targets),) = encode_labelled(tokenizer, [("where is it?", "status")], template)
     answer = tokenizer.encode("status\n")
@@ -725,3 +732,10 @@ def test_of_a_labelled_text_the_label_and_the_end_of_its_line_are_learned():
     assert ids == (prompt + answer)[:-1]
     assert targets == [-100] * (len(prompt) - 1) + answer and len(ids) == len(targets)
     assert tokenizer.decode([t for t in targets if t != -100]) == "status\n"
+
+
+def test_an_early_stop_that_falls_on_a_checkpoint_is_kept(tmp_path):
+    config, options = TrainingConfig(40, 2, 5e-2, eval_steps=1, save_steps=1), {"patience": 1, "device": "cpu"}
+    options |= {"validation": EXAMPLES[:1], "checkpoint_dir": tmp_path, "progress": False}
+    made = [finetune(gpt(), EXAMPLES[1:], config, resume=resume, **options) for resume in (False, True)]
+    assert made[0].stopped == "early stopping" and made[0] == made[1] and len(made[0].step) < 40

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gptcourse.finetuning import chat_prompt
+from gptcourse.finetuning import add_lora, chat_prompt
 from gptcourse.gguf_file import to_gguf
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.tokenizers import BPETokenizer, CharTokenizer
@@ -98,3 +98,23 @@ def test_what_does_not_fit_is_refused_before_a_file_is_begun(tmp_path, tokenizer
 def test_another_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds a BPETokenizer"):
         to_gguf(model_of(), CharTokenizer(TEXT), tmp_path / "model.gguf")
+
+
+def test_a_file_that_is_there_stays_until_the_new_one_is_whole(tmp_path, tokenizer, monkeypatch):
+    path = tmp_path / "model.gguf"
+    to_gguf(model_of(), tokenizer, path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(ValueError, match="cannot be written"):
+        to_gguf(model_of(n_layer=1), tokenizer, path)
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
+    with pytest.raises(ValueError, match="cannot be written"):
+        to_gguf(model_of(), tokenizer, tmp_path / "none" / "model.gguf")
+    lora = model_of()
+    add_lora(lora)
+    with pytest.raises(ValueError, match="merge_lora"):
+        to_gguf(lora, tokenizer, path)

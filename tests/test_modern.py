@@ -34,6 +34,10 @@ THEIRS = {
     "Llama, rotary positions changed": (LlamaForCausalLM, LlamaConfig(**SMALL, rope_parameters=LINEAR)),
     "Mistral with a window": (MistralForCausalLM, MistralConfig(**SMALL, sliding_window=3, head_dim=6)),
     "Qwen3": (Qwen3ForCausalLM, Qwen3Config(**SMALL, head_dim=8)),
+    "Qwen3 with a window": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SMALL, head_dim=8, use_sliding_window=True, sliding_window=3, max_window_layers=0),
+    ),
     "Mixtral": (MixtralForCausalLM, MixtralConfig(**SMALL, **EXPERTS)),
     "Qwen3-MoE": (
         Qwen3MoeForCausalLM,
@@ -155,9 +159,16 @@ def test_what_training_adds_to_the_loss_is_not_in_what_is_measured():
     states = model.embed_tokens(inputs)
     for block in model.layers:
         states = block(states)
-    further = model.next(states[:, :-1], model.embed_tokens(targets[:, :-1].clamp(min=0)))
+    further = model.next(states[:, :-1], model.embed_tokens(inputs[:, 1:]))
     second = torch.nn.functional.cross_entropy(model.lm_head(further).flatten(0, 1), targets[:, 1:].flatten())
     assert_close(training, measured + 0.01 * balance + 0.3 * second)
+
+
+def test_where_no_target_is_left_nothing_is_predicted_further():
+    model, ids = ModernGPT(replace(CONFIG, num_nextn_predict_layers=1)), some_ids()
+    first = ids.new_full(ids.shape, IGNORED)
+    first[:, 0] = ids[:, 1]
+    assert_close(model(ids, first).loss, model.eval()(ids, first).loss)
 
 
 def test_the_second_head_sees_nothing_of_what_it_predicts():
@@ -234,6 +245,7 @@ def test_opened_weights_are_shared_not_copied():
         ({"num_experts": 1}, "2 of 1 experts"),
         ({"norm": "batchnorm"}, "norm is 'batchnorm'"),
         ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"num_nextn_predict_layers": 2}, "from 0 to 1"),
     ],
 )
 def test_a_shape_that_makes_no_sense_is_refused(changes, said):
@@ -250,6 +262,8 @@ def test_a_shape_that_makes_no_sense_is_refused(changes, said):
         ({"rope_parameters": {"rope_type": "yarn"}}, "stretched by 'yarn'"),
         ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "Some of its layers"),
         ({"model_type": "qwen3_moe", "norm_topk_prob": False}, "do not sum to 1"),
+        ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "have a sliding window"),
+        ({"model_type": "qwen3", "sliding_window": 3, "max_window_layers": 1}, "have a sliding window"),
     ],
 )
 def test_a_model_that_is_not_built_here_is_refused(changes, said):

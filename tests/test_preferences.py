@@ -35,6 +35,7 @@ from gptcourse.preferences import (
     token_log_probs,
     train_reward_model,
 )
+from gptcourse.training import Trainer
 
 SHAPE = GPTConfig(vocab_size=5, n_positions=8, n_embd=16, n_layer=1, n_head=2)
 PROMPT = [0, 1]
@@ -222,6 +223,7 @@ def test_best_of_n_is_what_all_draws_give_and_keeps_within_its_bound():
             taken[i] += reference[list(draws)].prod() / len(best)
     found = best_of_n(reference, rewards, n)
     assert_close(found, taken)
+    assert best_of_n(torch.tensor([0.0, 0.5, 0.5]), torch.tensor([1.0, 2.0, 3.0]), 2).tolist() == [0, 0.25, 0.75]
     assert 0 < (found * (found / reference).log()).sum() <= math.log(n) - (n - 1) / n
 
 
@@ -271,10 +273,59 @@ def test_dpo_resumes_exactly_and_refuses_what_it_cannot_weigh(tmp_path):
     dpo(first, pairs, config, **stop, **QUIET)
     dpo(second, pairs, config, checkpoint_dir=tmp_path, resume=True, **QUIET)  # from the same beginning, as a script is
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
-    with pytest.raises(ValueError, match="gradient_accumulation_steps=1"):
-        dpo(second, pairs, TrainingConfig(8, 2, 1e-2, gradient_accumulation_steps=2), **QUIET)
+    for other, options in ((second, {}), (tiny(), {"beta": 0.3})):  # a reference that has learned already
+        with pytest.raises(ValueError, match=r"(the model before the first step|beta) was .* and is now"):
+            dpo(other, pairs, config, checkpoint_dir=tmp_path, resume=True, **options, **QUIET)
+    two = TrainingConfig(8, 2, 1e-2, gradient_accumulation_steps=2)
+    for refused in (lambda: dpo(second, pairs, two, **QUIET), lambda: grpo(second, [PROMPT], len, two, TWO, **QUIET)):
+        with pytest.raises(ValueError, match="gradient_accumulation_steps=1"):
+            refused()
+    with pytest.raises(ValueError, match="label_smoothing and z_loss at 0"):
+        dpo(second, pairs, TrainingConfig(8, 2, 1e-2, label_smoothing=0.1), **QUIET)
     with pytest.raises(ValueError, match="something to learn"):
         dpo(second, [], config, **QUIET)
+
+
+def run_of(trainer, *_, **__):
+    """Stand in for Trainer.run: keep the trainer, and make no step."""
+    TRAINERS.append(trainer)
+    return trainer.history
+
+
+TRAINERS = []
+
+
+def test_the_reference_lies_where_the_policy_is_trained(monkeypatch):
+    monkeypatch.setattr(Trainer, "run", run_of)
+    options, config = {"progress": False, "device": "meta"}, TrainingConfig(1, 1, 1e-2)
+    dpo(tiny(), [(example((2, END)), example((3, END)))], config, **options)
+    grpo(tiny(), [PROMPT], lambda *_: 0.0, config, TWO, **options)
+    of_pairs, of_rewards = TRAINERS[-2:]
+    assert of_pairs.model.loss(*(part.to("meta") for part in of_pairs.batches(0)[0])).device.type == "meta"
+    assert of_rewards.model.loss.__self__.reference.device.type == "meta"
+
+
+def test_preferences_train_a_model_as_its_config_says(monkeypatch):
+    """muP's rates, Muon and recomputed activations are those of the model inside."""
+    torch.manual_seed(0)
+    model = GPT(replace(SHAPE, mup_base_width=8, tie_word_embeddings=False))
+    start, pairs = copy.deepcopy(model), [(example((2, END)), example((3, END)))]
+    for optim, largest in (("adamw", 5e-3), ("muon", 1e-2)):
+        config = TrainingConfig(1, 1, 1e-2, weight_decay=0.0, optim=optim, gradient_checkpointing=True)
+        trained = copy.deepcopy(start)
+        dpo(trained, pairs, config, **QUIET)
+        moved = (trained.h[0].mlp.c_fc.weight - start.h[0].mlp.c_fc.weight).abs().max().item()
+        assert 1e-4 < moved < largest * 1.01  # half the rate at twice the base width
+
+
+def test_batches_grow_as_the_config_says():
+    config, pairs = TrainingConfig(3, 8, 1e-2, batch_ramp_steps=2), [(example((2, END)), example((3, END)))]
+    for history in (
+        dpo(tiny(), pairs, config, **QUIET),
+        grpo(tiny(), [PROMPT], lambda *_: 0.0, config, GRPOConfig(2, 1), **QUIET),
+    ):
+        first, second, third = (new - old for old, new in zip([0, *history.tokens], history.tokens, strict=False))
+        assert first < second < third
 
 
 # ---- From rewards
@@ -397,8 +448,8 @@ def test_something_is_clipped_after_the_first_step_with_a_rollout_alone():
 
 
 def test_replies_that_might_not_fit_are_refused_before_anything_is_drawn():
-    for prompts, n in (([PROMPT], 7), ([], 2)):
-        with pytest.raises(ValueError, match="Prompt and reply may have"):
+    for prompts, n, said in (([PROMPT], 7, "Prompt and reply may have"), ([], 2, "empty"), (["ab"], 2, "token id")):
+        with pytest.raises(ValueError, match=said):
             grpo(
                 tiny(),
                 prompts,

@@ -1,5 +1,7 @@
 """Rounded weights against torch's and gguf's own quantisation."""
 
+from itertools import pairwise
+
 import gguf
 import numpy as np
 import pytest
@@ -42,6 +44,12 @@ def test_nothing_is_moved_by_more_than_half_a_step(bits, group):
     largest = 2 ** (bits - 1) - 1
     assert (moved <= scales * (0.5 + largest * 2**-10) + 1e-9).all()  # a scale has 11 bits itself
     assert codes.abs().max() <= largest and codes.dtype == torch.int8
+
+
+def test_more_bits_are_never_worse():
+    small = 0.02 * weights()
+    off = [(dequantise(*quantise(small, bits)) - small).norm().item() for bits in range(2, 25)]
+    assert all(later < sooner for sooner, later in pairwise(off[:17])) and max(off[16:]) < off[15]
 
 
 def test_what_is_rounded_already_stays():

@@ -7,7 +7,7 @@ import torch
 
 from gptcourse.config import GPTConfig
 from gptcourse.data import IGNORED
-from gptcourse.generation import Sampling
+from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT
 from gptcourse.reasoning import (
     CHARACTERS,
@@ -125,3 +125,16 @@ def test_a_majority_of_draws_is_right_as_often_as_all_draws_say():
         exact += (counts[truth] == max(counts)) / ties * p[draws[0]] * p[draws[1]] * p[draws[2]]
     assert majority_right(votes, truth, k, n_trials=40_000) == pytest.approx(exact, abs=0.01)
     assert majority_right([4, 0, 0], 0, 5) == 1 and majority_right([4, 0, 0], 1, 5) == 0
+
+
+def test_the_answer_is_drawn_with_other_random_numbers_than_the_thoughts(monkeypatch):
+    """To a model that finds all signs equally likely, the answer is its only thought once in fifteen times."""
+    written = []
+    monkeypatch.setattr("gptcourse.reasoning.generate", lambda *given: written.append(generate(*given)) or written[-1])
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(len(CHARACTERS), N_POSITIONS, 4, 1, 1, initializer_range=1e-9))
+    for seed in range(60):
+        solve(model, [SUM], Sampling(seed=seed), thoughts=1)
+    pairs = [(thought, answer) for (thought,), (answer,) in zip(written[::2], written[1::2], strict=True)]
+    same = [thought[-1] == answer[len(thought) + 1] for thought, answer in pairs if thought[-1] != EQUALS]
+    assert len(same) > 40 and sum(same) < 15

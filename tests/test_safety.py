@@ -213,6 +213,19 @@ def test_personal_data_is_replaced(text, kind):
 
 
 @pytest.mark.parametrize(
+    "text, clean",
+    [
+        ("My card is 4111 1111 1111 1111 123, charge it.", "My card is [CARD] 123, charge it."),
+        ("Card 4111 1111 1111 1111 12/27", "Card [CARD] 12/27"),
+        ("Order 12345 4111 1111 1111 1111", "Order 12345 [CARD]"),
+        ("ES91 2100 0418 4502 0005 1332 GB82 WEST 1234 5698 7654 32.", "[IBAN] [IBAN]."),
+    ],
+)
+def test_a_number_is_found_beside_other_numbers(text, clean):
+    assert redact(text)[0] == clean
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "Where is my order 48213?",

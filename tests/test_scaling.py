@@ -126,6 +126,7 @@ def test_the_published_law_of_chinchilla_gives_its_published_loss():
 BAD = [
     ([1e5, 2e5] * 2, [1e6, 2e6] * 2, [3.0] * 4),  # four runs for five numbers
     ([1e5] * 5, [1e6, 2e6, 3e6, 4e6, 5e6], [3.0] * 5),  # one size
+    ([1e5, 2e5, 3e5] * 2, [1e6] * 3 + [2e6] * 3, [3.0] * 6),  # two lengths
     ([1e5, 2e5, 3e5, 4e5, 5e5], [1e6] * 5, [3.0] * 5),
     ([1e5] * 4, [1e6] * 5, [3.0] * 5),
     *([*runs()[:2], [wrong, *runs()[2][1:]]] for wrong in (0.0, -1.0, math.nan, math.inf)),
@@ -136,9 +137,7 @@ BAD = [
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("fit", [fit_scaling_law, bootstrap_laws])
 def test_runs_that_fix_no_law_are_refused(fit, bad):
-    with pytest.raises(
-        ValueError, match=r"^(The law has five numbers|The runs have|There are|The parameters)[^\n]*\.$"
-    ):
+    with pytest.raises(ValueError, match=r"^(The law has five numbers|Two sizes|There are|The parameters)[^\n]*\.$"):
         fit(*bad)
 
 

@@ -115,9 +115,18 @@ def test_it_ends_with_the_end_token():
         ({"max_new_tokens": 31}, "do not fit into a window of 32"),
         ({"draft": NGrams([0, 1, 2, 3], 4, 1)}, "need one tokenizer"),
         ({"n_draft": 0}, "one token or more"),
-        ({"ids": []}, "a prompt of one token"),
+        ({"ids": []}, "at least one token"),
+        ({"ids": [[0], [2]]}, "one prompt"),
+        ({"max_new_tokens": -3}, "whole number of 0 or more"),
     ],
 )
 def test_what_cannot_be_done_is_refused(change, says):
     with pytest.raises(ValueError, match=says):
         speculate(**{"model": tiny(1), "draft": tiny(5), "ids": [0, 2], "max_new_tokens": 5} | change)
+
+
+def test_a_prompt_may_be_a_tensor_as_for_generate():
+    as_list, as_tensor = (
+        speculate(tiny(1), tiny(5), ids, 5, sampling=Sampling(seed=0)).ids for ids in ([0, 2], torch.tensor([0, 2]))
+    )
+    assert as_list == as_tensor

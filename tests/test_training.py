@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gptcourse.data import batch_size_at, example_batches, text_batches
+from gptcourse.finetuning import LoRALinear
 from gptcourse.model import GPT, GPTConfig, GPTOutput
 from gptcourse.optimizers import build_optimizer, learning_rate_at
 from gptcourse.training import (
@@ -252,6 +253,19 @@ def test_a_sequence_longer_than_the_model_is_refused():
 )
 def test_ids_may_come_as_list_array_or_tensor(kind):
     assert run(new_model(), tokens=kind(TOKENS)).loss == run(new_model()).loss
+
+
+def test_a_sequence_length_is_a_whole_number():
+    with pytest.raises(ValueError, match=r"^sequence_length is 2\.5, but it must be a whole number"):
+        evaluate(new_model(), TOKENS, sequence_length=2.5)
+
+
+def test_a_warm_up_ends_before_the_decay_begins():
+    settings = {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 91}
+    TrainingConfig(100, 1, 1.0, **settings | {"warmup_steps": 90})
+    for more in ({}, {"decay_steps": 10}):
+        with pytest.raises(ValueError, match="do not fit into the 100 steps"):
+            TrainingConfig(100, 1, 1.0, **settings, **more)
 
 
 def test_an_unknown_device_is_refused_and_a_known_one_taken():
@@ -646,6 +660,24 @@ def test_training_works_in_another_thread():
     thread.start()
     thread.join()
     assert histories[0].loss == run(new_model()).loss
+
+
+def test_a_thread_that_builds_models_leaves_dropout_as_it_was():
+    alone, stop, linear = run(new_model(dropout=0.3), 40).loss, threading.Event(), torch.nn.Linear(8, 8)
+
+    def build():
+        while not stop.is_set():
+            GPT(GPTConfig(VOCAB, LENGTH, 16, 2, 2))
+            LoRALinear(linear, 2, 1.0)
+
+    thread, model = threading.Thread(target=build), new_model(dropout=0.3)
+    thread.start()
+    try:
+        losses = run(model, 40).loss
+    finally:
+        stop.set()
+        thread.join()
+    assert losses == alone
 
 
 # Divergence

@@ -38,7 +38,9 @@ class Explorer(Panel):
             control.observe(self._observed, "value")
         self.reset.on_click(self._reset)
         self.draw()
-        answer_while_busy(self.reset, *controls.values())
+        answer_while_busy(
+            self.reset, *controls.values(), *(c for part in below for c in getattr(part, "children", [part]))
+        )
 
     @property
     def values(self) -> dict:

@@ -45,8 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     together = options.micro_batch_size * distributed.world_size()  # windows in one pass of all processes
     if together < 1 or options.batch_size % together:
         parser.error(
-            f"--batch-size is {options.batch_size}: make it a multiple of {max(together, 1)}, one pass of all processes, "
-            "and --micro-batch-size 1 or more"
+            f"--batch-size is {options.batch_size}: make it a multiple of {max(together, 1)}, one pass of all "
+            "processes, and --micro-batch-size 1 or more"
         )
     try:
         corpus = text_file(options.data)

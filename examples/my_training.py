@@ -43,11 +43,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     distributed.init(options.device)
     together = options.micro_batch_size * distributed.world_size()  # windows in one pass of all processes
-    if options.batch_size % together:
+    if together < 1 or options.batch_size % together:
         parser.error(
-            f"--batch-size is {options.batch_size}: make it a multiple of {together}, one pass of all processes"
+            f"--batch-size is {options.batch_size}: make it a multiple of {max(together, 1)}, one pass of all "
+            "processes, and --micro-batch-size 1 or more"
         )
-    corpus = text_file(options.data)
+    try:
+        corpus = text_file(options.data)
+    except ValueError as reason:
+        parser.error(str(reason))
     tokenizer = CharTokenizer(corpus.train + corpus.validation)  # for a large text: BPETokenizer.train(texts, 32_768)
     tokens, held_out = (torch.tensor(tokenizer.encode(text)) for text in (corpus.train, corpus.validation))
     shape = GPTConfig(1, 64, 128, 4, 4) if options.size == "tiny" else GPTConfig.gpt3(options.size)

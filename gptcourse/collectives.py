@@ -10,6 +10,7 @@ Shapes: n is the number of processes; a tensor that is cut into blocks has n · 
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 PATIENCE = 2.0  # seconds that a thread waits for a message
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
 GLANCE = 0.02  # seconds between two looks whether another thread has failed
 
 
@@ -118,19 +120,21 @@ class _Process(Member):
         self.under_way: list = []  # gloo still reads what was sent until it has arrived
 
     def _send(self, tensor: Tensor) -> None:
-        head = torch.tensor([tensor.ndim, *tensor.shape, *[0] * (4 - tensor.ndim)])
+        head = torch.tensor([DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape, *[0] * (4 - tensor.ndim)])
         self.under_way = [entry for entry in self.under_way if not entry[0].is_completed()]
         for part in (head, tensor):
             self.under_way.append((dist.isend(part, (self.rank + 1) % self.size), part))
 
     def _receive(self) -> Tensor:
-        head, before = torch.zeros(5, dtype=torch.int64), (self.rank - 1) % self.size
+        head, before = torch.zeros(6, dtype=torch.int64), (self.rank - 1) % self.size
         dist.recv(head, before)
-        tensor = torch.empty(head[1 : 1 + head[0]].tolist())
+        tensor = torch.empty(head[2 : 2 + head[1]].tolist(), dtype=DTYPES[head[0]])
         dist.recv(tensor, before)
         return tensor
 
 
 def between_processes() -> Member:
     """Return this process's place in the ring; torch.distributed must have joined the processes, over gloo."""
-    return _Process()
+    member = _Process()
+    atexit.register(lambda: [work.wait() for work, _ in member.under_way])
+    return member

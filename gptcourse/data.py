@@ -205,7 +205,7 @@ def fingerprint(tokens: Tensor | None) -> str | None:
 
 
 def _fingerprint(numbers: np.ndarray) -> str:
-    return f"{len(numbers)} ids, sha256 {hashlib.sha256(numbers).hexdigest()[:16]}"
+    return f"{len(numbers)} ids, sha256 {hashlib.sha256(np.ascontiguousarray(numbers)).hexdigest()[:16]}"
 
 
 @checked()

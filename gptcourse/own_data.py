@@ -8,6 +8,7 @@ Source: Muennighoff et al. (2023), "Scaling Data-Constrained Language Models", s
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -184,6 +185,7 @@ def _reader(path, where, names):
     def read_pair(place, row) -> Conversation:
         message, reply = (cell(path, place, row, known[name]) for name in pair)
         more = dict(row).get(known.get("input"))
+        more = json.dumps(more) if isinstance(more, int | float) and more == more else more
         return Conversation(((f"{message}\n\n{more}" if isinstance(more, str) and more.strip() else message, reply),))
 
     if "messages" in known:

@@ -10,6 +10,7 @@ import re
 from contextlib import contextmanager
 from functools import cache
 from io import StringIO
+from itertools import cycle
 
 import numpy as np
 
@@ -176,13 +177,13 @@ def sweep_bands(bands, *, title, x_label, y_label="validation loss (nats per tok
     everything = [value for values, *_ in named.values() for value in values]
     numbers = all(isinstance(value, int | float | np.number) for value in everything)
     with _figure(title, x_label, y_label, levels=levels) as (figure, axes):
-        for color, (name, (values, *losses)) in zip(COLORS, named.items(), strict=False):
+        for color, (name, (values, *losses)) in zip(cycle(COLORS), named.items(), strict=False):
             order = np.argsort(values) if numbers else np.arange(len(values))
             x = np.array(values if numbers else [_drawable(value) for value in values])[order]
             median, low, high = np.where(np.isfinite(losses), losses, np.nan)[:, order]
             style = {"fmt": "o-" if numbers else "o", "capsize": 4, "label": name, "color": color}
-            axes.errorbar(x, median, (median - low, high - median), **style)
-            if (lost := np.isnan(median)).any():
+            axes.errorbar(x, median, (median - low, np.where(np.isnan(high), 0, high - median)), **style)
+            if (lost := np.isnan(high)).any():
                 at_top = {"transform": axes.get_xaxis_transform(), "clip_on": False}
                 axes.plot(x[lost], np.ones(lost.sum()), "x", color=color, label="diverged", **at_top)
         if numbers and min(everything) > 0 and max(everything) >= 10 * min(everything):

@@ -152,8 +152,13 @@ class _Lab:
             if isinstance(axis, list) and not all(isinstance(choice, str | int | float | None) for choice in axis):
                 raise ValueError(f"The choices of {name!r} must be numbers, texts, True, False or None.")
         given = distributions({name: axis for name, axis in self.space.items() if axis is not None})
+        if "sequence_length" in given:
+            raise ValueError("sequence_length is no axis, as losses at other lengths are others: give it in defaults.")
         for u in (0.0, 1.0):
             self.subject.config({name: value_at(axis, u) for name, axis in given.items()}, 0, 1e9)
+        for name in given.keys() - self.subject.own:
+            for choice in getattr(given[name], "choices", ()):
+                self.subject.trainer({name: choice}, self.subject.seed)
 
     @property
     def n_reserved(self) -> int:
@@ -387,7 +392,8 @@ class _Lab:
             record.adopted = interval[0] > 0
             record.reason = f"The winner is {'' if record.adopted else 'not '}adopted: {why}."
         else:
-            record.reason = "On the part to choose on, no trial was better than the defaults over two seeds."
+            why = "On the part to choose on, no trial was better than the defaults over two seeds."
+            record.reason = why if record.searched() else "The budget left no trial to search with: give a larger one."
         if record.adopted:
             over = "adam_beta2" if "beta2_half_life" in winner else None  # the half-life says it
             record.settings = {name: value for name, value in (record.defaults | winner).items() if name != over}
@@ -417,10 +423,8 @@ def value_at(axis: Any, u: float) -> Any:
         return axis.choices[min(int(u * len(axis.choices)), len(axis.choices) - 1)]
     to, back = _scale(axis)
     value = back(to(axis.low) + u * (to(axis.high) - to(axis.low)))
-    if isinstance(axis.low, int) or axis.step:
-        step = axis.step or 1
-        value = axis.low + step * round((value - axis.low) / step)
-    return min(max(value if isinstance(value, int) else _rounded(value), axis.low), axis.high)
+    value = axis.low + axis.step * round((value - axis.low) / axis.step) if axis.step else _rounded(value)
+    return min(max(value, axis.low), axis.high)
 
 
 def place_of(axis: Any, value: float) -> float:
@@ -436,8 +440,10 @@ def beyond(name: str, axis: Any, up: bool) -> Any:
     half = (to(axis.high) - to(axis.low)) / 2
     edge = back(to(axis.high) + half) if up else back(to(axis.low) - half)
     most = 1.0 if name == "warmup_ratio" or NUMBERS.get(name) in (SHARE, BELOW_ONE) else math.inf
-    edge = min(edge, most - 0.001) if up else max(edge, min(axis.low, 0.0))
-    edge = round(edge) if isinstance(axis.low, int) else _rounded(edge)
+    least, start = 1 if isinstance(axis.low, int) else 0.0, axis.high if up else axis.low
+    edge = min(edge, most - 0.001) if up else max(edge, min(axis.low, least))
+    way = axis.step and axis.step * int(abs(edge - start) / axis.step + 1e-9)  # whole steps: it stays on the grid
+    edge = _rounded(edge) if way is None else start + way if up else start - way
     low, high = (axis.high, edge) if up else (edge, axis.low)
     return type(axis)(low, high, log=axis.log, step=axis.step) if low < high else None
 

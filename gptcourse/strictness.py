@@ -66,9 +66,11 @@ def invented(text: str, known: Iterable[str]) -> list[str]:
 
     The text may have been cut inside its first and its last word, so these are left out.
     """
+    known = known if isinstance(known, set | frozenset) else {*known}
     return [word for word in WHOLE_WORD.findall(text.lower()) if word not in known]
 
 
 def invented_shares(texts: Sequence[str], known: Iterable[str]) -> list[float]:
     """Return for each text the share of its words that are not in `known`; 0 for one that has none."""
+    known = {*known}
     return [len(invented(text, known)) / max(len(WHOLE_WORD.findall(text.lower())), 1) for text in texts]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gptcourse.checks import COUNT, POSITIVE, SHARE
 from gptcourse.config import TrainingConfig
 from gptcourse.data import global_random
 from gptcourse.decision import Settings
@@ -52,7 +53,7 @@ class Subject:
         self.identity = {
             "data": {name: digest(part) for name, part in self.parts.items()},
             "model": digest(tuple(model.parameters())),
-            "objective": getattr(objective, "__qualname__", repr(type(objective))),
+            "objective": _name_of(objective),
             "defaults": {name: repr(value) for name, value in self.defaults.items()},
             "seed": seed,
         }
@@ -81,7 +82,7 @@ class Subject:
         """Raise ValueError if the model gives no finite loss on the training part."""
         inputs, targets = self.kind.batches(self.parts["train"], TrainingConfig(1, 1, 1.0))(0)[0]
         with torch.no_grad():
-            output = forward(model.to(self.device), inputs.to(self.device), targets.to(self.device))
+            output = forward(model.to(self.device).eval(), inputs.to(self.device), targets.to(self.device))
         if not isinstance(getattr(output, "loss", None), torch.Tensor):
             raise ValueError("The model's forward(inputs, targets) must return an object with the mean loss as .loss.")
         if not math.isfinite(output.loss.item()):
@@ -101,14 +102,15 @@ class Subject:
         """Return the settings of a run over so many tokens or examples. Raises ValueError."""
         settings = self.defaults | settings
         given = {name: value for name, value in settings.items() if name in TRAINING and name not in DERIVED}
+        given["batch_size"] = COUNT("batch_size", given["batch_size"])
         n_parts = math.ceil(given["batch_size"] / self.largest)
         given |= {"batch_size": given["batch_size"] // n_parts, "gradient_accumulation_steps": n_parts}
         per_step = given["batch_size"] * n_parts * self.kind.per_row
         steps = max(int(amount // per_step), 1)
         if "warmup_ratio" in settings:
-            given["warmup_steps"] = min(round(settings["warmup_ratio"] * steps), steps - 1)
+            given["warmup_steps"] = min(round(SHARE("warmup_ratio", settings["warmup_ratio"]) * steps), steps - 1)
         if "beta2_half_life" in settings:
-            given["adam_beta2"] = 0.5 ** (per_step / settings["beta2_half_life"])
+            given["adam_beta2"] = 0.5 ** (per_step / POSITIVE("beta2_half_life", settings["beta2_half_life"]))
         return TrainingConfig(**{"bf16": self.bf16} | given, steps=steps, seed=seed)
 
     def trainer(self, settings: Settings, seed: int, amount: float = 1e9) -> Trainer:
@@ -156,3 +158,10 @@ class Subject:
         config, steps = trainer.config, len(trainer.history.step)
         trained = steps * config.batch_size * config.gradient_accumulation_steps * self.kind.per_row
         return {"loss": loss, "outcome": outcome, "amount": trained, "seconds": time.perf_counter() - begin}
+
+
+def _name_of(objective) -> str:
+    """Return what an objective is known by: its name, and what its code does, as all lambdas have one name."""
+    code = getattr(objective, "__code__", None)
+    kept = code and (code.co_code, code.co_names, [c for c in code.co_consts if not hasattr(c, "co_code")])
+    return f"{getattr(objective, '__qualname__', repr(type(objective)))} {digest([kept])}"

@@ -115,7 +115,10 @@ def phrasing(dialogue: Dialogue, split: str) -> str:
     """Return the request that a dialogue's message was made from, with open slots: those of one are a cluster."""
     templates = default_grammar().messages[split][dialogue.intent]
     fitting = (t for t in templates if _slot_names(t) == set(dialogue.slots))
-    return request_of(next(t for t in fitting if t.format_map(dialogue.slots) == dialogue.message), templates)
+    template = next((t for t in fitting if t.format_map(dialogue.slots) == dialogue.message), None)
+    if template is None:
+        raise ValueError(f"No phrasing of the split {split!r} makes {dialogue.message!r}: name the split it is from.")
+    return request_of(template, templates)
 
 
 def request_of(template: str, templates: Iterable[str]) -> str:

@@ -50,6 +50,7 @@ FORMAT = 2  # of the file of results
 CURVE_POINTS = 100  # training losses kept of each run, evenly spaced
 LOOKS = 10  # evaluations of a trial, evenly spaced; after each but the first and the last it may be pruned
 CRASHED = {"outcome": "crashed", "loss": math.nan, "tokens": 0, "seconds": 0.0, "curve": [], "evaluations": []}
+TAKEN = {*CRASHED, "reason", "parameters", "model", "training", "seed"}  # the other columns of a table
 SAMPLED = 100  # combinations of a space that are checked before a search begins
 # Of Optuna's, with options: the constant liar keeps away from what is being tried just now.
 SAMPLERS = {"tpe": ("TPESampler", {"constant_liar": True}), "random": ("RandomSampler", {})}
@@ -127,10 +128,13 @@ def search(
     data = _checked_data(searched.samples(), tokens, validation_tokens)
     identity = searched.identity | {name: fingerprint(ids) for name, ids in data.items()}
     with open_study(storage, "search", identity) as study:
+        for trial in study.trials:
+            if trial.user_attrs.get("run", now := _settings(searched.run(trial.params))) != now:
+                raise ValueError(f"The search in {storage} was begun with another derive: choose another storage.")
         jobs, n_left = _trials(study, searched, sampler, seed), max(n_trials - len(study.trials), 0)
         _make(islice(jobs, n_left), n_left, data, processes, device, progress)
     rows = [_row(searched.run(trial.params), trial.user_attrs["result"]) for trial in study.trials]
-    return SearchResult(tuple(space), rows, study=study)
+    return SearchResult(tuple(space), rows, max(n_trials - len(rows), 0), study)
 
 
 # ---- From axes to runs
@@ -169,6 +173,8 @@ def configured(
     for name in settings.keys() - kinds.keys():
         hint = "seeds are given as seeds=" if name == "seed" else f"there are {', '.join(sorted(kinds))}"
         raise ValueError(f"{name!r} is no setting that can be tried: {hint}.")
+    if taken := values.keys() & TAKEN:
+        raise ValueError(f"An axis cannot be called {min(taken)!r}: a row of the table has a {min(taken)} of its own.")
     try:
         model, config = (
             replace(base, **{name: value for name, value in settings.items() if kinds[name] is type(base)})
@@ -444,7 +450,7 @@ class SweepTable:
         widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in (columns, *cells)]
         lines += [f"Crashed: {row['reason']}." for row in self.rows if row["outcome"] == "crashed"]
-        return "\n".join(lines + [f"Not made yet: {self.missing}. Call sweep again to go on."] * (self.missing > 0))
+        return "\n".join(lines + [f"Not made yet: {self.missing}. Call it again to go on."] * (self.missing > 0))
 
 
 def _row(run: Run, result: dict) -> dict[str, Any]:
@@ -512,6 +518,10 @@ class _Space:
         return [self.run(study.ask(self.axes).params) for _ in range(SAMPLED)]
 
 
+def _settings(run: Run) -> list[dict]:
+    return [asdict(run.model), asdict(run.training)]
+
+
 def _trials(study: optuna.Study, space: _Space, sampler: str, seed: int) -> Iterator[tuple]:
     """Draw trials without end. They run in memory; the study gets each in one piece when it has ended."""
     import optuna
@@ -529,6 +539,7 @@ def _trials(study: optuna.Study, space: _Space, sampler: str, seed: int) -> Iter
         except ValueError:  # rare, as none of many samples was like that: draw another
             memory.tell(trial, state=optuna.trial.TrialState.FAIL)
             continue
+        trial.set_user_attr("run", _settings(run))
         yield run, _limits(study) if space.prune else {}, partial(_tell, study, memory, trial)
 
 

@@ -27,7 +27,7 @@ from gptcourse.data import check_tokens, get_batch, text_batches
 from gptcourse.distributed import choose_device
 from gptcourse.procedure import Budget, t_interval, tune  # noqa: F401 - they belong to tuning, and are imported from here
 from gptcourse.sweeps import search, sweep  # noqa: F401 - these as well
-from gptcourse.training import DivergedError, History, Trainer, check_length, train
+from gptcourse.training import DivergedError, History, Trainer, check_length, forward, train
 from gptcourse.views import context_window, device_of, eval_view, unwrap, vocab_size_of
 
 # ---- Experience: what GPT-3 chose. Its schedule, betas, clipping and decay are the defaults of TrainingConfig.
@@ -332,7 +332,7 @@ def _hessian_product(model, ids, targets, precondition):
     """Return the function v → Hv, or P^-1/2 H P^-1/2 v, on flat vectors (number of trainable parameters,)."""
     parameters = _trained(model)
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels can be differentiated once only
-        loss = model(ids, targets).loss
+        loss = forward(model, ids, targets).loss
     if not loss.isfinite():
         raise ValueError(f"The loss on this batch is {loss.item()}: there is no curvature to measure.")
     gradient = _flat_gradient(loss, parameters, create_graph=True)
@@ -414,7 +414,7 @@ def _squared_norms(model, ids: Tensor, targets: Tensor, small: int) -> tuple[flo
     """Return the squared gradient norm: the mean over parts of `small` sequences, and of all together."""
     norms, total, parameters = [], 0.0, _trained(model)
     for x, y in zip(ids.split(small), targets.split(small), strict=True):
-        gradient = _flat_gradient(model(x, y).loss, parameters)
+        gradient = _flat_gradient(forward(model, x, y).loss, parameters)
         norms.append((gradient @ gradient).item())
         total = total + gradient / (len(ids) // small)
     return statistics.fmean(norms), (total @ total).item()

@@ -1,7 +1,7 @@
 """Record the experiments of notebook 10 on small GPTs: python recipes/scaling_experiments.py [EXPERIMENT …]
 
-EXPERIMENT is one or more of law, shape and speedrun (default: all, in this order). One that is complete becomes a JSON
-file in gptcourse/assets/scaling, with a card.
+EXPERIMENT is law or shape (default: both). One that is complete becomes a JSON file in gptcourse/assets/scaling, with a
+card. The speedrun has a recipe of its own.
 
 All models read Shakespeare's plays as characters. Rates are chosen on one part of the held-out plays with a seed of
 their own; losses are compared on another.
@@ -13,12 +13,13 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from plays import MODEL, NANOGPT, VOCAB_SIZE, Plays, by_rate, within_tokens
 from runner import Work, completed, fill, finite, grouped, ranked, rounded, run, tables
+from torch import Tensor
 
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.ngrams import NGrams
@@ -27,7 +28,6 @@ from gptcourse.training import TrainingConfig, train
 from gptcourse.tuning import t_interval
 
 COMMON, SIZES, LARGER, SECOND, SHAPES = tables("scaling", "COMMON", "SIZES", "LARGER", "SECOND", "SHAPES")
-BEGIN, IDEAS = tables("scaling", "BEGIN", "IDEAS")
 PLAYS = Plays(n_choose=20_000, n_compare=40_000)
 grid = PLAYS.grid
 SEEDS, TRIAL_SEED = (0, 1, 2), 10
@@ -37,13 +37,8 @@ LARGER_RATES, SECOND_RATES = (1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 8e-3)
 TRIAL_SEEDS = (10, 11, 12)  # where one seed does not decide
 BUDGETS = tuple(2**power for power in range(17, 23))  # tokens
 TRIAL_BUDGET, LARGER_BUDGET, SECOND_BUDGET = 2**19, 4_700_000, 2**20
-SHAPE_RATES = (2e-3, 4e-3, 8e-3)
+SHAPE_RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
 SHAPE_BUDGET, SHAPE_TRIAL_BUDGET = 2**20, 2**18
-
-RECIPE_NAME, RECIPE_TOKENS = "nanoGPT's recipe", NANOGPT.steps * NANOGPT.batch_size * MODEL.n_positions
-IDEA_TOKENS = 2**18
-RUNG = 2**-0.25  # from one budget to the next shorter one that is tried
-HALF_RUNGS = ("Muon", "three Newton-Schulz steps")  # ideas whose runs are so short that half a rung less is tried, too
 
 
 def shape_of(n_layer: int, n_embd: int) -> dict[str, int]:
@@ -121,17 +116,13 @@ def law(work: Work) -> dict:
         (data[key],) = law_runs(work, rates, [(name, tokens) for name in shapes], SEEDS[:1])
     data["repeats"] = law_runs(work, rates, [(name, TRIAL_BUDGET) for name in SIZES], SEEDS[1:])
     data["doubtful"] = law_runs(work, doubtful, [p for p in pairs if p[0] in doubtful], SEEDS[:1]) if doubtful else []
-    return data | {"rolling": rolling(data["runs"]), "lines": counted((*BUDGETS, len(PLAYS.train)))}
+    return data | {"rolling": rolling(data["runs"]), "lines": [best_table(n) for n in (*BUDGETS, len(PLAYS.train))]}
 
 
-def counted(lengths: Iterable[int], longest: int = 7) -> list[dict]:
-    """Return, for each number of tokens, the best table of n-grams that is counted on so many, and its loss."""
-    lines = []
-    for tokens in lengths:
-        losses = NGrams(PLAYS.train[:tokens].numpy(), VOCAB_SIZE, longest).losses(PLAYS.compare.numpy())
-        best = min(range(longest), key=losses.__getitem__)
-        lines.append({"tokens": tokens, "n": best + 1, "loss": rounded(losses[best])})
-    return lines
+def best_table(tokens: int, held_out: Tensor = PLAYS.compare, longest: int = 7) -> dict:
+    """Return the best table of n-grams that is counted on so many tokens of the plays, and its loss."""
+    losses = NGrams(PLAYS.train[:tokens].numpy(), VOCAB_SIZE, longest).losses(held_out.numpy())
+    return {"tokens": tokens, "n": losses.index(min(losses)) + 1, "loss": rounded(min(losses))}
 
 
 def rolling(runs: list[dict]) -> list[dict]:
@@ -166,57 +157,6 @@ def shape(work: Work) -> dict:
         row |= costs(SHAPES[row["shape"]])
     seconds = work.piece(step_ratios, settings, 7, 12)
     return {"settings": COMMON, "rates": rates, "trials": trials, "runs": runs, "seconds": seconds}
-
-
-# ---- The speedrun
-
-
-def speedrun(work: Work) -> dict:
-    """Find for each idea the fewest tokens with which the median of three seeds reaches the recipe's loss."""
-    settings, trials = dict(BEGIN), []
-    stages = [reached(work, RECIPE_NAME, BEGIN, RECIPE_TOKENS)]
-    goal = stages[0]["median"]
-    options = {"common": {"tokens": IDEA_TOKENS}, "seeds": (TRIAL_SEED,)}
-    for name, variants in IDEAS.items():
-        axes = {"variant": {i: settings | variant for i, variant in enumerate(variants)}}
-        tried = grid(work, "scaling_speedrun_trials", MODEL, NANOGPT, axes, "choose", **options)
-        trials += [{"idea": name, "changes": variants[row["variant"]], "loss": row["loss"]} for row in tried]
-        settings = settings | variants[ranked(tried)[0]["variant"]]
-        stages.append(shortest(work, name, settings, stages[-1]["budget"], goal))
-    timed = {stage["name"]: stage["settings"] | {"tokens": IDEA_TOKENS} for stage in stages}
-    ratios = work.piece(step_ratios, timed, 7, 12)
-    for stage in stages:
-        stage["seconds_per_step"] = ratios[stage["name"]]
-    return {"goal": goal, "trials": trials, "trial_tokens": IDEA_TOKENS, "stages": stages}
-
-
-def stage_of(name: str, settings: dict, budget: int, steps: int, runs: list[dict]) -> dict:
-    """Return a stage: its settings, and the losses of its runs at one budget."""
-    losses = [finite(run["loss"]) for run in runs]
-    stage = {"name": name, "settings": settings, "budget": budget, "steps": steps, "losses": losses}
-    return stage | {"median": statistics.median(losses)}
-
-
-def reached(work: Work, name: str, settings: dict, budget: int) -> dict:
-    """Make the three runs of a stage at one budget."""
-    runs = grid(
-        work, "scaling_speedrun", MODEL, NANOGPT, {"budget": {budget: settings | {"tokens": budget}}}, "compare"
-    )
-    return stage_of(name, settings, budget, budget // (settings["batch_size"] * MODEL.n_positions), runs)
-
-
-def shortest(work: Work, name: str, settings: dict, tokens: int, goal: float) -> dict:
-    """Return the shortest budget that reaches the goal, looked for rung by rung from one below `tokens`."""
-    stage = None
-    while (lower := reached(work, name, settings, round(tokens * RUNG)))["median"] <= goal:
-        stage, tokens = lower, lower["budget"]
-    while stage is None:  # one rung less was too little: the idea helps by less than that, or not at all
-        higher = reached(work, name, settings, tokens)
-        stage, tokens = (higher if higher["median"] <= goal else None), round(tokens / RUNG)
-    if name in HALF_RUNGS:
-        lower = reached(work, name, settings, round(stage["budget"] * RUNG**0.5))
-        stage = lower if lower["median"] <= goal else stage
-    return stage
 
 
 # ---- The time of a step
@@ -265,7 +205,7 @@ def prediction(data: dict) -> dict:
     return {"law": law, "rows": rows}
 
 
-PARTS = {"law": law, "shape": shape, "speedrun": speedrun}
+PARTS = {"law": law, "shape": shape}
 
 
 if __name__ == "__main__":

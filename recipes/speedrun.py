@@ -17,17 +17,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from plays import VOCAB_SIZE, Plays, within_tokens
+from plays import within_tokens
 from runner import Work, completed, fill, finite, ranked, rounded, run, tables
-from scaling_experiments import configs, step_ratios
+from scaling_experiments import PLAYS, best_table, configs, step_ratios
 
 from gptcourse.model import GPT
-from gptcourse.ngrams import NGrams
 from gptcourse.training import DivergedError, evaluate, train
 from gptcourse.tuning import t_interval
 
 BEGIN, IDEAS, LOWER = tables("speedrun", "BEGIN", "IDEAS", "LOWER")
-PLAYS, LONGEST = Plays(n_choose=20_000, n_compare=40_000), 7
 PARTS_OF_TEXT = ("choose", "compare")
 RECIPE_NAME, FIRST_RUNG, HIGHER = "nanoGPT's recipe", 45, 4  # HIGHER: rungs above the first at which one gives up
 SEEDS, FRESH_SEEDS, TRIAL_SEED, TRIAL_TOKENS = (0, 1, 2), (3, 4, 5), 10, 2**19
@@ -41,8 +39,7 @@ def tokens_of(rung: int) -> int:
 
 def goals() -> dict[str, float]:
     """Return the loss of the best table of n-grams, counted on all the plays, on each part of the held-out text."""
-    table = NGrams(PLAYS.train.numpy(), VOCAB_SIZE, LONGEST)
-    return {part: rounded(min(table.losses(getattr(PLAYS, part).numpy()))) for part in PARTS_OF_TEXT}
+    return {part: best_table(len(PLAYS.train), getattr(PLAYS, part))["loss"] for part in PARTS_OF_TEXT}
 
 
 def trained(settings: Mapping[str, Any], tokens: int, seed: int) -> dict[str, float | None]:
@@ -139,7 +136,7 @@ def row(work: Work, kept: dict, name: str, change: dict, goal: dict[str, float])
     ratio = time_ratios(work, {"before": before, "after": settings})["after"]
     gains = {part: gain(kept["tokens"][part], found["tokens"][part], ratio) for part in PARTS_OF_TEXT}
     told = {"kept": gains["choose"][1] > 0, "gain": rounded(gains["compare"]), "gain_choose": rounded(gains["choose"])}
-    return {"name": name, "change": change, "trials": trials, "settings": settings} | found | told
+    return {"name": name, "change": change, "trials": trials, "settings": settings, "ratio": ratio} | found | told
 
 
 def speedrun(work: Work) -> dict:

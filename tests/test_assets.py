@@ -14,6 +14,7 @@ import pytest
 import runner
 import scaling_experiments
 import shakespeare_5m
+import speedrun
 import time_machine
 import torch
 import tuning_experiments
@@ -35,6 +36,7 @@ RECORDED = {
     "tuning": tuning_experiments,
     "your-gpt": your_gpt,
     "scaling": scaling_experiments,
+    "speedrun": speedrun,
     "finetuning": finetuning_experiments,
     "evaluation": evaluation_experiments,
     "preferences": preference_experiments,

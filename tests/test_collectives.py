@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from gptcourse.collectives import in_threads
 
 PROGRAM = """
+import time
 import torch
 from torch import distributed as dist
 from gptcourse.collectives import between_processes
@@ -23,9 +24,15 @@ dist.all_reduce(theirs := values.clone())
 assert torch.equal(total, theirs)
 assert torch.equal(own, theirs.chunk(ring.size)[ring.rank])
 assert torch.equal(joined, torch.cat([values[:1] / (ring.rank + 1) * (r + 1) for r in range(ring.size)]))
+for dtype in (torch.bfloat16, torch.int64):
+    assert ring.all_reduce(values.to(dtype)).equal(theirs.to(dtype))
+ring.sent -= 48
 ring.send(torch.tensor(float(ring.rank)))  # a number without any dimension travels, too
 assert ring.receive().item() == (ring.rank - 1) % ring.size
 print(f"sent {ring.sent}", flush=True)
+if ring.rank:
+    time.sleep(1)  # the other has come to its end when this one reads its last message
+ring.all_gather(values)
 """
 
 

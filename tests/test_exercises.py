@@ -1441,3 +1441,29 @@ def test_without_any_home_directory_checking_works(monkeypatch):
     records, problem = read_records()
     assert not records and "there is no home directory" in problem
     assert "there is no home directory" in remember("attention.causal", True)
+
+
+def test_a_right_initialisation_is_right_whatever_is_drawn_and_a_wrong_mean_is_not():
+    def drawn_with(seed, mean=0.0):
+        def initialise(model, n_layer):
+            torch.manual_seed(seed)
+            reference("gpt_block.initialise")(model, n_layer)
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.data += mean
+
+        return initialise
+
+    for seed in (3, 52):
+        assert check("gpt_block.initialise", drawn_with(seed))
+    assert not check("gpt_block.initialise", drawn_with(3, mean=1.0))
+
+
+def test_zero_may_be_a_rounding_error():
+    def pass_at_k(n, c, k):
+        if n - c < k:
+            return 1.0
+        logs = [math.lgamma(x + 1) for x in (n - c, n - c - k, n, n - k)]
+        return 1 - math.exp(logs[0] - logs[1] - logs[2] + logs[3])
+
+    assert check("preferences.pass_at_k", pass_at_k)

@@ -810,3 +810,25 @@ def test_what_needs_no_page_imports_no_widgets(modules):
 def test_a_row_of_its_own_is_not_asked_for_by_a_column_which_the_page_clears():
     box = text_box("prompt", "To be")
     assert (box.layout.grid_area, box.layout.grid_column) == ("auto / 1 / auto / -1", None)
+
+
+def test_only_a_proposal_for_the_text_that_stands_there_is_taken(model, tokenizer):
+    panel = writing_panel(model, tokenizer, "To be", max_new_tokens=4)
+    panel.seconds_to_stand_still = 0.0
+    panel.wait()
+    panel.controls["mode"].value = "rewrite"  # without a mark there is nothing to propose
+    panel.wait()
+    panel.choices[0].click()
+    assert panel.controls["text"].value == "To be" and panel.back.disabled
+    panel.controls["mode"].value = "go on"
+    panel.wait()
+    panel.choices[0].click()
+    assert panel.controls["text"].value.startswith("To be") and len(panel.controls["text"].value) > 5
+
+
+def test_ids_that_stand_for_no_text_are_in_no_bar(tokenizer):
+    torch.manual_seed(0)
+    padded = GPT(GPTConfig(tokenizer.vocab_size + 20, n_positions=48, n_embd=16, n_layer=1, n_head=2))
+    explorer = decoding_explorer(padded, tokenizer, "To be", max_new_tokens=4)
+    explorer.wait()
+    assert "<svg" in explorer.picture.value and "There is no token" not in explorer.picture.value

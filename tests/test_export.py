@@ -50,6 +50,8 @@ def test_where_there_is_no_answer_the_courses_solution_stands_in(tmp_path):
     done = printed_by(program, tmp_path)
     assert done.returncode == 0 and "steps: training" in done.stdout, done.stderr
     assert "1,000 are needed" in printed_by(program, tmp_path, "short").stderr
+    missing = subprocess.run([sys.executable, str(program), "none.txt"], capture_output=True, text=True, cwd=tmp_path)
+    assert missing.returncode == 2 and "error: none.txt cannot be read" in missing.stderr
 
 
 def test_two_answers_of_one_name_are_not_joined(tmp_path, monkeypatch):
@@ -59,4 +61,18 @@ def test_two_answers_of_one_name_are_not_joined(tmp_path, monkeypatch):
     assert {entry["calls"] for entry in json.loads(answers_file().read_text()).values()} == {"answer"}
     assert mine("training.loop").__name__ == "answer"
     with pytest.raises(ValueError, match=r"Two answers define answer: .* training\.held_out_loss"):
+        write_program(tmp_path / "my_gpt.py")
+
+
+def test_answers_may_share_a_helper_but_not_a_name_for_two_things(tmp_path, monkeypatch):
+    shared, sources = "HALF = {}\n\n\ndef same(x):\n    return x * HALF * 2\n\n\n", {}
+    for name, half in (("training.loop", 0.5), ("training.held_out_loss", 0.5)):
+        source, called = next((s, c) for n, s, c in solutions(PATH[4]) if n == name)
+        sources[name] = {"calls": called, "source": shared.format(half) + source}
+    answers_file().parent.mkdir(parents=True)
+    answers_file().write_text(json.dumps(sources))
+    assert write_program(tmp_path / "my_gpt.py").read_text().count("def same") == 2
+    sources["training.loop"]["source"] = sources["training.loop"]["source"].replace("0.5", "0.25")
+    answers_file().write_text(json.dumps(sources))
+    with pytest.raises(ValueError, match="Two answers define HALF"):
         write_program(tmp_path / "my_gpt.py")

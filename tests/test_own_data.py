@@ -96,6 +96,13 @@ def test_pairs_are_read_from_every_kind_of_table(save, tmp_path, names, suffix):
     assert [len(part) for part in data.parts] == [32, 4, 4]
 
 
+def test_an_input_may_be_a_number(save):
+    rows = [{"instruction": q, "input": i, "output": a} for i, (q, a) in enumerate(ASKED)]
+    data = own_data(save("numbers.jsonl", jsonl(rows)))
+    messages = {row.pairs[0][0] for part in data.parts for row in part}
+    assert messages == {f"{q}\n\n{i}" for i, (q, _) in enumerate(ASKED)}
+
+
 def test_an_input_stands_below_its_instruction(save):
     rows = [{"instruction": q, "input": "" if i else "this", "output": a} for i, (q, a) in enumerate(ASKED)]
     data = own_data(save("alpaca.jsonl", jsonl(rows)))

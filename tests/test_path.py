@@ -132,6 +132,54 @@ def test_an_answer_is_kept_with_what_it_uses_of_its_own_cells(tmp_path, monkeypa
     assert "stands in" not in capsys.readouterr().out
 
 
+USES = {
+    "C": "from math import sqrt\n\n\ndef my_scores(q, k):\n    return q @ k.mT / sqrt(q.shape[-1])",
+    "torch's": "from torch import sqrt\n\n\ndef my_scores(q, k):\n"
+    "    return q @ k.mT / sqrt(torch.tensor(q.shape[-1]))",
+    "infinity": "NONE = float('-inf')\n\n\ndef my_scores(q, k):\n"
+    "    return (q @ k.mT / q.shape[-1] ** 0.5).clamp(min=NONE)",
+}
+
+
+@pytest.mark.parametrize("source", USES.values(), ids=USES)
+def test_functions_of_c_and_infinity_are_kept_too(source, tmp_path, monkeypatch, capsys):
+    assert check("attention.scores", written(tmp_path, source, "my_scores"))
+    as_in_a_new_kernel(monkeypatch)
+    q, k = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    torch.testing.assert_close(mine("attention.scores")(q, k), q @ k.mT / 2)
+    assert "stands in" not in capsys.readouterr().out
+
+
+def test_a_lambda_is_right_and_kept_while_the_kernel_runs(tmp_path, capsys):
+    line = 'check("attention.scores",\n      lambda q, k: q @ k.mT / q.shape[-1] ** 0.5)\ndone = True'
+    assert written(tmp_path, f"from gptcourse.exercises import check\n{line}", "done")
+    assert "Right: attention.scores" in capsys.readouterr().out and not answers_file().exists()
+
+
+def test_a_local_variable_is_no_other_cells_function(tmp_path):
+    source = "def scores(q, k):\n    return 1\n\n\ndef my_scores(q, k):\n"
+    source += "    scores = q @ k.mT\n    return scores / q.shape[-1] ** 0.5"
+    assert check("attention.scores", written(tmp_path, source, "my_scores"))
+    assert "def scores" not in answers.kept_sources()["attention.scores"]["source"]
+
+
+def test_a_file_that_cannot_be_read_is_not_overwritten(tmp_path, monkeypatch):
+    assert check("attention.scores", written(tmp_path, RIGHT, "my_scores"))
+    LossBoard().add("a model", 2.0)
+
+    def unreadable(*_):
+        raise PermissionError(13, "Permission denied")
+
+    before = {path: path.read_bytes() for path in answers_file().parent.iterdir() if path.is_file()}
+    monkeypatch.setattr("gptcourse.exercises.answers.read_entries", unreadable)
+    monkeypatch.setattr("gptcourse.exercises.losses.read_entries", unreadable)
+    as_in_a_new_kernel(monkeypatch)
+    answers.keep_answer("attention.scores", written(tmp_path, RIGHT.replace("torch.", "1 * torch."), "my_scores"), {})
+    assert answers.kept_sources() == {}
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert not changed
+
+
 @pytest.mark.parametrize("damage", ["{", "[1]", '{"attention.scores": 3}', '{"attention.scores": {"calls": 1}}'])
 def test_a_damaged_file_of_answers_counts_as_none(damage, capsys):
     answers_file().parent.mkdir(parents=True)
@@ -212,5 +260,6 @@ def test_an_impossible_loss_is_refused(loss):
 
 def test_the_chart_gives_bits_and_says_everything_in_words():
     drawing = ladder({"coin <2>": (0.6931, "counting")}, set())
+    assert ladder({"perfect": (0.0, "trained")}, set()).svg()
     assert "0.693 (1.00)" in drawing.svg() and "coin &lt;2&gt;" in drawing.svg() and "<2>" not in drawing.svg()
     assert drawing.description == "Held-out loss in nats per character: coin <2> 0.693."

@@ -229,3 +229,11 @@ def test_every_script_is_drawn_or_marked_without_a_warning(text):
         warnings.simplefilter("error")
         pixels(plots.token_bars(list(text), [0.1] * len(text), title=text))
         pixels(plots.loss_curves([1, 2], [2.0, 1.0], floor=(1.0, text)))
+
+
+def test_all_bands_are_drawn_and_a_value_with_a_run_that_diverged_is_crossed():
+    band = ([1, 2], [1.0, 1.0], [0.5, 0.5], [2.0, np.inf])
+    axes = plots.sweep_bands(dict.fromkeys("abcdefghi", band), title="t", x_label="x").axes[0]
+    assert len(axes.containers) == 9
+    crosses = [line for line in axes.lines if line.get_label() == "diverged"]
+    assert len(crosses) == 9 and all(line.get_xdata().tolist() == [2] for line in crosses)

@@ -164,6 +164,12 @@ def test_places_and_values_are_inverse_and_axes_end_where_their_setting_does():
     assert beyond("weight_decay", FloatDistribution(0.0, 0.2), up=False) is None
     assert beyond("dropout", FloatDistribution(0.0, 0.9), up=True).high < 1
     strip = beyond("learning_rate", log, up=True)
+    assert beyond("batch_size", IntDistribution(1, 64, log=True), up=False) is None
+    assert beyond("batch_size", IntDistribution(4, 64), up=False).low == 1
+    eights = beyond("batch_size", IntDistribution(9, 33, step=8), up=False)
+    eighths = FloatDistribution(0, 20, step=0.125)
+    assert (eights.low, eights.high, eights.step) == (1, 9, 8)
+    assert all(value_at(eighths, u) % 0.125 == 0 for u in np.linspace(0, 1, 99))
     assert strip.low == 0.1 and strip.high == pytest.approx(0.1 * math.sqrt(1000), rel=0.01)
 
 
@@ -317,6 +323,16 @@ def test_another_tuning_does_not_go_on_with_it(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=f"begun with another {part}: choose"):
             tuned(storage=tmp_path / "runs.jsonl", **options)
+    one, other = (lambda model, part: evaluate(model, part)), (lambda model, part: 100 + evaluate(model, part))
+    tuned(storage=tmp_path / "more.jsonl", objective=one)
+    with pytest.raises(ValueError, match="begun with another objective: choose"):
+        tuned(storage=tmp_path / "more.jsonl", objective=other)
+
+
+def test_a_budget_that_the_ladder_has_used_up_is_said():
+    slow = {"batch_size": 4, "learning_rate": 1e-5}
+    record = tuned(Budget(tokens=20 * 512, run=512), space={"learning_rate": None}, defaults=slow)
+    assert "left no trial to search with" in record.reason
 
 
 def test_the_record_is_written_as_markdown_json_and_a_figure(tmp_path):
@@ -456,6 +472,15 @@ BAD = {
     ),
     "go from 0 to 4": lambda: tuned(model=lambda seed: GPT(GPTConfig(4, 8, 8, 1, 2))),
     "must be the path of a file": lambda: tuned(storage="sqlite:///x"),
+    "sequence_length is no axis": lambda: tuned(space={"sequence_length": [2, 4, 8]}),
+    "batch_size is 0": lambda: tuned(defaults={"batch_size": 0}),
+    "batch_size is '8'": lambda: tuned(defaults={"batch_size": "8"}),
+    "beta2_half_life is 0": lambda: tuned(space={"beta2_half_life": [0, 100]}),
+    "warmup_ratio is 2": lambda: tuned(space={"warmup_ratio": [0.1, 2.0]}),
+    "lr_scheduler_type is 'cosin'": lambda: tuned(space={"lr_scheduler_type": ["cosine", "cosin", "linear"]}),
+    'optim "muon" takes': lambda: tuned(
+        Budget(examples=24000), Head(), circle(), space={"optim": ["adamw", "muon", "adamw"]}
+    ),
     "two values or more": lambda: t_interval([1.0]),
 }
 

@@ -151,11 +151,11 @@ TEACHING += ["tuning", "interpretability", "scaling", "evaluation", "safety", "m
 # seen: still pictures of panels, cards, images that follow a light or dark page (200); what keeps the files that are
 # there where new ones cannot be written, and says so (60).
 BUDGETS = {
-    "teaching": 5_535,
-    "supporting": 5_798,
-    "exercises": 7_484,
-    "explorers": 2_689,
-    "recipes": 4_235,
+    "teaching": 5_619,
+    "supporting": 5_862,
+    "exercises": 7_518,
+    "explorers": 2_700,
+    "recipes": 4_181,
     "drawings": 1_977,
 }
 

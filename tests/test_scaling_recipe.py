@@ -10,12 +10,11 @@ import pytest
 import runner
 import scaling_experiments as recipe
 
-from gptcourse.model import GPT
 from gptcourse.scaling import ScalingLaw, fit_scaling_law
 
 TRUTH = ScalingLaw(E=1.0, A=30.0, alpha=0.4, B=60.0, beta=0.35)
 BEST_RATE = 4e-3
-counted, rolling = recipe.counted, recipe.rolling
+best_table, rolling = recipe.best_table, recipe.rolling
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +23,7 @@ def assets(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "ASSETS", tmp_path)
     monkeypatch.setattr(recipe, "grid", grid)
     monkeypatch.setattr(recipe, "step_ratios", step_ratios)
-    monkeypatch.setattr(recipe, "counted", lambda lengths: [{"tokens": n, "n": 5, "loss": 2.0} for n in lengths])
+    monkeypatch.setattr(recipe, "best_table", lambda tokens: {"tokens": tokens, "n": 5, "loss": 2.0})
     monkeypatch.setattr(recipe, "rolling", lambda runs: [])  # nine fits
     CALLS.clear()
     return tmp_path
@@ -49,8 +48,7 @@ def grid(work, name, model, config, axes, held_out, *, common=None, seeds=(0, 1,
         settings = dict(common or {}) | {key: value for _, fields in values for key, value in fields.items()}
         CALLS.append((name, held_out, tuple(seeds), settings))
         size = model.num_parameters if "n_embd" not in settings else shape_of(model, settings).num_parameters
-        saved = 1.3 ** sum(settings.get(key) in ("rotary", "relu2", "muon") for key in SAVES)
-        loss = TRUTH.loss(size, settings["tokens"] * saved)
+        loss = TRUTH.loss(size, settings["tokens"])
         loss += 0.02 * abs(math.log2(settings.get("learning_rate", BEST_RATE) / BEST_RATE))
         for seed in seeds:
             names = {axis: key for axis, (key, _) in zip(axes, values, strict=True)}
@@ -58,9 +56,6 @@ def grid(work, name, model, config, axes, held_out, *, common=None, seeds=(0, 1,
             rows.append(names | made | {"tokens": settings["tokens"]})
         plays.within_tokens(settings)  # raises where a setting is missing
     return rows
-
-
-SAVES = ("position_embedding", "activation_function", "optim")
 
 
 def shape_of(model, settings):
@@ -74,7 +69,7 @@ def test_every_choice_is_made_on_one_text_and_every_comparison_on_the_other(work
         is_trial = name.endswith("_trials")
         assert held_out == ("choose" if is_trial else "compare")
         assert (seeds in ((10,), recipe.TRIAL_SEEDS)) == is_trial
-    assert len({name for name, *_ in CALLS}) == 6  # a sweep's file holds runs of one text
+    assert len({name for name, *_ in CALLS}) == 4  # a sweep's file holds runs of one text
 
 
 def test_the_law_is_recorded_with_the_best_rate_of_each_size_and_the_larger_run_beside_it(work):
@@ -123,7 +118,7 @@ def test_each_run_with_three_smaller_sizes_and_three_shorter_lengths_is_predicte
 
 
 def test_the_best_table_of_each_length_is_found():
-    short, longer = counted((4_000, 40_000), longest=4)
+    short, longer = (best_table(tokens, longest=4) for tokens in (4_000, 40_000))
     assert short["loss"] > longer["loss"] and short["n"] <= longer["n"]
 
 
@@ -135,50 +130,6 @@ def test_shapes_have_equally_many_parameters_and_heads_of_about_one_size():
         assert 16 <= fields["n_embd"] / fields["n_head"] <= 18 and fields["n_embd"] % fields["n_head"] == 0
 
 
-def test_each_stage_of_the_speedrun_takes_the_fewest_tokens_that_reach_the_goal(work):
-    data = recipe.speedrun(work)
-    goal, stages = data["goal"], data["stages"]
-    assert [stage["name"] for stage in stages] == [recipe.RECIPE_NAME, *recipe.IDEAS]
-    assert stages[0]["median"] == goal
-    for stage in stages[1:]:
-        assert stage["median"] <= goal
-        lower = [s["tokens"] for n, _, _, s in CALLS if not n.endswith("_trials") and is_of(s, stage)]
-        less = recipe.RUNG**0.5 if stage["name"] in recipe.HALF_RUNGS else recipe.RUNG
-        next_lower = max(budget for budget in lower if budget < stage["budget"])
-        assert less - 1e-3 < next_lower / stage["budget"] < recipe.RUNG**0.5 + 1e-3  # that was tried, and too short
-        assert stage["budget"] in lower
-    by_name = {stage["name"]: stage for stage in stages}
-    # What saves a factor of 1.3 is worth a rung of 2^¼ or more.
-    for name, idea in (("squared ReLU", "query/key norm"), ("rotary positions", "straight down to zero")):
-        assert by_name[name]["budget"] < by_name[idea]["budget"]
-
-
-def is_of(settings, stage):
-    return {key: value for key, value in settings.items() if key != "tokens"} == stage["settings"]
-
-
-def test_of_an_ideas_variants_the_best_on_equal_tokens_is_kept(work):
-    data = recipe.speedrun(work)
-    for idea, variants in recipe.IDEAS.items():
-        tried = [row for row in data["trials"] if row["idea"] == idea]
-        assert [row["changes"] for row in tried] == variants
-        best = min(tried, key=lambda row: row["loss"])["changes"]
-        (stage,) = (stage for stage in data["stages"] if stage["name"] == idea)
-        assert best.items() <= stage["settings"].items()
-    assert {s["tokens"] for name, _, _, s in CALLS if name == "scaling_speedrun_trials"} == {recipe.IDEA_TOKENS}
-
-
-def test_every_stage_can_be_built():
-    settings = dict(recipe.BEGIN)
-    for variants in recipe.IDEAS.values():
-        for variant in variants:
-            model, config = recipe.configs(settings | variant | {"tokens": recipe.IDEA_TOKENS})
-            GPT(model)
-            assert config.batch_size == (settings | variant)["batch_size"]
-        settings |= variants[-1]
-    assert model.is_gpt2_shaped is False and (config.optim, config.ns_steps) == ("muon", 3)
-
-
 def make(folder, *parts):
     options = ["--processes", "1", "--work", str(folder / "work")]
     runner.run("scaling", recipe.PARTS, recipe.card, [*parts, *options])
@@ -186,8 +137,8 @@ def make(folder, *parts):
 
 
 def test_what_was_asked_for_is_written_and_the_card_says_what_is_missing(assets):
-    card = make(assets, "law", "speedrun")
-    assert {path.name for path in (assets / "scaling").iterdir()} == {"law.json", "speedrun.json", "README.md"}
+    card = make(assets, "law")
+    assert {path.name for path in (assets / "scaling").iterdir()} == {"law.json", "README.md"}
     assert card.count("Not recorded.") == 1
     law = json.loads((assets / "scaling" / "law.json").read_text())
     assert f"| 6 × 192 | 2,696,448 | 4,700,000 | {law['larger']['loss']:.3f} |" in card

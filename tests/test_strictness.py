@@ -47,4 +47,6 @@ def test_invented_words_are_those_that_no_play_has_and_cut_ones_are_left_out():
     known = words_of("The king's daughter DOTH love, the queen.")
     assert known == {"the", "king's", "daughter", "doth", "love", "queen"}
     assert invented("ing, the queen doth grumbel the kin", known) == ["grumbel"]
+    assert invented("ing, the queen doth grumbel the kin", iter(sorted(known))) == ["grumbel"]
+    assert invented_shares(["a the b", "a queen b"], iter(sorted(known))) == [0, 0]
     assert invented_shares(["ing, the queen doth grumbel the kin", "king", " queen "], known) == [1 / 5, 0, 0]

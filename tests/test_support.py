@@ -18,6 +18,7 @@ from gptcourse.support import (
     parse,
     parse_message,
     parse_reply,
+    phrasing,
     reply_entropy,
     support,
 )
@@ -350,3 +351,8 @@ def test_unknown_split_is_refused():
         support(1, split="valid")
     with pytest.raises(ValueError, match=r"^split is .*, but it must be one of train, test, validation\.$"):
         reply_entropy("valid")
+
+
+def test_a_phrasing_of_another_split_is_refused():
+    with pytest.raises(ValueError, match="No phrasing of the split 'test' makes"):
+        phrasing(support(1, split="train")[0], "test")

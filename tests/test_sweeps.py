@@ -191,7 +191,7 @@ def test_the_table_can_be_read_as_text(swept):
     assert lines[0].split() == ["learning_rate", "shape", "seed", "outcome", "loss", "parameters", "tokens", "seconds"]
     assert len(lines) == 1 + 18 + 6 and lines[-1].startswith("Crashed: RuntimeError")
     assert str(SweepTable(("shape",), swept[0].rows[:1], missing=2)).endswith(
-        "Not made yet: 2. Call sweep again to go on."
+        "Not made yet: 2. Call it again to go on."
     )
 
 
@@ -342,6 +342,7 @@ def test_a_worker_that_gives_nothing_gets_no_second_run():
         ({"steps": [5]}, {"device": "gpu"}, "no device 'gpu'"),
         ({"steps": [5]}, {"validation_tokens": [0.5, 1.5]}, "validation tokens must be whole numbers"),
         ({"steps": [5]}, {"derive": lambda s: s.update(steps=6)}, "derive must return the dict .* returned None"),
+        ({"tokens": [{"steps": 5}]}, {}, "An axis cannot be called 'tokens'"),
         ({"share": [0.1]}, {"derive": lambda s: s | {"steps": 5}}, "'share' is no setting"),
     ],
 )
@@ -467,6 +468,16 @@ def test_the_best_trial_equals_the_same_train_call(found):
     best = found[0].best()
     assert best["loss"] == trained(best["model"], best["training"]).eval_loss[-1] == found[0].study.best_value
     assert best["loss"] == min(row["loss"] for row in found[0].rows if row["outcome"] == "finished")
+
+
+def test_a_search_that_was_begun_with_another_derive_is_refused(found):
+    with pytest.raises(ValueError, match="begun with another derive"):
+        searching(16, found[1], derive=lambda settings: settings | {"steps": 48 // settings["batch_size"]})
+
+
+def test_a_search_that_was_stopped_says_how_many_trials_are_missing(monkeypatch):
+    monkeypatch.setattr(sweeps, "_make", lambda *_: None)
+    assert searching(3, None).missing == 3
 
 
 def test_the_tokens_of_all_trials_are_counted(found):

@@ -823,3 +823,10 @@ def test_impossible_norms_give_no_noise_scale_and_impossible_steps_no_hyperbola(
         noise_scale_estimates(*numbers)
     with pytest.raises(ValueError, match="The batches and steps must be finite"):
         BatchTradeOff.fit([1, 2], [math.inf, 2])
+
+
+def test_noise_and_sharpness_of_a_transformers_model_are_those_of_ours():
+    model = new_model().eval()
+    theirs, options = model.to_transformers(), {"n_batches": 3, "progress": False}
+    ours, of_theirs = (gradient_noise_scale(one, TOKENS, **options) for one in (model, theirs))
+    assert ours.trace == pytest.approx(of_theirs.trace, rel=1e-3)

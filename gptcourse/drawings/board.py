@@ -23,7 +23,7 @@ def ladder(losses: Mapping[str, tuple[float, str]], new: set[str]) -> Diagram:
     width, top = 680, 44
     said = ", ".join(f"{name} {nats:.3f}" for name, (nats, _) in rows)
     drawing = Diagram(width, top + ROW * len(rows) + 34, f"Held-out loss in nats per character: {said}.")
-    scale = (width - LEFT - RIGHT) / max((nats for nats, _ in losses.values()), default=1.0)
+    scale = (width - LEFT - RIGHT) / (max((nats for nats, _ in losses.values()), default=1.0) or 1.0)
     drawing.text(LEFT, 16, "held-out loss, nats per character (bits per byte)", anchor="start", bold=True)
     for i, (name, (nats, kind)) in enumerate(rows):
         y, color = top + ROW * i, "currentColor" if kind == COUNTED else BLUE

@@ -10,6 +10,7 @@ import ast
 import inspect
 import json
 import math
+import symtable
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -46,9 +47,12 @@ def keep_answer(name: str, answer: Callable, references: dict[Any, str]) -> None
     whose |= {id(part): exercise for exercise, part in right.items()}
     try:
         source = "\n".join(_with_parts(answer, whose, set()))
-        kept = kept_sources() | {name: {"calls": answer.__name__, "source": source}}
+        if not answer.__name__.isidentifier():
+            raise TypeError("a lambda has no name to call it by")
+        kept = _read_sources() | {name: {"calls": answer.__name__, "source": source}}
         write_file(answers_file(), json.dumps(kept, indent=1))
-    except (OSError, TypeError, AttributeError, StopIteration):  # a plain Python, a lambda in a list, a full disk
+    # A plain Python, a lambda, a full disk.
+    except (OSError, TypeError, AttributeError, StopIteration, SyntaxError, ValueError):
         return
 
 
@@ -62,11 +66,17 @@ def _with_parts(answer: Callable, whose: dict[int, str], begun: set[str]) -> lis
         source = textwrap.dedent(inspect.getsource(answer))
     begun.add(answer.__name__)
     parts = []
-    for name in sorted({node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)} & around.keys()):
+    for name in sorted(_globals_of(symtable.symtable(source, answer.__name__, "exec")) & around.keys()):
         if name not in begun and name not in COMMON:
             begun.add(name)
             parts += _part(name, around[name], answer, whose, begun)
     return [*parts, source]
+
+
+def _globals_of(table: symtable.SymbolTable) -> set[str]:
+    """Return the names that a program takes from its module: no parameters, and no variables of a function."""
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+    return own.union(*map(_globals_of, table.get_children()))
 
 
 def _part(name: str, value: Any, answer: Callable, whose: dict[int, str], begun: set[str]) -> list[str]:
@@ -79,23 +89,36 @@ def _part(name: str, value: Any, answer: Callable, whose: dict[int, str], begun:
         if value.__module__ == answer.__module__:
             return _with_parts(value, whose, begun)
         return [f"from {value.__module__} import {value.__name__} as {name}"]
-    return [f"{name} = {value!r}"] if isinstance(value, bool | int | float | str) else []
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f'{name} = float("{value}")']
+    if isinstance(value, bool | int | float | str):
+        return [f"{name} = {value!r}"]
+    for module in (math, torch, F, np):  # what is written in C: from math import sqrt
+        if (own := getattr(value, "__name__", "")) and getattr(module, own, None) is value:
+            return [f"from {module.__name__} import {own} as {name}"]
+    return []
 
 
 def _class_source(answer: type, method: Callable) -> str:
     """Return the source of a class. One that a cell defines has no file that inspect can find, but its methods have."""
     lines, _ = inspect.findsource(method)
     found = (node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef))
-    cell = next(node for node in found if node.name == answer.__name__)
-    return textwrap.dedent("".join(lines[cell.lineno - 1 : cell.end_lineno]))
+    place = method.__code__.co_firstlineno
+    cell = next(node for node in found if node.name == answer.__name__ and node.lineno <= place <= node.end_lineno)
+    begin = min([cell.lineno, *(one.lineno for one in cell.decorator_list)])
+    return textwrap.dedent("".join(lines[begin - 1 : cell.end_lineno]))
 
 
 def kept_sources() -> dict[str, dict[str, str]]:
     """Return what can be read of the file, {exercise: {"calls": the function's name, "source": ...}}."""
     try:
-        return read_entries(answers_file(), lambda entry: {part: "" + entry[part] for part in ("calls", "source")})
+        return _read_sources()
     except OSError:
         return {}
+
+
+def _read_sources() -> dict[str, dict[str, str]]:
+    return read_entries(answers_file(), lambda entry: {part: "" + entry[part] for part in ("calls", "source")})
 
 
 def forget_answers() -> None:

@@ -38,7 +38,7 @@ def card(right: bool | None, line: str, hint: str) -> str:
     Of the notebook's own mistake, unchanged, only that it is still there is said in the open: to find it is the task.
     """
     sign, color = LOOKS[right]
-    verdict, _, said = line.removesuffix(f" Hint: {hint}").partition(". ")
+    verdict, _, said = line.replace(f" Hint: {hint}", "", 1).partition(". ")
     folded = [] if hint in said else [hint]
     if said.startswith(UNTOUCHED):
         said, folded = f"{UNTOUCHED}.", [said.removeprefix(f"{UNTOUCHED}: ")]

@@ -61,7 +61,8 @@ def _same(got: float, want: float, may_be_rounded: bool) -> bool:
     """Say whether two numbers agree; whole ones exactly, where no float32 can have rounded them."""
     if isinstance(want, int) or (not may_be_rounded and _whole(got) and _whole(want)):
         return got == want
-    return got == want or math.isclose(got, want, rel_tol=1e-5) or (math.isnan(got) and math.isnan(want))
+    close = math.isclose(got, want, rel_tol=1e-5, abs_tol=1e-12)
+    return got == want or close or (math.isnan(got) and math.isnan(want))
 
 
 def _whole(value: float) -> bool:

@@ -68,16 +68,22 @@ def _add(name: str, sections: dict[str, tuple[str, str]]) -> str:
         called, source = kept["calls"], CALLED.sub("", kept["source"])
         parts = [(alias, _add(part, sections)) for alias, part in CALLED.findall(kept["source"])]
         source = "".join(f"{alias} = {part}\n" for alias, part in parts if alias != part) + source
-        if taken := _defined(source) & {n for _, other in sections.values() for n in _defined(other)}:
+        known = {n: text for _, other in sections.values() for n, text in _defined(other).items()}
+        if taken := {n for n, text in _defined(source).items() if known.get(n, text) != text}:
             raise ValueError(f"Two answers define {min(taken)}: give it another name in your answer to {name}.")
         source = f"# ---- my answer to {name}\n\n{source}"
     sections[name] = called, source
     return called
 
 
-def _defined(source: str) -> set[str]:
-    """Return the names of the functions and classes that a program defines."""
-    return {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+def _defined(source: str) -> dict[str, str]:
+    """Return what a program defines, {name: source}: functions, classes and plain names."""
+    found = {}
+    for node in ast.parse(source).body:
+        for target in getattr(node, "targets", [node]):
+            if name := getattr(target, "name", None) or getattr(target, "id", None):
+                found[name] = ast.unparse(node)
+    return found
 
 
 def run(model_class, train_on, held_out_loss, write):
@@ -86,7 +92,10 @@ def run(model_class, train_on, held_out_loss, write):
     parser.add_argument("text", type=Path)
     parser.add_argument("--minutes", type=float, default=3.0)
     options = parser.parse_args()
-    text = read_text(options.text)
+    try:
+        text = read_text(options.text)
+    except ValueError as reason:
+        parser.error(str(reason))
     number = {character: i for i, character in enumerate(sorted(set(text)))}
     tokens = torch.tensor([number[character] for character in text])
     if len(tokens) < 1_000:

@@ -246,7 +246,7 @@ class Initialise(Exercise, name="gpt_block.initialise", minutes=15):
         return [(6,), (1,), (3,)]
 
     def through(answer, n_layer):
-        """Return the standard deviations of the kinds of matrices, in thousandths, and the means of norms and biases.
+        """Return spreads (in two thousandths) and means (in hundredths) of kinds of matrices, and the means of vectors.
 
         Drawn numbers never have exactly the standard deviation asked for: it is rounded.
         """
@@ -259,7 +259,8 @@ class Initialise(Exercise, name="gpt_block.initialise", minutes=15):
         ends = ("wte.weight", "wpe.weight", "c_attn.weight", "c_fc.weight", "attn.c_proj.weight", "mlp.c_proj.weight")
         kinds = [torch.cat([p.flatten() for name, p in named.items() if name.endswith(end)]) for end in ends]
         flat = [p.abs().mean() for name, p in named.items() if p.ndim == 1]  # norms stay 1 and 0
-        return torch.stack([*((1000 * kind.std()).round() for kind in kinds), *flat]).detach()
+        spreads = [2 * (500 * kind.std()).round() for kind in kinds]  # in steps of which none begins near a right one
+        return torch.stack([*spreads, *((100 * kind.mean()).round() for kind in kinds), *flat]).detach()
 
     def reference(model, n_layer):
         draw(model, lambda name: 0.02 / sqrt(2 * n_layer) if "c_proj" in name else 0.02)

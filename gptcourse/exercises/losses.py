@@ -30,7 +30,7 @@ class LossBoard:
         self.losses[name] = (float(nats), kind)
         self.new.add(name)
         try:
-            write_file(_file(), json.dumps(_read() | {name: self.losses[name]}, indent=1))
+            write_file(_file(), json.dumps(read_entries(_file(), _loss) | {name: self.losses[name]}, indent=1))
         except OSError:  # the chart of this notebook is whole without it
             return
 

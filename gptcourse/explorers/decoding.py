@@ -68,10 +68,11 @@ class DecodingExplorer(Writer):
         self.ids, self.read, self.new = None, None, []
         self.continuation.value = self.alternatives.value = ""
         self.ids = torch.tensor([self.encoded(prompt)], device=self.model.device)
-        self.logits, self.read = eval_view(self.model)(self.ids).logits[:, -1].float(), prompt
+        self.logits = self.rule(self.ids, eval_view(self.model)(self.ids).logits[:, -1].float())
+        self.read = prompt
 
     def _bars(self, before, after, kept, seed, numbers):
-        top = before.topk(min(ROWS, len(before))).indices
+        top = before.topk(min(ROWS, int(before.count_nonzero()))).indices
         rows = [self._row(i, before, after) for i in top.tolist()]
         if len(before) > len(top):
             shares = [max(p.sum().item() - p[top].sum().item(), 0.0) for p in (before, after)]
@@ -106,7 +107,7 @@ class DecodingExplorer(Writer):
         new = self.written(turn, ids, sampling, show)
         if new is None:
             return
-        logits = logits_before(self.model, ids + new, len(new))
+        logits = self.rule(self.ids, logits_before(self.model, ids + new, len(new)))
         if turn == self.turn:
             self.new, self.new_logits, self.new_sampling = new, logits, sampling
             probabilities = logits.softmax(-1)[range(len(new)), new].tolist()
@@ -127,7 +128,7 @@ class DecodingExplorer(Writer):
         before = self.new_logits[place].softmax(-1)
         after = next_token_distribution(self.new_logits[place], self.new_sampling, text)
         rank = int((before > before[token]).sum())
-        best = before.topk(min(ALTERNATIVES, len(before))).indices.tolist()
+        best = before.topk(min(ALTERNATIVES, int(before.count_nonzero()))).indices.tolist()
         rows = best if token in best else [*best, token]
         numbers = (
             f"Token {place + 1} of {len(self.new)}: {svg.visible(self.tokenizer.decode([token]))}, number {rank + 1} "

@@ -38,7 +38,8 @@ class Explorer(Panel):
             control.observe(self._observed, "value")
         self.reset.on_click(self._reset)
         self.draw()
-        answer_while_busy(self.reset, *controls.values())
+        inner = [child for part in below for child in getattr(part, "children", (part,))]
+        answer_while_busy(self.reset, *controls.values(), *inner)
 
     @property
     def values(self) -> dict:

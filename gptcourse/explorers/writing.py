@@ -27,6 +27,7 @@ class WritingPanel(Writer):
 
     def __init__(self, model, tokenizer, text, sampling=Sampling(temperature=0.8, top_p=0.95), max_new_tokens=40):
         self.proposals, self.notes, self.remark, self.earlier = ["", "", ""], ["", "", ""], "", []
+        self.asked = None  # the mode and the text that the proposals are for
         self.choices = [widgets.Button(description=f"take {letter}") for letter in "ABC"]
         self.back = widgets.Button(description="back", disabled=True)
         for choice in self.choices:
@@ -42,6 +43,8 @@ class WritingPanel(Writer):
 
     def _chosen(self, button):
         text, proposal = self.controls["text"].value, self.proposals[self.choices.index(button)]
+        if not proposal or self.asked != (self.controls["mode"].value, text):  # made for another text
+            return
         self.earlier.append(text)
         self.back.disabled = False
         if self.controls["mode"].value == GO_ON:
@@ -56,7 +59,8 @@ class WritingPanel(Writer):
 
     def compose(self, turn):
         """Make three proposals."""
-        self.notes, self.remark = ["", "", ""], ""
+        self.notes, self.remark, self.proposals = ["", "", ""], "", ["", "", ""]
+        self.asked = self.controls["mode"].value, self.controls["text"].value
         ways = {GO_ON: self._go_on, REWRITE: self._rewrite}
         ways.get(self.values["mode"], self._vary)(turn, sampling_of(self.values))
 

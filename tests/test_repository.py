@@ -83,7 +83,7 @@ def test_the_ideas_at_the_bottom_need_nothing_above_them():
     assert imports_within(PACKAGE / "config.py") == {"checks"} and imports_within(PACKAGE / "plots.py") == {"images"}
     assert imports_within(PACKAGE / "attention.py") == {"config"}
     assert imports_within(PACKAGE / "data.py") == {"checks", "config"}
-    assert imports_within(PACKAGE / "model.py") == {"attention", "config", "hf", "tokenizers", "views"}
+    assert imports_within(PACKAGE / "model.py") == {"attention", "config", "data", "hf", "tokenizers", "views"}
 
 
 def private_names(path):

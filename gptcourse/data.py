@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcourse.checks import COUNT, COUNT_OR_ZERO, SEED, An, ListOf, Shape, as_array, checked
+from gptcourse.checks import COUNT, COUNT_OR_ZERO, SEED, TEXT, An, ListOf, Shape, as_array, checked
 from gptcourse.config import TrainingConfig
 
 Example: TypeAlias = tuple[list[int], list[int]]
@@ -34,6 +34,7 @@ IGNORED = -100  # the target that F.cross_entropy leaves out
 global_random = threading.RLock()
 
 
+@checked(template=TEXT, text=TEXT)
 def fill_template(template: str, text: str) -> str:
     """Return a template such as "{text}\\n{label}" with its text, up to the label. ValueError for one without both."""
     if template.count("{label}") != 1 or not template.endswith("{label}") or "{text}" not in template:

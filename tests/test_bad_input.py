@@ -49,6 +49,7 @@ LEFT_OUT = [
     "grpo", "tune", "quantised", "stored_bytes", "solve", "canary_exposures", "available_memory",
     "measure_throughput", "lr_range_test", "coordinate_check", "stability_limit", "adam_preconditioner",
     "sharpness", "gradient_noise_scale", "check_settings", "value_at", "place_of", "beyond", "look_up",
+    "check_prompts", "alone_with_random",
 ]
 # fmt: on
 SHAPE = {"vocab_size": 11, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}
@@ -153,6 +154,7 @@ CALLS = {  # right arguments of all others
     "right_answer": {"made": [PUZZLE]},
     "pass_at_k": {"n": 5, "right": 2, "k": 3},
     "majority_right": {"votes": [3, 1, 0], "truth": 0, "k": 3, "n_trials": 20, "seed": 1},
+    "fill_template": {"template": "{text}\n{label}", "text": "a word"},
     "canonical": {"text": "Ｍöre  ﬁles"},
     "leaks": {"text": "the s-e-c-r-e-t", "secret": "secret"},
     "redact": {"text": "a@b.de 4111 1111 1111 1111 DE89 3704 0044 0532 0130 00"},

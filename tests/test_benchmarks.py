@@ -205,7 +205,7 @@ def test_nanogpts_recipe_and_the_speedruns_last_row_stand_beside_a_table():
     table, nano, ours = loss.compare(None, (tokens, tokens[:130], 7), (0, 1), recipe, mine)
     assert table[""].startswith("counting") and (nano[""], ours[""]) == (peers.REBUILT, "gptcourse")
     assert nano["characters read"] == ours["characters read"] == 3 * 2 * 8
-    assert nano["loss"]["median"] > 1 and ours["times as fast"]["median"] > 0
+    assert nano["loss"]["median"] > 0 and ours["times as fast"]["median"] > 0
 
 
 def test_growth_changes_one_thing_at_a_time():

@@ -6,11 +6,9 @@ that it must be; ours has the settings of the last row that was kept, and its le
 everyone sees whether it is as low as the table's. Seeds take turns. Only training is timed.
 """
 
-import json
 import statistics
 import time
 from dataclasses import fields
-from importlib.resources import files
 
 import torch
 from tqdm import tqdm
@@ -20,6 +18,7 @@ from benchmarks.timing import medians, ratio, spread
 from gptcourse.corpora import shakespeare
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.ngrams import NGrams
+from gptcourse.recordings import recorded
 from gptcourse.tokenizers import CharTokenizer
 from gptcourse.training import TrainingConfig, evaluate, train
 
@@ -30,8 +29,7 @@ SHAPE = {"n_positions": 64, "n_embd": 128, "n_layer": 4, "n_head": 4, "adam_beta
 
 def of_notebook_10():
     """Return the settings of the speedrun's first row and of the last that was kept, steps included."""
-    path = files("gptcourse") / "assets" / "speedrun" / "speedrun.json"
-    kept = [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if row["kept"]]
+    kept = [row for row in recorded("speedrun", "speedrun")["rows"] if row["kept"]]
     return [with_steps(row["settings"], statistics.median(row["tokens"]["compare"])) for row in (kept[0], kept[-1])]
 
 

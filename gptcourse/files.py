@@ -109,9 +109,8 @@ def write_files(directory: Path, write: Callable[[Path], None], instead_of: Iter
 def _exchange(directory: Path, new: Path, old: Path, instead_of: Iterable[str]) -> None:
     """Move what stands in the way of the new files out of a directory, and them in; or leave all as it was."""
     names = sorted((path.name for path in new.iterdir()), key="config.json".__eq__)
-    for name in names:
-        if (directory / name).is_dir() > (new / name).is_dir():  # nobody's folder is removed for a file
-            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
+    if folders := [name for name in names if (directory / name).is_dir() > (new / name).is_dir()]:
+        raise IsADirectoryError(errno.EISDIR, f"{folders[0]} is a folder")  # nobody's is removed for a file
     try:
         for name in [*names[::-1], *{*instead_of} - {*names}]:
             if (directory / name).exists():
@@ -119,8 +118,9 @@ def _exchange(directory: Path, new: Path, old: Path, instead_of: Iterable[str]) 
         for name in names:
             (new / name).replace(directory / name)
     except OSError:
+        for name in [name for name in names if not (new / name).exists()]:
+            (directory / name).replace(new / name)
         for path in old.iterdir():
-            shutil.rmtree(directory / path.name, ignore_errors=True)  # a folder takes no other's place
             path.replace(directory / path.name)
         raise
 

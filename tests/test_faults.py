@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,21 @@ def test_a_folder_in_the_way_of_a_file_is_named_and_nothing_is_lost(tmp_path):
         new_model(4).save(tmp_path, CharTokenizer("ABCDEFGHIJKLMNOPQ"))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert load_tokenizer(tmp_path).characters == CharTokenizer("abcdefghijklmnopq").characters
+
+
+def test_a_save_that_fails_half_way_leaves_all_as_it_was(tmp_path, monkeypatch):
+    new_model().save(tmp_path)
+    before, replace = {path.name: path.read_bytes() for path in tmp_path.iterdir()}, Path.replace
+
+    def refused(path, target):
+        if path.parent.name == "new" and path.name == "config.json":  # the last of the new files
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(ValueError, match="cannot be written"):
+        new_model(4, seed=4).save(tmp_path, CharTokenizer("abcdefghijklmnopq"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_two_saves_into_one_folder_take_no_turns(tmp_path, monkeypatch):

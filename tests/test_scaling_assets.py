@@ -1,20 +1,14 @@
 """What was recorded for notebooks 10 and 11: complete, as the cards say, and as the notebooks tell it."""
 
-import json
 import math
 import statistics
-from importlib.resources import files
 
 import evaluation_experiments as evaluation
 import pytest
 import scaling_experiments as scaling
 import speedrun
 
-ASSETS = files("gptcourse") / "assets"
-
-
-def recorded(folder, name):
-    return json.loads((ASSETS / folder / f"{name}.json").read_text(encoding="utf-8"))
+from gptcourse.recordings import recorded
 
 
 def test_no_run_is_missing():
@@ -50,8 +44,9 @@ def test_law_and_ruler_cannot_be_told_apart_at_a_length_that_was_measured(predic
     assert 0 < second["law"] - loss < 0.01
 
 
-def test_no_size_of_the_law_takes_the_lowest_or_highest_rate_that_was_tried():
-    data = recorded("scaling", "law")
+@pytest.mark.parametrize("part", ["law", "shape"])
+def test_nothing_takes_the_lowest_or_highest_rate_that_was_tried(part):
+    data = recorded("scaling", part)
     for name, rate in data["rates"].items():
         tried = {trial["rate"] for trial in data["trials"] if trial["shape"] == name}
         assert min(tried) < rate < max(tried), name
@@ -64,13 +59,6 @@ def test_models_beat_counting_where_the_notebook_says():
     assert {tokens for _, tokens in better} == {2**20, 2**21, 2**22}
     assert {shape for shape, tokens in better if tokens == 2**22} == {"3 × 48", "3 × 64", "4 × 96"}
     assert max(line) > 4_700_000 and line[max(line)] == recorded("speedrun", "speedrun")["goal"]["compare"]
-
-
-def test_no_shape_takes_the_lowest_or_highest_rate_that_was_tried():
-    data = recorded("scaling", "shape")
-    for name, rate in data["rates"].items():
-        tried = {trial["rate"] for trial in data["trials"] if trial["shape"] == name}
-        assert min(tried) < rate < max(tried), name
 
 
 def test_each_row_of_the_speedrun_is_treated_alike():

@@ -825,7 +825,7 @@ def test_impossible_norms_give_no_noise_scale_and_impossible_steps_no_hyperbola(
         BatchTradeOff.fit([1, 2], [math.inf, 2])
 
 
-def test_noise_and_sharpness_of_a_transformers_model_are_those_of_ours():
+def test_the_noise_scale_of_a_transformers_model_is_that_of_ours():
     model = new_model().eval()
     theirs, options = model.to_transformers(), {"n_batches": 3, "progress": False}
     ours, of_theirs = (gradient_noise_scale(one, TOKENS, **options) for one in (model, theirs))

@@ -21,8 +21,11 @@ def pytest_configure(config):
     progress = tempfile.TemporaryDirectory()
     config.add_cleanup(progress.cleanup)
     os.environ["GPTCOURSE_PROGRESS"] = progress.name
-    # A shell lets its background jobs ignore Ctrl-C, and all their children with them; tests press it.
+    # Whoever starts the tests may have Ctrl-C ignored (as shells do for background jobs) or blocked, and all their
+    # children inherit it; tests press it, and would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,10 +43,14 @@ SETTINGS = {
 # The notebook that is open, once its kernel has said that it is idle: the visible indicator says so too early.
 READY = """async () => {
     if (!window.jupyterapp) return false;
-    await window.jupyterapp.restored;
+    const late = new Promise(resolve => setTimeout(resolve, 5_000, "late"));
+    if (await Promise.race([window.jupyterapp.restored, late]) === "late") return false;
     const session = window.jupyterapp.shell.currentWidget?.sessionContext;
     return Boolean(session?.isReady && session.session?.kernel?.status === "idle");
 }"""
+# Playwright waits for a promise without end: what a kernel may never answer to has a limit of its own.
+SHUT_DOWN = """() => Promise.race([window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown(),
+                                new Promise(resolve => setTimeout(resolve, 30_000))])"""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
     .flatMap(cell => cell.outputs ?? []).filter(output => output.output_type === "error")
     .map(output => output.ename + ": " + output.evalue)"""
@@ -156,7 +160,7 @@ class Lab:
             page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
             yield notebook
         finally:
-            page.evaluate("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown()")
+            page.evaluate(SHUT_DOWN)
             page.close()
 
 
@@ -205,13 +209,14 @@ class Notebook:
             self.page.wait_for_timeout(100)
 
     def settle(self, quiet=0.4):
-        """Wait until nothing on the page has changed for ``quiet`` seconds."""
+        """Wait until nothing on the page has changed for ``quiet`` seconds, a minute at most."""
         self.page.evaluate(
-            """milliseconds => new Promise(resolve => {
+            """milliseconds => new Promise((resolve, reject) => {
                 let timer = setTimeout(done, milliseconds);
+                const limit = setTimeout(reject, 60_000, new Error("After a minute the page still changes."));
                 const observer = new MutationObserver(() => {
                     clearTimeout(timer); timer = setTimeout(done, milliseconds); });
-                function done() { observer.disconnect(); resolve(); }
+                function done() { observer.disconnect(); clearTimeout(limit); resolve(); }
                 observer.observe(document.querySelector(".jp-Notebook"),
                                  {subtree: true, childList: true, attributes: true, characterData: true});
             })""",

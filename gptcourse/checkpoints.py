@@ -27,8 +27,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gptcourse import distributed, hf
+from gptcourse.config import GPTConfig
 from gptcourse.files import digest, expand, lock, read_json, write_directory
-from gptcourse.views import is_sharded
+from gptcourse.views import is_sharded, is_transformers
 
 KEPT = 2  # should the newest be damaged, there is one before it
 # May change on resuming: saving and recomputing change no result, and the rates of all steps made are compared.
@@ -64,10 +65,11 @@ class Checkpoints:
         self.trainer, self.directory, self.saved_step = trainer, expand(directory), None
         self.sharded = is_sharded(trainer.model)
         config = getattr(trainer.core, "config", None)
-        self.shape = asdict(config) if is_dataclass(config) else None
-        # What is saved opens as a model only if it is one, and whole.
+        # Configs of transformers are dataclasses too, with values that JSON does not know.
+        self.shape = asdict(config) if is_dataclass(config) and not is_transformers(trainer.core) else {}
+        # What is saved opens as a GPT only if it is one, and whole.
         whole = all(parameter.requires_grad for parameter in trainer.core.parameters())
-        self.opens = self.shape is not None and trainer.core is trainer.model and whole
+        self.opens = isinstance(config, GPTConfig) and trainer.core is trainer.model and whole
         self.settings = json.loads(json.dumps(self._settings(data)))  # as they will be read back
 
     def together(self, action: Callable, everywhere: bool = True) -> list:
@@ -88,7 +90,7 @@ class Checkpoints:
         return (
             settings
             | data
-            | {f"the model's {name}": value for name, value in (self.shape or {}).items()}
+            | {f"the model's {name}": value for name, value in self.shape.items()}
             | {
                 "the number of trainable parameters": sum(p.numel() for p in trainer.trainable.values()),
                 "the sha256 of the frozen parameters": frozen.hexdigest()[:16],

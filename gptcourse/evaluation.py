@@ -55,21 +55,24 @@ LEVEL = Number(Real, lambda x: 0 <= x <= 0.9999, "a number from 0 to 0.9999")
 # ---- The likelihood of a text
 
 
+@checked(batch_size=COUNT)
 @torch.inference_mode()
 def log_likelihoods(model: nn.Module, pairs: Sequence[tuple[Sequence[int], ...]], batch_size=16) -> list[Tensor]:
     """Return, for each (context, continuation) of token ids, the log-probability of each token of the continuation.
 
-    In nats, (len(continuation),) each. A context that several pairs share is read once. Raises ValueError for an empty
-    context or continuation, a pair longer than the window, ids outside the vocabulary, and a model that gives NaN.
+    In nats, (len(continuation),) each. A context that several pairs share is read once for each batch. Raises
+    ValueError for an empty context or continuation, a pair longer than the window, ids outside the vocabulary, and a
+    model that gives NaN.
     """
-    pairs = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
+    pairs = [tuple(tuple(part.tolist() if isinstance(part, Tensor) else part) for part in pair) for pair in pairs]
     _check_pairs(model, pairs)
     groups: dict[tuple, list[int]] = {}
     for i, (context, _) in enumerate(pairs):
         groups.setdefault(context, []).append(i)
     alone = sorted((group[0] for group in groups.values() if len(group) == 1), key=lambda i: sum(map(len, pairs[i])))
-    batches = [(_logits, alone[begin : begin + batch_size]) for begin in range(0, len(alone), batch_size)]
-    batches += [(_logits_after, group) for group in groups.values() if len(group) > 1]
+    shared = [(_logits_after, group) for group in groups.values() if len(group) > 1]
+    parts = [(read, rows, range(0, len(rows), batch_size)) for read, rows in [(_logits, alone), *shared]]
+    batches = [(read, rows[begin : begin + batch_size]) for read, rows, begins in parts for begin in begins]
     view, found = eval_view(model), {}
     for read, batch in batches:
         logits, targets = read(view, [pairs[i] for i in batch])
@@ -315,8 +318,9 @@ def exact_interval(right: int, n: int, level: float = 0.95) -> tuple[float, floa
 
 def _at_most(k, n, p):
     """Return the probability of k or fewer out of n, each with probability p, strictly between 0 and 1."""
-    chosen = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1))
-    return sum(math.exp(c + i * math.log(p) + (n - i) * math.log1p(-p)) for i, c in enumerate(chosen))
+    i = torch.arange(k + 1, dtype=torch.float64)
+    chosen = math.lgamma(n + 1) - torch.lgamma(i + 1) - torch.lgamma(n - i + 1)
+    return (chosen + i * math.log(p) + (n - i) * math.log1p(-p)).exp().sum().item()
 
 
 def _share_with(is_below):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcourse import distributed
-from gptcourse.checks import COUNT, POSITIVE
+from gptcourse.checks import COUNT, POSITIVE, TEXTS, An, between, checked
 from gptcourse.config import TrainingConfig
 from gptcourse.data import (
     IGNORED,
@@ -173,9 +173,8 @@ def reinit_embeddings(model: GPT | PreTrainedModel, tokens: Sequence[int], seed:
 
 def freeze_all_but_last(model: GPT | PreTrainedModel, n_layers: int) -> None:
     """Train only the last `n_layers` blocks. Raises ValueError if there are not so many."""
-    blocks = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
-    if not 1 <= n_layers <= len(blocks):
-        raise ValueError(f"n_layers is {n_layers}, but this model has {len(blocks)} blocks: choose 1 to {len(blocks)}.")
+    blocks = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), ())
+    n_layers = between(1, len(blocks))("n_layers", n_layers)
     model.requires_grad_(False)
     blocks[-n_layers:].requires_grad_(True)
 
@@ -190,8 +189,7 @@ class LoRALinear(nn.Module):
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float):
         super().__init__()
         n_out, n_in = base_layer.weight.shape
-        if not 1 <= COUNT("rank", rank) <= min(n_out, n_in):
-            raise ValueError(f"rank is {rank}, but a matrix of {n_out} × {n_in} takes 1 to {min(n_out, n_in)}.")
+        rank = between(1, min(n_out, n_in))("rank", rank)
         self.base_layer, self.scaling = base_layer, alpha / rank
         self.lora_A = nn.Parameter(torch.randn_like(base_layer.weight[:rank]) / math.sqrt(n_in))  # (r, in)
         self.lora_B = nn.Parameter(torch.zeros_like(base_layer.weight[:, :rank]))  # (out, r)
@@ -231,6 +229,7 @@ def add_lora(
         setattr(parent, name, layer)
 
 
+@alone_with_random
 def _add_peft(model, rank, alpha, targets):
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -326,6 +325,7 @@ def _fitting(model, examples: Iterable[Example]) -> list[Example]:
 # ---- What was learned
 
 
+@checked(batch_size=COUNT)
 def reply_loss(model: GPT | PreTrainedModel, examples: Sequence[Example], batch_size: int = 16) -> float:
     """Return the mean loss on examples, in nats per target. Raises ValueError for those that do not fit.
 
@@ -340,6 +340,7 @@ def _mean_loss(model, examples, batch_size):
     return mean_loss(model, (pad(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)))
 
 
+@checked(messages=TEXTS, sampling=An(Sampling))
 def generate_replies(
     model: GPT | PreTrainedModel,
     tokenizer,

@@ -13,8 +13,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from numbers import Integral
 from typing import TYPE_CHECKING, TypeAlias
@@ -30,7 +31,7 @@ from gptcourse.config import check_settings
 from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.model import GPT
-from gptcourse.views import context_window, device_of, eval_view, is_transformers, text_config
+from gptcourse.views import context_window, device_of, eval_view, is_transformers, vocab_size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,6 +61,7 @@ class Sampling:
         check_settings(self)
 
 
+@checked(sampling=An(Sampling))
 def generate(
     model: GPT | PreTrainedModel,
     ids: Prompts,
@@ -87,7 +89,7 @@ def generate(
     type too small to hold them all, and for a model of unknown window.
     """
     rows = check_prompts(model, ids, max_new_tokens, eos_token_id)
-    vocab_size = text_config(model).vocab_size
+    vocab_size = vocab_size_of(model)
     if isinstance(ids, Tensor | np.ndarray) and vocab_size - 1 > np.iinfo(str(ids.dtype).removeprefix("torch.")).max:
         raise ValueError(f"ids are {ids.dtype}, which cannot hold token {vocab_size - 1}: convert them to int64.")
     noise = _noise(sampling)
@@ -102,6 +104,7 @@ def generate(
     return rows.astype(ids.dtype) if isinstance(ids, np.ndarray) else ids.new_tensor(rows)
 
 
+@checked(sampling=An(Sampling))
 def stream(
     model: GPT | PreTrainedModel,
     ids: Prompts,
@@ -323,7 +326,8 @@ def exponential_noise(shape: Sequence[int], generator: torch.Generator | None = 
     Always on the CPU, so that a seed means the same wherever the model is.
     """
     shape = [COUNT_OR_ZERO("a size in the shape", size) for size in shape]
-    return torch.rand(shape, dtype=torch.float64, generator=generator).log_().neg_()
+    with nullcontext() if generator else global_random:
+        return torch.rand(shape, dtype=torch.float64, generator=generator).log_().neg_()
 
 
 def _noise_rule(name, value, sizes):
@@ -365,16 +369,18 @@ def only_tokens_of(tokenizer) -> LogitsProcessor:
     return rule_out
 
 
+def rng_of(sampling: Sampling) -> torch.Generator:
+    """Return a generator of the settings' seed; a missing seed is drawn at once, from torch's global generator."""
+    with global_random:
+        seed = torch.randint(2**63 - 1, ()).item() if sampling.seed is None else sampling.seed
+    return torch.Generator().manual_seed(seed)
+
+
 def _noise(sampling):
-    """Return what gives the noise of each draw, from this call's own generator; a missing seed is drawn at once."""
+    """Return what gives the noise of each draw, from this call's own generator."""
     if sampling.temperature == 0:
         return lambda shape: 1.0
-    seed = sampling.seed
-    if seed is None:
-        with global_random:
-            seed = torch.randint(2**63 - 1, ()).item()
-    generator = torch.Generator().manual_seed(seed)
-    return lambda shape: exponential_noise(shape, generator)
+    return partial(exponential_noise, generator=rng_of(sampling))
 
 
 def _as_list(ids):
@@ -397,7 +403,7 @@ def check_prompts(model, ids: Prompts, max_new_tokens: int, eos_token_id: int | 
     rows = rows if rows and all(isinstance(row, list) for row in rows) else [rows]
     if not all(rows):
         raise ValueError("The prompt is empty: give at least one token to continue from.")
-    vocab_size = text_config(model).vocab_size
+    vocab_size = vocab_size_of(model)
     for token in chain([] if eos_token_id is None else [eos_token_id], *rows):
         if isinstance(token, bool) or not isinstance(token, Integral):
             raise ValueError(f"A token id is a whole number, not {token!r}.")

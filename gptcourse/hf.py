@@ -195,18 +195,15 @@ def config_from_gpt2(settings: dict) -> GPTConfig:
 
 def to_gpt2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename and transpose our parameters into transformers' GPT-2 layout."""
-    renamed = {}
-    for name, tensor in state.items():
-        tensor = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
-        renamed[name if name.startswith("lm_head") else f"transformer.{name}"] = tensor
-    return renamed
+    return {name if name.startswith("lm_head") else f"transformer.{name}": t for name, t in _turned(state).items()}
 
 
 def from_gpt2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename and transpose transformers' GPT-2 parameters into ours; leave out the masks that old files hold."""
-    renamed = {}
-    for name, tensor in state.items():
-        if not name.endswith((".attn.bias", ".attn.masked_bias")):
-            tensor = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
-            renamed[name.removeprefix("transformer.")] = tensor
-    return renamed
+    masks = ".attn.bias", ".attn.masked_bias"
+    return {name.removeprefix("transformer."): t for name, t in _turned(state).items() if not name.endswith(masks)}
+
+
+def _turned(state):
+    """Return the tensors with all that one of the two stores as (in, out) transposed."""
+    return {name: t.t().contiguous() if name.endswith(TRANSPOSED) else t for name, t in state.items()}

@@ -215,6 +215,7 @@ class GPT(nn.Module):
         ours.load_state_dict(hf.from_gpt2_names(model.state_dict()))
         return ours.train(model.training)
 
+    @alone_with_random
     def to_transformers(self) -> GPT2LMHeadModel:
         """Return a transformers GPT2LMHeadModel with the same logits; muP's factor becomes part of the LM head.
 

@@ -177,13 +177,14 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         tokens = x.flatten(0, 1)  # (B · T, C)
-        probabilities = self.gate(tokens).softmax(-1)  # (B · T, E)
+        probabilities = self.gate(tokens).softmax(-1, dtype=torch.float32)  # (B · T, E); in bfloat16 too coarse
         weights, chosen = probabilities.topk(self.n_chosen)
         weights = weights / weights.sum(-1, keepdim=True)
         output = torch.zeros_like(tokens)
         for e, expert in enumerate(self.experts):
             rows, place = (chosen == e).nonzero(as_tuple=True)  # the tokens that go through this expert
-            output.index_add_(0, rows, weights[rows, place, None] * expert(tokens[rows]))
+            weighted = weights[rows, place, None] * expert(tokens[rows])
+            output.index_add_(0, rows, weighted.to(output.dtype))
         load = F.one_hot(chosen, len(self.experts)).float().mean((0, 1))  # (E,): the share of all choices
         self.balance = len(self.experts) * load @ probabilities.mean(0)
         return output.view_as(x)

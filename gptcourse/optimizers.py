@@ -150,7 +150,8 @@ class Muon(torch.optim.AdamW):
         for group in groups:
             if "momentum" in group:
                 for parameter in group["params"]:
-                    self._step_of(parameter, group)
+                    if parameter.grad is not None:
+                        self._step_of(parameter, group)
 
     def _step_of(self, parameter, group):
         state, gradient, momentum = self.state[parameter], parameter.grad, group["momentum"]

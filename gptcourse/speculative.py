@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gptcourse.checks import COUNT_OR_ZERO
-from gptcourse.generation import Sampling, check_prompts, exponential_noise, next_token_distribution, sample
+from gptcourse.checks import COUNT, An, checked
+from gptcourse.generation import Sampling, check_prompts, exponential_noise, next_token_distribution, rng_of, sample
 from gptcourse.model import GPT
 from gptcourse.ngrams import NGrams
 from gptcourse.views import eval_view
@@ -33,6 +33,7 @@ class Speculated(NamedTuple):
     overlap: float  # mean over the tested tokens of the sum of min(p, q)
 
 
+@checked(n_draft=COUNT, sampling=An(Sampling))
 @torch.inference_mode()
 def speculate(
     model: GPT,
@@ -48,9 +49,8 @@ def speculate(
     Raises ValueError as `generate` does, for several prompts, a text that outgrows a window, models of different
     vocabularies, and fewer than 1 proposal.
     """
-    ids = _check(model, draft, ids, max_new_tokens, n_draft, eos_token_id)
-    read, read_draft, generator = _reader(model), _reader(draft), torch.Generator()
-    generator.manual_seed(sampling.seed) if sampling.seed is not None else generator.seed()
+    ids = _check(model, draft, ids, max_new_tokens, eos_token_id)
+    read, read_draft, generator = _reader(model), _reader(draft), rng_of(sampling)
     text, end, passes, accepted, overlaps = list(ids), len(ids) + max_new_tokens, 0, 0, []
     while len(text) < end and not (len(text) > len(ids) and text[-1] == eos_token_id):
         proposal, q = list(text), []
@@ -106,15 +106,15 @@ def _reader(model: GPT | NGrams) -> Reader:
     return read
 
 
-def _check(model, draft, ids, max_new_tokens, n_draft, eos_token_id):
+def _check(model, draft, ids, max_new_tokens, eos_token_id):
     """Return the prompt as a list."""
     sizes = [part.vocab_size if isinstance(part, NGrams) else part.config.vocab_size for part in (model, draft)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"The model knows {sizes[0]} tokens and the draft {sizes[1]}: they need one tokenizer.")
     windows = [part.config.n_positions for part in (model, draft) if not isinstance(part, NGrams)]
     rows = check_prompts(model, ids, max_new_tokens, eos_token_id)
-    if len(rows) > 1 or COUNT_OR_ZERO("n_draft", n_draft) < 1:
-        raise ValueError("Give one prompt, and let the draft propose one token or more.")
+    if len(rows) > 1:
+        raise ValueError(f"There are {len(rows)} prompts: give one.")
     if len(rows[0]) + max_new_tokens > min(windows):
         raise ValueError(f"{len(rows[0])} + {max_new_tokens} tokens do not fit into a window of {min(windows)}.")
     return rows[0]

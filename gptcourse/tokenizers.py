@@ -16,6 +16,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence
 
+from gptcourse.checks import TEXT
 from gptcourse.files import expand, write_files
 
 CHAT_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
@@ -262,8 +263,9 @@ def _check_size(vocab_size):
 
 
 def check_text(text: str) -> str:
-    """Return the text. Raises ValueError for half a surrogate pair, which no byte stands for."""
+    """Return the text. Raises ValueError for what is none, and for half a surrogate pair, which no byte stands for."""
     try:
+        TEXT("text", text)
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = text[error.start]

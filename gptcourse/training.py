@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from gptcourse import distributed
 from gptcourse.checkpoints import checkpointing
-from gptcourse.checks import COUNT
+from gptcourse.checks import COUNT, checked
 from gptcourse.config import TrainingConfig
 from gptcourse.data import IGNORED, Batches, check_tokens, counted_dropout, fingerprint, get_batch, text_batches
 from gptcourse.distributed import choose_device
@@ -275,6 +275,7 @@ def train(
     return trainer.run(callback, progress, checkpoint_dir, resume, data | {"sequence_length": length})
 
 
+@checked(batch_size=COUNT)
 def evaluate(model, tokens, *, sequence_length: int | None = None, batch_size: int = 16) -> float:
     """Return the mean cross-entropy in nats per token over the whole set.
 
@@ -306,11 +307,12 @@ def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> flo
 def check_length(model, sequence_length: int | None) -> int:
     """Return the sequence length, None being the model's context window. Raises ValueError if it does not fit."""
     longest = context_window(model)
-    if sequence_length is not None and not 1 <= COUNT("sequence_length", sequence_length) <= longest:
+    sequence_length = longest if sequence_length is None else COUNT("sequence_length", sequence_length)
+    if sequence_length > longest:
         raise ValueError(
             f"sequence_length is {sequence_length}, but this model takes from 1 to n_positions={longest} tokens."
         )
-    return sequence_length or longest
+    return sequence_length
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:

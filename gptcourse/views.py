@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from gptcourse.checks import BELOW_ONE
+from gptcourse.config import GPTConfig
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -87,13 +90,14 @@ def set_dropout(model: nn.Module, p: float) -> None:
 
     Dropout delays memorisation. In a short fine-tuning hardly an example is seen twice: there it delays learning only.
     """
+    p = BELOW_ONE("dropout", p)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
-        elif isinstance(getattr(module, "attention_dropout", None), float):  # a number in Llama's attention
+        elif isinstance(getattr(module, "attention_dropout", None), int | float):  # a number in Llama's attention
             module.attention_dropout = p
     config = getattr(unwrap(model), "config", None)
-    if is_dataclass(config) and hasattr(config, "dropout"):  # a GPTConfig: what is saved says what the model does
+    if isinstance(config, GPTConfig):  # what is saved says what the model does
         unwrap(model).config = replace(config, dropout=p)
 
 
@@ -114,8 +118,10 @@ def text_config(model: nn.Module):
 
 
 def vocab_size_of(model: nn.Module) -> int:
-    """Return the number of tokens that a model knows."""
-    return text_config(model).vocab_size
+    """Return the number of tokens that a model knows. Raises ValueError if its config does not say it."""
+    if (size := getattr(text_config(model), "vocab_size", None)) is None:
+        raise ValueError(f"The config of this {type(unwrap(model)).__name__} names no vocab_size: set it.")
+    return size
 
 
 def context_window(model: nn.Module) -> int:

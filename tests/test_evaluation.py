@@ -1,12 +1,14 @@
 """Likelihoods, perplexity and labels against loops and transformers, and replies judged by the grammar."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from gptcourse.evaluation import (
     ReplyReport,
@@ -90,6 +92,7 @@ def test_a_shared_context_is_read_once_and_gives_the_same(new_model, continuatio
 def test_log_likelihoods_are_those_of_one_token_after_the_other_whatever_the_batches(new_model):
     model = new_model().eval()
     pairs = [([1, 2, 3], [4, 5]), ([7], [8, 9, 1, 2]), ([3] * 20, [6] * 5), ([2, 2], [0])]
+    pairs += [([1, 2, 3], [token]) for token in range(4)]  # with the first five of one context
     for batch_size in (1, 3, 16):
         found = log_likelihoods(model, pairs, batch_size)
         assert [row.tolist() for row in found] == [pytest.approx(by_hand(model, *pair), abs=1e-5) for pair in pairs]
@@ -638,3 +641,13 @@ def test_a_card_does_not_leave_out_what_was_measured():
 def test_a_card_that_leaves_something_out_is_refused(part):
     with pytest.raises(ValueError, match=f"nothing under {part}"):
         model_card("tiny", **CARD | {part: type(CARD[part])()})
+
+
+def test_pairs_may_be_tensors_and_no_batch_is_empty():
+    model, ids = gpt(), torch.arange(6)
+    as_lists, as_tensors = (log_likelihoods(model, [(x[:3], x[3:])] * 2) for x in (ids.tolist(), ids))
+    assert_close(as_tensors, as_lists)
+    for measure in (partial(log_likelihoods, model, [([1], [2])]), partial(evaluate, model, ids)):
+        with pytest.raises(ValueError, match=r"^batch_size is 0, but"):
+            measure(batch_size=0)
+    assert evaluate(model, ids, sequence_length=4.0) == evaluate(model, ids, sequence_length=4)

@@ -1,5 +1,6 @@
 """Today's block: each part against transformers' own models, and GPT-3's choices against `GPT`."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -274,3 +275,15 @@ def test_a_model_that_is_not_built_here_is_refused(changes, said):
 def test_too_many_tokens_are_refused():
     with pytest.raises(ValueError, match="33 tokens do not fit into 32"):
         ModernGPT(CONFIG)(torch.zeros(1, 33, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE"])
+def test_experts_work_in_half_precision_and_in_mixed_precision(name):
+    theirs, ids = opened(name)[0], some_ids()
+    with torch.inference_mode():
+        exact, half = theirs(ids).logits, ModernGPT.from_transformers(theirs.to(torch.bfloat16))(ids).logits
+    near = (half.float() - exact).abs() < 0.1  # a token whose scores are nearly equal may go through another expert
+    assert half.dtype == torch.bfloat16 and near.float().mean() > 0.9
+    model = ModernGPT(replace(CONFIG, num_experts=4))
+    history = train(model, torch.arange(200) % 50, TrainingConfig(2, 2, 1e-3, bf16=True), **QUIET)
+    assert all(map(math.isfinite, history.loss))

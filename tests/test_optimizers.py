@@ -312,3 +312,12 @@ def test_muon_refuses_models_that_are_not_ours():
             build_optimizer(model, config)
     with pytest.raises(ValueError, match=r"^optim is .* must be one of"):
         TrainingConfig(1, 1, 1e-2, optim="sgd")
+
+
+def test_muon_leaves_weights_without_a_gradient_alone():
+    model = GPT(GPTConfig(40, n_positions=16, n_embd=16, n_layer=2, n_head=2))
+    optimizer = build_optimizer(model, TrainingConfig(2, 2, 1e-3, optim="muon"))
+    before = model.h[1].mlp.c_fc.weight.detach().clone()
+    model.h[0].mlp.c_fc.weight.grad = torch.ones_like(before)
+    optimizer.step()
+    assert torch.equal(model.h[1].mlp.c_fc.weight, before) and not torch.equal(model.h[0].mlp.c_fc.weight, before)

@@ -114,9 +114,10 @@ def test_it_ends_with_the_end_token():
     [
         ({"max_new_tokens": 31}, "do not fit into a window of 32"),
         ({"draft": NGrams([0, 1, 2, 3], 4, 1)}, "need one tokenizer"),
-        ({"n_draft": 0}, "one token or more"),
+        ({"n_draft": 0}, "n_draft is 0, but it must be a whole number of 1 or more"),
+        ({"sampling": 0.8}, "sampling is 0.8, but it must be a Sampling"),
         ({"ids": []}, "at least one token"),
-        ({"ids": [[0], [2]]}, "one prompt"),
+        ({"ids": [[0], [2]]}, "2 prompts: give one"),
         ({"max_new_tokens": -3}, "whole number of 0 or more"),
     ],
 )
@@ -130,3 +131,11 @@ def test_a_prompt_may_be_a_tensor_as_for_generate():
         speculate(tiny(1), tiny(5), ids, 5, sampling=Sampling(seed=0)).ids for ids in ([0, 2], torch.tensor([0, 2]))
     )
     assert as_list == as_tensor
+
+
+def test_without_a_seed_it_follows_torchs_global_generator():
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(speculate(tiny(1), tiny(5), [0, 2], 25, n_draft=2.0).ids)
+    assert texts[0] == texts[1]

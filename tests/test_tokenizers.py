@@ -83,6 +83,11 @@ def test_a_vocabulary_is_shortened_to_no_impossible_size(size, words):
         BPE.shortened(size)
 
 
+def test_what_is_no_text_is_refused_in_one_sentence():
+    with pytest.raises(ValueError, match=r"^text is None, but it must be a text\.$"):
+        BPETokenizer.train("ab", 260).encode(None)
+
+
 def test_half_a_surrogate_pair_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match="Position 1 holds half of a character"):
         BPE.encode("a\ud800")

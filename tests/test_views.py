@@ -1,6 +1,7 @@
 """Whoever reads a model gets, and leaves, what would be there alone: views, wrappers, training in another thread."""
 
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import TrainingConfig, evaluate, train
 from gptcourse.tuning import gradient_noise_scale, sharpness
-from gptcourse.views import context_window, device_of, eval_view, set_dropout, train_mode, unwrap
+from gptcourse.views import context_window, device_of, eval_view, set_dropout, train_mode, unwrap, vocab_size_of
 
 TOKENS = torch.arange(400) ** 2 % 17
 IDS = TOKENS[None, :8]
@@ -166,3 +167,20 @@ def test_dropout_that_is_a_number_of_the_module_is_set_too():
     assert not torch.equal(model(ids).logits, model(ids).logits)
     set_dropout(model, 0.0)
     assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_dropout_that_cannot_be_changes_nothing():
+    model = gpt()
+    before = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    with pytest.raises(ValueError, match=r"^dropout is 1\.5, but"):
+        set_dropout(model, 1.5)
+    assert before == [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+
+
+def test_a_model_whose_config_names_no_vocabulary_is_told_so():
+    silent = torch.nn.Linear(2, 2)
+    for ask in (partial(generate, silent, [1], 2), partial(evaluate, silent, torch.arange(4), sequence_length=2)):
+        with pytest.raises(ValueError, match=r"names no (vocab_size|context window)"):
+            ask()
+    with pytest.raises(ValueError, match=r"^The config of this Linear names no vocab_size: set it\.$"):
+        vocab_size_of(silent)

@@ -90,13 +90,15 @@ class KeyValueCache:
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, H, T, D) of T new tokens; return those of all tokens so far, (B, H, S, D).
 
-        Raises ValueError when the new tokens do not fit.
+        Raises ValueError when the new tokens do not fit, or are of another number of texts.
         """
         end = self.length + k.shape[-2]
         if end > self.keys.shape[-2]:
             raise ValueError(
                 f"The cache has room for {self.keys.shape[-2]} tokens, not {end}: start a new one with fewer tokens."
             )
+        if len(k) != len(self.keys):  # else one text would be copied for all
+            raise ValueError(f"The cache is for {len(self.keys)} texts, not {len(k)}: start a new one for them.")
         self.keys.narrow(2, self.length, k.shape[-2]).copy_(k)  # narrow takes less time than a slice
         self.values.narrow(2, self.length, k.shape[-2]).copy_(v)
         self.length = end

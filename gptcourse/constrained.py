@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def followers(pattern: str, tokenizer, eos_token_id: int) -> Callable[[str], lis
     texts = {i: text for i, text in decoded if i != eos_token_id and text and text.encode() == pieces[i]}
     firsts = {text[0] for text in texts.values()}
 
-    @cache
+    @lru_cache(256)  # in a free part of the pattern each text allows nearly all tokens
     def allowed(text: str) -> list[int]:
         """Return the tokens that may follow a text."""
         begins = {sign for sign in firsts if compiled.fullmatch(text + sign, partial=True)}  # rules out most at once

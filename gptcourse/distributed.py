@@ -45,7 +45,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         if chosen.type == "cuda" and chosen.index is None:
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.empty(0, device=chosen)  # on this one alone: a process that touches another GPU takes memory there
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"PyTorch finds no device {str(device)!r} here: {advice}.") from error
     return chosen
 

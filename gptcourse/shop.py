@@ -146,7 +146,8 @@ def level_masses(
     rewards = torch.tensor([reward(dialogue, reply) for reply in replies], dtype=torch.float64)
     levels, places = rewards.unique(return_inverse=True)
     masses = torch.zeros(len(levels), dtype=torch.float64).index_add(0, places, torch.cat(p))
-    return torch.cat([torch.zeros(1), levels]), torch.cat([1 - masses.sum(0, keepdim=True), masses])
+    wrong = (1 - masses.sum(0, keepdim=True)).clamp(min=0)  # rounding can make it negative
+    return torch.cat([torch.zeros(1), levels]), torch.cat([wrong, masses])
 
 
 def shop_prompts(tokenizer, dialogues: Sequence[Dialogue]) -> list[list[int]]:

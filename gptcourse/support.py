@@ -18,7 +18,7 @@ from functools import cache
 
 import numpy as np
 
-from gptcourse.checks import Choice, checked
+from gptcourse.checks import COUNT_OR_ZERO, SEED, Choice, checked
 from gptcourse.files import ASSETS, read_json
 
 SPLITS = ("train", "test", "validation")
@@ -83,16 +83,13 @@ def default_grammar() -> Grammar:
     return Grammar(read_json(ASSETS / "support_grammar.json"))
 
 
-@checked(split=Choice(SPLITS))
+@checked(n=COUNT_OR_ZERO, seed=SEED, split=Choice(SPLITS))
 def support(n: int, seed: int = 0, split: str = "train", *, grammar: Grammar | None = None) -> list[Dialogue]:
     """Return n customer-service dialogues; dialogue i depends on (seed, split, i) alone.
 
     The splits "train", "validation" and "test" share intents, replies and slot values; no phrasing of a message is in
     two of them. Raises ValueError if n or seed is not a whole number of 0 or more, or the split is unknown.
     """
-    for name, value in (("n", n), ("seed", seed)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**64:
-            raise ValueError(f"{name} must be a whole number from 0 to 2**64 - 1, not {value!r}.")
     return [_dialogue(grammar or default_grammar(), seed, split, i) for i in range(n)]
 
 

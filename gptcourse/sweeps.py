@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from gptcourse.checks import COUNT
+from gptcourse.checks import COUNT, SEED, is_list
 from gptcourse.config import GPTConfig, TrainingConfig
 from gptcourse.data import check_tokens, fingerprint
 from gptcourse.distributed import choose_device
@@ -121,7 +121,7 @@ def search(
 
     Raises ValueError before any run begins, also when the study was begun with other arguments, or the file is in use.
     """
-    n_trials = COUNT("n_trials", n_trials)
+    n_trials, seed = COUNT("n_trials", n_trials), SEED("seed", seed)
     if sampler not in SAMPLERS:
         raise ValueError(f'sampler is {sampler!r}, but it must be "tpe" or "random"; sweep makes a whole grid.')
     searched = _Space((model_config, training_config), space, derive, prune)
@@ -190,9 +190,9 @@ def configured(
 def _grid_runs(model: GPTConfig, config: TrainingConfig, grid, seeds, derive: Derive | None) -> list[Run]:
     """Return a run for every combination and seed, the seeds of a combination together."""
     for name, values in grid.items():
-        if isinstance(values, str | Mapping) or not isinstance(values, Iterable) or not list(values):
+        if not is_list(values) or not len(values):
             raise ValueError(f"The grid's {name!r} must be a list of the values to try, not {values!r}.")
-    if isinstance(seeds, int) or not len(seeds):
+    if not is_list(seeds) or not len(seeds):
         raise ValueError(f"seeds must be a list of at least one whole number, such as range(3), not {seeds!r}.")
     seeded = [replace(config, seed=seed) for seed in seeds]
     combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]

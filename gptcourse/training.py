@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from gptcourse import distributed
 from gptcourse.checkpoints import checkpointing
-from gptcourse.checks import COUNT, checked
+from gptcourse.checks import COUNT, between, checked
 from gptcourse.config import TrainingConfig
 from gptcourse.data import IGNORED, Batches, check_tokens, counted_dropout, fingerprint, get_batch, text_batches
 from gptcourse.distributed import choose_device
@@ -307,12 +307,7 @@ def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> flo
 def check_length(model, sequence_length: int | None) -> int:
     """Return the sequence length, None being the model's context window. Raises ValueError if it does not fit."""
     longest = context_window(model)
-    sequence_length = longest if sequence_length is None else COUNT("sequence_length", sequence_length)
-    if sequence_length > longest:
-        raise ValueError(
-            f"sequence_length is {sequence_length}, but this model takes from 1 to n_positions={longest} tokens."
-        )
-    return sequence_length
+    return longest if sequence_length is None else between(1, longest)("sequence_length", sequence_length)
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:

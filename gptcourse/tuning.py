@@ -144,8 +144,10 @@ def _with_steps(config: TrainingConfig, ratio: float) -> TrainingConfig:
     """Return settings with `ratio` times the steps; other numbers of steps are rounded down to 1 or more."""
     steps = max(round(config.steps * ratio), 1)
     parts = {name: getattr(config, name) for name in ("decay_steps", "batch_ramp_steps", "eval_steps", "save_steps")}
-    scaled = {name: n and max(int(n * ratio), 1) for name, n in parts.items()}  # 0 and None stay
-    return replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps // 2), **scaled)
+    warmup = min(config.warmup_steps, steps // 2)
+    most = {"decay_steps": max(steps - warmup, 1), "batch_ramp_steps": steps - 1}  # all that fits into the run
+    scaled = {name: n and min(max(int(n * ratio), 1), most.get(name, steps)) for name, n in parts.items()}
+    return replace(config, steps=steps, warmup_steps=warmup, **scaled)
 
 
 # ---- The range test

@@ -147,3 +147,8 @@ def test_rotary_products_depend_only_on_the_distance():
     near = rotary(q, 7) @ rotary(k, 4).T
     far = rotary(q, 103) @ rotary(k, 100).T
     assert_close(near, far, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_for_another_number_of_texts_is_refused():
+    with pytest.raises(ValueError, match=r"^The cache is for 3 texts, not 1: start a new one for them\.$"):
+        KeyValueCache(3, 1, 4, 2).append(*torch.zeros(2, 1, 1, 1, 2))

@@ -49,7 +49,7 @@ LEFT_OUT = [
     "grpo", "tune", "quantised", "stored_bytes", "solve", "canary_exposures", "available_memory",
     "measure_throughput", "lr_range_test", "coordinate_check", "stability_limit", "adam_preconditioner",
     "sharpness", "gradient_noise_scale", "check_settings", "value_at", "place_of", "beyond", "look_up",
-    "check_prompts", "alone_with_random",
+    "check_prompts", "alone_with_random", "rng_of",
 ]
 # fmt: on
 SHAPE = {"vocab_size": 11, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}

@@ -758,3 +758,8 @@ def test_a_whole_number_may_be_written_as_a_float_and_a_text_is_no_list_of_messa
         generate_replies(model, BPE, "hello")
     with pytest.raises(ValueError, match=r"^batch_size is 0, but it must be a whole number of 1 or more\.$"):
         reply_loss(model, EXAMPLES, 0)
+
+
+def test_a_tokenizer_without_an_end_of_replies_is_told_so():
+    with pytest.raises(ValueError, match="This tokenizer has no chat format"):
+        eos_id(CharTokenizer("ab"))

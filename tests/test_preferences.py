@@ -474,3 +474,8 @@ def test_a_model_of_transformers_learns_as_well():
         reward_model(model), [(example((2, END)), example((3, END)))], TrainingConfig(3, 2, 1e-2), **QUIET
     )
     assert rewards.loss[-1] < rewards.loss[0]
+
+
+def test_three_replies_are_no_pair():
+    with pytest.raises(ValueError, match="pair"):
+        dpo(tiny(), [(example([1]), example([2]), example([3]))] * 2, TrainingConfig(2, 2, 1e-3), **QUIET)

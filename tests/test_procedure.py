@@ -490,3 +490,17 @@ def test_bad_arguments_are_refused_in_one_sentence(sentence, call, monkeypatch):
     monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("a run was begun"))
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"space": {}}, "The space is empty"),
+        ({"space": {"batch_size": FloatDistribution(2, 8)}}, "batch_size is .*whole number"),
+        ({"seed": 1.5}, "seed is 1.5, but it must be a whole number"),
+        ({"seed": None}, "seed is None, but it must be a whole number"),
+    ],
+)
+def test_what_would_fail_half_way_is_refused_before_the_first_run(options, says):
+    with pytest.raises(ValueError, match=says):
+        tuned(objective=lambda *_: pytest.fail("a run was made"), **options)

@@ -83,3 +83,15 @@ def test_bytes_are_counted_as_they_would_be_stored():
 def test_what_cannot_be_done_is_refused(bits, group, words):
     with pytest.raises(ValueError, match=words):
         quantise(weights(), bits, group)
+
+
+def test_rows_of_tiny_weights_keep_their_size():
+    weight = torch.randn(3, 8) * 1e-6
+    for bits in (12, 16, 24):
+        assert_close(dequantise(*quantise(weight, bits)), weight, rtol=2e-3, atol=1e-9)
+
+
+def test_only_matrices_are_stored_in_few_bits():
+    model = torch.nn.Module()
+    model.experts = torch.nn.Parameter(torch.ones(2, 4, 8))
+    assert stored_bytes(model, 4) == 2 * 4 * 8 * 4  # `quantised` leaves them as they are

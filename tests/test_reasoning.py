@@ -138,3 +138,8 @@ def test_the_answer_is_drawn_with_other_random_numbers_than_the_thoughts(monkeyp
     pairs = [(thought, answer) for (thought,), (answer,) in zip(written[::2], written[1::2], strict=True)]
     same = [thought[-1] == answer[len(thought) + 1] for thought, answer in pairs if thought[-1] != EQUALS]
     assert len(same) > 40 and sum(same) < 15
+
+
+def test_more_thoughts_than_a_reply_has_room_for_are_refused():
+    with pytest.raises(ValueError, match=r"^thoughts is 14, but it must be a whole number from 0 to 12\.$"):
+        solve(None, [], thoughts=14)

@@ -370,3 +370,18 @@ def test_one_pattern_alone_is_not_taken_for_many():
     for wrong in ("ab", 1.5, ["a", 2]):
         with pytest.raises(ValueError, match=r"^patterns is .*, but it must be a list of texts\.$"):
             BannedText(CharTokenizer("abc"), wrong)
+
+
+def test_numbers_stay_when_punctuation_goes():
+    rng = np.random.default_rng(0)
+    assert perturb("It was 3.50, at 10:30. Why?", "no punctuation", rng) == "It was 3.50 at 10:30 Why"
+
+
+@pytest.mark.parametrize("phrase", ["call\nme", "call  me", "call\tme"])
+def test_a_phrase_is_found_whatever_white_space_it_was_written_with(phrase):
+    tokenizer = CharTokenizer("call me now")
+    for pattern in (phrase, re.escape(phrase)):
+        guard = BannedText(tokenizer, [pattern])
+        text = tokenizer.encode("call m")
+        allowed = guard(torch.tensor([text]), torch.zeros(1, tokenizer.vocab_size))[0]
+        assert allowed[tokenizer.encode("e")[0]] == -math.inf

@@ -334,15 +334,15 @@ def test_text_outside_the_language_is_refused_in_one_sentence():
             parse(message, wrong)
 
 
-@pytest.mark.parametrize("n", [-1, 2.0, "3", None, True])
+@pytest.mark.parametrize("n", [-1, 2.5, "3", None, True])
 def test_n_must_be_a_whole_number(n):
-    with pytest.raises(ValueError, match=r"^n must be a whole number"):
+    with pytest.raises(ValueError, match=r"^n is .*whole number of 0 or more\.$"):
         support(n)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, 2**64])
 def test_seed_must_be_a_whole_number(seed):
-    with pytest.raises(ValueError, match=r"^seed must be a whole number"):
+    with pytest.raises(ValueError, match=r"^seed is .*whole number from 0 to 2\*\*64 - 1\.$"):
         support(1, seed=seed)
 
 

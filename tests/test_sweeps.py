@@ -642,3 +642,12 @@ def test_a_full_disk_ends_in_one_sentence_and_the_next_call_goes_on(tmp_path, mo
         patch.setattr(sweeps, "append_line" if call is sweep else "_tell", full)
         call(MODEL, TRAINING, runs, **options)
     assert [row["outcome"] for row in call(MODEL, TRAINING, runs, **options).rows] == ["finished"]
+
+
+def test_a_file_that_cannot_be_opened_is_free_when_it_was_mended(tmp_path):
+    (tmp_path / "results.jsonl").mkdir()
+    with pytest.raises(ValueError, match="cannot be written") as caught:  # which keeps what was made in it alive
+        reserve(tmp_path / "results.jsonl")
+    (tmp_path / "results.jsonl").rmdir()
+    with reserve(tmp_path / "results.jsonl"):
+        assert "cannot be written" in str(caught.value)

@@ -830,3 +830,11 @@ def test_the_noise_scale_of_a_transformers_model_is_that_of_ours():
     theirs, options = model.to_transformers(), {"n_batches": 3, "progress": False}
     ours, of_theirs = (gradient_noise_scale(one, TOKENS, **options) for one in (model, theirs))
     assert ours.trace == pytest.approx(of_theirs.trace, rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"warmup_steps": 100, "decay_steps": 900}, {"batch_ramp_steps": 999}])
+def test_a_run_whose_parts_fill_it_stays_one_when_it_is_made_shorter(settings):
+    config = TrainingConfig(1000, 8, 1e-3, **settings)
+    for size in (16, 64, 4096):
+        other = for_batch_size(config, size)  # which TrainingConfig refuses if the parts do not fit
+        assert (other.decay_steps or 0) + other.warmup_steps <= other.steps

@@ -118,8 +118,9 @@ def _binned(messages, policy_of):
     """Return the share of a policy's replies in each bin of the reward, from 0 to 1, as a mean over messages."""
     shares = [0.0] * N_BINS
     for rewards, masses in messages:
-        for reward, p in zip(rewards, policy_of(torch.tensor(masses), torch.tensor(rewards)).tolist(), strict=True):
-            shares[min(int(reward * N_BINS), N_BINS - 1)] += p / len(messages)
+        p, r = (torch.as_tensor(part, dtype=torch.float64) for part in (masses, rewards))
+        for reward, share in zip(rewards, policy_of(p, r).tolist(), strict=True):
+            shares[max(min(int(reward * N_BINS), N_BINS - 1), 0)] += share / len(messages)
     return shares
 
 

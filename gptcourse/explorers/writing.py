@@ -54,7 +54,8 @@ class WritingPanel(Writer):
             self.controls["text"].value = f"{marked.before}{{{proposal}}}{marked.after}"
 
     def _go_back(self, _button):
-        self.controls["text"].value = self.earlier.pop()
+        if self.earlier:  # a second click may come before the first has switched the button off
+            self.controls["text"].value = self.earlier.pop()
         self.back.disabled = not self.earlier
 
     def compose(self, turn):
@@ -87,7 +88,6 @@ class WritingPanel(Writer):
     def _go_on(self, turn, sampling):
         """Write three continuations, one after the other, each with a seed of its own."""
         ids = self._end_of_text()
-        self.proposals = ["", "", ""]
         for number in range(3):
 
             def show(new, number=number):

@@ -371,7 +371,7 @@ def only_tokens_of(tokenizer) -> LogitsProcessor:
 
 def rng_of(sampling: Sampling) -> torch.Generator:
     """Return a generator of the settings' seed; a missing seed is drawn at once, from torch's global generator."""
-    with global_random:
+    with global_random if sampling.seed is None else nullcontext():  # which a training run may hold for a step
         seed = torch.randint(2**63 - 1, ()).item() if sampling.seed is None else sampling.seed
     return torch.Generator().manual_seed(seed)
 

@@ -28,7 +28,9 @@ PARTS = ("startup", "generation", "training", "growth", "loss", "notebooks", "sl
 
 def here(part, way, options):
     """Measure a part in this process: show its tables, and keep them unless everything was tiny."""
-    run = results.machine()  # before: the load is then what others do
+    run = results.machine()  # before: what is in use then, others use
+    if run["others"] > results.QUIET:
+        print(f"Other processes take {run['others']:.0%} of the processors, and the numbers will show it.", flush=True)
     begin = time.perf_counter()
     how, tables = importlib.import_module(f"benchmarks.{part}").measure(options)
     run |= {"how": how, "minutes": round((time.perf_counter() - begin) / 60, 1)}

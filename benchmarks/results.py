@@ -12,10 +12,12 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks" / "results"
+QUIET = 0.1  # what others may take of the processors without a word
 DIGITS = {"loss": 4}  # of columns, where three do not tell runs apart
 MARKERS = re.compile(r"(<!-- measured by python -m benchmarks (\w+) -->\n).*?(<!-- end of measured -->)", re.DOTALL)
 
@@ -61,7 +63,7 @@ def machine():
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,  # a quiet machine's is near 0
+        "others": round(psutil.cpu_percent(interval=1) / 100, 2),  # share of all processors that is in use already
         "versions": {
             "Python": platform.python_version(),
             "PyTorch": torch.__version__,
@@ -114,6 +116,8 @@ def line(part, way, run):
     """Return the sentences under the tables of a run: how it was measured, on what, when, by which command."""
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     where = f"{run['processor']}, {run['cores']} cores, {versions}, {run['date']}"
+    if run.get("others", 0) > QUIET:
+        where += f", while other processes took {run['others']:.0%} of the processors"
     return f"{run['how']} Measured {way} on {where}: `python -m benchmarks {part}`."
 
 

@@ -22,7 +22,7 @@ RUN = {
     "processor": "P",
     "cores": 2,
     "threads": 2,
-    "load": 0.0,
+    "others": 0.0,
     "versions": {"Python": "3"},
     "how": "Once.",
     "minutes": 1,
@@ -54,6 +54,13 @@ class GPT(nn.Module):
 
 
 # ---- README and what is kept
+
+
+def test_what_other_processes_took_stands_beside_the_numbers():
+    assert results.line("site", "as installed", RUN).endswith("2026-01-02: `python -m benchmarks site`.")
+    busy = results.line("site", "as installed", RUN | {"others": 0.5})
+    assert "2026-01-02, while other processes took 50% of the processors: " in busy
+    assert 0 <= results.machine()["others"] <= 1
 
 
 def test_the_readme_is_what_the_json_files_give():

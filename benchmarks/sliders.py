@@ -132,4 +132,5 @@ def measure(options):
                 for label in dict.fromkeys(cell.locator(".widget-slider:visible .widget-label").all_inner_texts()):
                     rows.append({"explorer": name} | measure_slider(notebook, cell, label, options))
     how = f"{PRESSES} presses of a key and {DRAGS} drags there and back of each slider, in Chromium and JupyterLab; "
-    return how + "a dash: this slider alone changes no picture.", {"": rows}
+    how += "a dash: this slider alone changes no picture. Dragged over values that all have the same picture (top-nσ, "
+    return how + "steps done), the clock runs on until another comes: that is where seconds stand.", {"": rows}

@@ -126,6 +126,14 @@ def test_a_model_is_shown_as_many_exchanges_as_it_remembers_and_as_fit(model, to
     assert panel.prompt_ids() != chat_prompt(tokenizer, panel.exchanges[-1][0], panel.exchanges[-3:-1])
 
 
+def test_why_there_was_no_reply_is_shown_and_not_remembered(model, tokenizer):
+    panel = chat_panel(model, tokenizer, "Where?", remember=2, max_new_tokens=4)
+    send(panel, "x" * 200)
+    send(panel, "Who?")
+    assert "shorten it" in bubbles(panel)[3]
+    assert panel.prompt_ids() == chat_prompt(tokenizer, "Who?", panel.exchanges[:1])
+
+
 @pytest.mark.parametrize("message", ["你好，订单在哪里？", "🙂 ¿dónde?", "a\x00b\x07c", "   x"])
 def test_any_message_is_answered(chat, message):
     send(chat, message)
@@ -287,3 +295,13 @@ def test_pieces_add_up_to_the_text_though_a_letter_takes_several_tokens(tokenize
     ids = tokenizer.encode("Where 订单 🙂?")
     assert "".join(pieces(tokenizer, ids)) == "Where 订单 🙂?" and "" in pieces(tokenizer, ids)
     assert "".join(pieces(tokenizer, ids[:-2])) == tokenizer.decode(ids[:-2])
+
+
+def test_an_empty_reply_is_said_and_not_remembered(model, tokenizer, monkeypatch):
+    panel = chat_panel(model, tokenizer, "Where?", remember=2, max_new_tokens=4)
+    monkeypatch.setattr("gptcourse.explorers.text_panel.stream", lambda *_: iter([eos_id(tokenizer)]))
+    send(panel, "Why?")
+    assert bubbles(panel)[-1] == "[an empty reply]"
+    monkeypatch.undo()
+    send(panel, "Who?")
+    assert panel.prompt_ids() == chat_prompt(tokenizer, "Who?", panel.exchanges[:1])

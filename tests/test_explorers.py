@@ -234,7 +234,7 @@ def test_a_ruler_reaches_as_far_as_its_dot():
         (lambda m, t: chat_panel(m, t, "To", Sampling(seed=2**60)), "cannot stand at 1152921504606846976"),
         (lambda m, t: chat_panel(m, t, "To", remember=-1), "remember is -1"),
         (lambda m, t: compare_settings(m, t, "To", Sampling(seed=1), Sampling(seed=2)), "one seed, but they ask for 1"),
-        (lambda m, t: TrainingMonitor(m, TrainingConfig(1, 1, 1e-3), sample_steps=0), "sample_steps is 0"),
+        (lambda m, t: TrainingMonitor(TrainingConfig(1, 1, 1e-3), sample_steps=0), "sample_steps is 0"),
     ],
 )
 def test_a_start_value_that_cannot_be_is_refused_with_one_sentence(new, sentence, model, tokenizer):
@@ -615,17 +615,22 @@ class FakeHistory:
     loss: list = field(default_factory=list)
     eval_step: list = field(default_factory=list)
     eval_loss: list = field(default_factory=list)
+    stopped: str | None = None
 
     @property
     def step(self):
         return list(range(1, len(self.loss) + 1))
+
+    @property
+    def tokens(self):
+        return [8 * step**2 for step in self.step]  # more each step, as under a batch ramp
 
 
 def test_the_monitor_follows_a_real_training(model, tokenizer):
     config = TrainingConfig(steps=6, batch_size=2, learning_rate=1e-3, sequence_length=8, eval_steps=3)
     samples = []
     monitor = TrainingMonitor(
-        model, config, floor=(1.25, "a floor"), sample=lambda: samples.append(0) or "<i>so</i>", sample_steps=2
+        config, floor=(1.25, "a floor"), sample=lambda: samples.append(0) or "<i>so</i>", sample_steps=2
     )
     tokens = torch.tensor(tokenizer.encode(TEXT * 3))
     history = train(
@@ -640,7 +645,7 @@ def test_the_monitor_follows_a_real_training(model, tokenizer):
 
 def test_the_stop_button_stops_the_training_and_keeps_what_was_learned(model, tokenizer):
     config = TrainingConfig(steps=50, batch_size=2, learning_rate=1e-3, sequence_length=8)
-    monitor = TrainingMonitor(model, config)
+    monitor = TrainingMonitor(config)
 
     def press_at_step_three(history):
         if len(history.loss) == 3:
@@ -661,7 +666,7 @@ def test_the_stop_button_stops_the_training_and_keeps_what_was_learned(model, to
 
 def test_a_stop_ends_one_run_and_the_next_goes_its_way(model, tokenizer):
     config = TrainingConfig(steps=8, batch_size=2, learning_rate=1e-3, sequence_length=8)
-    monitor, tokens = TrainingMonitor(model, config), torch.tensor(tokenizer.encode(TEXT * 3))
+    monitor, tokens = TrainingMonitor(config), torch.tensor(tokenizer.encode(TEXT * 3))
 
     def press_at_step_three(history):
         if len(history.loss) == 3:
@@ -677,13 +682,13 @@ def test_a_stop_ends_one_run_and_the_next_goes_its_way(model, tokenizer):
     assert monitor(FakeHistory(loss=[3.0])) is False
 
 
-def test_the_stop_button_goes_when_the_cell_ends_however_it_ended(model, monkeypatch):
+def test_the_stop_button_goes_when_the_cell_ends_however_it_ended(monkeypatch):
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell()
     monkeypatch.setattr("gptcourse.explorers.monitor.get_ipython", lambda: shell)
     monkeypatch.setattr("gptcourse.explorers.monitor.clicks_arrive_while_a_cell_runs", lambda: True)
-    monitor = TrainingMonitor(model, TrainingConfig(steps=9, batch_size=1, learning_rate=1e-3))
+    monitor = TrainingMonitor(TrainingConfig(steps=9, batch_size=1, learning_rate=1e-3))
     monitor(FakeHistory(loss=[3.0]))
     assert monitor.stop.layout.display == ""
     shell.events.trigger("post_run_cell", None)  # the kernel was interrupted
@@ -691,25 +696,25 @@ def test_the_stop_button_goes_when_the_cell_ends_however_it_ended(model, monkeyp
     assert monitor._cell_ended not in shell.events.callbacks["post_run_cell"]
 
 
-def test_the_stop_button_is_hidden_where_no_click_can_arrive(model):
-    monitor = TrainingMonitor(model, TrainingConfig(steps=9, batch_size=1, learning_rate=1e-3))
+def test_the_stop_button_is_hidden_where_no_click_can_arrive():
+    monitor = TrainingMonitor(TrainingConfig(steps=9, batch_size=1, learning_rate=1e-3))
     monitor(FakeHistory(loss=[3.0]))
     assert monitor.stop.layout.display == "none"  # pytest has no kernel
 
 
-def test_the_stop_button_is_shown_while_clicks_arrive(model, monkeypatch):
+def test_the_stop_button_is_shown_while_clicks_arrive(monkeypatch):
     monkeypatch.setattr("gptcourse.explorers.monitor.clicks_arrive_while_a_cell_runs", lambda: True)
-    monitor = TrainingMonitor(model, TrainingConfig(steps=2, batch_size=1, learning_rate=1e-3))
+    monitor = TrainingMonitor(TrainingConfig(steps=2, batch_size=1, learning_rate=1e-3))
     monitor(FakeHistory(loss=[3.0]))
     assert monitor.stop.layout.display != "none"
     monitor(FakeHistory(loss=[3.0, 2.0]))
     assert monitor.stop.layout.display == "none"  # the last step is done
 
 
-def test_the_monitor_draws_at_most_five_times_a_second(model, monkeypatch):
+def test_the_monitor_draws_at_most_five_times_a_second(monkeypatch):
     clock = iter(n * 0.05 for n in range(1000))
     monkeypatch.setattr("gptcourse.explorers.monitor.time.monotonic", lambda: next(clock))
-    monitor = TrainingMonitor(model, TrainingConfig(steps=1000, batch_size=1, learning_rate=1e-3))
+    monitor = TrainingMonitor(TrainingConfig(steps=1000, batch_size=1, learning_rate=1e-3))
     pictures = []
     monitor.picture.observe(lambda change: pictures.append(change["new"]), "value")
     for steps in range(1, 101):  # 5 seconds by the clock above
@@ -717,9 +722,18 @@ def test_the_monitor_draws_at_most_five_times_a_second(model, monkeypatch):
     assert 20 <= len(pictures) <= 26
 
 
-def test_the_monitors_picture_does_not_grow(model):
+def test_the_monitors_speed_counts_the_tokens_that_were_read(monkeypatch):
+    clock = iter(range(1000))  # one second a step
+    monkeypatch.setattr("gptcourse.explorers.monitor.time.monotonic", lambda: next(clock))
+    monitor = TrainingMonitor(TrainingConfig(steps=1000, batch_size=1, learning_rate=1e-3))
+    for steps in (1, 2, 3):
+        monitor(FakeHistory(loss=[3.0] * steps))
+    assert "32 tokens/s" in monitor.status.value  # 8 · (3² − 1²) tokens in two seconds
+
+
+def test_the_monitors_picture_does_not_grow():
     monitor = TrainingMonitor(
-        model, TrainingConfig(steps=10**6, batch_size=1, learning_rate=1e-3), sample=lambda: "so it goes"
+        TrainingConfig(steps=10**6, batch_size=1, learning_rate=1e-3), sample=lambda: "so it goes"
     )
     sizes = []
     for steps in (600, 60_000):
@@ -732,8 +746,8 @@ def test_the_monitors_picture_does_not_grow(model):
     assert monitor.texts.value.count("so it goes") == 3
 
 
-def test_the_monitor_survives_a_loss_that_is_not_a_number(model):
-    monitor = TrainingMonitor(model, TrainingConfig(steps=3, batch_size=1, learning_rate=1e-3))
+def test_the_monitor_survives_a_loss_that_is_not_a_number():
+    monitor = TrainingMonitor(TrainingConfig(steps=3, batch_size=1, learning_rate=1e-3))
     monitor(FakeHistory(loss=[3.0, float("inf"), float("nan")]))
     ElementTree.fromstring(monitor.picture.value)
     assert not re.search(r'points="[^"]*(nan|inf)', monitor.picture.value)
@@ -832,3 +846,37 @@ def test_ids_that_stand_for_no_text_are_in_no_bar(tokenizer):
     explorer = decoding_explorer(padded, tokenizer, "To be", max_new_tokens=4)
     explorer.wait()
     assert "<svg" in explorer.picture.value and "There is no token" not in explorer.picture.value
+
+
+def test_the_monitor_shows_the_end_of_a_run_that_stops_early(tokenizer):
+    config = TrainingConfig(steps=40, batch_size=2, learning_rate=1e-3)
+    monitor, history = TrainingMonitor(config, sample=lambda: "so it goes"), FakeHistory(loss=[3.0])
+    monitor(history)
+    history.loss.append(2.0)
+    history.stopped = "early stopping"
+    monitor(history)
+    assert "step 2 of 40" in monitor.status.value and "stopped" in monitor.status.value
+    assert "after 2 steps" in monitor.texts.value and not monitor.progress
+
+
+def test_one_text_is_written_at_a_time(model, tokenizer, monkeypatch):
+    panel = writing_panel(model, tokenizer, "To be", max_new_tokens=4)
+    at_once, most = [], []
+
+    def slow(turn, _sampling):
+        at_once.append(turn)
+        most.append(len(at_once))
+        time.sleep(0.05)
+        at_once.remove(turn)
+
+    monkeypatch.setattr(panel, "_go_on", slow)
+    for _ in range(4):
+        panel.write_later(0)
+        time.sleep(0.01)
+    panel.wait()
+    assert max(most) == 1
+
+
+def test_a_microscope_without_a_token_to_write_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match=r"^max_new_tokens is 0"):
+        decoding_explorer(model, tokenizer, "To be", max_new_tokens=0)

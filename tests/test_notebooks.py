@@ -7,6 +7,7 @@ import re
 import nbformat
 import pytest
 
+from gptcourse import explorers
 from gptcourse.corpora import support
 from gptcourse.exercises import check, exercises
 from tools import notebooks
@@ -108,6 +109,12 @@ def test_at_least_four_exercises_and_two_mistakes_to_find(path):
     kinds = [kind for kind, _, _ in tagged(read(path), "exercise", "mistake")]
     assert kinds.count("exercise") >= 4
     assert kinds.count("mistake") >= 2
+
+
+def test_every_explorer_stands_in_a_notebook():
+    code = "\n".join(source_of_code(read(path)) for path in PATHS)
+    names = [name for name, found in vars(explorers).items() if callable(found)]
+    assert "decoding_explorer" in names and [name for name in names if not re.search(rf"\b{name}\(", code)] == []
 
 
 @by_name

@@ -10,7 +10,6 @@ from test_modern_explorers import LLAMA, OTHER
 from gptcourse.drawings import svg
 from gptcourse.explorers import TrainingMonitor, memory_explorer, panel, predict, size_explorer
 from gptcourse.explorers.explorer import Explorer, slider
-from gptcourse.model import GPT, GPTConfig
 from gptcourse.training import History, TrainingConfig
 
 
@@ -102,13 +101,11 @@ def test_a_prediction_keeps_its_answer_and_before_the_guess_nothing(outputs):
 
 
 def test_the_last_picture_of_a_training_is_kept_at_once_without_its_speed(outputs):
-    model = GPT(GPTConfig(vocab_size=9, n_positions=8, n_embd=4, n_layer=1, n_head=1))
-    monitor = TrainingMonitor(model, TrainingConfig(steps=2, batch_size=1, learning_rate=1e-3))
+    monitor = TrainingMonitor(TrainingConfig(steps=2, batch_size=1, learning_rate=1e-3))
     monitor._ipython_display_()
     history = History()
-    for step, loss in enumerate((2.0, 1.0)):
-        history.step.append(step)
-        history.loss.append(loss)
+    for loss in (2.0, 1.0):
+        history.record(loss, 1e-3, 1.0, 8)
         monitor(history)
     still = outputs[1].html
     assert "<polyline" in svg_of(still)

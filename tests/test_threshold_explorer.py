@@ -49,3 +49,11 @@ def test_scores_that_cannot_be_drawn_are_refused(scores):
 
 def test_equal_scores_are_shown_too():
     assert "nan" not in threshold_explorer([2.0], [2.0]).picture.value
+
+
+def test_the_precision_is_that_of_the_shares_and_not_of_rounded_numbers():
+    explorer = threshold_explorer([1.0] * 38 + [9.0] * 2, [0.0] * 399 + [9.0])
+    explorer.controls["threshold"].value = 5.0
+    explorer.controls["base_rate"].value = 0.001
+    precision = 0.001 * 0.05 / (0.001 * 0.05 + 0.999 / 400)  # 2 %, where none of 25 stopped ones would be 0 %
+    assert f"precision {precision:.0%}" in explorer.picture.value and precision > 0.015

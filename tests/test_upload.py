@@ -44,8 +44,8 @@ def test_no_name_leads_out_of_the_folder_and_none_is_read_as_html(tmp_path, name
         ("..", "upload.txt"),
         ("", "upload.txt"),
         ("../..", "upload.txt"),
-        ("a" * 300 + ".txt", "a" * 200 + ".txt"),
-        ("é" * 300 + ".txt", "é" * 100 + ".txt"),
+        ("a" * 300 + ".txt", "a" * 180 + ".txt"),
+        ("é" * 300 + ".txt", "é" * 90 + ".txt"),
         ("a." + "b" * 300, "a." + "b" * 19),
         ("a\0b\ud83d?.txt", "a_b__.txt"),
     ],
@@ -70,3 +70,24 @@ def test_taking_the_file_back_changes_nothing(tmp_path, nothing):
     choose(box, VALUES["ipywidgets 8"])
     choose(box, nothing)
     assert box.path == tmp_path / "my novel.txt"
+
+
+def test_a_file_that_breaks_off_leaves_the_one_that_is_there(tmp_path, monkeypatch):
+    box = upload_text(tmp_path)
+    choose(box, ({"name": "mine.txt", "content": b"whole"},))
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gptcourse.explorers.upload.write_file", full)
+    choose(box, ({"name": "mine.txt", "content": b"larger, and cut"},))
+    assert "could not be written: No space left" in box.said.value
+    assert box.path.read_bytes() == b"whole"
+
+
+def test_the_folder_may_lie_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    box = upload_text("~/texts")
+    choose(box, ({"name": "mine.txt", "content": b"x"},))
+    assert box.path == tmp_path / "texts" / "mine.txt" and box.path.exists()

@@ -19,6 +19,10 @@ BUBBLE = (
 ASKED, ANSWERED = "background:rgba(128,128,128,0.18);margin-left:auto", "background:rgba(10,123,191,0.16)"
 
 
+class Reason(str):
+    """Why there is no reply: shown in its place, and not remembered."""
+
+
 class ChatPanel(Writer):
     """Decoding sliders, the replies of ``model`` as they are written, and a box to type messages in.
 
@@ -69,10 +73,13 @@ class ChatPanel(Writer):
         new = self.written(turn, self.prompt_ids(), sampling_of(self.values), show, end)
         if new is not None:
             show(new)
+            if not exchange[1]:
+                self.fail("an empty reply")
 
     def prompt_ids(self):
         """Return what the model is shown: the last message, and before it as many exchanges as are remembered."""
         *earlier, (message, _) = self.exchanges
+        earlier = [exchange for exchange in earlier if exchange[1] and not isinstance(exchange[1], Reason)]
         earlier = earlier[len(earlier) - min(self.remember, len(earlier)) :]
         room = context_window(self.model) - self.max_new_tokens
         while earlier and len(chat_prompt(self.tokenizer, message, earlier)) > room:
@@ -81,7 +88,7 @@ class ChatPanel(Writer):
 
     def fail(self, reason):
         """Show it in the place of the reply."""
-        self.exchanges[-1][1] = f"[{reason}]"
+        self.exchanges[-1][1] = Reason(f"[{reason}]")
         self.draw()
 
     def draw_picture(self, **_values):

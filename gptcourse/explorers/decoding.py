@@ -6,11 +6,12 @@ from itertools import groupby
 import ipywidgets as widgets
 import torch
 
+from gptcourse.checks import COUNT
 from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import slider, text_box
 from gptcourse.explorers.text_panel import HINT, SLIDERS, Writer, pieces, prose, sampling_of, sliders
 from gptcourse.generation import Sampling, exponential_noise, first_kept, next_token_distribution, sample
-from gptcourse.views import context_window, eval_view
+from gptcourse.views import context_window, eval_view, last_logits
 
 ROWS, ALTERNATIVES = 12, 5
 LEGEND = (0.5, 0.1, 0.01, 0.001)
@@ -30,7 +31,7 @@ class DecodingExplorer(Writer):
     def __init__(self, model, tokenizer, prompt, max_new_tokens=40):
         self.continuation, self.alternatives = widgets.HTML(), widgets.HTML()
         self.ids, self.read, self.new = None, None, []
-        token = slider("token (0: none)", 0, 0, max_new_tokens)
+        token = slider("token (0: none)", 0, 0, COUNT("max_new_tokens", max_new_tokens))
         controls = {"prompt": text_box("prompt", prompt, rows=2), **sliders(), "token": token}
         below = [self.continuation, self.alternatives]
         super().__init__(model, tokenizer, max_new_tokens, controls, hint=HINT, below=below)
@@ -68,7 +69,7 @@ class DecodingExplorer(Writer):
         self.ids, self.read, self.new = None, None, []
         self.continuation.value = self.alternatives.value = ""
         self.ids = torch.tensor([self.encoded(prompt)], device=self.model.device)
-        self.logits = self.rule(self.ids, eval_view(self.model)(self.ids).logits[:, -1].float())
+        self.logits = self.rule(self.ids, last_logits(eval_view(self.model), self.ids, 1)[:, -1].float())
         self.read = prompt
 
     def _bars(self, before, after, kept, seed, numbers):
@@ -150,7 +151,7 @@ def logits_before(model, ids, n_new):
     for start, group in groupby(places, key=lambda place: first_kept(place, window)):
         group = list(group)
         read = torch.tensor([ids[start : group[-1]]], device=model.device)
-        rows.append(view(read).logits[0, [place - 1 - start for place in group]].float().cpu())
+        rows.append(last_logits(view, read, len(group))[0].float().cpu())
     return torch.cat(rows)
 
 

@@ -77,6 +77,7 @@ class Explorer(Panel):
             self.controls[name].value = value
 
     def _observed(self, change) -> None:
+        answer_while_busy(change["owner"])  # a value set by a cell has spoken from the thread of the cells
         if not self.moving:
             self.moved(change["owner"])
 

@@ -30,7 +30,7 @@ def clicks_arrive_while_a_cell_runs():
 class TrainingMonitor(Panel):
     """Draw the loss while ``train`` runs: display it, then pass it as ``train(…, callback=monitor)``.
 
-    ``model`` and ``config`` are the ones given to ``train``. ``floor`` is (loss, label), drawn as a dashed line.
+    ``config`` is the one given to ``train``. ``floor`` is (loss, label), drawn as a dashed line.
     ``sample()`` returns text; it is called every ``sample_steps`` steps, and the last three texts stay in view. The
     picture is drawn at most five times a second and at the last step. The stop button is there while a click can
     arrive; interrupting the kernel works everywhere. One monitor may watch several runs in turn: a stop ends one.
@@ -38,11 +38,9 @@ class TrainingMonitor(Panel):
 
     seconds_between_pictures = 0.2
 
-    def __init__(self, model, config, *, floor=None, sample=None, sample_steps=100):
+    def __init__(self, config, *, floor=None, sample=None, sample_steps=100):
         self.config, self.floor, self.sample = config, floor, sample
         self.sample_steps = COUNT("sample_steps", sample_steps)
-        length = config.sequence_length or model.config.n_positions
-        self.tokens_per_step = config.batch_size * length * config.gradient_accumulation_steps
         self.status, self.picture, self.texts = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.stop = widgets.Button(icon="stop", layout=widgets.Layout(display="none"))
         self.stop.on_click(self._stop)
@@ -63,7 +61,7 @@ class TrainingMonitor(Panel):
         if step == 1 or step <= self.step:
             self._begin()
         self.step, stopped = step, self.stopped
-        last = step >= self.config.steps or stopped
+        last = step >= self.config.steps or stopped or history.stopped is not None
         if self.sample and (step % self.sample_steps == 0 or last):
             self.samples.append((step, self.sample()))
             self.texts.value = "".join(
@@ -72,7 +70,7 @@ class TrainingMonitor(Panel):
                 for n, text in self.samples
             )
         if last or not self.progress or now - self.progress[-1][0] >= self.seconds_between_pictures:
-            self.progress.append((now, step))
+            self.progress.append((now, history.tokens[-1]))
             self.draw(history)
             self._show_stop(not last)
         if last:
@@ -82,12 +80,15 @@ class TrainingMonitor(Panel):
 
     def draw(self, history):
         """Show ``history`` as it is now."""
-        (then, first), (now, step) = self.progress[0], self.progress[-1]
-        speed = (step - first) * self.tokens_per_step / (now - then) if now > then else 0.0
-        numbers = [f"step {step:,} of {self.config.steps:,}", f"loss {history.loss[-1]:.3f} nats per token"]
+        (then, first), (now, tokens) = self.progress[0], self.progress[-1]
+        speed = (tokens - first) / (now - then) if now > then else 0.0
+        numbers = [
+            f"step {len(history.loss):,} of {self.config.steps:,}",
+            f"loss {history.loss[-1]:.3f} nats per token",
+        ]
         numbers += [f"validation {history.eval_loss[-1]:.3f}"] if history.eval_loss else []
         numbers += [f"{svg.short(speed)} tokens/s"] if speed else []
-        numbers += ["stopped"] if self.stopped else []
+        numbers += ["stopped"] if self.stopped or history.stopped else []
         self.status.value = svg.paragraph("  ·  ".join(numbers))
         stride = -(-len(history.loss) // POINTS)
         series = {"training": (list(history.step)[::stride], list(history.loss)[::stride])}

@@ -12,6 +12,7 @@ import torch
 
 from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import Explorer, choice, slider
+from gptcourse.explorers.monitor import POINTS
 from gptcourse.explorers.panel import Panel
 from gptcourse.preferences import best_of_n, optimal_policy, price_and_worth
 
@@ -80,8 +81,9 @@ class PolicyMonitor(Panel):
 
 
 def _small(values, label):
-    rollouts = list(range(1, len(values) + 1))
-    return svg.line_chart({"": (rollouts, values)}, labels=("rollout", label), width=220, height=150)
+    stride = -(-len(values) // POINTS)
+    rollouts = list(range(1, len(values) + 1, stride))
+    return svg.line_chart({"": (rollouts, values[::stride])}, labels=("rollout", label), width=220, height=150)
 
 
 def frontier_explorer(messages):

@@ -42,7 +42,7 @@ class Writer(Explorer):
     def __init__(self, model, tokenizer, max_new_tokens: int, controls, **layout):
         self.model, self.tokenizer, self.max_new_tokens = unwrap(model), tokenizer, max_new_tokens
         self.rule = only_tokens_of(tokenizer)
-        self.turn, self.timer = 0, None
+        self.turn, self.timer, self.writing = 0, None, threading.Lock()
         super().__init__(controls, self.draw_picture, **layout)
         self.write(self.turn)
 
@@ -72,7 +72,9 @@ class Writer(Explorer):
     def write(self, turn: int):
         """Write; an error is shown, for raised in a thread it would be printed where no learner looks."""
         try:
-            self.compose(turn)
+            with self.writing:  # one that cannot be given up half way ends first
+                if turn == self.turn:
+                    self.compose(turn)
         except Exception as error:
             if turn == self.turn:
                 self.fail(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")

@@ -30,11 +30,11 @@ def threshold_explorer(risky, ordinary):
         """Draw both histograms and the threshold, and say how many of the stopped texts are risky."""
         hits, false = (sum(score > threshold for score in scores) for scores in (risky, ordinary))
         recall, rate = hits / len(risky), false / len(ordinary)
-        stopped = [round(10_000 * base_rate * recall), round(10_000 * (1 - base_rate) * rate)]
+        stopped = [10_000 * base_rate * recall, 10_000 * (1 - base_rate) * rate]  # risky ones, ordinary ones
         numbers = (
             f"stopped: {hits} of {len(risky)} risky texts ({recall:.0%}, the recall), and {false} of {len(ordinary)} "
             f"ordinary ones ({rate:.1%}, the false-positive rate). Where {base_rate:.1%} of the messages are risky, of "
-            f"10,000 messages {sum(stopped):,} are stopped, and {stopped[0]:,} of these are risky"
+            f"10,000 messages {sum(stopped):,.0f} are stopped, and {stopped[0]:,.0f} of these are risky"
         ) + (f": precision {stopped[0] / sum(stopped):.0%}" if sum(stopped) else "")
         x = place(threshold)
         parts = _histogram(map(place, risky), 96, svg.ORANGE, "risky")

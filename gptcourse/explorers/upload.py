@@ -6,8 +6,9 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from gptcourse.drawings import svg
+from gptcourse.files import expand, write_file
 
-LONGEST_NAME = 200  # bytes, without the suffix; file systems stop at 255
+LONGEST_NAME = 180  # bytes, without the suffix; file systems stop at 255, and an unfinished file has a longer name
 
 
 def upload_text(folder):
@@ -16,6 +17,7 @@ def upload_text(folder):
     Whatever is chosen is only stored, under its own name as far as a file system takes it, without any folders;
     `corpora.text_file` or `own_data` says later whether it can be read.
     """
+    folder = expand(folder)
     kinds = ".txt,.md,.csv,.tsv,.jsonl,text/plain"
     button = widgets.FileUpload(accept=kinds, multiple=False, description="Choose a file")
     said = widgets.HTML(svg.paragraph("No file yet: the stand-in is used."))
@@ -27,10 +29,9 @@ def upload_text(folder):
         name, content = _newest(change["new"])
         if name is None:
             return
-        path = Path(folder, _file_name(name))
+        path = folder / _file_name(name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            write_file(path, content)
         except OSError as fault:
             said.value = svg.paragraph(f"{path.name} could not be written: {fault.strerror}.")
             return

@@ -56,14 +56,14 @@ from gptcourse.exercises.first_model import pair_counts
 from gptcourse.exercises.records import FORMAT, Progress, Record, progress_file, read_records, remember
 from gptcourse.exercises.time_limit import within
 from gptcourse.exercises.tuning import looking_back
-from gptcourse.finetuning import LoRALinear, add_lora, chat_prompt, encode_dialogue, stops_early
+from gptcourse.finetuning import LoRALinear, add_lora, chat_prompt, encode_dialogue
 from gptcourse.generation import apply_repetition_penalty, keep_top_p
 from gptcourse.model import GPT, GPTConfig, GPTOutput
 from gptcourse.modern import MixtureOfExperts, ModernConfig, num_parameters
 from gptcourse.optimizers import learning_rate_at
 from gptcourse.reasoning import pass_at_k
 from gptcourse.tokenizers import BPETokenizer
-from gptcourse.training import TrainingConfig
+from gptcourse.training import TrainingConfig, stops_early
 from gptcourse.tuning import RangeTest, noise_scale_estimates, t_interval
 
 NOTEBOOKS = {

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from gptcourse.exercises import answers, check, mine
+from gptcourse.exercises import answers, check, export, mine
 from gptcourse.exercises.answers import answers_file
 from gptcourse.exercises.export import PARTS, write_program
+from gptcourse.exercises.records import RENAMED
 from tests.test_learner import PATH, pasted, solutions
 
 USED = {*PARTS, "gpt_block.block", "gpt_block.mlp", "gpt_block.initialise", "attention.multi_head"}
@@ -76,3 +77,22 @@ def test_answers_may_share_a_helper_but_not_a_name_for_two_things(tmp_path, monk
     answers_file().write_text(json.dumps(sources))
     with pytest.raises(ValueError, match="Two answers define HALF"):
         write_program(tmp_path / "my_gpt.py")
+
+
+def test_an_answer_of_an_older_version_finds_what_it_calls_under_its_new_name(tmp_path):
+    old, new = next(iter(RENAMED.items()))
+    source = f'part = mine("{old}")\n\n\ndef answer():\n    return part\n'
+    sections = {}
+    called = export._add(old, sections)
+    assert called == new.replace(".", "_") and new in sections
+    assert export.CALLED.findall(source) == [("part", old)]
+
+
+def test_the_program_may_lie_in_the_home_directory_and_keeps_its_own_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert write_program("~/my_gpt.py") == tmp_path / "my_gpt.py"
+    (source, called) = next((s, c) for n, s, c in solutions(PATH[4]) if n == "training.loop")
+    assert check("training.loop", pasted(tmp_path, "training.loop", source.replace(called, "run")).run)
+    with pytest.raises(ValueError, match=r"^Two answers define run"):
+        write_program(tmp_path / "other.py")

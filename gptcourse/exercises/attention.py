@@ -63,6 +63,11 @@ def join(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, T, C)
 
 
+def shifted(x: Tensor, rows: Tensor) -> list[Tensor]:
+    """Return x with something added to the tokens that each row of 0 and 1 marks, not the same to all coordinates."""
+    return [x + row[:, None] * torch.linspace(1, 2, x.shape[1]) for row in rows]
+
+
 def moved(layer, x: Tensor, changed: list[Tensor]) -> Tensor:
     """Return which outputs of a layer are others for the changed tokens: (T, number of changes)."""
     return torch.stack([((layer(other) - layer(x)).abs() > 1e-6).any(-1) for other in changed], 1)
@@ -303,10 +308,15 @@ class Influence(Exercise, name="attention.influence", minutes=12):
         everything = lambda x: attend(x, x @ mix, x)  # noqa: E731
         backwards = lambda x: causal_layer(x.flip(-2)).flip(-2)  # noqa: E731
         last_two = lambda x: attend(x, x, x, causal_mask(x.shape[-2], window=2))  # noqa: E731
-        layers = (causal_layer, everything, backwards, last_two, torch.tanh)
+        normed = lambda x: causal_layer(F.layer_norm(x, x.shape[-1:]))  # noqa: E731
+        layers = (causal_layer, everything, backwards, last_two, torch.tanh, normed)
         return [(layer, randn(T, 4)) for T, layer in enumerate(layers, start=2)]
 
     def reference(layer, x):
+        return moved(layer, x, shifted(x, torch.eye(len(x))))
+
+    @mistake("Add different numbers to the coordinates of a token: a layer norm takes away what is added to all alike.")
+    def alike(layer, x):
         return moved(layer, x, [x + row[:, None] for row in torch.eye(len(x))])
 
     @mistake("Rows and columns have changed places: row t should tell on whom output t depends.")
@@ -315,7 +325,7 @@ class Influence(Exercise, name="attention.influence", minutes=12):
 
     @mistake("Your changes pile up: token 0 is still changed when you change token 1. Begin afresh for each token.")
     def piled_up(layer, x):
-        return moved(layer, x, [x + row[:, None] for row in torch.ones(len(x), len(x)).tril()])
+        return moved(layer, x, shifted(x, torch.ones(len(x), len(x)).tril()))
 
     @mistake("You compare every changed output with its own token's row alone. Look at the other outputs, too.")
     def itself_alone(layer, x):
@@ -327,7 +337,7 @@ class Influence(Exercise, name="attention.influence", minutes=12):
 
     @mistake("You find the numbers that move; asked is one answer for each pair of tokens, not for each number.")
     def each_number(layer, x):
-        return torch.stack([layer(x + row[:, None]) != layer(x) for row in torch.eye(len(x))], 1)
+        return torch.stack([layer(other) != layer(x) for other in shifted(x, torch.eye(len(x)))], 1)
 
 
 class CausalHead(nn.Module):

@@ -15,7 +15,8 @@ from gptcourse.config import GPTConfig
 from gptcourse.corpora import read_text
 from gptcourse.exercises import exercises, mine
 from gptcourse.exercises.answers import kept_sources
-from gptcourse.files import write_file, writing
+from gptcourse.exercises.records import RENAMED
+from gptcourse.files import expand, write_file, writing
 from gptcourse.ngrams import NGrams
 
 PARTS = ("gpt_block.whole", "training.loop", "training.held_out_loss", "gpt_block.generate")
@@ -51,13 +52,15 @@ def write_program(path: str | Path = "my_gpt.py") -> Path:
     called = [_add(name, sections) for name in PARTS]
     body = "\n\n".join(source for _, source in sections.values())
     end = f'if __name__ == "__main__":\n    run({", ".join(called)})\n'
+    path = expand(path)
     with writing(path):
-        write_file(Path(path), f"{HEAD}\n\n{body}\n\n{inspect.getsource(run)}\n\n{end}")
-    return Path(path)
+        write_file(path, f"{HEAD}\n\n{body}\n\n{inspect.getsource(run)}\n\n{end}")
+    return path
 
 
 def _add(name: str, sections: dict[str, tuple[str, str]]) -> str:
     """Add an answer, after those that it uses, to the {exercise: (name in the program, source)}; return that name."""
+    name = RENAMED.get(name, name)
     if name in sections:
         return sections[name][0]
     kept = kept_sources().get(name)
@@ -68,7 +71,7 @@ def _add(name: str, sections: dict[str, tuple[str, str]]) -> str:
         called, source = kept["calls"], CALLED.sub("", kept["source"])
         parts = [(alias, _add(part, sections)) for alias, part in CALLED.findall(kept["source"])]
         source = "".join(f"{alias} = {part}\n" for alias, part in parts if alias != part) + source
-        known = {n: text for _, other in sections.values() for n, text in _defined(other).items()}
+        known = {"run": ""} | {n: text for _, other in sections.values() for n, text in _defined(other).items()}
         if taken := {n for n, text in _defined(source).items() if known.get(n, text) != text}:
             raise ValueError(f"Two answers define {min(taken)}: give it another name in your answer to {name}.")
         source = f"# ---- my answer to {name}\n\n{source}"

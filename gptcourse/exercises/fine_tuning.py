@@ -338,7 +338,7 @@ class MessagesNeeded(Exercise, name="fine_tuning.messages_needed", minutes=15):
 
     def needed(width: Callable[[float, float, float], float], whole: Callable = ceil) -> Callable:
         """Return what counts the messages, given the half-width of one message's interval."""
-        return lambda p, q, differ: whole((width(p, q, differ) / (p - q)) ** 2)
+        return lambda p, q, differ: max(1, whole((width(p, q, differ) / (p - q)) ** 2))
 
     def half(p, q, differ):
         return 1.96 * sqrt(differ - (p - q) ** 2)

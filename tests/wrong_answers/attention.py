@@ -118,9 +118,16 @@ def leak_with_time_in_front(q, k, v, n_head):
 def influence_of_all_before(layer, x):
     rows, before, x = [], layer(x), x.clone()
     for s in range(len(x)):
-        x[s] += 1
+        x[s] += torch.arange(1.0, x.shape[1] + 1)
         rows.append((layer(x) != before).any(dim=-1))
     return torch.stack(rows, dim=1)
+
+
+@wrong("attention.influence", "Add different numbers to the coordinates")
+def influence_by_a_shift(layer, x):
+    before = layer(x)
+    changed = (x + torch.eye(len(x))[s].unsqueeze(1) for s in range(len(x)))
+    return torch.stack([((layer(other) - before) ** 2).sum(-1) > 1e-12 for other in changed]).T
 
 
 @wrong("attention.influence", "Rows and columns have changed places")
@@ -128,7 +135,7 @@ def influence_by_changed_token(layer, x):
     table = torch.zeros(len(x), len(x), dtype=torch.bool)
     for s in range(len(x)):
         other = x.clone()
-        other[s] = other[s] * 2 + 1
+        other[s] = other[s] ** 2 + 1
         table[s] = (layer(other) - layer(x)).abs().sum(-1) > 0
     return table
 

@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `step-00000100` with what training changes (`model.safetensors`), the optimizer's state
 (`optimizer.safetensors`), and `state.json`, which holds settings, history and the SHA-256 of every file. That of a GPT
-has a `config.json` too, so that `GPT.load` opens it. Process 0 alone writes and reads it, and sends the others what it
-has read: they need no disk.
+has a `config.json` too, so that `GPT.load` opens it, unless the model is sharded. Process 0 alone writes and reads it,
+and sends the others what it has read: they need no disk.
 
 Of a sharded model ("fsdp") every process writes what it holds, to a file `shard-….safetensors` of its own. All must
 therefore see one disk. Either kind is read by any number of processes with any strategy.
@@ -69,8 +69,8 @@ class Checkpoints:
         self.shape = asdict(config) if is_dataclass(config) and not is_transformers(trainer.core) else {}
         # What is saved opens as a GPT only if it is one, and whole.
         whole = all(parameter.requires_grad for parameter in trainer.core.parameters())
-        self.opens = isinstance(config, GPTConfig) and trainer.core is trainer.model and whole
-        self.settings = json.loads(json.dumps(self._settings(data)))  # as they will be read back
+        self.opens = isinstance(config, GPTConfig) and trainer.core is trainer.model and whole and not self.sharded
+        self.settings = json.loads(json.dumps(self._settings(data), default=str))  # as they will be read back
 
     def together(self, action: Callable, everywhere: bool = True) -> list:
         """Return what `action` returns in each process; see `distributed.together`. Raises CheckpointError."""

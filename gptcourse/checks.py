@@ -54,6 +54,11 @@ class Number(NamedTuple):
         raise ValueError(f"{name} is {shown(value)}, but it must be {self.wanted}.")
 
 
+def plain(value: Any) -> Any:
+    """Return a number of NumPy's as one of Python's, which JSON takes, and anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 COUNT = Number(Integral, lambda x: 1 <= x < 2**63, "a whole number of 1 or more")  # what does not fit no library counts
 COUNT_OR_ZERO = Number(Integral, lambda x: 0 <= x < 2**63, "a whole number of 0 or more")
 SEED = Number(Integral, lambda x: 0 <= x < 2**64, "a whole number from 0 to 2**64 - 1")

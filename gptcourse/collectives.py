@@ -80,7 +80,7 @@ class _Thread(Member):
                 if self.failed.is_set():
                     break
         before = (self.rank - 1) % self.size
-        raise RuntimeError(f"Process {self.rank} waits for a message that process {before} never sends.")
+        raise RuntimeError(f"Process {self.rank} waits for a message that process {before} has not sent.")
 
 
 def in_threads(function: Callable, parts: Sequence[tuple]) -> tuple[list[Any], int]:

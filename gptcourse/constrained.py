@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def only_matching(pattern: str, tokenizer, prompt_length: int | Sequence[int], e
         pattern: of the module `regex`, without looking ahead or behind; the whole new text has to match it.
         tokenizer: ours, or a byte-level one of transformers. A token that ends within a letter is never used.
         prompt_length: tokens of the prompt, or of each prompt of a batch.
-        eos_token_id: allowed only where the match is complete; what stands after it is free.
+        eos_token_id: allowed only where the match is complete; what stands after it is free. `generate` needs it, too.
 
     Masking makes every text fit, but does not draw as the model would among those that fit: Park et al. (2024),
     "Grammar-Aligned Decoding", arXiv:2405.21047, section 3. Raises ValueError for a pattern that is none, and where no
@@ -35,7 +36,7 @@ def only_matching(pattern: str, tokenizer, prompt_length: int | Sequence[int], e
 
     def rule_out(ids: Tensor, logits: Tensor) -> Tensor:
         """Return the logits (B, V) after ids (B, T), -inf where no match could follow."""
-        lengths = [prompt_length] * len(ids) if isinstance(prompt_length, int) else prompt_length
+        lengths = [prompt_length] * len(ids) if isinstance(prompt_length, Integral) else prompt_length
         masked = torch.full_like(logits, -math.inf)
         for row, (text, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
             new = text[length:]

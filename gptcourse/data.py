@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcourse.checks import COUNT, COUNT_OR_ZERO, SEED, TEXT, An, ListOf, Shape, as_array, checked
+from gptcourse.checks import COUNT, COUNT_OR_ZERO, SEED, TEXT, An, ListOf, Shape, as_array, checked, shown
 from gptcourse.config import TrainingConfig
 
 Example: TypeAlias = tuple[list[int], list[int]]
@@ -194,8 +194,8 @@ def check_examples(examples: Iterable[Example], vocab_size: int, window: int) ->
     found = {*chain(*(ids for ids, _ in examples))} | {*chain(*(targets for _, targets in examples))} - {IGNORED}
     if wrong := sorted(token for token in found if not 0 <= token < vocab_size):
         raise ValueError(
-            f"An example holds token {wrong[0]}, but the model knows ids from 0 to {vocab_size - 1}: use the tokenizer "
-            "that the model was made for."
+            f"An example holds token {shown(wrong[0])}, but the model knows ids from 0 to {vocab_size - 1}: use the "
+            "tokenizer that the model was made for."
         )
     return examples
 

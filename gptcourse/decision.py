@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -78,16 +79,20 @@ class DecisionRecord:
         """Return the record as JSON; a loss that is not finite is null."""
         best = {name: self.best_by(name) for name in self.axes}
         made = {"config": self.config and asdict(self.config), "cost": self.cost, "best_by": best}
-        return json.dumps(_finite(vars(self) | made), indent=1)
+        return json.dumps(_finite(vars(self) | made), indent=1, default=str)  # str: of a setting that is an object
 
     def save(self, directory: str | Path) -> None:
         """Write decision.md and decision.json, and isolation.png if there is anything to draw. Raises ValueError."""
-        folder = expand(directory)
+        folder, picture = expand(directory), io.BytesIO()
+        files = {"decision.md": str(self), "decision.json": self.to_json() + "\n"}
+        if self.searched():
+            self.figure().savefig(picture, format="png")
+            files["isolation.png"] = picture.getvalue()
         with writing(folder):
-            write_file(folder / "decision.md", str(self))
-            write_file(folder / "decision.json", self.to_json() + "\n")
-            if self.searched():
-                self.figure().savefig(folder / "isolation.png")
+            for name, content in files.items():
+                write_file(folder / name, content)
+            if not self.searched():  # that of another record
+                (folder / "isolation.png").unlink(missing_ok=True)
 
     def _repr_markdown_(self) -> str:
         return "##" + str(self).replace("\n#", "\n###")  # below the headings of a notebook

@@ -44,11 +44,12 @@ from gptcourse.checks import (
 from gptcourse.data import IGNORED, check_tokens, fill_template, pad
 from gptcourse.support import Dialogue, parse_reply
 from gptcourse.tokenizers import encode_text
-from gptcourse.views import context_window, device_of, eval_view, vocab_size_of
+from gptcourse.views import context_window, device_of, eval_view, new_cache, vocab_size_of
 
 NORMALISATIONS = ("token", "none", "prior")
 PRIOR_PROMPT = "Answer:"  # before which nothing has been said
 WORD = re.compile(r"[\w']+")
+AT_ONCE = 256  # windows of a long text that are prepared at once
 LEVEL = Number(Real, lambda x: 0 <= x <= 0.9999, "a number from 0 to 0.9999")
 
 
@@ -106,7 +107,7 @@ def _logits_after(model, pairs):
     ids, targets = (part.to(device_of(model)) for part in pad([(b, b) for _, b in pairs]))
     context = torch.tensor([pairs[0][0]], device=ids.device)
     if hasattr(model, "new_cache"):
-        cache = model.new_cache()
+        cache = new_cache(model, 1, context.shape[1] + ids.shape[1])
         first = model(context, cache=cache).logits[:, -1:]
         options = {"cache": [layer.repeated(len(pairs)) for layer in cache]}
     else:
@@ -131,8 +132,11 @@ def perplexity(model: nn.Module, tokens: Sequence[int] | Tensor, context: int = 
     context = between(1, window)("context", context)
     ends = [1, *range(window + 1, len(tokens), window + 1 - context)]  # of what each window is given
     begins = [max(0, end - context) for end in ends]
-    pairs = [(tokens[i:end], tokens[end : i + window + 1]) for i, end in zip(begins, ends, strict=True)]
-    return (-torch.cat(log_likelihoods(model, pairs)).double().mean()).exp().item()
+    places, total = list(zip(begins, ends, strict=True)), 0.0
+    for some in (places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)):
+        pairs = [(tokens[i:end], tokens[end : i + window + 1]) for i, end in some]
+        total -= torch.cat(log_likelihoods(model, pairs)).double().sum().item()
+    return math.exp(total / (len(tokens) - 1))
 
 
 @checked(nats_per_token=POSITIVE_OR_ZERO, n_tokens=COUNT_OR_ZERO, n_bytes=COUNT)
@@ -198,7 +202,7 @@ def classify(
     if len(set(labels)) < max(len(labels), 2):
         raise ValueError(f"Give two or more different labels to choose from, not {list(labels)}.")
     with_prior = [*prompts, PRIOR_PROMPT] if normalise == "prior" else prompts
-    contexts = [encode_text(tokenizer, prompt) for prompt in with_prior]
+    contexts = [tuple(encode_text(tokenizer, prompt)) for prompt in with_prior]
     continuations = [encode_text(tokenizer, label, start=False) for label in labels]
     rows = log_likelihoods(model, [(context, label) for context in contexts for label in continuations])
     scores = torch.stack([row.mean() if normalise == "token" else row.sum() for row in rows]).view(-1, len(labels))
@@ -246,7 +250,7 @@ def word_scores(examples: Sequence[tuple[str, str]], texts: Sequence[str]) -> tu
     Multinomial naive Bayes with one added to each count (Manning et al. 2008, section 13.2); words that no example has
     are left out. Raises ValueError if there are no examples.
     """
-    if not examples:
+    if not len(examples):
         raise ValueError("Without examples no words are known: give some pairs (text, label).")
     times = Counter(label for _, label in examples)
     labels, words = list(times), [WORD.findall(text.lower()) for text, _ in examples]
@@ -438,7 +442,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     Fit it on validation data and judge it on others. No prediction changes, only how sure it is. The loss is convex in
     1 / temperature, so its slope is bisected, from 0.05 to 20. Raises ValueError for targets of another length.
     """
-    rows = logits.detach().double()
+    rows, targets = logits.detach().cpu().double(), targets.cpu()  # Apple's GPUs have no float64
     if not rows.isfinite().all() or targets.min() < 0 or targets.max() >= rows.shape[1]:
         raise ValueError(f"Logits must be finite, and targets whole numbers from 0 to {rows.shape[1] - 1}.")
     right = rows.gather(1, targets[:, None])[:, 0]

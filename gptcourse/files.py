@@ -119,7 +119,7 @@ def _exchange(directory: Path, new: Path, old: Path, instead_of: Iterable[str]) 
                 (directory / name).replace(old / name)
         for name in names:
             (new / name).replace(directory / name)
-    except OSError:
+    except BaseException:  # Ctrl-C, too
         for name in [name for name in names if not (new / name).exists()]:
             (directory / name).replace(new / name)
         for path in old.iterdir():

@@ -132,6 +132,8 @@ def text_examples(tokens, n: int, length: int, seed: int = 0) -> list[Example]:
 def pack(examples: Iterable[Example], length: int) -> list[Example]:
     """Concatenate examples into rows of up to `length` tokens, each into the first recent row with room for it.
 
+    A longer example has a row of its own.
+
     Attention crosses from a dialogue into those before it in its row. GPT-3 was trained in this way (Brown et al. 2020,
     appendix B): the end token tells the model that what stands before is unrelated.
     """
@@ -301,21 +303,11 @@ def finetune(
     named = {"the examples": examples, "the validation examples": validation or []}
     data = {name: fingerprint_examples(rows) for name, rows in named.items()}
     batches = example_batches(examples, config, distributed.world_size())
-    trainer = Trainer(model, batches, config, validate=validate, keep_best=validation is not None, device=device)
-
-    def after_step(history: History) -> bool:
-        if patience is not None and stops_early(history.eval_loss, patience):
-            history.stopped = "early stopping"
-        return callback is not None and callback(history)
-
-    history = trainer.run(after_step, progress, checkpoint_dir, resume, data)
+    best = {"keep_best": validation is not None, "patience": patience}
+    trainer = Trainer(model, batches, config, validate=validate, device=device, **best)
+    history = trainer.run(callback, progress, checkpoint_dir, resume, data)
     trainer.restore_best()
     return history
-
-
-def stops_early(losses: list[float], patience: int) -> bool:
-    """Return whether the lowest of the losses has been followed by `patience` others."""
-    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def _fitting(model, examples: Iterable[Example]) -> list[Example]:

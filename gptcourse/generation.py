@@ -31,7 +31,7 @@ from gptcourse.config import check_settings
 from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.model import GPT
-from gptcourse.views import context_window, device_of, eval_view, is_transformers, vocab_size_of
+from gptcourse.views import context_window, device_of, eval_view, is_transformers, new_cache, vocab_size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,11 +133,11 @@ def _write(model, prompts, max_new_tokens, sampling, noise, eos_token_id, use_ca
     model = eval_view(model)
     if can_decode(model):
         model = Decoder(model)  # gives the same logits in less time; optional to read: fast_decoder.py
-    next_logits = _Reader(model, use_cache)
     starts = [len(prompt) for prompt in prompts]
     ends = [start + max_new_tokens for start in starts]
-    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
-    ids = F.pad(ids, (0, max_new_tokens))  # (B, T), with room for what is written
+    next_logits, fill = _Reader(model, use_cache, max(ends)), eos_token_id or 0  # a logits processor sees the filling
+    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True, padding_value=fill)
+    ids = F.pad(ids, (0, max_new_tokens), value=fill)  # (B, T), with room for what is written
     position = min(starts)
     while position < max(ends):
         writes = [start <= position < end for start, end in zip(starts, ends, strict=True)]
@@ -162,8 +162,8 @@ class _Reader:
     When first_kept moves, every token comes to stand at another position: the cache is worth nothing and built anew.
     """
 
-    def __init__(self, model, use_cache):
-        self.model, self.use_cache = model, use_cache
+    def __init__(self, model, use_cache, length):
+        self.model, self.use_cache, self.length = model, use_cache, length
         self.device = getattr(model, "device", None) or device_of(model)
         self.window, self.start, self.n_read, self.cache = context_window(model), 0, 0, None
         self.ours = hasattr(model, "new_cache")  # else a model of transformers, or one that knows no cache at all
@@ -176,7 +176,7 @@ class _Reader:
         start = 0 if ids.shape[1] <= self.window else first_kept(ids.shape[1], self.window)
         if self.cache is None or start != self.start:
             self.start = self.n_read = start
-            self.cache = self.model.new_cache(len(ids)) if self.ours and self.use_cache else None
+            self.cache = new_cache(self.model, len(ids), self.length) if self.ours and self.use_cache else None
         new, self.n_read = ids[:, self.n_read :].to(self.device), ids.shape[1]
         cache = {} if self.cache is None else {"cache" if self.ours else "past_key_values": self.cache}
         output = self.model(new, **cache, **self.options)
@@ -301,7 +301,7 @@ def next_token_distribution(
         logits = apply_repetition_penalty(logits, previous_ids, sampling.repetition_penalty)
     best = logits.max(-1, keepdim=True)  # NaN and +inf, if there are any, win
     if not all(map(math.isfinite, best.values.flatten().tolist())):
-        raise ValueError("No token can be drawn, as the logits contain NaN or infinity: did the training diverge?")
+        raise ValueError("No token can be drawn, as the logits contain NaN or infinity: the training has diverged.")
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
     if sampling.temperature != 1:
@@ -371,9 +371,10 @@ def only_tokens_of(tokenizer) -> LogitsProcessor:
 
 def rng_of(sampling: Sampling) -> torch.Generator:
     """Return a generator of the settings' seed; a missing seed is drawn at once, from torch's global generator."""
-    with global_random if sampling.seed is None else nullcontext():  # which a training run may hold for a step
-        seed = torch.randint(2**63 - 1, ()).item() if sampling.seed is None else sampling.seed
-    return torch.Generator().manual_seed(seed)
+    if sampling.seed is not None:
+        return torch.Generator().manual_seed(sampling.seed)
+    with global_random:  # which a training run may hold for a step
+        return torch.Generator().manual_seed(torch.randint(2**63 - 1, ()).item())
 
 
 def _noise(sampling):

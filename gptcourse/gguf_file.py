@@ -27,10 +27,10 @@ def to_gguf(model: GPT, tokenizer: BPETokenizer, path: str | Path, storage: str 
     groups of 32 do not fill, and if the file cannot be written; ImportError without the package gguf.
     """
     _check(model, tokenizer, storage)
-    gguf, path, (_, state) = _library(), expand(path), model._plain_state()
+    gguf, path, (config, state) = _library(), expand(path), model._plain_state()
     with writing(path), TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         whole = Path(folder, "whole.gguf")
-        _write(gguf, whole, model.config, state, tokenizer, storage)
+        _write(gguf, whole, config, state, tokenizer, storage)
         whole.replace(path)  # until then, what stood there stays
 
 

@@ -124,6 +124,8 @@ def read_model(directory: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
         config = config_from_gpt2(settings) if kind == "gpt2" else _config_of_ours(settings)
         state = from_gpt2_names(state) if kind == "gpt2" else state
         _check_shapes(config, state)
+        if "lm_head.weight" not in state and not config.tie_word_embeddings:
+            raise ValueError("its weights lack those of the LM head, which is not tied to the embeddings.")
     state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
     head = state.setdefault("lm_head.weight", state["wte.weight"])
     # transformers keeps saying "tied" of a model whose LM head was replaced.

@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gptcourse.attention import attention, causal_mask
 from gptcourse.data import check_tokens
 from gptcourse.model import GPT
+from gptcourse.training import mean_loss
 from gptcourse.views import context_window, eval_view
 
-PIECE = 128  # tokens read at once: attention weights grow with the square of it
+PIECE, BATCH = 128, 16  # tokens in a piece, as attention weights grow with the square of it; pieces read at once
 FIRST_FEW = 4  # these queries have few keys, so each of them looks at the first token a good deal
 REPEATED, COPIES = 50, 4  # tokens in the longest random sequence, random sequences of each length
 
@@ -80,8 +80,9 @@ def head_scores(model, ids, seed: int = 0) -> HeadScores:
     Raises ValueError as `attention_patterns` does.
     """
     view = _view(model)
-    weights = _patterns(view, _pieces(view, ids))
-    of_text = (score(weights).mean(1) for score in (previous_token_score, first_token_score))
+    patterns = (_patterns(view, part) for part in _pieces(view, ids).split(BATCH))
+    found = [(previous_token_score(weights), first_token_score(weights)) for weights in patterns]  # (L, B, H) each
+    of_text = (torch.cat(scores, dim=1).mean(1) for scores in zip(*found, strict=True))
     return HeadScores(*of_text, induction_scores(view, seed))
 
 
@@ -114,16 +115,13 @@ def ablate_head(model, layer: int, head: int):
     return view
 
 
-@torch.inference_mode()
 def text_loss(model, ids) -> float:
     """Return the mean loss on the text `ids` in nats per token, read in pieces of up to 128 tokens.
 
     Every token but the first of its piece is predicted; what is left over after the last whole piece is not read.
     """
     view = _view(model)
-    ids = _pieces(view, ids).to(view.device)
-    logits = view(ids).logits[:, :-1].float()
-    return F.cross_entropy(logits.mT, ids[:, 1:]).item()
+    return mean_loss(view, ((part[:, :-1], part[:, 1:]) for part in _pieces(view, ids).split(BATCH)))
 
 
 def head_ablation(model, ids) -> Tensor:

@@ -107,14 +107,18 @@ class GPT(nn.Module):
                 nn.init.normal_(projection.weight, std=self._hidden_std / math.sqrt(2 * config.n_layer))
         if config.tie_word_embeddings:
             self.lm_head.weight = self.wte.weight
-        self.gradient_checkpointing = False
+        self.is_gradient_checkpointing = False
 
     def gradient_checkpointing_enable(self) -> None:
         """Store only the input of each block in training, and recompute the rest in the backward pass.
 
         Less memory for a third more arithmetic: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost".
         """
-        self.gradient_checkpointing = True
+        self.is_gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Store all activations again."""
+        self.is_gradient_checkpointing = False
 
     @property
     def _hidden_std(self) -> float:
@@ -133,10 +137,11 @@ class GPT(nn.Module):
         """The device of the parameters."""
         return self.wte.weight.device
 
-    def new_cache(self, batch_size: int = 1) -> list[KeyValueCache]:
-        """Return an empty cache for each layer, for `batch_size` sequences of up to n_positions tokens."""
+    def new_cache(self, batch_size: int = 1, length: int | None = None) -> list[KeyValueCache]:
+        """Return an empty cache for each layer, for `batch_size` sequences of up to `length` tokens, or n_positions."""
         config, weight = self.config, self.wte.weight
-        shape = (batch_size, config.n_head, config.n_positions, config.head_size)
+        longest = min(length or config.n_positions, config.n_positions)
+        shape = (batch_size, config.n_head, longest, config.head_size)
         return [KeyValueCache(*shape, device=weight.device, dtype=weight.dtype) for _ in range(config.n_layer)]
 
     def forward(
@@ -181,7 +186,7 @@ class GPT(nn.Module):
 
     @property
     def _recomputes(self) -> bool:
-        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        return self.is_gradient_checkpointing and self.training and torch.is_grad_enabled()
 
     def _embed(self, ids: Tensor, seen: int) -> Tensor:
         """Look up the vectors (B, T, C) of ids (B, T) that follow `seen` earlier tokens."""
@@ -192,13 +197,7 @@ class GPT(nn.Module):
             raise ValueError(
                 f"{end} tokens do not fit into n_positions = {self.config.n_positions}: pass only the last ones."
             )
-        try:
-            x = self.wte(ids)
-        except IndexError as error:  # asked for afterwards, as looking at all ids first would cost every step
-            raise ValueError(
-                f"ids go from {ids.min()} to {ids.max()}, but this model knows 0 to {self.config.vocab_size - 1}: use "
-                "the tokenizer that it was made with."
-            ) from error
+        x = look_up(self.wte, ids)
         if self.config.position_embedding == "learned":
             x = x + self.wpe.weight[seen:end]
         return self.drop(x)
@@ -266,8 +265,9 @@ class GPT(nn.Module):
         """
         own = {plain_name(name): name for name in self.state_dict()}  # parts of this model may be compiled themselves
         given = {own.get(plain_name(name), name): value for name, value in state_dict.items()}
-        head, table = (given.get(own[f"{name}.weight"]) for name in ("lm_head", "wte"))
-        if self.lm_head.weight is self.wte.weight and None not in (head, table) and not torch.equal(head, table):
+        head, table = (given.get(own.get(f"{name}.weight")) for name in ("lm_head", "wte"))
+        tied = getattr(self.lm_head, "weight", None) is self.wte.weight  # a layer of LoRA has none
+        if tied and None not in (head, table) and not torch.equal(head, table):
             raise ValueError("These weights have an LM head of their own, and this model's is tied to its embeddings.")
         try:
             return super().load_state_dict(given, strict, assign)
@@ -292,3 +292,14 @@ class GPT(nn.Module):
                 "by hand cannot be saved like this; save model.state_dict() with safetensors."
             )
         return config, state
+
+
+def look_up(table: nn.Embedding, ids: Tensor) -> Tensor:
+    """Return the vectors (..., C) of ids (...). Raises ValueError for one outside the vocabulary (on a CPU)."""
+    try:
+        return table(ids)
+    except IndexError as error:  # asked for afterwards, as looking at all ids first would cost every step
+        raise ValueError(
+            f"ids go from {ids.min()} to {ids.max()}, but this model knows 0 to {table.num_embeddings - 1}: use the "
+            "tokenizer that it was made with."
+        ) from error

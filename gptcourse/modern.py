@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from gptcourse.attention import KeyValueCache, causal_mask, rotary
 from gptcourse.config import check_settings
 from gptcourse.data import IGNORED, alone_with_random
-from gptcourse.model import GPTOutput
+from gptcourse.model import GPTOutput, look_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -174,6 +174,9 @@ class MixtureOfExperts(nn.Module):
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = nn.ModuleList(MLP(config) for _ in range(config.num_experts))
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "balance"}  # for copies: it has a graph
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         tokens = x.flatten(0, 1)  # (B · T, C)
@@ -249,10 +252,11 @@ class ModernGPT(nn.Module):
                 std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
                 nn.init.normal_(getattr(module, name).weight, std=std)
 
-    def new_cache(self, batch_size: int = 1) -> list[KeyValueCache]:
-        """Return an empty cache for each layer: G heads, not H."""
+    def new_cache(self, batch_size: int = 1, length: int | None = None) -> list[KeyValueCache]:
+        """Return an empty cache for each layer, as `GPT` does: G heads, not H."""
         config, weight = self.config, self.embed_tokens.weight
-        shape = (batch_size, config.num_key_value_heads, config.max_position_embeddings, config.head_dim)
+        longest = min(length or config.max_position_embeddings, config.max_position_embeddings)
+        shape = (batch_size, config.num_key_value_heads, longest, config.head_dim)
         return [KeyValueCache(*shape, device=weight.device, dtype=weight.dtype) for _ in self.layers]
 
     def forward(
@@ -261,7 +265,7 @@ class ModernGPT(nn.Module):
         """Return logits (B, T, V) for ids (B, T), and with targets (B, T) the loss, as `GPT` does.
 
         In training the loss counts what the config adds to it: the balance of the experts, the token after the next.
-        Raises ValueError for more tokens than max_position_embeddings.
+        Raises ValueError for more tokens than max_position_embeddings, and ids outside the vocabulary (on a CPU).
         """
         seen = cache[0].length if cache else 0
         x = self._embed(ids, seen)  # (B, T, C)
@@ -277,7 +281,7 @@ class ModernGPT(nn.Module):
         end = seen + ids.shape[1]
         if end > self.config.max_position_embeddings:
             raise ValueError(f"{end} tokens do not fit into {self.config.max_position_embeddings}: pass the last ones.")
-        x = self.embed_tokens(ids)
+        x = look_up(self.embed_tokens, ids)
         return x + self.embed_positions.weight[seen:end] if self.config.position_embedding == "learned" else x
 
     def _added(self, x: Tensor, ids: Tensor, targets: Tensor) -> Tensor | float:

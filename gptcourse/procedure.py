@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from torch.quasirandom import SobolEngine
 
-from gptcourse.checks import BELOW_ONE, INSIDE, POSITIVE, SEED, SHARE, check_lengths, check_numbers, checked
+from gptcourse.checks import BELOW_ONE, INSIDE, POSITIVE, SEED, SHARE, An, check_lengths, check_numbers, checked, plain
 from gptcourse.config import NUMBERS
 from gptcourse.decision import DecisionRecord, Settings, listed, shorter
 from gptcourse.studies import distributions, open_study, quiet_optuna
@@ -68,6 +68,7 @@ class Budget:
 
     def __post_init__(self):
         given = {name: POSITIVE(name, amount) for name, amount in vars(self).items() if amount is not None}
+        vars(self).update({name: plain(amount) for name, amount in vars(self).items()})
         run = given.pop("run", 0)
         if len(given) != 1:
             raise ValueError("A budget is a number of minutes, of tokens or of examples: give one of them.")
@@ -138,6 +139,7 @@ class _Lab:
 
     def _check(self) -> None:
         """Raise ValueError for what would fail later."""
+        An(Budget)("budget", self.budget)
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 3:
             raise ValueError(f"seeds is {self.seeds!r}, but an interval needs a whole number of 3 or more.")
         if not self.space:
@@ -147,13 +149,14 @@ class _Lab:
         if not self.budget.minutes and not getattr(self.budget, self.unit):
             raise ValueError(f"This data is counted in {self.unit}: give Budget({self.unit}=…) or Budget(minutes=…).")
         if self.budget.total < (least := self.n_reserved + 10) * self.budget.full_run:
-            raise ValueError(f"The budget must be {least} full runs or more: raise it, or make its `run` shorter.")
+            run = shorter(0.99 * self.budget.total / least / (60 if self.budget.minutes else 1))
+            raise ValueError(f"The budget must be {least} full runs or more: give it a `run` of {run} or less.")
         if missing := {name for name, axis in self.space.items() if axis is None} - {*SPACE}:
             raise ValueError(f"There is no default range for {min(missing)!r}: give a distribution or a list.")
-        for name, axis in self.space.items():
-            if isinstance(axis, list) and not all(isinstance(choice, str | int | float | None) for choice in axis):
-                raise ValueError(f"The choices of {name!r} must be numbers, texts, True, False or None.")
         given = distributions({name: axis for name, axis in self.space.items() if axis is not None})
+        for name, axis in given.items():
+            if not all(isinstance(choice, str | int | float | None) for choice in getattr(axis, "choices", ())):
+                raise ValueError(f"The choices of {name!r} must be numbers, texts, True, False or None.")
         if "sequence_length" in given:
             raise ValueError("sequence_length is no axis, as losses at other lengths are others: give it in defaults.")
         for u in (0.0, 0.382, 1.0):  # between its ends a distribution may give other kinds of numbers
@@ -325,7 +328,7 @@ class _Lab:
         sobol = SobolEngine(len(self.axes), scramble=True, seed=self.subject.seed)
         points = sobol.draw(MOST_TRIALS, dtype=torch.float64)
         points[0], seen = 0.5, []
-        look = max(2 * self.n_affordable() // 3, 4)
+        look = max(2 * min(self.n_affordable(), MOST_TRIALS) // 3, 4)
         for number, point in enumerate(points.tolist(), start=1):
             if self.n_affordable() < 1:
                 break
@@ -336,6 +339,8 @@ class _Lab:
             if number >= look and self.n_affordable() >= 1:
                 look = number + max(look // 4, 2)
                 self.widen()
+        if self.n_affordable() >= 1:
+            self.record.notes.append(f"The search ended after {len(seen)} trials, with a part of its budget left.")
 
     def widen(self) -> None:
         """Let the next trials be drawn beyond the axis that is most clearly best at its end, if one is."""

@@ -89,11 +89,11 @@ class BannedText:
         """ids (B, T), the tokens so far, and logits (B, V) -> logits, -inf where a banned text would be complete."""
         banned = torch.tensor([self._banned(row[-LOOK_BACK:]) for row in ids.tolist()])  # (B, V)
         padding = logits.shape[-1] - banned.shape[-1]  # some models have more logits than there are tokens
-        return logits.masked_fill(F.pad(banned, (0, padding)).to(logits.device), -math.inf)
+        return logits.masked_fill(F.pad(banned, (0, padding), value=True).to(logits.device), -math.inf)
 
     def _banned(self, tokens):
         """Return a boolean for each token: would it complete a banned text?"""
-        text, begun = _decoded(b"".join(self.pieces[token] for token in tokens))
+        text, begun = _decoded(b"".join(self.pieces[token] for token in tokens if token < len(self.pieces)))
         after = self._after(begun) if begun else self.after
         judged = {piece: self._completes(text, piece) for piece in set(after)}
         return [judged[piece] for piece in after]
@@ -227,8 +227,9 @@ def canary_exposures(model, tokenizer, codes: dict[str, str], n_others: int = 51
     rng, found = np.random.default_rng(seed), {}
     for name, code in codes.items():
         others = [f"{number:04d}" for number in rng.permutation(10_000) if f"{number:04d}" != code][:n_others]
-        context = encode_text(tokenizer, "\n" + CANARY.format(name=name))
-        pairs = [(context, encode_text(tokenizer, number, start=False)) for number in [code, *others]]
+        # The space goes with the number: a token of BPE begins with it.
+        context = encode_text(tokenizer, "\n" + CANARY.format(name=name).rstrip())
+        pairs = [(context, encode_text(tokenizer, f" {number}", start=False)) for number in [code, *others]]
         canary, *rest = [row.sum().item() for row in log_likelihoods(model, pairs)]
         found[name] = exposure(canary, rest)
     return found

@@ -142,7 +142,7 @@ def level_masses(
     view, p = eval_view(model), []
     for i in range(0, len(examples), batch_size):
         ids, targets = (part.to(device_of(model)) for part in pad(examples[i : i + batch_size]))
-        p.append(token_log_probs(view, ids, targets).double().sum(-1).exp().cpu())
+        p.append(token_log_probs(view, ids, targets).cpu().double().sum(-1).exp())
     rewards = torch.tensor([reward(dialogue, reply) for reply in replies], dtype=torch.float64)
     levels, places = rewards.unique(return_inverse=True)
     masses = torch.zeros(len(levels), dtype=torch.float64).index_add(0, places, torch.cat(p))

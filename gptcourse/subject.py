@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptcourse.checks import COUNT, POSITIVE, SHARE
+from gptcourse.checks import COUNT, POSITIVE, SHARE, plain
 from gptcourse.config import TrainingConfig
 from gptcourse.data import global_random
 from gptcourse.decision import Settings
@@ -43,7 +43,8 @@ class Subject:
     def __init__(self, model_or_factory, data, objective, space: Settings, defaults: Settings, seed: int, device):
         fine_tuning = isinstance(model_or_factory, nn.Module)
         self.make = (lambda seed: copy.deepcopy(unwrap(model_or_factory))) if fine_tuning else model_or_factory
-        self.defaults = (FINE_TUNING if fine_tuning else FROM_SCRATCH) | dict(defaults)
+        given = {name: plain(value) for name, value in dict(defaults).items()}
+        self.defaults = (FINE_TUNING if fine_tuning else FROM_SCRATCH) | given
         self.device, self.seed, self.bf16, self.largest = choose_device(device), seed, False, 2**62
         self.own = self._own_names([*space, *defaults])
         model = self.model({}, seed)

@@ -93,6 +93,8 @@ def _is_safe(start: int, last: Throughput, size: int) -> bool:
 
 def _step_seconds(trainer: Trainer) -> float:
     """Return the median time of a few steps that change nothing, as their rate is 0."""
+    if trainer.config.steps <= TIMED:
+        raise ValueError(f"To time a batch takes {TIMED + 1} steps: give the Trainer a config with so many or more.")
     trainer.schedule, ends = (lambda step: 0.0), []
 
     def after_step(history: History) -> bool:

@@ -96,8 +96,9 @@ class Trainer:
 
     `batches(step)` returns the micro-batches (ids, targets), each (B, T), of a step counted from 0, for all processes.
     `validate(model)` returns a validation loss, `schedule(step)` a learning rate (None: `learning_rate_at`). With
-    `keep_best`, `best` holds a copy of `state()` at the lowest validation loss. Tensors that `batches` needs on
-    resuming can be put into `extra`, by name: checkpoints keep them.
+    `keep_best`, `best` holds a copy of `state()` at the lowest validation loss; after `patience` evaluations without a
+    lower one the run stops. Tensors that `batches` needs on resuming can be put into `extra`, by name: checkpoints keep
+    them.
     """
 
     def __init__(
@@ -109,16 +110,17 @@ class Trainer:
         validate: Callable[[nn.Module], float] | None = None,
         schedule: Callable[[int], float] | None = None,
         keep_best: bool = False,
+        patience: int | None = None,
         device=None,
         strategy: str = "ddp",
     ):
         self.device, self.batches, self.config = choose_device(device), batches, config
         self.validate, self.schedule = validate, schedule or partial(learning_rate_at, config=config)
+        self.patience = math.inf if patience is None else patience
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("All weights of this model are frozen: call model.requires_grad_(True) first.")
         self.core = unwrap(model.model if isinstance(model, Objective) else model)  # whose config counts
-        if config.gradient_checkpointing:
-            enable_gradient_checkpointing(self.core)
+        self.recomputes = config.gradient_checkpointing and enable_gradient_checkpointing(self.core)
         self.wrapped = distributed.wrap(model, self.device, strategy, config.bf16)
         self.model = unwrap(model)
         self.trainable = {plain_name(name): p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -133,17 +135,19 @@ class Trainer:
         history, config = self.history, self.config
         saving = checkpointing(self, checkpoint_dir, resume, data or {})
         with saving as save, train_mode(self.wrapped), ctrl_c() as pressed, _progress_bar(self, progress) as show:
-            if history.stopped != "early stopping":  # whoever interrupts a run may go on with it
-                history.stopped = None
+            history.stopped = self._early_stop()  # otherwise whoever stopped a run may go on with it
             while len(history.step) < config.steps and history.stopped is None:
                 self.step()
                 show()
+                history.stopped = self._early_stop()
                 called = callback is not None and bool(callback(history))
                 self._stop_together(called, pressed.is_set())
                 if _is_due(history.step[-1], config.save_steps):  # with the reason, if the run stops here
                     self._save(save)
             self._save(save)
         self.optimizer.zero_grad()  # releases the gradients
+        if self.recomputes:
+            self.core.gradient_checkpointing_disable()
         return history
 
     def step(self) -> None:
@@ -205,6 +209,9 @@ class Trainer:
             self.best = {name: tensor.detach().clone() for name, tensor in self.state().items()}
         history.eval_step.append(history.step[-1])
         history.eval_loss.append(loss)
+
+    def _early_stop(self) -> str | None:
+        return "early stopping" if stops_early(self.history.eval_loss, self.patience) else None
 
     def _stop_together(self, called: bool, interrupted: bool) -> None:
         """Note that the run stops if the callback or Ctrl-C says so in any process: only together can they stop."""
@@ -304,17 +311,27 @@ def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> flo
     return total / count
 
 
+def stops_early(losses: list[float], patience: float) -> bool:
+    """Return whether the lowest of the losses has been followed by `patience` others."""
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
 def check_length(model, sequence_length: int | None) -> int:
     """Return the sequence length, None being the model's context window. Raises ValueError if it does not fit."""
     longest = context_window(model)
     return longest if sequence_length is None else between(1, longest)("sequence_length", sequence_length)
 
 
-def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Let a GPT, or a model of transformers, recompute activations in training. Raises ValueError for others."""
+def enable_gradient_checkpointing(model: nn.Module) -> bool:
+    """Let a GPT, or a model of transformers, recompute activations in training; return whether it did not before.
+
+    Raises ValueError for other models.
+    """
     if not hasattr(model := unwrap(model), "gradient_checkpointing_enable"):
         raise ValueError(f"A {type(model).__name__} recomputes no activations: leave gradient_checkpointing off.")
+    before = getattr(model, "is_gradient_checkpointing", False)
     model.gradient_checkpointing_enable()
+    return not before
 
 
 def forward(model: nn.Module, ids: Tensor, targets: Tensor) -> GPTOutput:

@@ -377,7 +377,9 @@ def gradient_noise_scale(model, tokens, *, small=4, big=64, n_batches=8, seed=0,
 
     Raises ValueError for sizes or batches that leave nothing to compare, a zero gradient, or one hidden by its noise.
     """
-    if small < 1 or big <= small or big % small:
+    sizes = {"small": small, "big": big, "n_batches": n_batches}
+    small, big, n_batches = (COUNT(name, size) for name, size in sizes.items())
+    if big <= small or big % small:
         raise ValueError(f"Noise shows between two batch sizes: big must be 2, 3, … times small, not {big} to {small}.")
     if n_batches < 2:
         raise ValueError(f"n_batches is {n_batches}, but the spread needs 2 or more: with few samples chance decides.")

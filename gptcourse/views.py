@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -94,11 +95,24 @@ def set_dropout(model: nn.Module, p: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
-        elif isinstance(getattr(module, "attention_dropout", None), int | float):  # a number in Llama's attention
-            module.attention_dropout = p
+        for name, value in vars(module).items():  # numbers in the layers of Llama, OPT and others
+            if name.endswith("dropout") and type(value) in (int, float):
+                vars(module)[name] = p
     config = getattr(unwrap(model), "config", None)
     if isinstance(config, GPTConfig):  # what is saved says what the model does
         unwrap(model).config = replace(config, dropout=p)
+
+
+def last_logits(model: nn.Module, ids: torch.Tensor, n: int) -> torch.Tensor:
+    """Return the logits (B, n, V) of the last n places of ids (B, T); those of others are not computed if it can."""
+    options = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    return model(ids, **options).logits[:, -n:]
+
+
+def new_cache(model, batch_size: int, length: int) -> list:
+    """Return an empty cache of a model for texts of up to `length` tokens, or of its window, if it takes no length."""
+    takes_length = "length" in inspect.signature(model.new_cache).parameters
+    return model.new_cache(batch_size, length) if takes_length else model.new_cache(batch_size)
 
 
 def is_transformers(model: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from llguidance import LLMatcher, LLTokenizer
@@ -117,3 +118,16 @@ def test_an_end_token_that_is_a_letter_elsewhere_ends_whole_matches_alone():
         rule = only_matching(r"a\s*b", tokenizer, 1, end)
         ids = generate(model, tokenizer.encode("b"), 5, Sampling(seed=seed), end, logits_processor=rule)
         assert tokenizer.decode(ids) == "bab\n"
+
+
+def test_a_text_that_ends_at_its_limit_leaves_the_others_of_its_batch_alone():
+    tokenizer = CharTokenizer("!abc\n")  # token 0 of a sorted alphabet is one that the pattern forbids
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(tokenizer.vocab_size, 32, 8, 1, 2))
+    prompts, end = [[1, 2], [1] * 10], tokenizer.encode("\n")[0]
+    rule = only_matching("[a-c]+", tokenizer, np.array([2, 10]), end)
+    rows = generate(model, prompts, 3, Sampling(seed=0), end, logits_processor=rule)
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert re.fullmatch("[a-c]+", tokenizer.decode(row[len(prompt) :]).removesuffix("\n"))
+    one = only_matching("[a-c]+", tokenizer, np.int64(2), end)
+    assert generate(model, [1, 2], 3, Sampling(seed=0), end, logits_processor=one)

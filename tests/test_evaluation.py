@@ -651,3 +651,11 @@ def test_pairs_may_be_tensors_and_no_batch_is_empty():
         with pytest.raises(ValueError, match=r"^batch_size is 0, but"):
             measure(batch_size=0)
     assert evaluate(model, ids, sequence_length=4.0) == evaluate(model, ids, sequence_length=4)
+
+
+def test_a_long_text_is_read_a_few_windows_at_a_time_with_the_same_result(monkeypatch):
+    torch.manual_seed(0)
+    model, tokens = GPT(GPTConfig(7, 8, 8, 1, 2)), torch.arange(90) ** 2 % 7
+    whole = perplexity(model, tokens, 3)
+    monkeypatch.setattr("gptcourse.evaluation.AT_ONCE", 4)
+    assert perplexity(model, tokens, 3) == pytest.approx(whole, rel=1e-6)

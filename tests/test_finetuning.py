@@ -738,6 +738,15 @@ def test_an_early_stop_that_falls_on_a_checkpoint_is_kept(tmp_path):
     assert made[0].stopped == "early stopping" and made[0] == made[1] and len(made[0].step) < 40
 
 
+def test_more_patience_takes_an_early_stopped_run_on(tmp_path):
+    config, options = TrainingConfig(40, 2, 5e-2, eval_steps=1), {"validation": EXAMPLES[:1], "progress": False}
+    kept = options | {"checkpoint_dir": tmp_path, "device": "cpu"}
+    short = finetune(gpt(), EXAMPLES[1:], config, patience=1, **kept)
+    resumed = finetune(gpt(), EXAMPLES[1:], config, patience=3, resume=True, **kept)
+    whole = finetune(gpt(), EXAMPLES[1:], config, patience=3, device="cpu", **options)
+    assert len(short.step) < len(whole.step) < 40 and resumed == whole and whole.stopped == "early stopping"
+
+
 def test_a_model_that_transformers_has_loaded_is_resumed_and_its_checkpoint_is_none_of_a_gpt(tmp_path):
     llama().save_pretrained(tmp_path / "theirs")
     opened = [AutoModelForCausalLM.from_pretrained(tmp_path / "theirs") for _ in range(3)]
@@ -763,3 +772,11 @@ def test_a_whole_number_may_be_written_as_a_float_and_a_text_is_no_list_of_messa
 def test_a_tokenizer_without_an_end_of_replies_is_told_so():
     with pytest.raises(ValueError, match="This tokenizer has no chat format"):
         eos_id(CharTokenizer("ab"))
+
+
+def test_a_model_with_lora_on_its_lm_head_takes_its_own_weights_back():
+    model = gpt(tie_word_embeddings=False)
+    add_lora(model, targets=["lm_head"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

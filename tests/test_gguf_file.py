@@ -118,3 +118,10 @@ def test_a_file_that_is_there_stays_until_the_new_one_is_whole(tmp_path, tokeniz
     add_lora(lora)
     with pytest.raises(ValueError, match="merge_lora"):
         to_gguf(lora, tokenizer, path)
+
+
+def test_an_lm_head_that_was_untied_by_hand_is_stored(tmp_path, tokenizer):
+    model = model_of()
+    model.lm_head.weight = torch.nn.Parameter(model.wte.weight.detach() + 1)
+    to_gguf(model, tokenizer, tmp_path / "own.gguf", "F32")
+    np.testing.assert_array_equal(stored(tmp_path / "own.gguf")["output.weight"], model.lm_head.weight.detach().numpy())

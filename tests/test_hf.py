@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -284,3 +285,30 @@ def test_an_impossible_alpha_and_tokens_that_are_none_are_refused(alpha):
     model, before = untied(), untied()
     reinit_embeddings(model, (token for token in [3]))  # a generator is read once
     assert not torch.equal(model.wte.weight[3], before.wte.weight[3])
+
+
+def test_a_model_whose_own_lm_head_is_missing_is_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    shape = {"vocab_size": 17, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    body = transformers.GPT2Model(transformers.GPT2Config(tie_word_embeddings=False, **shape))
+    body.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"its weights lack those of the LM head"):
+        GPT.load(tmp_path)
+
+
+def test_ctrl_c_between_two_renames_leaves_the_model_that_is_there(tmp_path, monkeypatch):
+    old = untied()
+    old.save(tmp_path)
+    replace_, calls = Path.replace, []
+
+    def interrupted(path, target):
+        calls.append(path)
+        if len(calls) == 3:  # both old files are out of the way
+            raise KeyboardInterrupt
+        return replace_(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        GPT(GPTConfig(17, 8, 16, 2, 2)).save(tmp_path)
+    monkeypatch.undo()
+    assert torch.equal(GPT.load(tmp_path).lm_head.weight, old.lm_head.weight)

@@ -302,3 +302,12 @@ def test_losses_without_each_head_are_found_one_by_one(model):
     assert losses.shape == (2, 3)
     assert losses[1, 2].item() == pytest.approx(heads.text_loss(without_rows(model, 1, 2), ids))
     assert losses.unique().numel() == 6
+
+
+def test_a_long_text_is_read_a_few_pieces_at_a_time_with_the_same_result(model, tokenizer, monkeypatch):
+    ids = tokenizer.encode(TEXT * 8)
+    before, scores = heads.text_loss(model, ids), heads.head_scores(model, ids)
+    monkeypatch.setattr(heads, "BATCH", 2)
+    assert heads.text_loss(model, ids) == pytest.approx(before, rel=1e-5)
+    for one, other in zip(heads.head_scores(model, ids), scores, strict=True):
+        assert_close(one, other)

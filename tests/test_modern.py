@@ -1,5 +1,6 @@
 """Today's block: each part against transformers' own models, and GPT-3's choices against `GPT`."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -287,3 +288,21 @@ def test_experts_work_in_half_precision_and_in_mixed_precision(name):
     model = ModernGPT(replace(CONFIG, num_experts=4))
     history = train(model, torch.arange(200) % 50, TrainingConfig(2, 2, 1e-3, bf16=True), **QUIET)
     assert all(map(math.isfinite, history.loss))
+
+
+def test_a_mixture_that_has_been_trained_is_copied():
+    torch.manual_seed(0)
+    model = ModernGPT(replace(CONFIG, num_experts=4))
+    model(some_ids(), some_ids()).loss.backward()
+    twin = copy.deepcopy(model)
+    assert_close(twin(some_ids()).logits, model(some_ids()).logits)
+
+
+def test_ids_outside_the_vocabulary_are_refused():
+    with pytest.raises(ValueError, match=r"ids go from 0 to 50, but this model knows 0 to 49"):
+        ModernGPT(CONFIG)(torch.tensor([[0, 50]]))
+
+
+def test_a_cache_takes_as_much_memory_as_the_text_needs():
+    model = ModernGPT(CONFIG)
+    assert model.new_cache(2, 5)[0].keys.shape[2] == 5 and model.new_cache(2, 99)[0].keys.shape[2] == 32

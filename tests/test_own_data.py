@@ -374,3 +374,16 @@ def test_the_report_is_a_page_to_read(save, bpe):
     assert "! The budget reads the training part" in text
     calm = str(own_data(save("rows.jsonl", PAIR)).report(bpe))
     assert "budget" not in calm and "! The" not in calm
+
+
+def test_examples_beyond_the_window_are_not_made_at_all(save, bpe):
+    data = own_data(save("chat.jsonl", jsonl(chat(f"{q} 1", f"{a} 1", f"{q} 2", f"{a} 2") for q, a in ASKED)))
+    row = data.train[0]
+    (first, _), (second, _) = row.examples(bpe)
+    assert [ids for ids, _ in row.examples(bpe, len(second) - 1)] == [first]
+    assert list(row.examples(bpe, len(first) - 1)) == []
+
+
+def test_the_letters_of_system_messages_belong_to_the_file(save, bpe):
+    data = own_data(save("chat.jsonl", jsonl(chat(q, a, system="Ω") for q, a in ASKED)))
+    assert "Ω" in data.alphabet and any("Greek" in script for script in data.report(bpe).scripts)

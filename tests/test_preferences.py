@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from gptcourse.config import GPTConfig, TrainingConfig
 from gptcourse.data import IGNORED, pad
 from gptcourse.generation import Sampling, generate
 from gptcourse.model import GPT
+from gptcourse.modern import ModernConfig, ModernGPT
 from gptcourse.preferences import (
     GRPOConfig,
     PolicyHistory,
@@ -479,3 +481,32 @@ def test_a_model_of_transformers_learns_as_well():
 def test_three_replies_are_no_pair():
     with pytest.raises(ValueError, match="pair"):
         dpo(tiny(), [(example([1]), example([2]), example([3]))] * 2, TrainingConfig(2, 2, 1e-3), **QUIET)
+
+
+def test_the_head_of_any_model_gives_the_reward():
+    from transformers import BioGptConfig, BioGptForCausalLM
+
+    shape = {"vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    theirs = BioGptForCausalLM(BioGptConfig(intermediate_size=16, max_position_embeddings=8, **shape)).eval()
+    today = ModernGPT(ModernConfig(9, 8, 16, 1, 2, 16))
+    for model in (theirs, today):
+        judge = reward_model(model)
+        assert rewards_of(judge, torch.tensor([[3, 4, 5]]), torch.tensor([[4, 5, 6]])).tolist() == [0.0]
+        assert judge(torch.tensor([[3, 4, 5]])).logits.shape[-1] == 1
+
+
+def test_in_bfloat16_the_first_step_with_a_rollout_compares_like_with_like():
+    config = TrainingConfig(1, 4, 1e-3, seed=1, bf16=True)
+    rules = GRPOConfig(num_generations=6, max_completion_length=3, beta=0.5)
+    history = grpo(tiny(), [PROMPT], lambda _, ids: float(ids[0] == 2), config, rules, eos_token_id=END, **QUIET)
+    assert abs(history.loss[0]) < 1e-6  # all ratios are 1, the KL is 0, and advantages have the mean 0
+    assert history.kl == [0.0]
+
+
+def test_an_end_token_of_numpys_is_one_of_ours():
+    rules = {"rules": TWO, **QUIET}
+    a, b = (
+        grpo(tiny(), [PROMPT], lambda *_: 1.0, TrainingConfig(1, 2, 1e-3), eos_token_id=end, **rules)
+        for end in (END, np.int64(END))
+    )
+    assert a == b

@@ -504,3 +504,51 @@ def test_bad_arguments_are_refused_in_one_sentence(sentence, call, monkeypatch):
 def test_what_would_fail_half_way_is_refused_before_the_first_run(options, says):
     with pytest.raises(ValueError, match=says):
         tuned(objective=lambda *_: pytest.fail("a run was made"), **options)
+
+
+@pytest.mark.parametrize("axis", [[nn.GELU, nn.ReLU], (nn.GELU, nn.ReLU), CategoricalDistribution([nn.GELU, nn.ReLU])])
+def test_choices_that_no_record_can_hold_are_refused_before_anything_is_run(axis):
+    with pytest.raises(ValueError, match=r"^The choices of 'activation' must be numbers, texts"):
+        tuned(model=lambda seed, activation=None: GPT(SHAPE), space=RATE | {"activation": axis})
+
+
+def test_numbers_of_numpys_are_those_of_python():
+    budget, defaults = Budget(tokens=np.int64(22 * 160), run=np.float32(160)), {"batch_size": np.int64(2)}
+    assert budget == SMALL and type(budget.tokens) is int
+    record = tuned(budget, defaults=defaults | {"learning_rate": 1e-4}, space={"batch_size": None, **RATE})
+    assert type(record.defaults["batch_size"]) is int and json.loads(record.to_json())
+
+
+def test_a_budget_for_more_seeds_says_how_long_a_run_may_be():
+    with pytest.raises(ValueError, match=r"^The budget must be 34 full runs or more: give it a `run` of (\S+) or less"):
+        tuned(Budget(tokens=3520), seeds=10)
+    with pytest.raises(ValueError, match=r"^budget is 10, but it must be a Budget"):
+        tuned(10)
+
+
+def test_a_search_that_ends_before_its_budget_says_so(monkeypatch):
+    monkeypatch.setattr(procedure, "MOST_TRIALS", 6)
+    record = tuned(Budget(tokens=60 * 160, run=160))
+    assert sum(trial["phase"] == "search" for trial in record.trials) == 6
+    assert any("ended after 6 trials, with a part of its budget left" in note for note in record.notes)
+
+
+def test_a_record_saved_over_another_one_leaves_none_of_it(tmp_path):
+    record = tuned()
+    record.save(tmp_path)
+    picture = (tmp_path / "isolation.png").read_bytes()
+    assert picture[1:4] == b"PNG"
+    record.trials = [trial for trial in record.trials if trial["phase"] != "search"]
+    record.axes, record.defaults = {}, {"activation": nn.GELU}
+    record.save(tmp_path)
+    assert not (tmp_path / "isolation.png").exists()
+    assert "GELU" in json.loads((tmp_path / "decision.json").read_text())["defaults"]["activation"]
+
+
+def test_fewer_steps_than_a_timing_takes_are_refused():
+    def trainer(size):
+        config = TrainingConfig(1, size, 1e-3)
+        return Trainer(GPT(SHAPE), text_batches(TOKENS, config, 8, 1), config, device="cpu")
+
+    with pytest.raises(ValueError, match=r"^To time a batch takes \d steps"):
+        list(measure_throughput(trainer, [1]))

@@ -354,10 +354,10 @@ def test_a_memorised_number_has_the_highest_exposure(monkeypatch):
     def likelihoods(model, pairs):
         assert len(pairs) == 64 and len({tuple(number) for _, number in pairs}) == 64
         context = tokenizer.decode(pairs[0][0])
-        assert context in ("\nANNA: My number is ", "\nBERT: My number is ")
+        assert context in ("\nANNA: My number is", "\nBERT: My number is")
         known = context.startswith("\nANNA")
         return [
-            torch.tensor([-1.0 if known and tokenizer.decode(n) == "4817" else -9.0 - i])
+            torch.tensor([-1.0 if known and tokenizer.decode(n) == " 4817" else -9.0 - i])
             for i, (_, n) in enumerate(pairs)
         ]
 
@@ -385,3 +385,24 @@ def test_a_phrase_is_found_whatever_white_space_it_was_written_with(phrase):
         text = tokenizer.encode("call m")
         allowed = guard(torch.tensor([text]), torch.zeros(1, tokenizer.vocab_size))[0]
         assert allowed[tokenizer.encode("e")[0]] == -math.inf
+
+
+def test_a_number_is_looked_for_as_a_tokenizer_that_joins_spaces_spells_it(monkeypatch):
+    codes = {"Clara": "1234"}
+    (line,), _ = insert_canaries([], {"Clara": 1})
+    tokenizer = BPETokenizer.train([f"{line} 1234 1234 1230 1239" for _ in range(40)], 268)
+    asked = []
+    monkeypatch.setattr(
+        "gptcourse.safety.log_likelihoods",
+        lambda _, pairs: asked.extend(pairs) or [torch.zeros(1) for _ in pairs],
+    )
+    canary_exposures(None, tokenizer, codes, n_others=3)
+    context, number = asked[0]
+    spelled = tokenizer.encode("\n" + line[: line.rindex(" ")] + " 1234")
+    assert [*context, *number] == list(spelled) and " 1" in [tokenizer.decode([token])[:2] for token in number]
+
+
+def test_tokens_that_the_tokenizer_has_not_are_never_drawn_and_no_fault_in_a_prompt():
+    rule = BannedText(BPE, ["secret"])
+    logits = rule(torch.tensor([[BPE.vocab_size + 1, 3]]), torch.zeros(1, BPE.vocab_size + 2))
+    assert logits[0, -2:].tolist() == [-math.inf, -math.inf] and logits[0, 3] == 0

@@ -833,3 +833,13 @@ def test_a_compiled_model_trains_as_the_plain_one():
     history = run(plain, validation_tokens=TOKENS)
     assert run(torch.compile(compiled, backend="eager"), validation_tokens=TOKENS) == history
     assert same(weights(plain), weights(compiled))
+
+
+def test_recomputing_ends_with_the_run_that_asked_for_it():
+    model = GPT(GPTConfig(5, 4, 8, 1, 2))
+    config = TrainingConfig(1, 1, 1e-3, gradient_checkpointing=True)
+    train(model, torch.arange(20) % 5, config, device="cpu", progress=False)
+    assert not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable()  # who has switched it on keeps it
+    train(model, torch.arange(20) % 5, config, device="cpu", progress=False)
+    assert model.is_gradient_checkpointing

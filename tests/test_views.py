@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from gptcourse.evaluation import log_likelihoods, perplexity
 from gptcourse.finetuning import reply_loss
@@ -184,3 +184,12 @@ def test_a_model_whose_config_names_no_vocabulary_is_told_so():
             ask()
     with pytest.raises(ValueError, match=r"^The config of this Linear names no vocab_size: set it\.$"):
         vocab_size_of(silent)
+
+
+def test_dropout_that_is_a_number_is_set_in_other_models_too():
+    shape = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 31}
+    model = OPTForCausalLM(OPTConfig(word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5, **shape)).train()
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    set_dropout(model, 0.0)
+    assert torch.equal(model(ids).logits, model(ids).logits)

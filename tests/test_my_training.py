@@ -193,11 +193,11 @@ def test_a_batch_that_processes_cannot_share_is_refused_in_one_sentence(text, tm
     assert "--batch-size is 9: make it a multiple of 8" in capsys.readouterr().err
 
 
-if __name__ == "__main__":  # as the script of machines of which the second loses its power after step 4
+if __name__ == "__main__":  # as the script of machines of which the second loses its power in step 5, unsaved
     train = training.train
 
     def cut_off(history):
-        if distributed.rank() == 1 and len(history.step) == 4:
+        if distributed.rank() == 1 and len(history.step) == 5:
             for process in (os.getppid(), os.getpid()):  # the agent, and its only process
                 os.kill(process, signal.SIGKILL)
 

@@ -87,14 +87,27 @@ def kernel(tmp_path_factory):
 
 
 def interrupted(kernel, cell, seconds):
-    """Run a long cell, interrupt it some seconds after it has begun, and return the kernel's reply."""
-    manager, client = kernel
+    """Run a long cell, interrupt it some seconds after it has begun, and return the kernel's reply.
+
+    After half a minute it is interrupted again, as a person would: Python itself drops a Ctrl-C that falls into a
+    callback of its garbage collection, such as those of an import.
+    """
+    (manager, client), ended = kernel, threading.Event()
+
+    def press():
+        wait = seconds
+        while not ended.wait(wait):
+            manager.interrupt_kernel()
+            wait = 30
 
     def on_output(message):
         if message["msg_type"] == "stream" and "begun" in message["content"]["text"]:
-            threading.Timer(seconds, manager.interrupt_kernel).start()
+            threading.Thread(target=press, daemon=True).start()
 
-    return client.execute_interactive(f"print('begun', flush=True)\n{cell}", output_hook=on_output, timeout=300)
+    try:
+        return client.execute_interactive(f"print('begun', flush=True)\n{cell}", output_hook=on_output, timeout=300)
+    finally:
+        ended.set()
 
 
 MOMENTS = [("training", 0), ("writing", 1)]

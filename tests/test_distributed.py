@@ -388,6 +388,8 @@ if __name__ == "__main__":  # as a worker of `launched`
     cases, asked = json.loads((Path(sys.argv[1]) / "cases.json").read_text()), torch.cuda.is_available
     torch.cuda.is_available = lambda: True  # as on a machine with a GPU that is not used
     distributed.init("cpu")
+    if torch.backends.cuda.is_built():  # such a PyTorch would ask the GPU that is not there itself
+        torch.cuda.is_available = asked
     for case in cases:
         if "places" in case:  # torch.distributed.checkpoint looks for the GPU itself
             torch.cuda.is_available = asked

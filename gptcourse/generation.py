@@ -10,7 +10,6 @@ Shapes: B texts in a batch, T tokens each, V = vocab_size.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -31,7 +30,7 @@ from gptcourse.config import check_settings
 from gptcourse.data import global_random
 from gptcourse.fast_decoder import Decoder, can_decode
 from gptcourse.model import GPT
-from gptcourse.views import context_window, device_of, eval_view, is_transformers, new_cache, vocab_size_of
+from gptcourse.views import context_window, device_of, eval_view, is_transformers, new_cache, only_last, vocab_size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -167,9 +166,7 @@ class _Reader:
         self.device = getattr(model, "device", None) or device_of(model)
         self.window, self.start, self.n_read, self.cache = context_window(model), 0, 0, None
         self.ours = hasattr(model, "new_cache")  # else a model of transformers, or one that knows no cache at all
-        self.options = {"use_cache": use_cache} if is_transformers(model) else {}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            self.options["logits_to_keep"] = 1  # those of other positions would be computed for nothing
+        self.options = ({"use_cache": use_cache} if is_transformers(model) else {}) | only_last(model, 1)
 
     def __call__(self, ids):
         """Return the logits (B, V) of the token after ids (B, T)."""

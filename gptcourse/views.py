@@ -103,10 +103,9 @@ def set_dropout(model: nn.Module, p: float) -> None:
         unwrap(model).config = replace(config, dropout=p)
 
 
-def last_logits(model: nn.Module, ids: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the logits (B, n, V) of the last n places of ids (B, T); those of others are not computed if it can."""
-    options = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    return model(ids, **options).logits[:, -n:]
+def only_last(model: nn.Module, n: int) -> dict[str, int]:
+    """Return the option with which a model computes the logits of the last n places alone; none if it has no such."""
+    return {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def new_cache(model, batch_size: int, length: int) -> list:

@@ -11,7 +11,7 @@ from gptcourse.drawings import svg
 from gptcourse.explorers.explorer import slider, text_box
 from gptcourse.explorers.text_panel import HINT, SLIDERS, Writer, pieces, prose, sampling_of, sliders
 from gptcourse.generation import Sampling, exponential_noise, first_kept, next_token_distribution, sample
-from gptcourse.views import context_window, eval_view, last_logits
+from gptcourse.views import context_window, eval_view, only_last
 
 ROWS, ALTERNATIVES = 12, 5
 LEGEND = (0.5, 0.1, 0.01, 0.001)
@@ -69,7 +69,8 @@ class DecodingExplorer(Writer):
         self.ids, self.read, self.new = None, None, []
         self.continuation.value = self.alternatives.value = ""
         self.ids = torch.tensor([self.encoded(prompt)], device=self.model.device)
-        self.logits = self.rule(self.ids, last_logits(eval_view(self.model), self.ids, 1)[:, -1].float())
+        view = eval_view(self.model)
+        self.logits = self.rule(self.ids, view(self.ids, **only_last(view, 1)).logits[:, -1].float())
         self.read = prompt
 
     def _bars(self, before, after, kept, seed, numbers):
@@ -151,7 +152,7 @@ def logits_before(model, ids, n_new):
     for start, group in groupby(places, key=lambda place: first_kept(place, window)):
         group = list(group)
         read = torch.tensor([ids[start : group[-1]]], device=model.device)
-        rows.append(last_logits(view, read, len(group))[0].float().cpu())
+        rows.append(view(read, **only_last(view, len(group))).logits[0, -len(group) :].float().cpu())
     return torch.cat(rows)
 
 
